@@ -1,0 +1,68 @@
+"""Checkpoints: everything that decides how a run goes on, written so that a killed process loses nothing.
+
+A checkpoint is a dictionary of tensors, numbers and strings. It is written to a temporary file beside its place, flushed to
+the disk and then renamed over the old one, which the operating system does at once or not at all. It is read with
+torch's `weights_only=True`: a file that would run code when unpickled is refused, not executed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = "psd-mini checkpoint 1"
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint at `path` by `state` in one step; a failing write leaves the old one as it was.
+
+    Args:
+        path: the file.
+        state: tensors, numbers, strings, lists and dictionaries.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint and make sure that it continues the run described by `config`.
+
+    Args:
+        path: the file.
+        config: names and values that must be the same as when it was written.
+
+    Returns:
+        The state that `write_checkpoint` was given.
+
+    Raises:
+        ValueError: no checkpoint there, damaged, foreign, or of another run; names the first setting that differs.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"resume: there is no checkpoint at {path}; start the run without resume") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ValueError(f"resume: {path} is damaged or not a checkpoint ({reason}); start again without resume") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"resume: {path} is not a '{FORMAT}'; start again without resume, or in another folder")
+    saved = state["config"]
+    for name in sorted(saved.keys() | config.keys()):
+        if saved.get(name) != config.get(name):
+            raise ValueError(
+                f"resume: the checkpoint at {path} was made with {name} = {saved.get(name)!r}, this run has "
+                f"{config.get(name)!r}; use the same, or another output folder"
+            )
+    return state

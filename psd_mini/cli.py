@@ -1,0 +1,75 @@
+"""The command line: `psd-mini generate "a red mushroom"` and `psd-mini bench`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands."""
+    from psd_mini.fields import FIELDS
+    from psd_mini.methods import METHODS
+    from psd_mini.priors.toy_world import CONDITIONING
+    from psd_mini.text_to_3d import PRIORS
+
+    root = argparse.ArgumentParser(prog="psd-mini", description="Score distillation in small, exactly.")
+    commands = root.add_subparsers(dest="command", required=True)
+
+    make = commands.add_parser("generate", help="make a 3D object from a prompt")
+    make.add_argument("prompt", help='what to make, for example "a red mushroom"')
+    make.add_argument("--method", default="sds", choices=METHODS)
+    make.add_argument("--field", default="voxel", choices=FIELDS)
+    make.add_argument("--prior", default="exact", choices=PRIORS)
+    make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")
+    make.add_argument("--negative-prompt", default="", help="what guidance pushes away from")
+    make.add_argument("--conditioning", default="camera", choices=CONDITIONING, help="what the exact prior knows of the camera")
+    make.add_argument("--steps", type=int, default=200)
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--resolution", type=int, default=32, help="pixels per side while training (results are 64)")
+    make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")
+    make.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    make.set_defaults(run=run_generate)
+
+    bench = commands.add_parser("bench", help="show where the time of a step goes")
+    bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up")
+    bench.set_defaults(run=run_bench)
+    return root
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Run `generate`, and say what came out and where it is."""
+    from psd_mini.text_to_3d import generate
+
+    slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")
+    out = args.out or f"psd_mini_out/{slug}-{args.method}-{args.field}-{args.seed}"
+    settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "prompt", "out")}
+    try:
+        result = generate(args.prompt, out=out, **settings)
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted; the same command with --resume continues from {out}/checkpoint.pt") from None
+    print(result.summary())
+    print(f"{result.seconds:.0f} s; look at {out}/turntable.gif (also views.png, curves.png, mesh.glb, run.json)")
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    """Time steps of each field with the default method and print a table."""
+    from psd_mini.bench import bench
+
+    bench(args.steps)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. A mistake in the arguments ends in one line and exit status 2; anything else is a bug and is shown."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, FloatingPointError) as error:
+        print(f"psd-mini: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

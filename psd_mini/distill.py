@@ -1,0 +1,274 @@
+"""The loop: cameras -> field -> render -> prior's space -> method -> gradient -> optimiser.
+
+    repeat for every step:
+        camera ~ the prior's cameras,  t ~ U{t_min .. t_max(step)},  eps ~ N(0, I)
+        x = encode(render(field, camera))
+        G = method(x, t, eps)                        a direction in x, same shape
+        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2      + opacity_entropy * H(opacity)
+        field <- Adam(field, dL/dfield)
+
+One torch.Generator makes every random choice, and it is part of the checkpoint: a run that was killed and resumed ends in
+the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from psd_mini.checkpoint import read_checkpoint, write_checkpoint
+from psd_mini.formulas import surrogate_loss
+from psd_mini.methods.context import Context, Cost
+from psd_mini.rendering import render
+from psd_mini.schedule import annealed_t_max, sample_timesteps
+
+
+@dataclass
+class Run:
+    """What a distillation leaves behind besides the field that it trained in place.
+
+    history: one dictionary of numbers per step, with "step"; cost: totals, see `Cost`; steps: how many were done.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    steps: int = 0
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or infinity turned up; the message names the step and the first tensor that had it."""
+
+
+def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Mean binary entropy of the pixels' opacities, in nats: 0 where each pixel is clearly object or clearly background.
+
+        H(o) = -o log o - (1 - o) log(1 - o)
+
+    Pulls fog apart into surface and empty space (threestudio calls it the opaque loss).
+    """
+    o = opacity.clamp(1e-3, 1 - 1e-3)
+    return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
+
+
+@contextmanager
+def deterministic():
+    """Switch torch's deterministic algorithms on for a block (they only warn where a GPU kernel has none)."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def distill(
+    radiance_field: nn.Module,
+    prior: Any,
+    method: Callable,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    steps: int = 200,
+    cameras_per_step: int = 4,
+    size: int = 32,
+    n_samples: int = 32,
+    t_min: float = 0.02,
+    t_max: tuple[float, float] = (0.98, 0.2),
+    lr_scale: float = 1.0,
+    entropy_weight: float = 0.0,
+    background: float | Tensor = 1.0,
+    reward: Callable | None = None,
+    seed: int = 0,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 50,
+    resume: bool = False,
+    config: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train a field so that its renders please a prior (or a reward), by the equations above.
+
+    Args:
+        radiance_field: the field, trained in place; see `psd_mini.fields`.
+        prior: see `psd_mini.priors`.
+        method: see `psd_mini.methods`; one with `state_dict` and `load_state_dict` has its state in the checkpoint.
+        prompt, negative_prompt: what to make, and what guidance pushes away from ("" is the null prompt).
+        steps: optimiser steps, at least 1.
+        cameras_per_step: B, pictures rendered per step.
+        size: pixels per side of the training renders; the prior's size in the exact world.
+        n_samples: samples per ray.
+        t_min: lowest timestep, as a fraction of the schedule.
+        t_max: highest timestep as a fraction of the schedule: (at the first step, at the last), linear between.
+        lr_scale: multiplies the field's own learning rates.
+        entropy_weight: weight of `opacity_entropy`, per pixel of x.
+        background: colour behind the object, in [0, 1].
+        reward: handed to the method through the context.
+        seed: of every random choice of the run.
+        callback: called after every step with a dictionary of all intermediates (step, cameras, t, eps, x, gradient,
+            rendering, field, metrics, ...).
+        checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none.
+        resume: go on from that file.
+        config: what else identifies the run (prompt, method, ...); must be equal on resume.
+        progress: show a progress bar.
+
+    Returns:
+        `Run`; the field is left in its final state.
+
+    Raises:
+        ValueError: a value out of range, or a checkpoint that does not fit, named.
+        NonFiniteError: NaN or infinity; the field is back in its last good state and the last checkpoint is untouched.
+    """
+    _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
+    config = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "method": repr(method),
+        "steps": steps,
+        "cameras_per_step": cameras_per_step,
+        "size": size,
+        "n_samples": n_samples,
+        "t_range": [t_min, *t_max],
+        "lr_scale": lr_scale,
+        "entropy_weight": entropy_weight,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        **(config or {}),
+    }
+    embeddings = prior.embed([prompt, negative_prompt])
+    generator = torch.Generator().manual_seed(seed)
+    groups = [{**group, "lr": group["lr"] * lr_scale} for group in radiance_field.parameter_groups()]  # type: ignore
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
+    run = Run()
+    path = Path(checkpoint) if checkpoint is not None else None
+    if resume:
+        if path is None:
+            raise ValueError("resume: there is nothing to resume from; give `checkpoint` too")
+        state = read_checkpoint(path, config)
+        radiance_field.load_state_dict(state["field"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        if hasattr(method, "load_state_dict"):
+            method.load_state_dict(state["method"])
+        run = Run(state["history"], Cost(**state["cost"]), state["step"])
+
+    def save() -> None:
+        if path is not None:
+            state = {
+                "config": config,
+                "step": run.steps,
+                "field": radiance_field.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "method": method.state_dict() if hasattr(method, "state_dict") else {},
+                "history": run.history,
+                "cost": vars(run.cost),
+            }
+            write_checkpoint(path, state)
+
+    T = prior.schedule.num_timesteps
+    last_good = _copy(radiance_field)
+    bar = _progress_bar(steps, run.steps, prompt, progress)
+    try:
+        with deterministic():
+            for step in range(run.steps, steps):
+                started = time.perf_counter()
+                accounted = sum(run.cost.seconds.values()) - run.cost.seconds["other"]
+                cameras = prior.draw_cameras(cameras_per_step, generator)
+                rendering = render(
+                    radiance_field, cameras, size, n_samples=n_samples, background=background, generator=generator
+                )
+                x = prior.encode(rendering.rgb)
+                run.cost.renders += len(cameras)
+                run.cost.seconds["render"] += time.perf_counter() - started
+
+                # t ~ U{t_min .. t_max}, t_max falling over the run
+                highest = annealed_t_max(step / max(steps - 1, 1), *t_max)
+                n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
+                t = sample_timesteps(n_timesteps, round(t_min * (T - 1)), round(highest * (T - 1)), generator)
+                t = t.expand(len(cameras))
+                eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)  # type: ignore[attr-defined]
+                context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
+                gradient, metrics = method(x.detach(), t, eps, context)
+
+                before = time.perf_counter()
+                loss = surrogate_loss(x, gradient)
+                if entropy_weight:
+                    loss = loss + entropy_weight * x[0].numel() * opacity_entropy(rendering.opacity)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                run.cost.seconds["backward"] += time.perf_counter() - before
+                gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
+                _check_finite(step, {"the render": x, "the method's gradient": gradient, **gradients})
+                last_good = _copy(radiance_field)
+                optimizer.step()
+
+                run.steps = step + 1
+                run.history.append({"step": step, "opacity": rendering.opacity.mean().item(), **metrics})
+                if callback is not None:
+                    callback(
+                        {
+                            "step": step,
+                            "cameras": cameras,
+                            "rendering": rendering,
+                            "x": x,
+                            "t": t,
+                            "eps": eps,
+                            "gradient": gradient,
+                            "loss": loss,
+                            "metrics": metrics,
+                            "context": context,
+                            "field": radiance_field,
+                            "optimizer": optimizer,
+                            "run": run,
+                        }
+                    )
+                now_accounted = sum(run.cost.seconds.values()) - run.cost.seconds["other"]
+                run.cost.seconds["other"] += time.perf_counter() - started - (now_accounted - accounted)
+                bar.update(1)
+                if run.steps % checkpoint_every == 0 or run.steps == steps:
+                    _check_finite(step, dict(radiance_field.named_parameters(prefix="field")))
+                    save()
+    except NonFiniteError as error:
+        radiance_field.load_state_dict(last_good)
+        kept = f"; the checkpoint in {path} is untouched" if path is not None and path.exists() else ""
+        raise NonFiniteError(f"{error}; the field is back in its last good state{kept}") from None
+    finally:
+        bar.close()
+    return run
+
+
+def _check(steps: int, cameras_per_step: int, t_min: float, t_max: tuple[float, float], checkpoint_every: int) -> None:
+    for name, value in {
+        "steps": steps,
+        "cameras_per_step": cameras_per_step,
+        "checkpoint_every": checkpoint_every,
+    }.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    if len(t_max) != 2 or not all(0 <= t_min <= bound <= 1 for bound in t_max):
+        raise ValueError(f"t_min, t_max: expected 0 <= t_min <= each t_max <= 1 as fractions, got {t_min!r} and {t_max!r}")
+
+
+def _check_finite(step: int, tensors: dict[str, Tensor | None]) -> None:
+    for name, value in tensors.items():
+        if value is not None and not torch.isfinite(value).all():
+            raise NonFiniteError(f"step {step}: {name} is not finite (NaN or infinity)")
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _progress_bar(steps: int, done: int, prompt: str, show: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=steps, initial=done, desc=prompt, unit="step", disable=not show, leave=False)

@@ -1,0 +1,211 @@
+"""Radiance fields: from points in space to density and colour.
+
+A field is anything that can be called as
+
+    field(points (N, 3)) -> density (N,), colour (N, C)
+
+and two of them stand here, both view-independent: a voxel grid, where every number has a place in space, and a
+triplane, where a small network decodes three feature pictures. `density` is in 1 / world units (extinction per unit
+length), `colour` in (0, 1). A field lives in the cube [-bound, bound]^3, and the renderer samples it inside the ball
+of radius `bound`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
+BALL_RADIUS = 0.5  # the soft ball in which optimisation starts, world units
+BALL_SHARPNESS = 8.0  # raw density falls by 8 per world unit of radius: opaque centre, transparent rim
+
+
+def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+    """Raw density of the soft ball that every field starts from.
+
+        raw(p) = sharpness * (radius - |p|) - 2
+
+    Too little density and the pictures are all background, too much and the inside never gets light; the values come
+    from the sweep in tests/results/field_sweep.md.
+    """
+    return BALL_SHARPNESS * (BALL_RADIUS - points.norm(dim=-1)) - 2.0
+
+
+class VoxelField(nn.Module):
+    """A cube of R x R x R nodes, trilinearly interpolated.
+
+        density(p) = 10 softplus(sum_i w_i(p) density_i),    colour(p) = sigmoid(sum_i w_i(p) colour_i)
+
+    over the eight nodes i around p; the weights w_i are products of 1 - |distance| along the three axes in units of the
+    node spacing, and sum to one. Nodes sit on the faces of the cube too (align_corners).
+
+    Args:
+        resolution: R, nodes along each axis, at least 2.
+        bound: half the side of the cube in world units.
+        channels: colour channels C (3 for rgb, 4 for a latent-space field).
+        generator: unused (the voxel field starts without randomness), taken so that all fields are made alike.
+    """
+
+    def __init__(
+        self, resolution: int = 32, bound: float = 1.0, channels: int = 3, generator: torch.Generator | None = None
+    ):
+        super().__init__()
+        self.settings: dict[str, Any] = {"resolution": resolution, "bound": bound, "channels": channels}
+        _check_settings(**self.settings)
+        self.bound = bound
+        axis = torch.linspace(-bound, bound, resolution)
+        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)  # indexed [z, y, x]
+        self.density = nn.Parameter(soft_ball(nodes.flip(-1).reshape(-1, 3)).reshape(1, 1, *(resolution,) * 3))
+        self.colour = nn.Parameter(torch.zeros(1, channels, *(resolution,) * 3))
+
+    def forward(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+        grid = torch.cat((self.density, self.colour), dim=1)
+        # grid_sample reads its last coordinate axis as (x, y, z) against a grid laid out [z, y, x]
+        where = (points / self.bound).view(1, 1, 1, -1, 3)
+        raw = F.grid_sample(grid, where, align_corners=True, padding_mode="border").view(grid.shape[1], -1)
+        return DENSITY_SCALE * F.softplus(raw[0]), torch.sigmoid(raw[1:].T)
+
+    def parameter_groups(self) -> list[dict]:
+        """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
+        return [{"params": [self.density], "lr": 0.15}, {"params": [self.colour], "lr": 0.1}]
+
+
+class TriplaneField(nn.Module):
+    """Three feature planes, summed and decoded by a small network (Chan et al. 2022, arXiv 2112.07945, section 4.1).
+
+        f(p) = F_xy(p_x, p_y) + F_xz(p_x, p_z) + F_yz(p_y, p_z)
+        (raw, c) = W_2 relu(W_1 f + b_1) + b_2
+        density(p) = 10 softplus(raw + soft_ball(p)),    colour(p) = sigmoid(c)
+
+    Each plane is bilinearly interpolated. R^2 features instead of R^3: memory grows with the square of the resolution.
+
+    Args:
+        resolution: R, nodes along each side of a plane, at least 2.
+        bound: half the side of the cube in world units.
+        channels: colour channels C.
+        features: feature channels per plane.
+        hidden: width of the decoder.
+        generator: draws the initial weights; None is a fixed seed of 0.
+    """
+
+    def __init__(
+        self,
+        resolution: int = 48,
+        bound: float = 1.0,
+        channels: int = 3,
+        features: int = 12,
+        hidden: int = 32,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            "resolution": resolution,
+            "bound": bound,
+            "channels": channels,
+            "features": features,
+            "hidden": hidden,
+        }
+        _check_settings(**self.settings)
+        self.bound = bound
+        generator = generator or torch.Generator().manual_seed(0)
+        self.planes = nn.Parameter(0.1 * torch.randn(3, features, resolution, resolution, generator=generator))
+        # He initialisation for the hidden layer; a small output layer keeps the first pictures close to the soft ball
+        self.w_1 = nn.Parameter(torch.randn(hidden, features, generator=generator) * (2 / features) ** 0.5)
+        self.b_1 = nn.Parameter(torch.zeros(hidden))
+        self.w_2 = nn.Parameter(torch.randn(1 + channels, hidden, generator=generator) * 0.1 / hidden**0.5)
+        self.b_2 = nn.Parameter(torch.zeros(1 + channels))
+
+    def forward(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+        p = points / self.bound
+        where = torch.stack((p[:, [0, 1]], p[:, [0, 2]], p[:, [1, 2]]))[:, None]  # (3, 1, N, 2)
+        planes = F.grid_sample(self.planes, where, align_corners=True, padding_mode="border")  # (3, F, 1, N)
+        # f = F_xy + F_xz + F_yz
+        features = planes.sum(0)[:, 0].T
+        hidden = F.relu(F.linear(features, self.w_1, self.b_1))
+        raw = F.linear(hidden, self.w_2, self.b_2)
+        return DENSITY_SCALE * F.softplus(raw[:, 0] + soft_ball(points)), torch.sigmoid(raw[:, 1:])
+
+    def parameter_groups(self) -> list[dict]:
+        """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
+        return [
+            {"params": [self.planes], "lr": 0.02},
+            {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.005},
+        ]
+
+
+FIELDS = {"voxel": VoxelField, "triplane": TriplaneField}
+
+
+def _check_settings(resolution: int, bound: float, **widths: int) -> None:
+    if not isinstance(resolution, int) or resolution < 2:
+        raise ValueError(f"resolution: expected a whole number of at least 2 nodes, got {resolution!r}")
+    if not 0 < bound < float("inf"):
+        raise ValueError(f"bound: expected a positive length in world units, got {bound!r}")
+    for name, width in widths.items():
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {width!r}")
+
+
+def make_field(kind: str, generator: torch.Generator | None = None, **settings) -> nn.Module:
+    """A fresh field by name, "voxel" or "triplane", with the constructor's settings.
+
+    Raises:
+        ValueError: unknown kind; lists the known ones.
+    """
+    if kind not in FIELDS:
+        raise ValueError(f"field: {kind!r} is not known; choose from {', '.join(FIELDS)}")
+    return FIELDS[kind](generator=generator, **settings)
+
+
+def save_field(field: nn.Module, path) -> None:
+    """Write a field to a safetensors file, its kind and settings in the header.
+
+    Raises:
+        ValueError: not one of the fields in `FIELDS`.
+    """
+    import json
+
+    from safetensors.torch import save_file
+
+    kind = next((name for name, cls in FIELDS.items() if type(field) is cls), None)
+    if kind is None:
+        raise ValueError(f"field: cannot save a {type(field).__name__}; expected one of {', '.join(FIELDS)}")
+    settings: dict[str, Any] = field.settings  # type: ignore[assignment]
+    header = {"psd_mini_field": json.dumps({"kind": kind, **settings})}
+    save_file({name: value.detach().contiguous().cpu() for name, value in field.state_dict().items()}, path, header)
+
+
+def load_field(path, expect: dict | None = None) -> nn.Module:
+    """Read a field that `save_field` wrote.
+
+    Args:
+        path: the file.
+        expect: settings that the file must have, such as {"kind": "voxel", "resolution": 32}; None takes any.
+
+    Raises:
+        ValueError: not such a file, damaged, or made with other settings than expected; names the file and the setting.
+    """
+    import json
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {})["psd_mini_field"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path}: not a field file of psd-mini, or damaged ({error}); use save_field") from None
+    for name, wanted in (expect or {}).items():
+        if settings.get(name) != wanted:
+            raise ValueError(f"{path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it without `expect`")
+    try:
+        field = make_field(settings.pop("kind"), **settings)
+        field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())  # torch spreads it over several lines
+        raise ValueError(f"{path}: the field's header and tensors disagree ({reason}); save the field again") from None
+    return field

@@ -1,0 +1,79 @@
+"""The algebra that all score-distillation methods share.
+
+Notation: x is the prior's view of a render, x_t = alpha_t x + sigma_t eps its noised version, eps_hat the noise that the
+prior predicts in x_t, x0_hat = (x_t - sigma_t eps_hat) / alpha_t the denoised image. Every method is a direction G in x,
+the one in which its loss increases: descent is x <- x - lr G.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def cfg(eps_cond: Float[Tensor, "..."], eps_neg: Float[Tensor, "..."], guidance_scale: float) -> Float[Tensor, "..."]:
+    """Classifier-free guidance: push the noise prediction away from the negative prompt, towards the prompt.
+
+        eps_hat = eps_neg + g (eps_cond - eps_neg)
+
+    g = 1 is the plain conditional prediction and g = 0 the negative one (the convention of diffusers). Papers that write
+    eps_cond + w (eps_cond - eps_neg) mean g = 1 + w; see `guidance_from_imagen`.
+
+    Args:
+        eps_cond: noise predicted for the prompt, in units of the standard normal, any shape.
+        eps_neg: noise predicted for the negative prompt (or the empty one), same shape.
+        guidance_scale: g, dimensionless. Large g sharpens and saturates.
+
+    Returns:
+        The guided noise prediction, same shape and units.
+
+    Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, in diffusers' parametrisation.
+    """
+    return eps_neg + guidance_scale * (eps_cond - eps_neg)
+
+
+def guidance_from_imagen(w: float) -> float:
+    """Guidance scale g of `cfg` from the weight w of papers that write eps_cond + w (eps_cond - eps_neg): g = 1 + w.
+
+    Source: Imagen (Saharia et al. 2022, arXiv 2205.11487, eq. 2 writes w eps_cond + (1 - w) eps_neg, which is g = w);
+    DreamFusion (Poole et al. 2022, arXiv 2209.14988) writes (1 + w) eps_cond - w eps_neg, which is g = 1 + w.
+    """
+    return 1.0 + w
+
+
+def sds_residual(eps_hat: Float[Tensor, "..."], eps: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """What the prior sees in x_t beyond the noise that was put there: the heart of score distillation.
+
+        h = eps_hat - eps = (alpha_t / sigma_t) (x - x0_hat)
+
+    so descent along h moves the render x towards the denoised image x0_hat. In expectation over eps it is
+    (sigma_t / alpha_t) grad_x KL( N(alpha_t x, sigma_t^2 I) || p_t ).
+
+    Args:
+        eps_hat: predicted noise, guided or not, any shape.
+        eps: the noise that made x_t, same shape.
+
+    Returns:
+        h, same shape, in units of the standard normal.
+
+    Source: Poole et al. 2022 (DreamFusion, arXiv 2209.14988), eq. 3.
+    """
+    return eps_hat - eps
+
+
+def surrogate_loss(x: Float[Tensor, "b ..."], gradient: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:
+    """A loss whose gradient with respect to x is a given direction, divided by the batch.
+
+        L = (1 / B) * 0.5 || x - stopgrad(x - G) ||^2   =>   dL/dx = G / B
+
+    Args:
+        x: (B, ...) the render in the prior's space, with its graph.
+        gradient: G, same shape; no gradient flows through it.
+
+    Returns:
+        A scalar; its value is 0.5 ||G||^2 / B and means nothing, only its gradient counts.
+
+    Source: Poole et al. 2022 (arXiv 2209.14988) inject G by hand; this form is the one of threestudio (2023).
+    """
+    target = (x - gradient).detach()
+    return 0.5 * (x - target).square().sum() / x.shape[0]

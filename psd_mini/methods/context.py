@@ -1,0 +1,91 @@
+"""What a method is given besides x, t and eps, and the one place where the prior is asked.
+
+A method is called as
+
+    gradient, metrics = method(x (B, C, h, w), t (B,), eps (N, B, C, h, w), context)
+
+with N = method.n_noises independent noises per picture, and returns G, the direction in which its loss increases, of x's
+shape, and a dictionary of numbers worth plotting. Everything it needs to know of the world is in the context.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.cameras import Cameras
+
+
+@dataclass
+class Cost:
+    """Running totals of a run: how often the prior was asked, and where the seconds went.
+
+    prior_evaluations: pictures that went through the prior, counted once per embedding and noise; renders: pictures
+    rendered for the loop; seconds: {"prior", "render", "backward", "other"} wall-clock.
+    """
+
+    prior_evaluations: int = 0
+    renders: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prior", "render", "backward", "other"), 0.0))
+
+
+@dataclass
+class Context:
+    """What a method may use.
+
+    prior: see `psd_mini.priors`; embeddings (2, ...): [prompt, negative prompt]; cameras: B, one per picture, or None for
+    priors that know none; prompts: the B prompts in words, for rewards; reward: images, prompts -> scores, or None.
+    """
+
+    prior: Any
+    embeddings: Tensor
+    cameras: Cameras | None = None
+    prompts: list[str] = field(default_factory=list)
+    reward: Callable | None = None
+    cost: Cost = field(default_factory=Cost)
+
+
+class Predictions(NamedTuple):
+    """x_t, and the noise predicted in it for the prompt and for the negative prompt; each (N, B, C, h, w)."""
+
+    x_t: Float[Tensor, "n b c h w"]
+    eps_cond: Float[Tensor, "n b c h w"]
+    eps_neg: Float[Tensor, "n b c h w"]
+
+
+def predict(
+    x: Float[Tensor, "b c h w"], t: Tensor, eps: Float[Tensor, "n b c h w"], context: Context, negative: bool = True
+) -> Predictions:
+    """Noise a render N times and ask the prior about all of it in one batched call, without keeping its graph.
+
+        x_t = alpha_t x + sigma_t eps,    eps_cond = eps_hat(x_t; prompt),    eps_neg = eps_hat(x_t; negative prompt)
+
+    Args:
+        x: (B, C, h, w) render in the prior's space.
+        t: (B,) timesteps, shared by the N noises of a picture.
+        eps: (N, B, C, h, w) standard normal.
+        context: prior, embeddings and cameras; its cost counter is advanced.
+        negative: False saves the negative prompt's half of the work; eps_neg is then eps_cond.
+
+    Returns:
+        `Predictions`.
+    """
+    n = eps.shape[0]
+    started = time.perf_counter()
+    with torch.no_grad():
+        x_t = context.prior.schedule.add_noise(x, eps, t)
+        cameras = context.cameras
+        if cameras is not None and n > 1:
+            cameras = cameras[torch.arange(len(cameras)).repeat(n)]
+        embeddings = context.embeddings if negative else context.embeddings[:1]
+        eps_hat = context.prior.predict_noise(x_t.flatten(0, 1), t.repeat(n), embeddings, cameras)
+        eps_hat = eps_hat.view(len(embeddings), *eps.shape)
+    context.cost.prior_evaluations += eps_hat[:, :, :, 0, 0, 0].numel()
+    context.cost.seconds["prior"] += time.perf_counter() - started
+    return Predictions(x_t, eps_hat[0], eps_hat[-1])

@@ -1,0 +1,37 @@
+"""Regression to known pictures: the oracle that says what a field can express at best.
+
+When the true picture x* of the wanted object is known at every camera, no distillation is needed:
+
+    L = 0.5 || x - x* ||^2,    G = x - x*
+
+A field fitted so, with the same renderer, cameras and optimiser, is the yardstick for one that was distilled: the distance
+that it keeps is the field's own limit and not the method's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from psd_mini.methods.context import Context
+from psd_mini.world.text import components
+
+
+@dataclass
+class Regression:
+    """Pull every render to the toy world's own picture of one (object, colour) at the same camera.
+
+    Args:
+        target: (object, colour), one of the world's components.
+    """
+
+    target: tuple[str, str]
+    n_noises: int = 0
+
+    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+        views = context.prior.views
+        pictures = views.pictures(views.index_of(context.cameras))[:, components().index(self.target)]
+        # G = x - x*
+        gradient = x - context.prior.encode(pictures.to(x))
+        return gradient, {"gradient_rms": gradient.square().mean().sqrt().item()}

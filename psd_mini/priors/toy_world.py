@@ -1,0 +1,147 @@
+"""The exact diffusion prior of the toy world: a mixture of its own pictures.
+
+At a camera of the pool, the world's pictures of all (object, colour) pairs k, as points mu_k in the space x = 2 image - 1,
+are the centres of an isotropic mixture whose weights a text embedding e chooses:
+
+    p(x | e, camera) = sum_k w_k N(x; mu_k, tau_x^2 I),    w_k proportional to pi_k exp(<e, key_k>),    tau_x = 2 tau
+
+tau = 0.05 is the kernel's width in image units. Noised to level t each component is N(alpha_t mu_k, C_t I) with
+C_t = alpha_t^2 tau_x^2 + sigma_t^2, so the denoiser is a softmax-weighted mean of pictures and nothing is approximated:
+
+    g_k = softmax_k( log w_k - ||x_t - alpha_t mu_k||^2 / (2 C_t) )
+    x0_hat = sum_k g_k mu_k + (alpha_t tau_x^2 / C_t) (x_t - alpha_t sum_k g_k mu_k)
+    eps_hat = (x_t - alpha_t x0_hat) / sigma_t
+
+This is the score that a perfectly trained network would have on this world (cf. the exact denoiser of a finite data set,
+Karras et al. 2022, arXiv 2206.00364, appendix B.3).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.cameras import Cameras
+from psd_mini.priors.mixture import isotropic_denoise, isotropic_log_prob
+from psd_mini.schedule import NoiseSchedule, scaled_linear_schedule
+from psd_mini.world import text
+from psd_mini.world.metrics import KERNEL_WIDTH
+from psd_mini.world.pool import WorldViews, make_views, pool_cameras
+
+CONDITIONING = ("camera", "words", "none")
+
+
+class ToyWorldPrior:
+    """Exact prior over the world's pictures, given a text embedding and a camera.
+
+    Args:
+        size: pixels per side of x; ignored when `views` is given.
+        conditioning: what the prior knows of the camera. "camera": exactly which one, the mixture holds that camera's
+            pictures only. "words": its view word (front, right, back, left) is added to every embedding, as
+            view-dependent prompts do for a text-to-image model, and the mixture holds the whole pool. "none": nothing,
+            the mixture over the whole pool, whose every camera wants its own favourite side: the Janus problem.
+        views: the world's pictures; default the shared pool.
+        log_prior: (M,) log pi_k of the components up to a constant; default equal.
+        schedule: noise levels; default Stable Diffusion's.
+
+    Raises:
+        ValueError: unknown conditioning, or log_prior of another shape.
+    """
+
+    def __init__(
+        self,
+        size: int = 32,
+        conditioning: str = "camera",
+        views: WorldViews | None = None,
+        log_prior: Float[Tensor, " m"] | None = None,
+        schedule: NoiseSchedule | None = None,
+    ):
+        if conditioning not in CONDITIONING:
+            raise ValueError(f"conditioning: {conditioning!r} is not known; choose from {', '.join(CONDITIONING)}")
+        self.views = views or make_views(pool_cameras(), size)
+        self.conditioning = conditioning
+        self.schedule = schedule or scaled_linear_schedule()
+        self.variance = (2 * KERNEL_WIDTH) ** 2  # tau_x^2: a unit of image is two units of x
+        self.keys = text.component_keys()
+        self.log_prior = torch.zeros(len(self.keys)) if log_prior is None else log_prior
+        if self.log_prior.shape != (len(self.keys),):
+            raise ValueError(f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}")
+        if conditioning != "camera":
+            # every picture of the pool at once, camera-major: (1, P M, D)
+            everything = self.views.pictures(torch.arange(len(self.views.cameras)))
+            self._all_means = (2 * everything - 1).flatten(2).flatten(0, 1)[None]
+
+    def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
+        """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See `world.text.embed`."""
+        return text.embed(prompts)
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """x = 2 image - 1, differentiable. Raises ValueError for pictures of another size than the prior's."""
+        if images.shape[1:] != (3, self.views.size, self.views.size):
+            raise ValueError(
+                f"images: expected (B, 3, {self.views.size}, {self.views.size}), got {tuple(images.shape)}; "
+                "render at the prior's size or make the prior with another size"
+            )
+        return 2 * images - 1
+
+    def decode(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """image = (x + 1) / 2, clamped to [0, 1]."""
+        return ((x + 1) / 2).clamp(0, 1)
+
+    def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
+        """n different cameras of the pool, at random; all of them in random order if n is larger."""
+        return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
+
+    def _mixture(self, embeddings: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+        """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of B cameras sees."""
+        index = self.views.index_of(cameras)
+        if self.conditioning == "camera":
+            means = (2 * self.views.pictures(index) - 1).flatten(2)
+            log_weights = embeddings @ self.keys.to(embeddings).T + self.log_prior.to(embeddings)
+            return means.to(embeddings), log_weights[:, None].expand(-1, len(index), -1)
+        keys = self.keys.to(embeddings)
+        views = text.view_keys(self.views.cameras).to(embeddings)
+        embeddings = embeddings[:, None].expand(-1, len(index), -1)
+        if self.conditioning == "words":
+            embeddings = embeddings + text.WORD_STRENGTH * views[index]
+        # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
+        log_weights = (embeddings @ views.T)[..., None] + (embeddings @ keys.T + self.log_prior.to(keys))[..., None, :]
+        return self._all_means.to(embeddings), log_weights.flatten(2)
+
+    def denoise(
+        self, x_t: Float[Tensor, "b 3 h w"], t: Tensor, embeddings: Float[Tensor, "e v"], cameras: Cameras
+    ) -> Float[Tensor, "e b 3 h w"]:
+        """x0_hat = E[x | x_t, e, camera] for each embedding (equation: the module's docstring)."""
+        alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t.flatten(1))
+        means, log_weights = self._mixture(embeddings.to(x_t), cameras)
+        x0_hat = isotropic_denoise(x_t.flatten(1), means, log_weights, self.variance, alpha_t, sigma_t)
+        return x0_hat.view(-1, *x_t.shape)
+
+    def predict_noise(
+        self, x_t: Float[Tensor, "b 3 h w"], t: Tensor, embeddings: Float[Tensor, "e v"], cameras: Cameras
+    ) -> Float[Tensor, "e b 3 h w"]:
+        """eps_hat = (x_t - alpha_t x0_hat) / sigma_t = -sigma_t grad log p_t(x_t | e, camera).
+
+        Args:
+            x_t: (B, 3, h, w) noised pictures in x = 2 image - 1.
+            t: (B,) timesteps.
+            embeddings: (E, V); differentiable in them.
+            cameras: B cameras of the pool, one per picture.
+
+        Returns:
+            (E, B, 3, h, w) in units of the standard normal.
+        """
+        return self.schedule.eps_from_x0(x_t, self.denoise(x_t, t, embeddings, cameras), t)
+
+    def log_prob(
+        self, x: Float[Tensor, "b 3 h w"], embeddings: Float[Tensor, "e v"], cameras: Cameras, t: Tensor | None = None
+    ) -> Float[Tensor, "e b"]:
+        """log p_t(x_t | e, camera) in nats, of the clean pictures when t is None. Returns (E, B)."""
+        flat = x.flatten(1)
+        if t is None:
+            alpha_t, sigma_t = torch.ones_like(flat[:, :1]), torch.zeros_like(flat[:, :1])
+        else:
+            alpha_t, sigma_t = self.schedule.alpha_sigma(t, flat)
+        means, log_weights = self._mixture(embeddings.to(x), cameras)
+        return isotropic_log_prob(flat, means, log_weights.log_softmax(-1), self.variance, alpha_t, sigma_t)

@@ -1,0 +1,255 @@
+"""From a prompt to a turntable: the main job, assembled from the package's parts.
+
+    field = make_field("voxel");  distill(field, ToyWorldPrior(32), SDS(), "a red mushroom");  judge(render_views(field, ...))
+
+`generate` is these three calls, with a folder to keep the results in and checkpoints to survive in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psd_mini import fields, rendering, viz, world
+from psd_mini import mesh as mesh_module
+from psd_mini.checkpoint import write_atomically
+from psd_mini.distill import distill
+from psd_mini.methods import METHODS, Regression
+from psd_mini.priors.toy_world import ToyWorldPrior
+from psd_mini.world.metrics import Judgement, judge, judge_views
+from psd_mini.world.pool import cache_folder
+from psd_mini.world.text import words
+
+PRIORS = {"exact": ToyWorldPrior}
+GUIDANCE_SCALES = {"exact": 1.0}  # defaults per prior
+ORACLE_STEPS = 200  # regression has converged by then: see tests/results/field_sweep.md
+
+
+@dataclass
+class Generation:
+    """A finished object and everything that is known about it.
+
+    field: the trained field; config, metrics, cost, seconds: as in run.json; history: numbers per step; out: the folder.
+    """
+
+    prompt: str
+    field: nn.Module
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    cost: dict[str, Any]
+    seconds: float
+    history: list[dict[str, float]]
+    out: Path | None = None
+
+    def frames(self, n_frames: int = 24, size: int = 64) -> Tensor:
+        """A full turn at 20 degrees elevation: (n_frames, 3, size, size) in [0, 1]."""
+        return viz.render_views(self.field, viz.turntable_cameras(n_frames), size)
+
+    def turntable(self, path: str | Path | None = None) -> viz.Gif:
+        """The turntable as an animated gif, shown by notebooks; also written to `path`."""
+        return viz.gif(self.frames(), path)
+
+    def views(self):
+        """Contact sheet: eight views around the object, as a `PIL.Image`."""
+        labels = [f"{azimuth}°" for azimuth in range(0, 360, 45)]
+        return viz.contact_sheet(self.frames(8), column_labels=labels, title=self.summary())
+
+    def mesh(self) -> mesh_module.Mesh:
+        """Coloured triangle mesh of the object's surface."""
+        return mesh_module.extract_mesh(self.field)
+
+    def summary(self) -> str:
+        """One line: what was asked, what the judge saw."""
+        m = self.metrics
+        return (
+            f"{self.prompt}: recognised as {m['recognised']}, true-view distance {m['true_view_distance']:.3f} "
+            f"(oracle {m['oracle_distance']:.3f})"
+        )
+
+
+def generate(
+    prompt: str,
+    *,
+    method: str | Callable = "sds",
+    field: str = "voxel",
+    prior: str = "exact",
+    guidance_scale: float | None = None,
+    negative_prompt: str = "",
+    conditioning: str = "camera",
+    steps: int = 200,
+    seed: int = 0,
+    resolution: int = 32,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Generation:
+    """Make the object that a prompt names, and judge it against the true world.
+
+    Args:
+        prompt: what to make, in words that the prior knows ("a red mushroom").
+        method: a name in `psd_mini.methods.METHODS`, or a method of your own.
+        field: "voxel" or "triplane".
+        prior: "exact".
+        guidance_scale: g of classifier-free guidance (1 = none); default per prior.
+        negative_prompt: what guidance pushes away from.
+        conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem).
+        steps: optimiser steps.
+        seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
+        resolution: pixels per side of the training renders. Results are always rendered and judged at 64 x 64.
+        out: folder for results and checkpoints; None keeps everything in memory.
+        resume: continue the run in `out`.
+        progress, callback, options: for `distill`, which documents them.
+
+    Returns:
+        `Generation`.
+
+    Raises:
+        ValueError: an argument that cannot be used, named, with the remedy; nothing already saved is touched.
+    """
+    started = time.perf_counter()
+    if not words(prompt):
+        raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+    if prior not in PRIORS:
+        raise ValueError(f"prior: {prior!r} is not known; choose from {', '.join(PRIORS)}")
+    folder = _writable(out)
+    if resume and folder is None:
+        raise ValueError("resume: needs `out`, the folder of the run to continue")
+
+    g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
+    the_method = METHODS[method](guidance_scale=g) if isinstance(method, str) else method
+    the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
+    the_prior = PRIORS[prior](resolution, conditioning)
+    config = {
+        "prompt": prompt,
+        "method": repr(the_method),
+        "field": {"kind": field, **the_field.settings},
+        "prior": prior,
+        "conditioning": conditioning,
+        "guidance_scale": g,
+        "negative_prompt": negative_prompt,
+        "steps": steps,
+        "seed": seed,
+        "resolution": resolution,
+    }
+    run = distill(
+        the_field,
+        the_prior,
+        the_method,
+        prompt,
+        negative_prompt=negative_prompt,
+        steps=steps,
+        size=resolution,
+        seed=seed,
+        callback=callback,
+        checkpoint=folder and folder / "checkpoint.pt",
+        resume=resume,
+        config=config,
+        progress=progress,
+        **options,
+    )
+    judgement = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size))
+    metrics = {
+        "true_view_distance": judgement.true_view_distance,
+        "oracle_distance": oracle_distance(field, judgement.recognised, resolution),
+        "log_density_gap": judgement.log_density_gap,
+        "recognised": caption_of(judgement),
+    }
+    result = Generation(prompt, the_field, config, metrics, asdict(run.cost), 0.0, run.history, folder)
+    if folder is not None:
+        save(result, folder)
+    result.seconds = time.perf_counter() - started
+    if folder is not None:
+        _write_run(result, folder)
+    return result
+
+
+def caption_of(judgement: Judgement) -> str:
+    """The recognised (object, colour) as a caption: "a red mushroom"."""
+    return world.text.caption(*judgement.recognised)
+
+
+def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32) -> float:
+    """What a field of this kind can express: its `true_view_distance` after regression to the true views.
+
+    The field starts as for distillation and sees the same cameras with the same optimiser, but is pulled to the true
+    pictures of `target` = (object, colour) (see `methods.regression`). The number is kept in the cache folder.
+    """
+    prior = ToyWorldPrior(resolution)
+    the_field = fields.make_field(field)
+    digest = hashlib.sha256(repr((field, the_field.settings, target, resolution, ORACLE_STEPS)).encode())
+    for module in (fields, rendering, world.objects, world.views, world.pool):
+        digest.update(Path(module.__file__ or "").read_bytes())
+    path = cache_folder() / f"oracle-{digest.hexdigest()[:16]}.json"
+    try:
+        return float(json.loads(path.read_text())["distance"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there yet, or damaged: fit it
+    caption = world.text.caption(*target)
+    distill(the_field, prior, Regression(target), caption, steps=ORACLE_STEPS, size=resolution, progress=False)
+    distance = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size)).distances[
+        world.text.components().index(target)
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({"distance": float(distance), "target": target, "field": field}).encode())
+    except OSError:
+        pass  # the views have warned already
+    return float(distance)
+
+
+def save(result: Generation, folder: Path) -> None:
+    """Write turntable.gif, views.png, curves.png, mesh.glb and field.safetensors into a folder."""
+    result.turntable(folder / "turntable.gif")
+    viz.save_png(result.views(), folder / "views.png")
+    viz.curves(result.history, folder / "curves.png")
+    fields.save_field(result.field, folder / "field.safetensors")
+    try:
+        mesh_module.write_glb(result.mesh(), folder / "mesh.glb")
+    except ValueError as error:  # an object that is all fog has no surface: the pictures still show it
+        print(f"no mesh: {error}")
+
+
+def _write_run(result: Generation, folder: Path) -> None:
+    record = {
+        "config": result.config,
+        "seed": result.config["seed"],
+        "versions": {
+            "psd-mini": version("psd-mini"),
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+        "seconds": result.seconds,
+        "cost": result.cost,
+        "metrics": result.metrics,
+    }
+    write_atomically(folder / "run.json", json.dumps(record, indent=2).encode())
+
+
+def _writable(out: str | Path | None) -> Path | None:
+    """The output folder, made if need be, after trying that a file can be written there."""
+    if out is None:
+        return None
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"out: cannot write into {folder} ({error.strerror}); choose another folder") from None
+    return folder

@@ -1,0 +1,95 @@
+"""What a finished object is worth: measured against the true world seen by the same cameras.
+
+At each of 24 fixed cameras outside the training pool the world is drawn in every (object, colour) and compared with the
+result's picture. The choice of (object, colour) is made once, for the whole object:
+
+    d_k = mean over cameras of RMS over pixels and channels of (picture - picture of k),   images in [0, 1], 64 x 64
+    recognised = argmin_k d_k,    true_view_distance = min_k d_k
+
+    log_density_gap = mean over cameras of (log p(true picture of the recognised k) - log p(picture)) / D   [nats]
+
+with p the mixture of that camera's pictures with kernel width tau = KERNEL_WIDTH and equal weights. Where one component
+dominates, the gap is the mean over cameras of RMS^2 / (2 tau^2): with one isotropic kernel it is the distance in other
+units and NOT independent evidence. It is reported because it is what a prior with a density calls "off the manifold".
+
+Comparing at the same cameras matters: against the nearest view of a pool even a perfect object keeps a distance that
+measures the pool's density.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
+from psd_mini.world.text import components
+
+KERNEL_WIDTH = 0.05  # tau: standard deviation of the mixture's kernel around each true picture, in image units [0, 1]
+JUDGE_SIZE = 64  # pixels per side of the pictures that are judged
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge found.
+
+    recognised: (object, colour) with the smallest distance; true_view_distance: that distance, in [0, 1] units;
+    log_density_gap: nats per dimension; distances: (M,) of all components, in the order of `text.components`.
+    """
+
+    recognised: tuple[str, str]
+    true_view_distance: float
+    log_density_gap: float
+    distances: Float[Tensor, " m"]
+
+
+@functools.cache
+def judge_views() -> WorldViews:
+    """The world from the 24 judging cameras at 64 x 64 pixels."""
+    return make_views(fresh_cameras(), JUDGE_SIZE)
+
+
+def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Float[Tensor, "p m"]:
+    """Mean squared difference over pixels and channels to every component, at each camera: (P, M), float64."""
+    rows = []
+    for camera, image in enumerate(images.double()):
+        pictures = views.pictures(torch.tensor([camera]))[0].double()
+        rows.append((pictures - image).square().mean(dim=(1, 2, 3)))
+    return torch.stack(rows)
+
+
+def log_mixture_per_dimension(squared: Float[Tensor, "p m"], dimension: int) -> Float[Tensor, " p"]:
+    """log p(picture) / D, up to a constant that does not depend on the picture.
+
+    log p = logsumexp_k( -D d_k^2 / (2 tau^2) ) - log M - (D / 2) log(2 pi tau^2)
+    """
+    return torch.logsumexp(-dimension * squared / (2 * KERNEL_WIDTH**2), dim=1) / dimension
+
+
+def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> Judgement:
+    """Judge a finished object by its pictures at the judging cameras.
+
+    Args:
+        images: (P, 3, H, W) in [0, 1], the object seen by `views.cameras` in their order.
+        views: the world at those cameras; default the 24 fixed ones at 64 x 64.
+
+    Raises:
+        ValueError: pictures that do not fit the views in number or size.
+    """
+    views = views or judge_views()
+    expected = (len(views.cameras), 3, views.size, views.size)
+    if tuple(images.shape) != expected:
+        raise ValueError(f"images: expected {expected}, one per judging camera in [0, 1], got {tuple(images.shape)}")
+    squared = squared_distances(images, views)
+    distances = squared.sqrt().mean(dim=0)
+    best = int(distances.argmin())
+    true_pictures = torch.cat([views.pictures(torch.tensor([p]))[:, best] for p in range(len(views.cameras))])
+    dimension = math.prod(expected[1:])
+    gap = log_mixture_per_dimension(squared_distances(true_pictures, views), dimension) - log_mixture_per_dimension(
+        squared, dimension
+    )
+    return Judgement(components()[best], float(distances[best]), float(gap.mean()), distances)

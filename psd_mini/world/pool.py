@@ -1,0 +1,120 @@
+"""The pictures that the toy world consists of: all objects in all colours, from one shared pool of cameras.
+
+Every object is shaded once per camera and recoloured on demand (`views.recolour`), because a picture is affine in the
+main colour. The shaded layers are kept in the user's cache folder; they are made again when the code that draws them
+changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini import cameras as cameras_module
+from psd_mini.cameras import Cameras, orbit
+from psd_mini.world import objects as objects_module
+from psd_mini.world import views as views_module
+from psd_mini.world.objects import COLOURS, OBJECTS
+from psd_mini.world.views import recolour, render_layers
+
+POOL_SIZE = 128
+GOLDEN_ANGLE = 180.0 * (3.0 - 5.0**0.5)  # degrees; successive multiples never bunch up
+
+
+def pool_cameras(n: int = POOL_SIZE) -> Cameras:
+    """The shared pool: azimuths by the golden angle, elevations evenly from 0 to 45 degrees (a Fibonacci lattice)."""
+    index = torch.arange(n, dtype=torch.float64)
+    return orbit((index * GOLDEN_ANGLE) % 360.0, 45.0 * (index + 0.5) / n)
+
+
+def fresh_cameras(n: int = 24) -> Cameras:
+    """Cameras outside the pool, on which results are judged: every 15 degrees, at elevations 8, 20 and 32 in turn."""
+    index = torch.arange(n, dtype=torch.float64)
+    return orbit(index * 360.0 / n, torch.tensor([8.0, 20.0, 32.0])[index.long() % 3])
+
+
+@dataclass(frozen=True)
+class WorldViews:
+    """The toy world seen from P cameras.
+
+    Args:
+        cameras: P cameras.
+        layers: (O, P, 4, H, W): for object o at camera p, base (3) and main (1) with picture = base + main * colour.
+    """
+
+    cameras: Cameras
+    layers: Float[Tensor, "o p 4 h w"]
+
+    @property
+    def size(self) -> int:
+        return self.layers.shape[-1]
+
+    def pictures(self, index: Tensor) -> Float[Tensor, "b m 3 h w"]:
+        """All M = objects x colours pictures, object-major, at the cameras `index` (B,): (B, M, 3, H, W) in [0, 1]."""
+        colours = torch.tensor(list(COLOURS.values()), dtype=self.layers.dtype)
+        return recolour(self.layers[:, index].transpose(0, 1), colours).flatten(1, 2)
+
+    def index_of(self, cameras: Cameras) -> Tensor:
+        """Indices (B,) into `self.cameras` of cameras that were drawn from it.
+
+        Raises:
+            ValueError: a camera that is not one of these; the exact prior knows the world only from its own cameras.
+        """
+        distance, index = torch.cdist(cameras.positions().cpu().double(), self.cameras.positions().double()).min(dim=1)
+        if (distance > 1e-4).any() or abs(cameras.fov - self.cameras.fov) > 1e-6:
+            raise ValueError(
+                f"cameras: camera {int(distance.argmax())} is not one of the {len(self.cameras)} cameras of the world's pool; "
+                "draw cameras with prior.draw_cameras, or make views of your own with make_views(cameras, size)"
+            )
+        return index
+
+
+def cache_folder() -> Path:
+    """Where made pictures are kept: $PSD_MINI_CACHE, else $XDG_CACHE_HOME/psd_mini, else ~/.cache/psd_mini."""
+    if folder := os.environ.get("PSD_MINI_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psd_mini"
+
+
+def make_views(cameras: Cameras, size: int) -> WorldViews:
+    """Every object from every camera, at size x size pixels, from the cache or freshly drawn (seconds).
+
+    Args:
+        cameras: P cameras.
+        size: pixels per side, at least 8.
+
+    Raises:
+        ValueError: size too small for an object to be seen.
+    """
+    if size < 8:
+        raise ValueError(f"size: expected at least 8 pixels per side, got {size}")
+    digest = hashlib.sha256(f"{size} {cameras.fov}".encode())
+    for module in (objects_module, views_module, cameras_module):
+        digest.update(Path(module.__file__ or "").read_bytes())
+    for angles in (cameras.azimuth, cameras.elevation, cameras.distance):
+        digest.update(angles.double().numpy().tobytes())
+    path = cache_folder() / f"views-{len(cameras)}x{size}-{digest.hexdigest()[:16]}.npy"
+    shape = (len(OBJECTS), len(cameras), 4, size, size)
+    try:
+        layers = np.load(path, allow_pickle=False)
+        if layers.shape == shape and layers.dtype == np.float32:
+            return WorldViews(cameras, torch.from_numpy(layers))
+    except (OSError, ValueError, EOFError):
+        pass  # not there yet, or damaged: draw it
+    layers = torch.stack([render_layers(name, cameras, size) for name in OBJECTS]).float()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial.npy")
+        np.save(partial, layers.numpy(), allow_pickle=False)
+        os.replace(partial, path)
+    except OSError as error:
+        warnings.warn(f"views are not cached ({error}); set PSD_MINI_CACHE to a folder that can be written", stacklevel=2)
+    return WorldViews(cameras, layers)

@@ -1,0 +1,159 @@
+"""The noise schedule: its algebra in float64, against plain formulas and against diffusers."""
+
+import math
+
+import pytest
+import torch
+
+from psd_mini.schedule import NoiseSchedule, annealed_t_max, sample_timesteps, scaled_linear_schedule
+
+T = 1000
+SCHEDULE = scaled_linear_schedule(T)
+ALL = torch.arange(T)
+
+
+def batch(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_abar_is_the_running_product_of_one_minus_beta():
+    """abar_t = prod_{s<=t} (1 - beta_s), beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2, by a loop of floats."""
+    product = 1.0
+    for t in range(T):
+        product *= 1 - (math.sqrt(0.00085) + t / (T - 1) * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
+        assert SCHEDULE.alphas_cumprod[t].item() == pytest.approx(product, rel=1e-12)
+    assert SCHEDULE.num_timesteps == T and SCHEDULE.alphas_cumprod.dtype == torch.float64
+
+
+def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
+    """alpha_t^2 + sigma_t^2 = 1 and alpha_t^2 = abar_t at every t."""
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(ALL, like=batch(0, T, 2, 3))
+    assert alpha_t.shape == sigma_t.shape == (T, 1, 1)
+    torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones(T, 1, 1).double(), rtol=0, atol=1e-15)
+    torch.testing.assert_close((alpha_t**2).flatten(), SCHEDULE.alphas_cumprod, rtol=1e-15, atol=0)
+    assert bool((alpha_t > 0).all()) and bool((sigma_t > 0).all())
+
+
+def test_log_snr():
+    """log SNR = log(alpha_t^2 / sigma_t^2), strictly decreasing in t."""
+    expected = [math.log(a / (1 - a)) for a in SCHEDULE.alphas_cumprod.tolist()]
+    torch.testing.assert_close(
+        SCHEDULE.log_snr(ALL), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+    assert bool((SCHEDULE.log_snr(ALL).diff() < 0).all())
+
+
+def test_every_prediction_gives_every_other_at_every_timestep():
+    """x_t = a x + s eps, v = a eps - s x: eps <-> x0 <-> v <-> score, against the plain definitions."""
+    x, eps = batch(1, T, 4), batch(2, T, 4)
+    a, s = SCHEDULE.alphas_cumprod.sqrt()[:, None], (1 - SCHEDULE.alphas_cumprod).sqrt()[:, None]
+    x_t, v = a * x + s * eps, a * eps - s * x
+    for got, expected in (
+        (SCHEDULE.add_noise(x, eps, ALL), x_t),
+        (SCHEDULE.x0_from_eps(x_t, eps, ALL), x),
+        (SCHEDULE.eps_from_x0(x_t, x, ALL), eps),
+        (SCHEDULE.v_from_eps(x_t, eps, ALL), v),
+        (SCHEDULE.eps_from_v(x_t, v, ALL), eps),
+        (SCHEDULE.x0_from_v(x_t, v, ALL), x),
+        (SCHEDULE.score_from_eps(eps, ALL), -eps / s),
+        (SCHEDULE.eps_from_score(-eps / s, ALL), eps),
+    ):
+        # 1e-13: rounding of 1e-16 divided by the smallest alpha_t (0.07) or sigma_t (0.03)
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
+
+
+def test_predictions_may_carry_dimensions_in_front_of_the_batch():
+    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, even when E = B or t is one number."""
+    x_t, eps_hat, t = batch(3, 2, 3, 4), batch(4, 2, 2, 3, 4), torch.tensor([10, 900])
+    for convert in (SCHEDULE.x0_from_eps, SCHEDULE.eps_from_x0, SCHEDULE.eps_from_v, SCHEDULE.x0_from_v):
+        rows = torch.stack([convert(x_t, row, t) for row in eps_hat])
+        assert torch.equal(convert(x_t, eps_hat, t), rows)
+    assert torch.equal(SCHEDULE.add_noise(x_t, eps_hat[0], t[:1]), SCHEDULE.add_noise(x_t, eps_hat[0], t[[0, 0]]))
+
+
+def test_weights():
+    """w = sigma^2 = 1 - abar ("sds"), 1 ("uniform"), alpha sigma^2 ("fantasia3d"), at every t."""
+    abar, like = SCHEDULE.alphas_cumprod[:, None], batch(5, T, 3)
+    for kind, expected in (("sds", 1 - abar), ("uniform", abar**0), ("fantasia3d", abar.sqrt() * (1 - abar))):
+        torch.testing.assert_close(SCHEDULE.weight(ALL, kind, like), expected, rtol=1e-12, atol=0)
+
+
+def test_agrees_with_diffusers():
+    """add_noise, velocity and the one-step denoised sample of diffusers' DDPM scheduler, for both parametrisations."""
+    diffusers = pytest.importorskip("diffusers")
+    config = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    theirs = diffusers.DDPMScheduler(T, **config)
+    ours = NoiseSchedule.from_diffusers(theirs)
+    x, eps, t = batch(6, 5, 3, 4, 4), batch(7, 5, 3, 4, 4), torch.tensor([0, 20, 500, 980, 999])
+    torch.testing.assert_close(ours.add_noise(x, eps, t), theirs.add_noise(x, eps, t), rtol=1e-14, atol=1e-14)
+    v = theirs.get_velocity(x, eps, t)
+    x_t = ours.add_noise(x, eps, t)
+    torch.testing.assert_close(ours.v_from_eps(x_t, eps, t), v, rtol=1e-13, atol=1e-13)
+    v_scheduler = diffusers.DDPMScheduler(T, prediction_type="v_prediction", **config)
+    for i in range(len(t)):
+        x0 = theirs.step(eps[i : i + 1], int(t[i]), x_t[i : i + 1]).pred_original_sample
+        # diffusers computes this one with float32 roots
+        torch.testing.assert_close(ours.x0_from_eps(x_t, eps, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5)
+        x0 = v_scheduler.step(v[i : i + 1], int(t[i]), x_t[i : i + 1]).pred_original_sample
+        torch.testing.assert_close(ours.x0_from_v(x_t, v, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5)
+    # diffusers accumulates the product in float32
+    torch.testing.assert_close(ours.alphas_cumprod, SCHEDULE.alphas_cumprod, rtol=1e-4, atol=0)
+
+
+def test_dtype_follows_the_tensors():
+    """float32 in, float32 out; the same numbers to single precision."""
+    x, eps, t = batch(8, 3, 4), batch(9, 3, 4), torch.tensor([0, 500, 999], dtype=torch.int32)
+    single = SCHEDULE.add_noise(x.float(), eps.float(), t)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), SCHEDULE.add_noise(x, eps, t), rtol=1e-6, atol=1e-6)
+
+
+def test_timesteps_are_uniform_and_both_ends_are_included():
+    """t ~ uniform{3, ..., 7}: each value's frequency is 1/5 within 4 standard errors, none outside, seeds repeat."""
+    n = 100_000
+    t = sample_timesteps(n, 3, 7, torch.Generator().manual_seed(0))
+    counts = torch.bincount(t, minlength=9)
+    assert t.dtype == torch.int64 and counts[:3].sum() == 0 and counts[8:].sum() == 0
+    standard_error = math.sqrt(0.2 * 0.8 / n)
+    assert bool(((counts[3:8] / n - 0.2).abs() < 4 * standard_error).all())
+    assert torch.equal(t, sample_timesteps(n, 3, 7, torch.Generator().manual_seed(0)))
+    assert sample_timesteps(3, 5, 5, torch.Generator()).tolist() == [5, 5, 5]
+
+
+def test_annealing_is_linear():
+    """t_max(p) = start + p (end - start)."""
+    assert [annealed_t_max(p, 980, 200) for p in (0, 0.25, 1)] == [980, 785, 200]
+    assert annealed_t_max(0.5, 0.98, 0.5) == pytest.approx(0.74)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: NoiseSchedule(torch.full((2, 2), 0.5)), ValueError, "alphas_cumprod must have shape"),
+        (lambda: NoiseSchedule(torch.tensor([0.9, 0.0])), ValueError, r"alphas_cumprod must lie in \(0, 1\)"),
+        (lambda: NoiseSchedule(torch.tensor([1.0, 0.5])), ValueError, r"alphas_cumprod must lie in \(0, 1\)"),
+        (lambda: NoiseSchedule(torch.tensor([0.9, math.nan])), ValueError, r"alphas_cumprod must lie in \(0, 1\)"),
+        (lambda: NoiseSchedule(torch.tensor([0.5, 0.9])), ValueError, "alphas_cumprod must be strictly decreasing"),
+        (lambda: NoiseSchedule(torch.tensor([0.5, 0.5])), ValueError, "alphas_cumprod must be strictly decreasing"),
+        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, -0.1])), ValueError, "betas must lie strictly"),
+        (lambda: NoiseSchedule.from_diffusers(object()), TypeError, "scheduler must have alphas_cumprod"),
+        (lambda: SCHEDULE.log_snr(torch.tensor([1000])), ValueError, r"t must lie in 0..999, got values from 1000"),
+        (lambda: SCHEDULE.log_snr(torch.tensor([-1, 5])), ValueError, r"t must lie in 0..999, got values from -1"),
+        (lambda: SCHEDULE.log_snr(torch.tensor([0.5])), TypeError, "t must be an integer tensor"),
+        (lambda: SCHEDULE.log_snr(5), TypeError, "t must be an integer tensor"),  # type: ignore[arg-type]
+        (lambda: SCHEDULE.log_snr(torch.tensor(5)), ValueError, r"t must have shape \(B,\)"),
+        (lambda: SCHEDULE.alpha_sigma(ALL[:3], torch.zeros(2, 4)), ValueError, "t has 3 entries"),
+        (lambda: SCHEDULE.alpha_sigma(ALL[:2], torch.zeros(2, 4).long()), TypeError, "floating point"),
+        (lambda: SCHEDULE.weight(ALL[:2], "dreamfusion", torch.zeros(2, 4)), ValueError, "kind must be one of sds"),
+        (lambda: annealed_t_max(1.5, 980, 200), ValueError, "progress must lie in"),
+        (lambda: sample_timesteps(2, 7, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
+        (lambda: sample_timesteps(2, -1, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
+        (lambda: sample_timesteps(0, 1, 3, torch.Generator()), ValueError, "batch >= 1"),
+        (lambda: sample_timesteps(2, 0.02, 0.98, torch.Generator()), TypeError, "must be integers"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_input_is_named_in_one_line(call, error, message):
+    """The error names the argument, says what came, and fits on one line."""
+    with pytest.raises(error, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
