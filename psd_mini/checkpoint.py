@@ -7,6 +7,7 @@ torch's `weights_only=True`: a file that would run code when unpickled is refuse
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -17,6 +18,28 @@ import torch
 FORMAT = "psd-mini checkpoint 1"
 
 
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all: into a temporary neighbour first, which then takes the name in one step.
+
+    Raises:
+        OSError: the folder does not exist, cannot be written or is full; an older file of this name stays as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}; choose a folder that exists and is writable", str(path)
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint at `path` by `state` in one step; a failing write leaves the old one as it was.
 
@@ -24,16 +47,9 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         path: the file.
         state: tensors, numbers, strings, lists and dictionaries.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:

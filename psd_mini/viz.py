@@ -1,34 +1,33 @@
 """Pictures to look at: contact sheets, turntables and curves.
 
-Everything here takes image tensors (B, 3, H, W) in [0, 1], as `render` makes them, or plain dictionaries of numbers, and
-gives `PIL.Image` objects or files. Pillow and matplotlib are imported when they are first needed.
+Everything here takes image tensors (B, 3, H, W) in [0, 1], as `render` makes them, or plain dictionaries of numbers,
+and gives `PIL.Image` pictures or files. Pillow and matplotlib are imported when they are first needed.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from psd_mini.cameras import Cameras, orbit
+from psd_mini.checkpoint import write_atomically
 from psd_mini.rendering import render
 
 if TYPE_CHECKING:
     from PIL import Image
 
-CELL_WIDTH = 96  # pictures on a contact sheet are enlarged to at least this, pixels
-FRAME_WIDTH = 192  # and frames of a turntable to this
+CELL_WIDTH, FRAME_WIDTH = 96, 192  # pictures of a contact sheet and of a gif are enlarged to at least this, pixels
+GAP, TEXT_SIZE = 4, 14  # of a contact sheet, pixels
 POINTS_AT_ONCE = 2**19  # field evaluations that `render_views` holds in memory together
-GAP, TEXT_SIZE, TEXT_WIDTH = 4, 14, 150  # of a contact sheet, pixels
-PAPER, INK, RAW_LINE, SMOOTH_LINE = "white", "#202020", "#b8cbe0", "#1f5f9e"
 
 
 def to_uint8(image: Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
@@ -45,30 +44,11 @@ def to_uint8(image: Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
     return (255 * image.detach().clamp(0, 1)).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour first, which then takes the name in one step.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written; an older file of this name stays as it was.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}; choose a folder that exists and is writable", str(path)
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _pictures(images: Float[Tensor, "b 3 h w"], width: int | None) -> list[Image.Image]:
-    """PIL images, enlarged by the smallest whole factor that makes them at least `width` pixels wide."""
+def _pictures(images: Float[Tensor, "b 3 h w"], at_least: int) -> list[Image.Image]:
+    """PIL pictures, enlarged by the smallest whole factor that makes them so many pixels wide."""
     from PIL import Image
 
-    scale = 1 if width is None else max(1, math.ceil(width / images.shape[-1]))
+    scale = max(1, math.ceil(at_least / images.shape[-1]))
     pictures = [Image.fromarray(array) for array in to_uint8(images)]
     return [p.resize((scale * p.width, scale * p.height), Image.Resampling.LANCZOS) for p in pictures]
 
@@ -76,7 +56,7 @@ def _pictures(images: Float[Tensor, "b 3 h w"], width: int | None) -> list[Image
 def save_png(image: Float[Tensor, "3 h w"] | Image.Image, path: str | Path) -> None:
     """Write one picture, a tensor (3, H, W) in [0, 1] or a `PIL.Image`, as png; whole or not at all."""
     buffer = io.BytesIO()
-    picture = _pictures(image[None], None)[0] if isinstance(image, Tensor) else image
+    picture = _pictures(image[None], 1)[0] if isinstance(image, Tensor) else image
     picture.save(buffer, format="png")
     write_atomically(path, buffer.getvalue())
 
@@ -90,14 +70,11 @@ def contact_sheet(
     """A labelled grid of pictures on white paper.
 
     Args:
-        rows: one tensor (n, 3, H, W) per row, in [0, 1], n may differ; a single such tensor is one row. All pictures have
-            the same size; small ones are enlarged by a whole factor to at least 96 pixels.
-        row_labels: a text to the left of each row.
-        column_labels: a text above each column.
+        rows: a tensor (n, 3, H, W) in [0, 1] for each row, n may differ; or one such tensor, which is one row. All
+            pictures have the same size; small ones are enlarged by a whole factor to at least 96 pixels.
+        row_labels: a text to the left of each row; a newline in a text breaks the line.
+        column_labels: a text above each column of the longest row.
         title: a text above everything.
-
-    Returns:
-        The sheet. Long labels are broken at spaces.
 
     Raises:
         ValueError: no pictures, pictures of different sizes, or more or fewer labels than rows or columns.
@@ -105,7 +82,7 @@ def contact_sheet(
     from PIL import Image, ImageDraw, ImageFont
 
     rows = [rows] if isinstance(rows, Tensor) and rows.ndim == 4 else list(rows)
-    sizes = {tuple(row.shape[1:]) for row in rows}
+    sizes = {tuple(row.shape[1:]) for row in rows if len(row)}
     if len(sizes) != 1:
         raise ValueError(f"rows: expected pictures of one size, got {sorted(sizes) or 'none'}; resize them first")
     n_columns = max(len(row) for row in rows)
@@ -116,38 +93,27 @@ def contact_sheet(
     cells = [_pictures(row, CELL_WIDTH) for row in rows]
     width, height = next(cell.size for row in cells for cell in row)
     font = ImageFont.load_default(TEXT_SIZE)
-    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
-    def block(text: str, at_most: int) -> tuple[str, int, int]:
-        """The text broken into lines of at most so many pixels where it has spaces; its width and height with a gap."""
-        lines = [""]
-        for word in text.split():
-            longer = f"{lines[-1]} {word}".strip()
-            lines = [*lines[:-1], longer] if draw.textlength(longer, font) <= at_most else [*lines, word]
-        text = "\n".join(line for line in lines if line)
-        right, bottom = draw.multiline_textbbox((0, 0), text, font)[2:]
-        return text, math.ceil(right) + 2 * GAP, math.ceil(bottom) + 2 * GAP
+    def extent(texts: Sequence[str] | None) -> list[int]:
+        """Width and height of the largest text, with a margin; zeros without texts."""
+        boxes = [ruler.multiline_textbbox((0, 0), text, font) for text in texts or ()]
+        return [max((math.ceil(box[side]) + 2 * GAP for box in boxes), default=0) for side in (2, 3)]
 
-    left_texts = [block(text, TEXT_WIDTH) for text in row_labels or ()]
-    top_texts = [block(text, width) for text in column_labels or ()]
-    step_x = max([width, *(w for _, w, _ in top_texts)]) + GAP
-    step_y = max([height, *(h for _, _, h in left_texts)]) + GAP
-    left = max([w for _, w, _ in left_texts], default=0) + GAP
-    title_text = block(title or "", max(left + n_columns * step_x, 2 * TEXT_WIDTH))
-    title_height = title_text[2] if title else 0
-    top = title_height + max([h for _, _, h in top_texts], default=0) + GAP
-
-    size = (max(left + n_columns * step_x, title_text[1] + GAP), top + len(rows) * step_y)
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.multiline_text((GAP, GAP), title_text[0], INK, font)
-    for j, (text, _, _) in enumerate(top_texts):
-        draw.multiline_text((left + j * step_x + width // 2, top - GAP), text, INK, font, anchor="md", align="center")
+    title_width, title_height = extent([title] if title else None)
+    left, label_height = extent(row_labels)
+    label_width, top = extent(column_labels)
+    step_x, step_y = max(width, label_width) + GAP, max(height, label_height) + GAP
+    top += title_height + GAP
+    left += GAP
+    sheet = Image.new("RGB", (max(left + n_columns * step_x, title_width), top + len(rows) * step_y), "white")
+    write = ImageDraw.Draw(sheet).multiline_text
+    write((GAP, GAP), title or "", "black", font)
+    for j, text in enumerate(column_labels or ()):
+        write((left + j * step_x + width // 2, top - GAP), text, "black", font, anchor="md", align="center")
     for i, row in enumerate(cells):
-        if left_texts:
-            where = (left - 2 * GAP, top + i * step_y + height // 2)
-            draw.multiline_text(where, left_texts[i][0], INK, font, anchor="rm", align="right")
+        where = (left - 2 * GAP, top + i * step_y + height // 2)
+        write(where, row_labels[i] if row_labels else "", "black", font, anchor="rm", align="right")
         for j, cell in enumerate(row):
             sheet.paste(cell, (left + j * step_x, top + i * step_y))
     return sheet
@@ -167,28 +133,71 @@ def render_views(
         background: brightness behind the field.
     """
     n = max(1, POINTS_AT_ONCE // (size * size * n_samples))
-    groups = (cameras[i : i + n] for i in range(0, len(cameras), n))
+    groups = [cameras[i : i + n] for i in range(0, len(cameras), n)]
     return torch.cat([render(field, g, size, n_samples=n_samples, background=background).rgb for g in groups]).clamp(
         0, 1
     )
 
 
 def turntable_cameras(n_frames: int = 24, elevation_degrees: float = 20.0, **settings: float) -> Cameras:
-    """One full turn around z in equal steps from azimuth 0, azimuth_k = 360 k / n degrees; settings go to `orbit`."""
+    """One turn around z: azimuth_k = 360 k / n degrees. `settings` are `orbit`'s distance and fov_degrees."""
     return orbit([360.0 * k / n_frames for k in range(n_frames)], elevation_degrees, **settings)
 
 
-def save_gif(
-    frames: Float[Tensor, "b 3 h w"], path: str | Path, seconds: float = 3.0, scale: int | None = None
-) -> None:
-    """Write frames as a gif that loops for ever; whole or not at all.
+class Gif(NamedTuple):
+    """An animated gif: `data` holds the bytes of the file. A notebook shows it as the last value of a cell."""
 
-    A gif has 256 colours a frame and counts time in hundredths of a second: every frame gets colours of its own, and
-    frame k ends at round(100 seconds (k + 1) / n), so that the turn as a whole takes the time asked for.
+    data: bytes
+
+    def _repr_html_(self) -> str:
+        return f'<img src="data:image/gif;base64,{base64.b64encode(self.data).decode()}">'
+
+
+def _nearest(x: Float[np.ndarray, "k 3"], palette: Float[np.ndarray, "j 3"]) -> Int[np.ndarray, " k"]:
+    """argmin_j |x_k - palette_j|^2 = argmin_j (|palette_j|^2 / 2 - x_k . palette_j), one matrix product."""
+    return ((palette**2).sum(axis=1) / 2 - x @ palette.T).argmin(axis=1)
+
+
+def _with_palette(picture: Image.Image) -> Image.Image:
+    """The same picture with 256 colours: weighted k-means over its distinct colours x_k, which occur n_k times.
+
+        palette_j = sum_k n_k x_k / sum_k n_k   over those k whose nearest palette entry is j;  two rounds
+
+    It starts evenly along the sorted distinct colours, which keeps small parts and smooth shading alike (Pillow's
+    quantisers lose one or the other), and a plain background stays exact, because it outweighs what is near to it.
+    """
+    from PIL import Image
+
+    codes = np.asarray(picture).reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1])  # one number per colour sorts faster
+    codes, which, n = np.unique(codes, return_inverse=True, return_counts=True)
+    x = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.float32)
+    palette = x[np.linspace(0, len(x) - 1, 256).round().astype(int)]
+    for _ in range(2):
+        near = _nearest(x, palette)
+        weight = np.bincount(near, n, minlength=256)
+        total = np.stack([np.bincount(near, n * channel, minlength=256) for channel in x.T], axis=1)
+        # palette_j = sum_k n_k x_k / sum_k n_k; an entry that is nobody's nearest stays
+        palette = np.where(weight[:, None] > 0, total / weight.clip(1)[:, None], palette).round().astype(np.float32)
+    near = _nearest(x, palette).astype(np.uint8)
+    indexed = Image.fromarray(near[which].reshape(picture.height, picture.width))
+    indexed.putpalette(palette.astype(np.uint8).tobytes())
+    return indexed
+
+
+def gif(
+    frames: Float[Tensor, "b 3 h w"], path: str | Path | None = None, seconds: float = 3.0, scale: int | None = None
+) -> Gif:
+    """Frames as a gif that loops for ever.
+
+    Every frame has 256 colours of its own. A gif counts time in hundredths of a second: frame k ends at
+
+        round(100 seconds (k + 1) / B)
+
+    so that the turn as a whole takes the time asked for. Equal neighbours become one long frame.
 
     Args:
-        frames: pictures in [0, 1].
-        path: the file.
+        frames: B pictures in [0, 1].
+        path: also write the file there, whole or not at all.
         seconds: for all frames together.
         scale: whole factor of enlargement; None makes frames at least 192 pixels wide.
 
@@ -197,37 +206,43 @@ def save_gif(
     """
     n = len(frames)
     if n == 0 or seconds < 0.02 * n:
-        raise ValueError(f"seconds: expected at least 0.02 s for each of {n} frames (and one frame), got {seconds:g}")
+        raise ValueError(f"seconds: expected frames, and 0.02 s or more for each, got {n} frames in {seconds:g} s")
     pictures = _pictures(frames, FRAME_WIDTH if scale is None else scale * frames.shape[-1])
-    pictures = [p.quantize(256, kmeans=1, dither=0) for p in pictures]
+    first, *others = map(_with_palette, pictures)
     ends = [round(100 * seconds * k / n) for k in range(n + 1)]
+    durations = [10 * (end - start) for start, end in zip(ends[:-1], ends[1:], strict=True)]
     buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        format="gif",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=[10 * (b - a) for a, b in zip(ends[:-1], ends[1:], strict=True)],
-        loop=0,
-    )
-    write_atomically(path, buffer.getvalue())
+    first.save(buffer, format="gif", save_all=True, append_images=others, duration=durations, loop=0)
+    if path is not None:
+        write_atomically(path, buffer.getvalue())
+    return Gif(buffer.getvalue())
+
+
+def running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Mean over a symmetric window: m_k = mean(v_{k-h} .. v_{k+h}), h = min(n // 30, k, n - 1 - k).
+
+    The window shrinks towards both ends, so straight lines stay as they are and the first and last value are kept.
+    """
+    k = np.arange(len(values))
+    half = np.minimum(len(values) // 30, np.minimum(k, k[::-1]))
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    return (total[k + half + 1] - total[k - half]) / (2 * half + 1)
 
 
 def curves(history: Sequence[Mapping], path: str | Path | None = None) -> Image.Image:
     """One small panel per metric over the steps: the numbers in pale, their running mean in dark.
 
-    The running mean at step k averages over a window of n / 15 records around k, fewer at the ends.
-
     Args:
-        history: records such as {"step": 3, "loss": 0.2}; a metric may be missing from some, and what is no finite number
-            is left out. Without "step" a record's place in the list counts.
-        path: also write the picture there, as png.
+        history: records such as {"step": 3, "loss": 0.2}; a metric may be missing from some, and what is not a finite
+            number is left out. Without "step", a record's place in the list counts.
+        path: also write the picture there as png, whole or not at all.
 
     Raises:
         ValueError: no numbers in the history.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     from PIL import Image
 
     series: dict[str, list[tuple[float, float]]] = {}
@@ -236,26 +251,21 @@ def curves(history: Sequence[Mapping], path: str | Path | None = None) -> Image.
             if name != "step" and isinstance(value, int | float) and math.isfinite(value):
                 series.setdefault(name, []).append((record.get("step", place), value))
     if not series:
-        raise ValueError("history: holds no finite numbers to draw; run at least one step")
+        raise ValueError("history: expected records with finite numbers, got none; run at least one step")
 
     n_columns = min(3, len(series))
     n_rows = math.ceil(len(series) / n_columns)
-    figure = Figure(figsize=(3.4 * n_columns, 2.3 * n_rows), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(Figure(figsize=(3.4 * n_columns, 2.3 * n_rows), dpi=110, layout="constrained"))
     for i, (name, pairs) in enumerate(series.items()):
         steps, values = np.array(pairs, dtype=float).T
-        window = np.ones(max(1, len(values) // 15 // 2 * 2 + 1))
-        smooth = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-        axes = figure.add_subplot(n_rows, n_columns, i + 1)
-        axes.plot(steps, values, color=RAW_LINE, linewidth=1, marker="." if len(values) < 15 else None)
-        axes.plot(steps, smooth, color=SMOOTH_LINE, linewidth=1.5, marker="." if len(values) == 1 else None)
-        axes.set_xlabel("step", fontsize=9)
-        axes.set_ylabel(name.replace("_", " "), fontsize=9)
-        axes.tick_params(labelsize=8)
+        axes = canvas.figure.add_subplot(n_rows, n_columns, i + 1, xlabel="step", ylabel=name.replace("_", " "))
+        axes.plot(steps, values, color="lightsteelblue", linewidth=1)
+        axes.plot(steps, running_mean(values), color="midnightblue", marker="." if len(steps) == 1 else None)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     if path is not None:
         save_png(picture, path)
     return picture

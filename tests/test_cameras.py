@@ -15,7 +15,8 @@ F64 = torch.float64
 
 def cameras64(azimuth, elevation, distance, fov) -> Cameras:
     """Float64 cameras from lists of radians."""
-    return Cameras(*(torch.tensor(value, dtype=F64) for value in (azimuth, elevation, distance)), fov)
+    a, e, d = (torch.tensor(value, dtype=F64) for value in (azimuth, elevation, distance))
+    return Cameras(a, e, d, fov)
 
 
 def random_cameras(count: int, seed: int, fov: float = 0.9) -> Cameras:
@@ -113,8 +114,7 @@ def test_point_is_seen_in_the_pixel_that_it_projects_to():
     origins, directions = camera_rays(cameras, 31, 41)
     for b in range(4):
         pose = cameras.azimuth[b].item(), cameras.elevation[b].item(), cameras.distance[b].item()
-        for point in (X, Y, Z, (0.2, -0.3, 0.25)):
-            point = tuple(0.5 * value for value in point)  # well inside every one of the four pictures
+        for point in ((0.25, 0, 0), (0, 0.25, 0), (0, 0, 0.25), (0.1, -0.15, 0.12)):  # inside each of the pictures
             column, row = pinhole(point, *pose, cameras.fov, 31, 41)
             i, j = nearest_pixel(point, origins[b], directions[b])
             assert abs(row - i - 0.5) <= 0.5 + 1e-6
@@ -129,7 +129,9 @@ def test_directions_are_unit_and_the_centre_ray_passes_the_origin():
     assert directions.shape == (6, 5, 9, 3)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(6, 5, 9, dtype=F64), rtol=0, atol=1e-14)
     torch.testing.assert_close(origins.norm(dim=-1), cameras.distance, rtol=1e-14, atol=0)
-    torch.testing.assert_close(origins + cameras.distance[:, None] * directions[:, 2, 4], 0 * origins, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        origins + cameras.distance[:, None] * directions[:, 2, 4], 0 * origins, rtol=0, atol=1e-13
+    )
 
 
 def test_field_of_view_at_the_edges():
@@ -205,7 +207,7 @@ NAN = float("nan")
         (lambda: orbit([0, 1, 2], [0, 1]), r"azimuth_degrees, elevation_degrees: .* equally many, got \(3, 2\)"),
         (lambda: cameras64([0.0, 1.0], [0.0], [3.0, 3.0], 0.7), r"elevation: .* shape \(2,\), got \(1,\)"),
         (lambda: cameras64(0.0, 0.0, 3.0, 0.7), r"azimuth: .* shape \(B,\), got \(\)"),
-        (lambda: orbit([0, 90], 0)[1], r"azimuth: .* shape \(B,\), got \(\)"),
+        (lambda: orbit([0, 90], 0)[torch.tensor(1)], r"azimuth: .* shape \(B,\), got \(\)"),
         (lambda: camera_rays(orbit(0, 0), 0, 4), r"height, width: expected at least 1 pixel, got 0 x 4"),
         (lambda: camera_rays(orbit(0, 0), 4, -1), r"height, width: expected at least 1 pixel, got 4 x -1"),
     ],

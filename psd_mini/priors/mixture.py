@@ -268,7 +268,7 @@ class GaussianMixture:
         Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 4, for p*; the mixture by the algebra above.
         """
         _check_beta(beta)
-        v = _checked("v", v, self.means.shape[1:], self.means) / beta
+        v = _checked("v", v, tuple(self.means.shape[1:]), self.means) / beta
         # S_k v in the eigenbasis, where v^T S_k v = sum_j eigenvalue_j (U^T v)_j^2
         rotated = self._to_eigenbasis(v.expand(1, *self.means.shape))[0]
         log_weights = self.log_weights + self.means @ v + c / beta + 0.5 * (self.eigenvalues * rotated**2).sum(-1)

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.cameras import Cameras
-from psd_mini.priors.mixture import isotropic_denoise, isotropic_log_prob
+from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.schedule import NoiseSchedule, scaled_linear_schedule
 from psd_mini.world import text
 from psd_mini.world.metrics import KERNEL_WIDTH
@@ -70,7 +70,7 @@ class ToyWorldPrior:
         if conditioning != "camera":
             # every picture of the pool at once, camera-major: (1, P M, D)
             everything = self.views.pictures(torch.arange(len(self.views.cameras)))
-            self._all_means = (2 * everything - 1).flatten(2).flatten(0, 1)[None]
+            self._all_pictures = everything.flatten(2).flatten(0, 1)[None]
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
         """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See `world.text.embed`."""
@@ -97,9 +97,9 @@ class ToyWorldPrior:
         """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of B cameras sees."""
         index = self.views.index_of(cameras)
         if self.conditioning == "camera":
-            means = (2 * self.views.pictures(index) - 1).flatten(2)
+            means = 2 * self.views.pictures(index).to(embeddings).flatten(2) - 1
             log_weights = embeddings @ self.keys.to(embeddings).T + self.log_prior.to(embeddings)
-            return means.to(embeddings), log_weights[:, None].expand(-1, len(index), -1)
+            return means, log_weights[:, None].expand(-1, len(index), -1)
         keys = self.keys.to(embeddings)
         views = text.view_keys(self.views.cameras).to(embeddings)
         embeddings = embeddings[:, None].expand(-1, len(index), -1)
@@ -107,7 +107,7 @@ class ToyWorldPrior:
             embeddings = embeddings + text.WORD_STRENGTH * views[index]
         # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
         log_weights = (embeddings @ views.T)[..., None] + (embeddings @ keys.T + self.log_prior.to(keys))[..., None, :]
-        return self._all_means.to(embeddings), log_weights.flatten(2)
+        return 2 * self._all_pictures.to(embeddings) - 1, log_weights.flatten(2)
 
     def denoise(
         self, x_t: Float[Tensor, "b 3 h w"], t: Tensor, embeddings: Float[Tensor, "e v"], cameras: Cameras

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.world.objects import COLOURS
 from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
 
@@ -54,12 +55,23 @@ def judge_views() -> WorldViews:
 
 
 def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Float[Tensor, "p m"]:
-    """Mean squared difference over pixels and channels to every component, at each camera: (P, M), float64."""
-    rows = []
-    for camera, image in enumerate(images.double()):
-        pictures = views.pictures(torch.tensor([camera]))[0].double()
-        rows.append((pictures - image).square().mean(dim=(1, 2, 3)))
-    return torch.stack(rows)
+    """Mean squared difference over pixels and channels to every component, at each camera: (P, M), float64.
+
+    A true picture is base_o + main_o c, so with r_o = picture - base_o nothing needs to be drawn:
+
+        || picture - base_o - main_o c ||^2 = ||r_o||^2 - 2 sum_ch c_ch <r_o,ch, main_o> + ||c||^2 ||main_o||^2
+    """
+    layers = views.layers.transpose(0, 1).double()  # (P, O, 4, H, W)
+    main = layers[:, :, 3:]
+    residual = images.double()[:, None] - layers[:, :, :3]
+    colours = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
+    overlap = (residual * main).sum(dim=(3, 4))  # (P, O, 3)
+    squared = (
+        residual.square().sum(dim=(2, 3, 4))[..., None]
+        - 2 * overlap @ colours.T
+        + main.square().sum(dim=(2, 3, 4))[..., None] * colours.square().sum(dim=1)
+    )
+    return squared.clamp(min=0).flatten(1) / images[0].numel()
 
 
 def log_mixture_per_dimension(squared: Float[Tensor, "p m"], dimension: int) -> Float[Tensor, " p"]:

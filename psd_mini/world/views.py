@@ -38,29 +38,26 @@ RAYS_AT_ONCE = 2**18  # bounds the memory to some 50 MB; far fewer, and the over
 
 
 @torch.no_grad()
-def trace(sdf: Sdf, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+def trace(sdf: Sdf, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]) -> Float[Tensor, " n"]:
     """Where rays hit a solid, by sphere tracing (the equation is in the module's docstring).
 
     Args:
         sdf: its 1-Lipschitz signed distance; what lies outside the ball of radius RADIUS is not seen.
-        origins, directions: o in world units and d of unit length, one pair per ray.
+        origins, directions: o in world units and d of unit length, one column per ray.
 
     Returns:
-        s >= 0 with 0 <= f(o + s d) < EPSILON for an origin outside the solid, in world units; infinity for a miss.
+        s >= 0 with f(o + s d) < EPSILON, in world units; infinity for a miss.
     """
-    # the ball: |o + s d| = RADIUS at s = along -+ half_chord
-    along = -(origins * directions).sum(-1)
-    half_chord = (along.square() - origins.square().sum(-1) + RADIUS**2).clamp_min(0).sqrt()
-    s, exits = (along - half_chord).clamp_min(0), along + half_chord
+    # the ball: |o + s d| = RADIUS at s = middle -+ half_chord
+    middle = -(origins * directions).sum(0)
+    half_chord = (middle.square() - origins.square().sum(0) + RADIUS**2).clamp_min(0).sqrt()
+    s, exits = (middle - half_chord).clamp_min(0), middle + half_chord
     rays = ((half_chord > 0) & (exits > 0)).nonzero().squeeze(-1)
-
-    depth = torch.full_like(along, torch.inf)
-    # one row per coordinate: the x, y and z that the distance functions work on are contiguous
-    origin, direction = origins[rays].T.contiguous(), directions[rays].T.contiguous()
-    s, exits = s[rays], exits[rays]
+    origins, directions, s, exits = origins[:, rays], directions[:, rays], s[rays], exits[rays]
+    depth = torch.full_like(middle, torch.inf)
     for step in range(1, MAX_STEPS + 1):
         # s <- s + f(o + s d)
-        distance = sdf(torch.addcmul(origin, direction, s).T)
+        distance = sdf(*torch.addcmul(origins, directions, s))
         s = s + distance
         if step % 4 == 0:  # now and then, let go of the rays that are done
             touched = distance < EPSILON
@@ -69,20 +66,20 @@ def trace(sdf: Sdf, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 
             if len(going) == 0:
                 break
             rays, s, exits = rays[going], s[going], exits[going]
-            origin, direction = origin[:, going], direction[:, going]
+            origins, directions = origins[:, going], directions[:, going]
     return depth
 
 
 @torch.no_grad()
-def _radiance(name: str, origins: Float[Tensor, "n 3"], directions: Float[Tensor, "n 3"]) -> Float[Tensor, "4 n"]:
+def _radiance(name: str, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]) -> Float[Tensor, "4 n"]:
     """Base and main along n rays, no averaging."""
     parts = OBJECTS[name]
     depth = trace(union(*(part.sdf for part in parts)), origins, directions)
     hit = depth.isfinite().nonzero().squeeze(-1)
-    points = (origins[hit] + depth[hit, None] * directions[hit]).T.contiguous()
+    points = torch.addcmul(origins[:, hit], directions[:, hit], depth[hit])
     with torch.enable_grad():
         points.requires_grad_()
-        distance, nearest = torch.stack([part.sdf(points.T) for part in parts]).min(0)
+        distance, nearest = torch.stack([part.sdf(*points) for part in parts]).min(0)
         # n = grad f / |grad f|
         normals = normalize(torch.autograd.grad(distance.sum(), points)[0], dim=0)
     # shade = AMBIENT + sum_k max(0, n . l_k)
@@ -119,7 +116,9 @@ def render_layers(name: str, cameras: Cameras, size: int, supersample: int = 2) 
     pictures = []
     for start in range(0, len(cameras), at_once):
         origins, directions = camera_rays(cameras[start : start + at_once], side, side)
-        layers = _radiance(name, origins.repeat_interleave(side**2, dim=0), directions.reshape(-1, 3))
+        # one row per coordinate from here on: x, y and z are contiguous
+        rays = origins.T.repeat_interleave(side**2, dim=1), directions.reshape(-1, 3).T.contiguous()
+        layers = _radiance(name, *rays)
         pictures.append(layers.reshape(4, -1, size, supersample, size, supersample).mean((3, 5)).transpose(0, 1))
     return torch.cat(pictures)
 

@@ -1,0 +1,154 @@
+"""SDS against closed forms: its expectation is a weighted KL gradient. float64; Monte Carlo within 4 standard errors."""
+
+import torch
+
+from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_gradient
+
+SCHEDULE = scaled_linear_schedule()
+S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
+MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
+GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def context(prior, embeddings=None):
+    if embeddings is None:
+        embeddings = torch.zeros(2, len(prior.means), dtype=torch.float64)
+    return Context(prior, embeddings)
+
+
+def as_picture(x):
+    """(B, d) points as (B, d, 1, 1) pictures, the shape that methods work in."""
+    return x[..., None, None]
+
+
+def sds_samples(x, step, n, method, prior=GAUSS, seed=0):
+    """n independent SDS gradients at one x and one t, (n, d)."""
+    xs = as_picture(x.expand(n, -1))
+    gradient, _ = method(xs, torch.full((n,), step), normal(method.n_noises, *xs.shape, seed=seed), context(prior))
+    return gradient.flatten(1)
+
+
+def test_expected_gradient_is_the_weighted_kl_gradient():
+    """E[G] = w (sigma/alpha) grad_x KL(N(alpha x, sigma^2 I) || p_t) = w alpha sigma C^-1 (x - mu) for a Gaussian prior.
+
+    The Monte-Carlo test rejects the flipped sign, twice the size, and G = w eps_hat of another weight.
+    """
+    x, step = torch.tensor([1.5, 0.5, -0.8], dtype=torch.float64), 500
+    abar = SCHEDULE.alphas_cumprod[step]
+    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    C = abar * S + (1 - abar) * torch.eye(3, dtype=torch.float64)
+    expected = sigma**2 * alpha * sigma * torch.linalg.solve(C, x - MU)
+    samples = sds_samples(x, step, 400_000, SDS(weighting="sds"))
+    error = samples.std(0) / len(samples) ** 0.5
+    assert (error / expected.norm()).max() < 0.01
+
+    def consistent(candidate):
+        return ((samples.mean(0) - candidate).abs() < 4 * error).all()
+
+    assert consistent(expected)
+    for wrong in (-expected, 2 * expected, expected / sigma**2, expected / (alpha * sigma)):
+        assert not consistent(wrong)
+
+
+def test_expected_gradient_for_a_mixture_by_quadrature():
+    """1-D mixture: E_eps[G] = w (sigma/alpha) d/dx KL(q_t || p_t), both sides by quadrature, KL differentiated numerically."""
+    prior = GaussianMixture(
+        torch.tensor([0.3, 0.7]).double(),
+        torch.tensor([[-1.5], [1.2]]).double(),
+        torch.tensor([0.3, 0.5]).double(),
+        SCHEDULE,
+    )
+    step, x0 = 420, 0.37
+    abar = SCHEDULE.alphas_cumprod[step]
+    alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    eps = torch.linspace(-9, 9, 20_001, dtype=torch.float64)
+    mass = torch.exp(-0.5 * eps**2) / (2 * torch.pi) ** 0.5 * (eps[1] - eps[0])
+
+    def log_p(y):  # plain algebra
+        parts = [
+            w * torch.exp(-0.5 * (y - alpha * m) ** 2 / (abar * v + sigma**2)) / (2 * torch.pi * (abar * v + sigma**2)) ** 0.5
+            for w, m, v in ((0.3, -1.5, 0.3), (0.7, 1.2, 0.5))
+        ]
+        return torch.log(parts[0] + parts[1])
+
+    def cross_entropy(x):  # KL up to the entropy of q_t, which does not depend on x
+        return -(mass * log_p(alpha * x + sigma * eps)).sum()
+
+    step_size = 1e-4
+    derivative = (cross_entropy(x0 + step_size) - cross_entropy(x0 - step_size)) / (2 * step_size)
+    xs = torch.full((len(eps), 1, 1, 1), x0, dtype=torch.float64)
+    gradient, _ = SDS(weighting="uniform")(xs, torch.full((len(eps),), step), eps.view(1, -1, 1, 1, 1), context(prior))
+    torch.testing.assert_close((mass * gradient.flatten()).sum(), sigma / alpha * derivative, rtol=1e-7, atol=1e-9)
+
+
+def test_covariance_with_and_without_the_noise():
+    """Cov(h) = (alpha^2 S C^-1)^2 and Cov(eps_hat) = (sigma^2 C^-1)^2: subtracting eps helps only where alpha^2 S < sigma^2.
+
+    Exact: for a Gaussian prior h is affine in eps, so its matrix is read off at unit noises.
+    """
+    for step in (100, 500, 900):
+        abar = SCHEDULE.alphas_cumprod[step]
+        C = abar * S + (1 - abar) * torch.eye(3, dtype=torch.float64)
+        basis = torch.cat((torch.zeros(1, 3), torch.eye(3))).double()
+        x, t = as_picture(normal(1, 3, seed=1).expand(4, -1)), torch.full((4,), step)
+        h, _ = SDS(weighting="uniform")(x, t, as_picture(basis)[None], context(GAUSS))
+        matrix = (h[1:] - h[:1]).flatten(1).T
+        gain = abar * S @ torch.linalg.inv(C)
+        torch.testing.assert_close(matrix @ matrix.T, gain @ gain.T, rtol=1e-10, atol=1e-10)
+        raw = matrix + torch.eye(3, dtype=torch.float64)  # eps_hat = h + eps
+        gain = (1 - abar) * torch.linalg.inv(C)
+        torch.testing.assert_close(raw @ raw.T, gain @ gain.T, rtol=1e-10, atol=1e-10)
+
+
+def test_two_noises_average_and_keep_the_mean():
+    """SDS with N noises is the mean of N one-noise gradients, exactly."""
+    x, t = as_picture(normal(5, 3, seed=4)), torch.tensor([10, 200, 400, 700, 950])
+    eps = normal(2, *x.shape, seed=5)
+    both, _ = SDS(n_noises=2)(x, t, eps, context(GAUSS))
+    first, _ = SDS()(x, t, eps[:1], context(GAUSS))
+    second, _ = SDS()(x, t, eps[1:], context(GAUSS))
+    torch.testing.assert_close(both, (first + second) / 2, rtol=1e-12, atol=1e-12)
+
+
+def test_guidance_of_one_never_asks_for_the_negative_prompt():
+    """g = 1: half the prior evaluations, and the same gradient as the guided formula; g = 0: the negative prompt's own."""
+    prior = GaussianMixture(
+        torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE
+    )
+    embeddings = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
+    x, t = as_picture(normal(4, 3)), torch.tensor([50, 300, 600, 900])
+    eps = normal(1, *x.shape, seed=9)
+    plain, counted = context(prior, embeddings), context(prior, embeddings)
+    g1, _ = SDS(1.0)(x, t, eps, plain)
+    SDS(2.0)(x, t, eps, counted)
+    assert (plain.cost.prior_evaluations, counted.cost.prior_evaluations) == (4, 8)
+    x_t = SCHEDULE.add_noise(x, eps[0], t)
+    eps_cond, eps_neg = prior.predict_noise(x_t, t, embeddings)
+    weight = (1 - SCHEDULE.alphas_cumprod[t]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(g1, weight * (eps_cond - eps[0]), rtol=1e-12, atol=1e-12)
+    g0, _ = SDS(0.0)(x, t, eps, context(prior, embeddings))
+    torch.testing.assert_close(g0, weight * (eps_neg - eps[0]), rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_function_is_the_formula():
+    """G = w (eps_neg + g (eps_cond - eps_neg) - eps)."""
+    cond, neg, eps = normal(2, 3, seed=1), normal(2, 3, seed=2), normal(2, 3, seed=3)
+    torch.testing.assert_close(
+        sds_gradient(cond, neg, eps, 7.5, 0.3), 0.3 * (neg + 7.5 * cond - 7.5 * neg - eps), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_fixed_point_and_collapse_to_the_mean():
+    """Descent along E[G] of a Gaussian prior ends in mu (the mode), whatever the start: with eps and -eps the noise cancels."""
+    x = torch.tensor([[3.0, 3.0, -3.0]], dtype=torch.float64)
+    t = torch.full((1,), 300)
+    method = SDS(weighting="uniform", n_noises=2)
+    eps = normal(1, 1, 3, seed=2)
+    for _ in range(400):
+        gradient, _ = method(as_picture(x), t, torch.cat((as_picture(eps), -as_picture(eps))), context(GAUSS))
+        x = x - 0.5 * gradient.flatten(1)
+    torch.testing.assert_close(x, MU[None], rtol=1e-9, atol=1e-9)

@@ -1,0 +1,125 @@
+"""Tilted mixtures and the implicit reward: against the reweighted density on a grid, and plain algebra."""
+
+import pytest
+import torch
+from plain_mixture import (
+    SCHEDULE,
+    close,
+    gaussian_kernel,
+    grid,
+    levels,
+    noisy,
+    normal,
+    plain_density,
+    plain_posterior,
+    tensor,
+    world,
+)
+
+from psd_mini.priors.mixture import GaussianMixture, implicit_reward
+
+
+def rewards(d: int):
+    """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one Gaussian."""
+    v, b = tensor(0.8, -0.6)[:d], tensor(0.5, 1.0)[:d]
+    eye = torch.eye(d, dtype=torch.float64)
+    q = tensor([1.0, 0.5], [0.5, 2.0])[:d, :d]
+    singular = torch.outer(v, v)
+
+    def gaussian_linear(m, cov, beta):
+        return (v @ m + 0.3) / beta + v @ cov @ v / (2 * beta**2)
+
+    def gaussian_quadratic(Q):
+        def f(m, cov, beta):
+            mixed = torch.linalg.inv(eye + cov @ Q / beta)
+            return 0.5 * torch.logdet(mixed) - 0.5 * (m - b) @ (Q / beta) @ mixed @ (m - b)
+
+        return f
+
+    yield lambda x: x @ v + 0.3, lambda p, beta: p.tilt_linear(v, beta, c=0.3), gaussian_linear
+    for Q in (q, singular):
+        r = lambda x, Q=Q: -0.5 * torch.einsum("ni,ij,nj->n", x - b, Q, x - b)  # noqa: E731
+        yield r, lambda p, beta, Q=Q: p.tilt_quadratic(b, Q, beta), gaussian_quadratic(Q)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_tilted_mixture_is_the_reweighted_density(d, which):
+    """p* = p_0 exp(r/beta)/Z and p*_t = p_t E[exp(r/beta)|x_t]/Z by integration; V_t also in closed form; V_0 = r."""
+    weights, means, covariances = world(d)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    beta, (x_t, t) = 0.8, noisy(14, 5, d)
+    reward, tilt, gaussian = list(rewards(d))[which]
+    tilted, log_z = tilt(prior, beta)
+
+    points, cell = grid(d)
+    clean, factor = plain_density(points, weights, means, covariances), torch.exp(reward(points) / beta)
+    z = (clean * factor).sum() * cell
+    close(log_z, z.log(), 1e-11)
+    close(tilted.log_prob(points[::500])[0].exp(), (clean * factor / z)[::500], 1e-11)
+    kernel = gaussian_kernel(x_t, points, t) * cell
+    expectation = kernel @ (clean * factor) / (kernel @ clean)
+    close(tilted.log_prob(x_t, t)[0], (kernel @ clean * expectation / z).log(), 1e-11)
+
+    value = implicit_reward(prior, tilted, log_z, beta, x_t, t)
+    close(value, beta * expectation.log(), 1e-11)
+    g, m, lam = plain_posterior(x_t, t, weights, means, covariances)
+    per_component = [[gaussian(m[i, k], lam[i, k], beta) for k in range(len(weights))] for i in range(len(t))]
+    close(value, beta * (g.log() + torch.tensor(per_component).double()).logsumexp(-1))
+    close(implicit_reward(prior, tilted, log_z, beta, x_t), reward(x_t), 1e-10)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_implicit_reward_guides_to_the_optimum(which):
+    """eps*_t = eps_hat - (s/beta) grad V_t; V_t >= E[r|x_t] (Jensen), the gap Var(r|x_t)/(2 beta) at large beta."""
+    weights, means, covariances = world(2)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    x_t, t = noisy(15, 5, 2)
+    _, s = levels(t)
+    reward, tilt, _ = list(rewards(2))[which]
+
+    def value(beta, x_t=x_t):
+        tilted, log_z = tilt(prior, beta)
+        return implicit_reward(prior, tilted, log_z, beta, x_t, t)
+
+    beta, x = 0.8, x_t.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(beta, x).sum(), x)
+    close(tilt(prior, beta)[0].predict_noise(x_t, t), prior.predict_noise(x_t, t) - s / beta * gradient, 1e-11)
+
+    points, cell = grid(2)
+    joint = gaussian_kernel(x_t, points, t) * plain_density(points, weights, means, covariances)
+    expected_reward = joint @ reward(points) / joint.sum(-1)
+    gaps = torch.stack([value(beta) - expected_reward for beta in (0.5, 1e3, 1e4)])
+    assert bool((gaps > 0).all())
+    # the leading term is Var(r|x_t) / (2 beta)
+    variance = joint @ reward(points) ** 2 / joint.sum(-1) - expected_reward**2
+    close(gaps[1] * 2e3, variance, 1e-2)
+    close(gaps[2] * 2e4, variance, 1e-3)
+
+
+def test_scaling_and_shifting_the_reward():
+    """(k r, k beta) leaves p* unchanged and scales V_t by k; r + c shifts V_t by c and leaves p* unchanged."""
+    weights, means, covariances = world(2)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    (x_t, t), v, Q = noisy(16, 5, 2), normal(17, 2), torch.eye(2).double()
+    for tilt in (lambda k: prior.tilt_linear(k * v, 0.5 * k), lambda k: prior.tilt_quadratic(v, k * Q, 0.5 * k)):
+        (one, log_z1), (three, log_z3) = tilt(1), tilt(3)
+        close(three.log_prob(x_t, t), one.log_prob(x_t, t))
+        close(implicit_reward(prior, three, log_z3, 1.5, x_t, t), 3 * implicit_reward(prior, one, log_z1, 0.5, x_t, t))
+    shifted, log_z = prior.tilt_linear(v, 0.5, c=2.0)
+    plain, log_z0 = prior.tilt_linear(v, 0.5)
+    close(shifted.log_prob(x_t, t), plain.log_prob(x_t, t))
+    close(implicit_reward(prior, shifted, log_z, 0.5, x_t, t), 2 + implicit_reward(prior, plain, log_z0, 0.5, x_t, t))
+
+
+def test_tilting_by_component():
+    """log pi* = log pi + r/beta - log Z; V_t = beta log sum_k g_k exp(r_k/beta)."""
+    weights, means, covariances = world(2)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    r, beta, (x_t, t) = tensor(0.5, -1.0, 2.0), 0.6, noisy(18, 5, 2)
+    tilted, log_z = prior.tilt_components(r, beta)
+    z = (weights * torch.exp(r / beta)).sum()
+    close(log_z, z.log())
+    close(tilted.log_weights.exp(), weights * torch.exp(r / beta) / z)
+    g = plain_posterior(x_t, t, weights, means, covariances)[0]
+    close(implicit_reward(prior, tilted, log_z, beta, x_t, t), beta * torch.log(g @ torch.exp(r / beta)))

@@ -1,0 +1,158 @@
+"""The toy world's prior is an exact mixture: checked against GaussianMixture on the same pictures, float64."""
+
+import pytest
+import torch
+
+from psd_mini import GaussianMixture, ToyWorldPrior, orbit
+from psd_mini.world import text
+from psd_mini.world.pool import make_views
+
+CAMERAS = orbit([0.0, 40.0, 95.0, 180.0, 260.0], [5.0, 30.0, 20.0, 10.0, 40.0])
+
+
+@pytest.fixture(scope="module")
+def views():
+    return make_views(CAMERAS, 8)
+
+
+def double_mixture(prior, means):
+    """The mixture N(mu_k, tau_x^2) of given pictures (M, 3, h, w), built by the general class."""
+    variance = (2 * 0.05) ** 2
+    return GaussianMixture(
+        torch.ones(len(means)).double(),
+        (2 * means.double() - 1).flatten(1),
+        torch.full((len(means),), variance, dtype=torch.float64),
+        prior.schedule,
+    )
+
+
+def noised(prior, views, t, component, seed=0):
+    x = 2 * views.pictures(torch.arange(len(CAMERAS)))[:, component].double() - 1
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return prior.schedule.add_noise(x, eps, t)
+
+
+@pytest.mark.parametrize("step", [0, 30, 300, 700, 999])
+def test_camera_conditioning_is_the_mixture_of_that_cameras_pictures(views, step):
+    """p(x | e, camera) = sum_k softmax(<e, key>)_k N(mu_k(camera), tau_x^2 I): predictions and densities, each camera alone."""
+    prior = ToyWorldPrior(views=views)
+    embeddings = 0.3 * torch.randn(2, len(text.VOCABULARY), generator=torch.Generator().manual_seed(1)).double()
+    t = torch.full((5,), step)
+    x_t = noised(prior, views, t, 17)
+    eps_hat = prior.predict_noise(x_t, t, embeddings, CAMERAS)
+    log_p = prior.log_prob(x_t, embeddings, CAMERAS, t)
+    for b in range(5):
+        mixture = double_mixture(prior, views.pictures(torch.tensor([b]))[0])
+        log_weights = embeddings @ text.component_keys().double().T
+        expected = mixture.predict_noise(x_t[b : b + 1], t[:1], log_weights)
+        torch.testing.assert_close(eps_hat[:, b : b + 1], expected, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            log_p[:, b : b + 1], mixture.log_prob(x_t[b : b + 1], t[:1], log_weights), rtol=1e-10, atol=1e-8
+        )
+
+
+@pytest.mark.parametrize("conditioning", ["none", "words"])
+def test_pool_conditioning_is_the_mixture_over_cameras(views, conditioning):
+    """"none": all pictures of the pool; "words": the view word of the camera multiplies in exp(WORD_STRENGTH) for its quadrant."""
+    prior = ToyWorldPrior(views=views, conditioning=conditioning)
+    embeddings = text.embed(["a mushroom", ""]).double()
+    t = torch.tensor([20, 100, 400, 700, 999])
+    x_t = noised(prior, views, t, 30)
+    eps_hat = prior.predict_noise(x_t, t, embeddings, CAMERAS)
+    everything = views.pictures(torch.arange(5)).flatten(0, 1)
+    mixture = double_mixture(prior, everything)
+    same_word = text.view_keys(CAMERAS) @ text.view_keys(CAMERAS).T
+    for b in range(5):
+        log_weights = (embeddings @ text.component_keys().double().T).repeat(1, 5)
+        if conditioning == "words":
+            log_weights = log_weights + text.WORD_STRENGTH * same_word[b].double().repeat_interleave(96)
+        expected = mixture.predict_noise(x_t[b : b + 1], t[b : b + 1], log_weights)
+        torch.testing.assert_close(eps_hat[:, b : b + 1], expected, rtol=1e-7, atol=1e-7)
+
+
+def test_a_view_word_matters_only_without_the_camera(views):
+    """Given the exact camera, "seen from the left" changes nothing; in the pool mixture it selects the left's pictures."""
+    t = torch.full((5,), 600)
+    embeddings = text.embed(["a red house", "a red house seen from the left"]).double()
+    camera, none = ToyWorldPrior(views=views), ToyWorldPrior(views=views, conditioning="none")
+    x_t = noised(camera, views, t, 3)
+    without, with_word = camera.predict_noise(x_t, t, embeddings, CAMERAS)
+    torch.testing.assert_close(without, with_word, rtol=0, atol=1e-12)
+    x0_hat = none.denoise(x_t, t, embeddings[1:], CAMERAS)[0]
+    left = int(text.view_keys(CAMERAS)[:, text.VOCABULARY.index("left")].argmax())
+    target = 2 * views.pictures(torch.tensor([left]))[0, text.components().index(("house", "red"))].double() - 1
+    C = 0.1**2 * prior_abar(camera, 600) + 1 - prior_abar(camera, 600)
+    kept = prior_abar(camera, 600).sqrt() * 0.1**2 / C
+    torch.testing.assert_close(x0_hat, target + kept * (x_t - prior_abar(camera, 600).sqrt() * target), rtol=1e-8, atol=1e-8)
+
+
+def prior_abar(prior, step):
+    return prior.schedule.alphas_cumprod[step]
+
+
+def test_embedding_gradient_by_finite_differences(views):
+    """d <u, eps_hat> / d e by autograd = (f(e + h) - f(e - h)) / 2h: negative embeddings can be optimised exactly."""
+    prior = ToyWorldPrior(views=views)
+    generator = torch.Generator().manual_seed(3)
+    embedding = torch.randn(1, len(text.VOCABULARY), generator=generator).double()
+    t = torch.tensor([500, 700, 800, 900, 999])
+    x_t = noised(prior, views, t, 5)
+    probe = torch.randn(x_t.shape, generator=generator).double()
+
+    def f(e):
+        return (prior.predict_noise(x_t, t, e, CAMERAS)[0] * probe).sum()
+
+    leaf = embedding.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(leaf), leaf)
+    assert gradient.abs().max() > 1e-4
+    for w in range(0, len(text.VOCABULARY), 5):
+        step = torch.zeros_like(embedding)
+        step[0, w] = 1e-5
+        numeric = (f(embedding + step) - f(embedding - step)) / 2e-5
+        torch.testing.assert_close(gradient[0, w], numeric, rtol=1e-6, atol=1e-7)
+
+
+def test_prompt_outweighs_the_picture(views):
+    """A pink mushroom at t = 20 under the prompt "a red mushroom" is denoised towards red, not left pink."""
+    prior = ToyWorldPrior(views=views)
+    t = torch.full((5,), 20)
+    x_t = noised(prior, views, t, text.components().index(("mushroom", "pink")))
+    means, log_weights = prior._mixture(prior.embed(["a red mushroom"]).double(), CAMERAS)
+    abar = prior_abar(prior, 20)
+    C = abar * prior.variance + 1 - abar
+    squared = (x_t.flatten(1)[:, None] - abar.sqrt() * means).square().sum(-1)
+    responsibility = (log_weights[0] - squared / (2 * C)).softmax(-1)
+    assert responsibility[:, text.components().index(("mushroom", "red"))].min() > 0.999
+
+
+def test_float32_agrees_with_float64(views):
+    """The loop runs in float32: its predictions stay within 1e-3 of a standard normal of the float64 ones at every level."""
+    prior = ToyWorldPrior(views=views)
+    for step in (0, 20, 200, 600, 999):
+        t = torch.full((5,), step)
+        x_t = noised(prior, views, t, 40)
+        embeddings = prior.embed(["a mushroom"])
+        single = prior.predict_noise(x_t.float(), t, embeddings, CAMERAS)
+        double = prior.predict_noise(x_t, t, embeddings.double(), CAMERAS)
+        assert (single - double).abs().max() < 1e-3
+
+
+def test_encode_decode_and_drawing(views):
+    """encode(decode(x)) = x on [-1, 1]; decode clamps; cameras are drawn from the pool without repetition, by the generator."""
+    prior = ToyWorldPrior(views=views)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(prior.decode(prior.encode(images)), images, rtol=0, atol=1e-6)
+    assert prior.decode(torch.full((1, 3, 8, 8), 1.7)).max() == 1.0
+    drawn = prior.draw_cameras(5, torch.Generator().manual_seed(4))
+    assert sorted(views.index_of(drawn).tolist()) == [0, 1, 2, 3, 4]
+    again = prior.draw_cameras(5, torch.Generator().manual_seed(4))
+    assert torch.equal(drawn.azimuth, again.azimuth)
+
+
+def test_errors_name_the_argument(views):
+    with pytest.raises(ValueError, match="conditioning: 'telepathy' is not known; choose from camera, words, none"):
+        ToyWorldPrior(views=views, conditioning="telepathy")
+    with pytest.raises(ValueError, match=r"log_prior: expected \(96,\), got \(3,\)"):
+        ToyWorldPrior(views=views, log_prior=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"images: expected \(B, 3, 8, 8\), got \(1, 3, 32, 32\)"):
+        ToyWorldPrior(views=views).encode(torch.zeros(1, 3, 32, 32))
