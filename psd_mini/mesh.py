@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from psd_mini.cameras import camera_rays, orbit
 from psd_mini.checkpoint import write_atomically
-from psd_mini.rendering import compositing_weights
+from psd_mini.rendering import ball_interval, compositing_weights
 
-HALF_OPAQUE = 10 * math.log(2)  # the density of which 0.1 world units stop half of the light: exp(-0.1 level) = 1/2
 COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)  # world units below the surface at which a vertex's colour is gathered
 FLOAT32, UINT32, VERTEX_BUFFER, INDEX_BUFFER = 5126, 5125, 34962, 34963  # numbers that glTF gives to these words
 
@@ -59,6 +59,50 @@ def _evaluate(
 
 
 @torch.no_grad()
+def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> float:
+    """The density level whose surface has the silhouettes that the pictures show.
+
+    A picture shows an object where more than half of the light is stopped; a mesh covers a ray where the density somewhere
+    exceeds the level. Over the rays of eight cameras around the object, the level is the one with fewest contradictions:
+
+        level = argmin_l  #{ rays : [sum_i rho_i delta > log 2] != [max_i rho_i > l] }
+
+    found exactly, by sorting the rays by their peak density. No fixed level does this: where an object is thick, training
+    is content with thin fog that a high level would cut away, and a low level fattens what is sharp.
+
+    Args:
+        field: points (N, 3) -> density (N,), colour (N, 3).
+        bound: radius of the ball, world units.
+        n_samples: points per ray.
+
+    Returns:
+        level, 1 / world units.
+
+    Raises:
+        ValueError: no ray loses half of its light.
+    """
+    cameras = orbit([45.0 * k for k in range(8)], [10.0, 30.0] * 4, distance=3 * bound)
+    origins, directions = camera_rays(cameras, 32, 32)
+    origins, directions = origins[:, None, None].expand_as(directions).reshape(-1, 3), directions.reshape(-1, 3)
+    near, far = ball_interval(origins, directions, bound)
+    hit, delta = far > near, (far - near) / n_samples
+    z = near[:, None] + delta[:, None] * (torch.arange(n_samples) + 0.5)
+    points = (origins[:, None] + z[..., None] * directions[:, None])[hit]
+    density = _evaluate(field, points.view(-1, 3), bound)[0].view(-1, n_samples)
+
+    peak, order = density.amax(dim=1).sort()
+    opaque = (density.sum(dim=1) * delta[hit] > math.log(2))[order]
+    if not opaque.any():
+        raise ValueError(
+            f"field: nowhere half opaque (its density reaches {peak[-1]:.3g}); train longer, or choose a level below that"
+        )
+    # contradictions if the level lies just above peak k: opaque rays up to k, and clear rays beyond it
+    wrong = opaque.cumsum(dim=0) + (~opaque).sum() - (~opaque).cumsum(dim=0)
+    k = int(wrong[:-1].argmin())
+    return float(peak[k] + peak[k + 1]) / 2
+
+
+@torch.no_grad()
 def extract_mesh(field: Callable, resolution: int = 64, level: float | None = None, bound: float | None = None) -> Mesh:
     """The surface of a field with its colours.
 
@@ -78,8 +122,8 @@ def extract_mesh(field: Callable, resolution: int = 64, level: float | None = No
     Args:
         field: points (N, 3) -> density (N,), colour (N, 3).
         resolution: nodes of the grid along each axis, at least 8; time and memory grow with its third power.
-        level: density of the surface, 1 / world units. The default is 10 log 2 = 6.9, of which a layer of 0.1 world
-            units is half opaque; lower levels include fainter fog and move the surface outwards.
+        level: density of the surface, 1 / world units; default `silhouette_level`. (Half of the light is stopped by
+            0.1 world units of density 10 log 2 = 6.9.) Lower levels include fainter fog and move the surface outwards.
         bound: radius of the ball, world units; default `field.bound`.
 
     Returns:
@@ -94,12 +138,12 @@ def extract_mesh(field: Callable, resolution: int = 64, level: float | None = No
     except ImportError:
         raise ImportError("a mesh needs scikit-image; install it with: pip install scikit-image") from None
 
-    level = HALF_OPAQUE if level is None else level
     bound = field.bound if bound is None else bound  # type: ignore[attr-defined]
     if resolution < 8:
         raise ValueError(f"resolution: expected at least 8 nodes along each axis, got {resolution}")
-    if not (level > 0 and bound > 0):
-        raise ValueError(f"level, bound: expected positive numbers, got {level:g} and {bound:g}")
+    if not (bound > 0 and (level is None or level > 0)):
+        raise ValueError(f"level, bound: expected positive numbers, got {level} and {bound}")
+    level = silhouette_level(field, bound) if level is None else level
 
     spacing = 2 * bound / (resolution - 3)
     axis = torch.linspace(-bound - spacing, bound + spacing, resolution)

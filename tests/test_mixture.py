@@ -233,9 +233,9 @@ def test_degenerate_worlds_stay_exact_and_finite():
 
 
 def test_a_singular_covariance_has_no_clean_density():
-    """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny and of either sign."""
+    """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny, of either sign."""
     for seed in range(10):
-        root = normal(seed, 1, 4, 2)
+        root = normal(seed, 1, 4, 3)
         prior = GaussianMixture([1.0], torch.zeros(1, 4).double(), root @ root.mT, SCHEDULE)
         with pytest.raises(ValueError, match="t must be given: with a singular covariance"):
             prior.log_prob(torch.zeros(1, 4))

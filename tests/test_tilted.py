@@ -21,9 +21,9 @@ from psd_mini.priors.mixture import GaussianMixture, implicit_reward
 
 def rewards(d: int):
     """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one Gaussian."""
-    v, b = tensor(0.8, -0.6)[:d], tensor(0.5, 1.0)[:d]
+    v, b = tensor(0.8, -0.6, 0.3)[:d], tensor(0.5, 1.0, -0.2)[:d]
     eye = torch.eye(d, dtype=torch.float64)
-    q = tensor([1.0, 0.5], [0.5, 2.0])[:d, :d]
+    q = tensor([1.0, 0.5, 0.2], [0.5, 2.0, -0.3], [0.2, -0.3, 0.7])[:d, :d]
     singular = torch.outer(v, v)
 
     def gaussian_linear(m, cov, beta):
@@ -45,11 +45,11 @@ def rewards(d: int):
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_tilted_mixture_is_the_reweighted_density(d, which):
-    """p* = p_0 exp(r/beta)/Z and p*_t = p_t E[exp(r/beta)|x_t]/Z by integration; V_t also in closed form; V_0 = r."""
+    """p* = p_0 exp(r/beta)/Z, p*_t = p_t E[exp(r/beta)|x_t]/Z, V_t = beta log E[exp(r/beta)|x_t], by integration."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, (x_t, t) = 0.8, noisy(14, 5, d)
-    reward, tilt, gaussian = list(rewards(d))[which]
+    reward, tilt, _ = list(rewards(d))[which]
     tilted, log_z = tilt(prior, beta)
 
     points, cell = grid(d)
@@ -60,12 +60,22 @@ def test_tilted_mixture_is_the_reweighted_density(d, which):
     kernel = gaussian_kernel(x_t, points, t) * cell
     expectation = kernel @ (clean * factor) / (kernel @ clean)
     close(tilted.log_prob(x_t, t)[0], (kernel @ clean * expectation / z).log(), 1e-11)
+    close(implicit_reward(prior, tilted, log_z, beta, x_t, t), beta * expectation.log(), 1e-11)
 
-    value = implicit_reward(prior, tilted, log_z, beta, x_t, t)
-    close(value, beta * expectation.log(), 1e-11)
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_implicit_reward_in_closed_form(d, which):
+    """V_t = beta log sum_k g_k E[exp(r/beta)] under N(m_k, Lam_k), with explicit inverses; without noise V = r."""
+    weights, means, covariances = world(d)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    beta, (x_t, t) = 0.8, noisy(21, 5, d)
+    reward, tilt, gaussian = list(rewards(d))[which]
+    tilted, log_z = tilt(prior, beta)
     g, m, lam = plain_posterior(x_t, t, weights, means, covariances)
     per_component = [[gaussian(m[i, k], lam[i, k], beta) for k in range(len(weights))] for i in range(len(t))]
-    close(value, beta * (g.log() + torch.tensor(per_component).double()).logsumexp(-1))
+    expected = beta * (g.log() + torch.tensor(per_component).double()).logsumexp(-1)
+    close(implicit_reward(prior, tilted, log_z, beta, x_t, t), expected)
     close(implicit_reward(prior, tilted, log_z, beta, x_t), reward(x_t), 1e-10)
 
 

@@ -1,0 +1,308 @@
+"""The loop: it goes downhill, one seed gives one result, and a killed run resumes in the same bits."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from psd_mini import SDS, Regression, ToyWorldPrior, VoxelField, distill
+from psd_mini.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from psd_mini.distill import NonFiniteError, opacity_entropy
+from psd_mini.world.pool import make_views, pool_cameras
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+
+
+def run(prior, field=None, method=None, steps=STEPS, **options):
+    field = field or VoxelField(8)
+    options = {"cameras_per_step": 2, "size": 8, "n_samples": 8, "progress": False, **options}
+    return field, distill(field, prior, method or SDS(), "a red mushroom", steps=steps, **options)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step):
+    def callback(info):
+        if info["step"] == step:
+            raise Stop
+
+    return callback
+
+
+def test_regression_and_sds_reach_the_target(prior):
+    """With one prompt that leaves nothing open, both end near the true pictures; the distance falls at least by half."""
+
+    def distance(field):
+        from psd_mini.rendering import render
+
+        target = prior.views.pictures(torch.arange(6))[:, 24]
+        with torch.no_grad():
+            return (render(field, prior.views.cameras, 8, n_samples=8).rgb - target).square().mean().sqrt().item()
+
+    from psd_mini.world.text import components
+
+    assert components()[24] == ("mushroom", "red")
+    start = distance(VoxelField(8))
+    for method in (Regression(("mushroom", "red")), SDS(weighting="uniform")):
+        field, _ = run(prior, method=method, steps=80)
+        assert distance(field) < 0.5 * start, method
+
+
+def test_same_seed_same_bits_other_seed_other_bits(prior):
+    a, b, c = (run(prior, seed=seed)[0] for seed in (3, 3, 4))
+    assert same(a, b) and not same(a, c)
+
+
+@pytest.mark.parametrize("killed_at", [2, 3, 6])
+def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
+    """Unbroken run = run that was stopped after a step and resumed from its last checkpoint; the history too."""
+    whole, whole_run = run(prior)
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stop):
+        run(prior, checkpoint=path, checkpoint_every=3, callback=stop_after(killed_at))
+    resumable = path.exists()
+    assert resumable == (killed_at >= 3)
+    resumed, resumed_run = run(prior, checkpoint=path, checkpoint_every=3, resume=resumable)
+    assert same(whole, resumed)
+    assert whole_run.history == resumed_run.history
+    assert whole_run.cost.prior_evaluations == resumed_run.cost.prior_evaluations == 2 * STEPS
+
+
+def test_resume_of_a_killed_process(tmp_path):
+    """kill -9 in the middle of a run, resume in a new process: the same field as the unbroken run, bit for bit."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys, torch
+        from psd_mini import SDS, ToyWorldPrior, VoxelField, distill
+        from psd_mini.world.pool import make_views, pool_cameras
+        torch.set_num_threads(1)
+        folder, kill, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "resume"
+        def callback(info):
+            if info["step"] == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+        field = VoxelField(8)
+        distill(field, ToyWorldPrior(views=make_views(pool_cameras(6), 8)), SDS(), "a red mushroom", steps=8, size=8,
+                cameras_per_step=2, n_samples=8, progress=False, checkpoint=folder + "/c.pt", checkpoint_every=2,
+                resume=resume, callback=callback)
+        torch.save(field.state_dict(), folder + "/field.pt")
+        """
+    )
+
+    def process(folder, kill, mode):
+        folder.mkdir(exist_ok=True)
+        return subprocess.run([sys.executable, "-c", script, str(folder), str(kill), mode], env=os.environ).returncode
+
+    assert process(tmp_path / "whole", -1, "new") == 0
+    assert process(tmp_path / "broken", 4, "new") == -signal.SIGKILL
+    assert process(tmp_path / "broken", -1, "resume") == 0
+    whole, broken = (torch.load(tmp_path / name / "field.pt", weights_only=True) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_method_state_is_in_the_checkpoint(prior, tmp_path):
+    """A method that counts its own calls goes on counting after a resume."""
+
+    class Counting(SDS):
+        calls = 0
+
+        def __call__(self, *arguments):
+            self.calls += 1
+            gradient, metrics = super().__call__(*arguments)
+            return gradient * (1 + 0.01 * self.calls), metrics
+
+        def state_dict(self):
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state):
+            self.calls = state["calls"]
+
+    whole, _ = run(prior, method=Counting())
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(Stop):
+        run(prior, method=Counting(), checkpoint=path, checkpoint_every=3, callback=stop_after(5))
+    resumed, _ = run(prior, method=Counting(), checkpoint=path, resume=True)
+    assert same(whole, resumed)
+
+
+def test_nan_is_named_and_costs_nothing(prior, tmp_path):
+    """NaN that a callback puts into the field: the error names step and tensor, the field and the checkpoint stay good."""
+    path = tmp_path / "checkpoint.pt"
+    field = VoxelField(8)
+
+    def poison(info):
+        if info["step"] == 4:
+            info["field"].colour.data[0, 0, 4, 4, 4] = torch.nan
+
+    with pytest.raises(NonFiniteError, match=r"step 5: the render is not finite.*last good state.*checkpoint.pt is untouched"):
+        run(prior, field, checkpoint=path, checkpoint_every=3, callback=poison)
+    assert all(torch.isfinite(value).all() for value in field.state_dict().values())
+    before, _ = run(prior)
+    resumed, _ = run(prior, checkpoint=path, resume=True)
+    assert same(before, resumed)
+
+
+def test_nan_at_a_checkpoint_step_is_not_written(prior, tmp_path):
+    """Poisoned in the very step whose end is a checkpoint: refused before the write."""
+    path = tmp_path / "checkpoint.pt"
+
+    def poison(info):
+        info["field"].density.data.fill_(torch.inf)
+
+    with pytest.raises(NonFiniteError, match="step 0: field.density is not finite"):
+        run(prior, checkpoint=path, checkpoint_every=1, callback=poison)
+    assert not path.exists()
+
+
+def test_nan_from_a_method_is_named(prior):
+    class Broken(SDS):
+        def __call__(self, x, t, eps, context):
+            return torch.full_like(x, torch.nan), {}
+
+    with pytest.raises(NonFiniteError, match="step 0: the method's gradient is not finite"):
+        run(prior, method=Broken())
+
+
+def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    run(prior, checkpoint=path)
+    for change, message in (
+        ({"seed": 7}, "made with seed = 0, this run has 7"),
+        ({"size": 16}, "made with size = 8, this run has 16"),
+        ({"method": SDS(3.0)}, r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0"),
+        ({"config": {"field": "triplane"}}, "field = None, this run has 'triplane'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(prior, checkpoint=path, resume=True, **change)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(prior, tmp_path):
+    """Truncated, not a checkpoint, another program's, missing: one line each; a pickle is not executed."""
+    path = tmp_path / "checkpoint.pt"
+    run(prior, checkpoint=path)
+    whole = path.read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    cases = {
+        "truncated": (whole[: len(whole) // 2], "damaged or not a checkpoint"),
+        "empty": (b"", "damaged or not a checkpoint"),
+        "text": (b"hello", "damaged or not a checkpoint"),
+        "pickle": (pickle.dumps(Evil()), "damaged or not a checkpoint"),
+    }
+    for content, message in cases.values():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as error:
+            run(prior, checkpoint=path, resume=True)
+        assert "\n" not in str(error.value)
+    torch.save({"weights": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="is not a 'psd-mini checkpoint"):
+        run(prior, checkpoint=path, resume=True)
+    path.unlink()
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        run(prior, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="resume: there is nothing to resume from"):
+        run(prior, resume=True)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    """The disk fills up while the new checkpoint is written: the old one is whole, no scraps are left."""
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint(path, {"config": {}, "step": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device; choose a folder"):
+        write_checkpoint(path, {"config": {}, "step": 2})
+    assert read_checkpoint(path, {})["step"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    with pytest.raises(OSError, match="choose a folder that exists"):
+        write_atomically(tmp_path / "nowhere" / "file", b"")
+
+
+def test_callback_sees_the_intermediates(prior):
+    """Each step hands over x, t, eps, gradient and the rest, consistent with each other: here G = w(t)(eps_hat - eps)."""
+    seen = []
+    run(prior, steps=2, callback=seen.append)
+    info = seen[1]
+    assert info["step"] == 1 and info["eps"].shape == (1, 2, 3, 8, 8) and info["rendering"].rgb.shape == (2, 3, 8, 8)
+    schedule = prior.schedule
+    x, t, eps = info["x"].detach(), info["t"], info["eps"][0]
+    x_t = schedule.add_noise(x, eps, t)
+    eps_hat = prior.predict_noise(x_t, t, prior.embed(["a red mushroom"]), info["cameras"])[0]
+    weight = (1 - schedule.alphas_cumprod[t]).float().view(-1, 1, 1, 1)
+    torch.testing.assert_close(info["gradient"], weight * (eps_hat - eps), rtol=1e-5, atol=1e-5)
+
+
+def test_timesteps_anneal(prior):
+    """t stays in [t_min, t_max(step)], and t_max falls linearly: all t of the last step are below its end value."""
+    seen = []
+    run(prior, steps=6, cameras_per_step=6, t_min=0.1, t_max=(0.9, 0.2), callback=lambda info: seen.append(info["t"]))
+    for step, t in enumerate(seen):
+        assert t.min() >= round(0.1 * 999) and t.max() <= round((0.9 - 0.7 * step / 5) * 999)
+    assert max(int(t.max()) for t in seen) > 500 > int(seen[-1].max())
+
+
+def test_costs_are_counted(prior):
+    """SDS at g = 1: one evaluation per picture; at g != 1 two; the parts of the time add up."""
+    _, plain = run(prior)
+    _, guided = run(prior, method=SDS(2.0))
+    assert plain.cost.prior_evaluations == plain.cost.renders == 2 * STEPS
+    assert guided.cost.prior_evaluations == 4 * STEPS
+    assert all(seconds >= 0 for seconds in plain.cost.seconds.values())
+
+
+def test_opacity_entropy():
+    """H(o) = -o log o - (1 - o) log(1 - o): log 2 at o = 1/2, symmetric, smallest at 0 and 1."""
+    half = opacity_entropy(torch.tensor([0.5], dtype=torch.float64))
+    torch.testing.assert_close(half, torch.tensor(2.0, dtype=torch.float64).log())
+    a, b = (opacity_entropy(torch.tensor([o], dtype=torch.float64)) for o in (0.2, 0.8))
+    torch.testing.assert_close(a, b)
+    expected = -(0.2 * torch.tensor(0.2).double().log() + 0.8 * torch.tensor(0.8).double().log())
+    torch.testing.assert_close(a, expected, rtol=1e-7, atol=1e-9)
+    assert opacity_entropy(torch.tensor([0.0, 1.0])) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
+        ({"steps": -3}, "steps: expected a whole number of at least 1, got -3"),
+        ({"cameras_per_step": 1.5}, "cameras_per_step: expected a whole number"),
+        ({"t_min": 0.5, "t_max": (0.9, 0.2)}, "t_min, t_max: expected 0 <= t_min <= each t_max <= 1"),
+        ({"n_samples": 0}, "n_samples: expected at least 1 sample"),
+    ],
+)
+def test_bad_values_are_named(prior, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(prior, **options)
+
+
+def test_deterministic_algorithms_are_switched_back(prior):
+    before = torch.are_deterministic_algorithms_enabled()
+    run(prior, steps=1, callback=lambda info: _assert_deterministic())
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def _assert_deterministic():
+    assert torch.are_deterministic_algorithms_enabled()
