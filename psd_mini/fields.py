@@ -22,17 +22,18 @@ from torch import Tensor, nn
 DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
 BALL_RADIUS = 0.5  # the soft ball in which optimisation starts, world units
 BALL_SHARPNESS = 8.0  # raw density falls by 8 per world unit of radius: opaque centre, transparent rim
+BALL_OFFSET = -2.0  # raw density at that radius
 
 
 def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
     """Raw density of the soft ball that every field starts from.
 
-        raw(p) = sharpness * (radius - |p|) - 2
+        raw(p) = sharpness * (radius - |p|) + offset
 
     Too little density and the pictures are all background, too much and the inside never gets light; the values come
     from the sweep in tests/results/field_sweep.md.
     """
-    return BALL_SHARPNESS * (BALL_RADIUS - points.norm(dim=-1)) - 2.0
+    return BALL_SHARPNESS * (BALL_RADIUS - points.norm(dim=-1)) + BALL_OFFSET
 
 
 class VoxelField(nn.Module):

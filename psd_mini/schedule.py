@@ -48,7 +48,7 @@ class NoiseSchedule:
         if abar.ndim != 1 or len(abar) == 0:
             raise ValueError(f"alphas_cumprod must have shape (T,) with T >= 1, got {tuple(abar.shape)}")
         if not bool(((abar > 0) & (abar < 1)).all()):  # written so that NaN fails too
-            raise ValueError(f"alphas_cumprod must lie in (0, 1), got {abar.min():.6g}..{abar.max():.6g}: drop 0 and 1")
+            raise ValueError(f"alphas_cumprod must lie in (0, 1), got {abar.min():.6g}..{abar.max():.6g}: drop those")
         if not bool((abar[1:] < abar[:-1]).all()):
             raise ValueError("alphas_cumprod must be strictly decreasing, t = 0 being the cleanest: reverse or fix it")
         object.__setattr__(self, "alphas_cumprod", abar)

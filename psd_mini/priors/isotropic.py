@@ -79,8 +79,8 @@ def _log_joint(
     """log w_k - |x_t - alpha_t mu_k|^2 / (2 c): the joint log-density but for the constant (2 pi c)^(-D/2).
 
     The square is expanded, |x_t|^2 - 2 alpha_t x_t . mu_k + alpha_t^2 |mu_k|^2, which makes it a matrix product. The
-    three terms cancel: for D = 3072 and pixels in [-1, 1] float32 leaves an error of 0.1 nats in the clean density of
-    tau = 0.1, of 0.03 at sigma_t = 0.17 and below 0.001 beyond sigma_t = 0.5. Two pictures differ by far more.
+    three terms cancel: for D = 3072, pixels in [-1, 1] and tau = 0.1 float32 leaves errors of 0.1 nats in the clean
+    density, 0.03 at sigma_t = 0.14 and 0.003 at sigma_t = 0.5, and x0_hat is right to 0.002 between two pictures.
     """
     own = len(means)  # B or 1: shared components meet the whole batch in one product and are not copied for each sample
     inner = (x_t.reshape(own, -1, x_t.shape[1]) @ means.mT).reshape(len(x_t), -1)

@@ -21,8 +21,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_mini.priors.isotropic import isotropic_denoise as isotropic_denoise
-from psd_mini.priors.isotropic import isotropic_log_prob as isotropic_log_prob
 from psd_mini.schedule import NoiseSchedule
 
 Batch = Float[Tensor, "b *event"]  # B samples of any event shape

@@ -6,8 +6,8 @@ never exceeds the true distance and a ray may always advance by f(p) (sphere tra
 
     union(f, g) = min(f, g),    intersection(f, g) = max(f, g),    carve(f, g) = max(f, -g)
 
-and every isometry of space, which is why boxes and cones below are plain maxima over their faces. World: z up, the front
-of an object faces +x, its own left hand points to +y; everything fits into the ball of radius `RADIUS`.
+and every isometry of space, which is why boxes and cones below are plain maxima over their faces. World: z up, fronts
+face +x; everything fits into the ball of radius `RADIUS`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def torus(radius: float, tube: float) -> Sdf:
 
 
 def cone(bottom: float, top: float, half_height: float) -> Sdf:
-    """Capped cone around the z axis, of radius `bottom` at z = -half_height and `top` at +half_height; equal: a cylinder.
+    """Capped cone around the z axis, of radius `bottom` at z = -half_height and `top` at +half_height.
 
     max(cos(a) (|(x, y)| - r(z)), |z| - half_height), where r is linear in z and tan(a) = dr/dz.
     """
@@ -143,10 +143,10 @@ OBJECTS: dict[str, tuple[Part, ...]] = {
         Part(mirrored(moved(box(0.07, 0.07, 0.4), 0.43, 0.57, -0.1), "xy"), BROWN),
     ),
     "house": (
-        Part(union(moved(box(0.48, 0.48, 0.38), 0, 0, -0.26), moved(gable(0.48, 0.56, 0.49), 0, 0, 0.12)), MAIN),
-        Part(carved(moved(gable(0.58, 0.67, 0.58), 0, 0, 0.12), moved(gable(1, 1.12, 0.98), 0, 0, -0.37)), BROWN),
-        Part(moved(box(0.03, 0.14, 0.25), 0.48, 0, -0.39), BROWN),
-        Part(moved(box(0.15, 0.5, 0.12), 0, 0, -0.18), GLASS),
+        Part(union(moved(box(0.5, 0.5, 0.41), 0, 0, -0.21), moved(gable(0.5, 0.5, 0.43), 0, 0, 0.2)), MAIN),
+        Part(carved(moved(gable(0.58, 0.62, 0.53), 0, 0, 0.2), moved(gable(1, 1, 0.86), 0, 0, -0.23)), BROWN),
+        Part(moved(box(0.03, 0.14, 0.25), 0.5, 0, -0.37), BROWN),
+        Part(moved(box(0.15, 0.52, 0.13), 0, 0, -0.14), GLASS),
     ),
     "rocket": (
         Part(moved(cone(0.37, 0.37, 0.5), 0, 0, -0.22), MAIN),

@@ -5,7 +5,7 @@ A ray o + s d enters the ball that holds the object and then advances by the sig
     s <- s + f(o + s d),
 
 which cannot overshoot because f is 1-Lipschitz (Hart 1996, "Sphere tracing", The Visual Computer 12), until it touches
-(f < EPSILON) or leaves the ball. Two distant lights are fixed in the world, nothing casts a shadow, and the background is
+(f < EPSILON) or leaves the ball. Two distant lights are fixed in the world, nothing casts a shadow, the background is
 white. A surface point with colour c and unit normal n sends out
 
     radiance = c * shade,    shade = AMBIENT + sum_k max(0, n . l_k)
@@ -15,7 +15,7 @@ the picture is affine in the main colour c, so it is traced once and recoloured 
 
     image = base + main * c
 
-where base (3 channels) is the background and the fixed colours, main (1 channel) coverage times shade of the main parts.
+where base (3 channels) holds the background and the fixed colours, main (1 channel) the shade of the main parts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from psd_mini.cameras import Cameras, camera_rays
 from psd_mini.world.objects import MAIN, OBJECTS, RADIUS, Sdf, union
 
 AMBIENT = 0.6
-# l_k: direction to the light times its intensity. A sun above the front and a weak fill light behind, placed such that the
-# top and the four sides of a cube all differ; |l_1|, |l_2| and |l_1 + l_2| are at most 1 - AMBIENT, so shade <= 1.
+# l_k: direction to the light times its intensity. A sun above the front and a weak fill light behind, placed such that
+# the top and the four sides of a cube all differ; |l_1|, |l_2| and |l_1 + l_2| are at most 1 - AMBIENT, so shade <= 1.
 LIGHTS = ((0.24, 0.09, 0.30), (-0.18, -0.06, 0.06))
 EPSILON = 1e-4  # world units; a pixel of a 64 x 64 picture is 0.034 wide
 MAX_STEPS = 256  # seven on average; only rays that graze a surface need more than 64
-RAYS_AT_ONCE = 2**18  # bounds the memory to some 50 MB; far fewer, and the overhead of each operation dominates
+RAYS_AT_ONCE = 2**19  # bounds the memory to some 100 MB; far fewer, and the overhead of each small operation dominates
 
 
 @torch.no_grad()
@@ -99,10 +99,10 @@ def render_layers(name: str, cameras: Cameras, size: int, supersample: int = 2) 
         name: a key of `OBJECTS`.
         cameras: B cameras; their dtype and device are those of the result.
         size: height and width in pixels.
-        supersample: rays per pixel along each axis; averaging is linear, so the pictures stay affine in the main colour.
+        supersample: rays per pixel along each axis; averaging is linear, so the picture stays affine.
 
     Returns:
-        (B, 4, size, size): base (3 channels) and main (1), such that base + main * c is in [0, 1] for every c in [0, 1].
+        (B, 4, size, size): base (3 channels) and main (1); base + main * c is in [0, 1] for c in [0, 1].
 
     Raises:
         ValueError: for an unknown name, or size or supersample below 1.

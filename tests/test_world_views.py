@@ -1,0 +1,257 @@
+"""The toy world's geometry and pictures against closed forms (a ball) and exact identities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from psd_mini.cameras import Cameras, camera_rays, orbit
+from psd_mini.world import views
+from psd_mini.world.objects import CARROT, COLOURS, MAIN, OBJECTS, RADIUS, Part, union
+from psd_mini.world.views import AMBIENT, EPSILON, LIGHTS, recolour, render_layers, trace
+
+BALL = 0.8  # radius of the ball, world units
+EVERY_OBJECT = pytest.mark.parametrize("name", OBJECTS)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Tracing down to rounding error, for identities in float64."""
+    monkeypatch.setattr(views, "EPSILON", 1e-12)
+    monkeypatch.setattr(views, "MAX_STEPS", 400)
+
+
+def orbit64(azimuth, elevation, distance=3.0):
+    cameras = orbit(azimuth, elevation, distance)
+    return Cameras(cameras.azimuth.double(), cameras.elevation.double(), cameras.distance.double(), cameras.fov)
+
+
+def solid(name):
+    return union(*(part.sdf for part in OBJECTS[name]))
+
+
+def rays64(azimuth, elevation, size):
+    """Rows of coordinates, as `trace` takes them: origins and directions (3, B * size^2)."""
+    origins, directions = camera_rays(orbit64(azimuth, elevation), size, size)
+    return origins[:, None, None].expand_as(directions).reshape(-1, 3).T, directions.reshape(-1, 3).T
+
+
+def ball_depth(origins, directions):
+    """|o + s d|^2 = r^2: s = -b - sqrt(b^2 - (|o|^2 - r^2)) with b = o . d; nan for a miss."""
+    b = (origins * directions).sum(0)
+    return -b - (b**2 - (origins**2).sum(0) + BALL**2).sqrt()
+
+
+def random_points(n, half_width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.rand(3, n, generator=generator, dtype=torch.float64) - 1) * half_width
+
+
+@pytest.mark.parametrize("distance", [2.5, 3.0, 4.0])
+def test_ball_covers_the_area_of_its_projection(distance):
+    """A ball seen from D is a disc of radius tan(asin(r / D)); the picture's half width is tan(fov / 2)."""
+    cameras = orbit64(35.0, 20.0, distance)
+    coverage = 1 - render_layers("ball", cameras, 160)[0, 0]  # the ball is all main colour, so base is 1 - coverage
+    expected = math.pi * math.tan(math.asin(BALL / distance)) ** 2 / (2 * math.tan(cameras.fov / 2)) ** 2
+    assert coverage.mean().item() == pytest.approx(expected, rel=1e-3)
+    torch.testing.assert_close(coverage, coverage.flip(0), atol=0.26, rtol=0)  # centred: symmetric up to a subpixel
+    torch.testing.assert_close(coverage, coverage.flip(1), atol=0.26, rtol=0)
+
+
+def test_depth_is_the_ray_sphere_intersection():
+    """s <= s_exact <= s + EPSILON / cos: the ray stops before the surface, at most EPSILON away from it."""
+    origins, directions = rays64([0.0, 100.0, 230.0], [0.0, 30.0, 60.0], 64)
+    depth, expected = trace(solid("ball"), origins, directions), ball_depth(origins, directions)
+    closest = torch.linalg.cross(origins, directions, dim=0).norm(dim=0)  # distance of the ray's line from the centre
+    assert (
+        torch.equal(depth.isfinite(), closest < BALL + EPSILON)
+        or ((closest[depth.isfinite() != (closest < BALL)] - BALL).abs() <= EPSILON).all()
+    )
+    hit = closest < 0.99 * BALL
+    cosine = (1 - (closest[hit] / BALL) ** 2).sqrt()
+    gap = expected[hit] - depth[hit]
+    assert (gap >= -1e-9).all() and (gap <= 1.01 * EPSILON / cosine).all() and hit.sum() > 3000
+
+
+def test_ball_shading_is_lambert(exact):
+    """main = AMBIENT + sum_k max(0, n . l_k) with n = p / r at the hit, lights fixed in the world for all cameras."""
+    azimuth, elevation = [0.0, 90.0, 200.0], [0.0, 45.0, -30.0]
+    main = render_layers("ball", orbit64(azimuth, elevation), 32, supersample=1)[:, 3].flatten()
+    origins, directions = rays64(azimuth, elevation, 32)
+    normals = (origins + ball_depth(origins, directions) * directions) / BALL
+    expected = torch.full_like(main, AMBIENT)
+    for light in LIGHTS:
+        expected += sum(n * component for n, component in zip(normals, light, strict=True)).clamp_min(0)
+    torch.testing.assert_close(main, expected.nan_to_num(0.0), atol=1e-10, rtol=0)
+    assert main.max() - main[main > 0].min() > 0.3  # the lights are on
+
+
+@EVERY_OBJECT
+def test_distances_are_1_lipschitz(name):
+    """|grad f| <= 1 and |f(p) - f(q)| <= |p - q| (which also sees jumps): tracing cannot step through a surface."""
+    p = random_points(20_000, 1.2).requires_grad_()
+    q = p.detach() + random_points(20_000, 0.2, seed=1)
+    for part in OBJECTS[name]:
+        distance = part.sdf(*p)
+        (gradient,) = torch.autograd.grad(distance.sum(), p)
+        assert gradient.norm(dim=0).max() <= 1 + 1e-9
+        assert ((distance - part.sdf(*q)).abs() <= (p - q).norm(dim=0) + 1e-9).all()
+
+
+@EVERY_OBJECT
+def test_gradients_are_finite_where_lengths_vanish(name):
+    """On the axes and at the centre |p| has no derivative; f must still give a subgradient there, not nan."""
+    p = torch.cat([torch.zeros(3, 1), torch.eye(3), -torch.eye(3)], dim=1).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(solid(name)(*p).sum(), p)
+    assert gradient.isfinite().all()
+
+
+@EVERY_OBJECT
+def test_objects_fill_the_ball_and_stay_inside(name):
+    """f > 0 wherever |p| > RADIUS; |p| > 0.7 somewhere inside; the bounding box is centred to 0.1; no part is buried."""
+    p = random_points(200_000, 1.0)
+    radius, distance = p.norm(dim=0), solid(name)(*p)
+    assert (distance[radius > RADIUS] > 0).all()
+    inside = p[:, distance < 0]
+    assert inside.norm(dim=0).max() > 0.7
+    assert ((inside.amax(1) + inside.amin(1)) / 2).abs().max() < 0.1
+    nearest = torch.stack([part.sdf(*p) for part in OBJECTS[name]]).argmin(0)[distance.abs() < 0.02]
+    assert nearest.unique().tolist() == list(range(len(OBJECTS[name])))
+
+
+@EVERY_OBJECT
+def test_tracing_agrees_with_small_steps(name):
+    """The first sign change of f in steps of 4e-3 from the camera: catches overshooting and a wrong bounding ball."""
+    origins, directions = rays64([20.0, 140.0, 260.0], [5.0, 25.0, 45.0], 24)
+    s = torch.arange(1.9, 4.1, 4e-3, dtype=torch.float64)
+    p = origins[:, :, None] + directions[:, :, None] * s
+    inside = solid(name)(*p) <= 0
+    expected = torch.where(inside.any(1), s[inside.int().argmax(1)], torch.inf)
+    depth = trace(solid(name), origins, directions)
+    agree = (depth == expected) | ((depth - expected).abs() < 6e-3)
+    assert agree.double().mean() > 0.985  # the rest graze an edge, where a step of 4e-3 may miss what EPSILON catches
+    assert depth.isfinite().double().mean() > 0.15
+
+
+@EVERY_OBJECT
+def test_picture_is_affine_in_the_main_colour(name, monkeypatch):
+    """base + main c equals the picture of the object with c painted on its main parts, whose main layer is empty."""
+    cameras, colour = orbit64([10.0, 190.0], [15.0, 40.0]), (0.3, 0.9, 0.05)
+    recoloured = recolour(render_layers(name, cameras, 16), torch.tensor([colour], dtype=torch.float64))[:, 0]
+    painted = tuple(Part(part.sdf, colour if part.colour is MAIN else part.colour) for part in OBJECTS[name])
+    monkeypatch.setitem(OBJECTS, name, painted)
+    direct = render_layers(name, cameras, 16)
+    assert (direct[:, 3] == 0).all()
+    torch.testing.assert_close(recoloured, direct[:, :3], atol=1e-12, rtol=0)
+
+
+def test_recolour_broadcasts_over_views_and_colours():
+    """image[v, c] = base[v] + main[v] colour[c], written as a loop."""
+    generator = torch.Generator().manual_seed(0)
+    layers = torch.rand(2, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    colours = torch.rand(7, 3, generator=generator, dtype=torch.float64)
+    images = recolour(layers, colours)
+    assert images.shape == (2, 3, 7, 3, 5, 6)
+    for c in range(7):
+        for channel in range(3):
+            expected = layers[:, :, channel] + layers[:, :, 3] * colours[c, channel]
+            torch.testing.assert_close(images[:, :, c, channel], expected, atol=1e-15, rtol=0)
+
+
+def test_supersampling_is_the_mean_of_the_finer_picture():
+    """A picture of n x n pixels with 2 x 2 rays each shoots the rays of a 2n x 2n picture with one ray each."""
+    cameras = orbit64([30.0, 200.0], [20.0, 35.0])
+    fine = render_layers("house", cameras, 32, supersample=1)
+    torch.testing.assert_close(
+        render_layers("house", cameras, 16, supersample=2), torch.nn.functional.avg_pool2d(fine, 2), atol=1e-12, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["snowman", "car", "mug"])
+def test_surface_points_look_the_same_from_everywhere(name, exact):
+    """radiance(p) does not depend on the camera: a second one is aimed at what the first one sees."""
+    origins, directions = rays64(20.0, 25.0, 28)
+    depth = trace(solid(name), origins, directions)
+    seen = depth.isfinite()
+    points = (origins + depth * directions)[:, seen]
+    second = orbit64(65.0, 40.0).positions().T
+    towards = points - second
+    distance = towards.norm(dim=0)
+    from_second = trace(solid(name), second.expand_as(points), towards / distance)
+    visible = (from_second - distance).abs() < 1e-6
+    first = views._radiance(name, origins[:, seen], directions[:, seen])[:, visible]
+    again = views._radiance(name, second.expand_as(points)[:, visible], (towards / distance)[:, visible])
+    same = (first - again).abs().amax(0) < 1e-6
+    assert visible.double().mean() > 0.5 and same.double().mean() > 0.995  # edges between faces may go either way
+
+
+def looks_like(base, colour):
+    """Pixels whose base layer is a shade of one fixed colour: parallel to it as vectors."""
+    direction = torch.tensor(colour, dtype=base.dtype)
+    return torch.cosine_similarity(base, direction[None, :, None, None], dim=1) > 1 - 1e-6
+
+
+def test_fronts_face_plus_x():
+    """Nose and door show from azimuth 0, not from 180; seen from azimuth 90, +x is on the left of the picture."""
+    cameras = orbit64([0.0, 90.0, 180.0, 270.0], 10.0)
+    nose = looks_like(render_layers("snowman", cameras, 64, supersample=1)[:, :3], CARROT)
+    count = nose.sum((1, 2))
+    assert count[0] > 10 and count[2] == 0
+    assert nose[1, :, :32].sum() == count[1] > 10 and nose[3, :, 32:].sum() == count[3] > 10
+    house = render_layers("house", cameras, 64, supersample=1)[:, :3]
+    brown = looks_like(house, OBJECTS["house"][2].colour)[:, 34:]  # the roof is brown too, but above
+    assert brown[0].sum() > 50 and brown[2].sum() == 0
+    lamps = looks_like(render_layers("car", cameras, 64, supersample=1)[:, :3], OBJECTS["car"][3].colour)
+    assert lamps[0].sum() > 10 and lamps[2].sum() == 0
+    mug = render_layers("mug", cameras, 64, supersample=1)[:, 3] > 0
+    assert mug[0, :, 45:].sum() > 40 and mug[0, :, :6].sum() == 0  # seen from the front, the handle is on the right
+
+
+@EVERY_OBJECT
+def test_pictures_are_framed_and_in_range(name):
+    """The border is background, all values are in [0, 1] for every colour, and a good part is in the main colour."""
+    layers = render_layers(name, orbit([0, 60, 120, 180, 240, 300], [0, 10, 20, 30, 40, 45]), 32)
+    images = recolour(layers, torch.tensor(list(COLOURS.values())))
+    assert images.shape == (6, 8, 3, 32, 32)
+    assert images.min() >= 0 and images.max() <= 1 + 1e-6
+    for border in (images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]):
+        assert (border == 1).all()
+    assert ((layers[:, 3] > 0.3).float().mean((1, 2)) > 0.06).all()
+
+
+def test_each_camera_has_its_own_picture(monkeypatch):
+    """A batch equals its cameras one by one, also when the rays need several goes, and twice gives the same bits."""
+    cameras = orbit64([0.0, 50.0, 100.0], [0.0, 20.0, 40.0])
+    batch = render_layers("chair", cameras, 24)
+    assert torch.equal(batch, render_layers("chair", cameras, 24))
+    single = torch.cat([render_layers("chair", cameras[i : i + 1], 24) for i in range(3)])
+    monkeypatch.setattr(views, "RAYS_AT_ONCE", 2 * 48**2)
+    for other in (single, render_layers("chair", cameras, 24)):
+        torch.testing.assert_close(batch, other, atol=1e-9, rtol=0)
+
+
+def test_colours_are_distinct_and_gray_is_their_middle():
+    """Gray has equal channels and is the colour nearest to the mean of all; any two colours are at least 0.3 apart."""
+    colours = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
+    gray = list(COLOURS).index("gray")
+    assert colours[gray].unique().numel() == 1
+    assert (colours - colours.mean(0)).norm(dim=1).argmin() == gray
+    assert torch.pdist(colours).min() > 0.3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("dog", 8, 2), "name: the toy world has no 'dog'; choose one of ball, cube"),
+        (("ball", 0, 2), "size, supersample: expected at least 1, got 0 and 2"),
+        (("ball", 8, 0), "size, supersample: expected at least 1, got 8 and 0"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    """One line that names the argument, what came and what is possible."""
+    name, size, supersample = arguments
+    with pytest.raises(ValueError) as error:
+        render_layers(name, orbit(0.0, 0.0), size, supersample)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
