@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")
     make.add_argument("--negative-prompt", default="", help="what guidance pushes away from")
     make.add_argument("--conditioning", default="camera", choices=CONDITIONING, help="what the exact prior knows of the camera")
-    make.add_argument("--steps", type=int, default=200)
+    make.add_argument("--steps", type=int, default=120)
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--resolution", type=int, default=32, help="pixels per side while training (results are 64)")
     make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
-BALL_RADIUS = 0.5  # the soft ball in which optimisation starts, world units
-BALL_SHARPNESS = 8.0  # raw density falls by 8 per world unit of radius: opaque centre, transparent rim
-BALL_OFFSET = -2.0  # raw density at that radius
+BALL_RADIUS = 0.8  # the soft ball in which optimisation starts, world units
+BALL_SHARPNESS = 4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
+BALL_OFFSET = -1.0  # raw density at that radius
 
 
 def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
@@ -72,7 +72,7 @@ class VoxelField(nn.Module):
 
     def parameter_groups(self) -> list[dict]:
         """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
-        return [{"params": [self.density], "lr": 0.15}, {"params": [self.colour], "lr": 0.1}]
+        return [{"params": [self.density], "lr": 0.3}, {"params": [self.colour], "lr": 0.2}]
 
 
 class TriplaneField(nn.Module):
@@ -98,8 +98,8 @@ class TriplaneField(nn.Module):
         resolution: int = 48,
         bound: float = 1.0,
         channels: int = 3,
-        features: int = 12,
-        hidden: int = 32,
+        features: int = 8,
+        hidden: int = 24,
         generator: torch.Generator | None = None,
     ):
         super().__init__()

@@ -7,6 +7,7 @@ the one in which its loss increases: descent is x <- x - lr G.
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -77,3 +78,43 @@ def surrogate_loss(x: Float[Tensor, "b ..."], gradient: Float[Tensor, "b ..."]) 
     """
     target = (x - gradient).detach()
     return 0.5 * (x - target).square().sum() / x.shape[0]
+
+
+OMEGAS = ("hard", "gap", "bt", "gated")
+
+
+def omega(gap: Float[Tensor, "..."], kind: str, tau: float | Tensor = 1.0) -> Float[Tensor, "..."]:
+    """What a difference of rewards is worth: the weight of the winner-minus-loser direction. Odd in the gap.
+
+        "hard"   sign(gap), 0 for a tie               only who won counts; any increasing map of the reward is the same
+        "gap"    gap / tau                            linear in the reward
+        "bt"     tanh(gap / (2 tau))                  = 2 P(1 beats 2) - 1 of a Bradley-Terry duel at temperature tau
+        "gated"  sign(gap) where |gap| >= tau, else 0 small differences are noise
+
+    bt tends to hard as tau -> 0 and to gap / (2 tau) as tau -> infinity.
+
+    Args:
+        gap: R_1 - R_2, any shape, in reward units.
+        kind: one of the four names.
+        tau: temperature or threshold, in reward units, positive (a number or a tensor that broadcasts).
+
+    Returns:
+        omega(gap), same shape, dimensionless.
+
+    Raises:
+        ValueError: unknown kind, or tau not positive.
+
+    Source: hard and bt are the two readings of a binary preference (Bradley & Terry 1952; Rafailov et al. 2023, arXiv
+    2305.18290); gated is DreamDPO's threshold (Zhou et al. 2025, arXiv 2502.04370).
+    """
+    if kind not in OMEGAS:
+        raise ValueError(f"omega: {kind!r} is not known; choose from {', '.join(OMEGAS)}")
+    if not bool((torch.as_tensor(tau) > 0).all()):
+        raise ValueError(f"tau: expected a positive reward difference, got {tau}")
+    if kind == "hard":
+        return torch.sign(gap)
+    if kind == "gap":
+        return gap / tau
+    if kind == "bt":
+        return torch.tanh(gap / (2 * tau))
+    return torch.sign(gap) * (gap.abs() >= tau)

@@ -62,14 +62,14 @@ def _evaluate(
 def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> float:
     """A density level whose surface covers what the pictures show as solid.
 
-    A picture is solid along a ray that loses half of its light, a mesh where the density somewhere exceeds the level. Over
-    the rays of eight cameras around the object,
+    A picture is solid along a ray that loses half of its light, a mesh where the density somewhere exceeds the level.
+    Over the rays of eight cameras around the object,
 
         level = 0.7 quantile_0.5%{ max_i rho_i : sum_i rho_i delta > log 2 }
 
-    so 99.5% of the solid rays meet the surface, and the factor closes the holes that a surface which is barely met has. No
-    fixed level does this: where an object is thick, training is content with thin fog, which a high level would cut away,
-    and a low level fattens an object that is sharp.
+    so 99.5% of the solid rays meet the surface, and the factor closes the holes that a surface which is barely met has.
+    No fixed level does this: where an object is thick, training is content with thin fog, which a high level would cut
+    away, and a low level fattens an object that is sharp.
 
     Args:
         field: points (N, 3) -> density (N,), colour (N, 3).
@@ -146,11 +146,11 @@ def extract_mesh(field: Callable, resolution: int = 64, level: float | None = No
     spacing = 2 * bound / (resolution - 3)
     axis = torch.linspace(-bound - spacing, bound + spacing, resolution)
     nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-    slope = level * (1 + (bound - nodes.norm(dim=-1)) / spacing).clamp(min=0)
-    # capped = min(density, slope); where the slope is zero the density does not matter
-    capped, near = slope, slope > 0
+    # capped = min(density, level max(0, 1 + (bound - |p|) / h)); where the slope is zero, the density does not matter
+    capped = level * (1 + (bound - nodes.norm(dim=-1)) / spacing).clamp(min=0)
+    near = capped > 0
     density, _ = _evaluate(field, nodes[near], bound)
-    capped[near] = torch.minimum(density, slope[near])
+    capped[near] = torch.minimum(density, capped[near])
     if not capped.max() > level:
         raise ValueError(
             f"level: the density reaches only {density.max():.3g}, the surface is wanted at {level:.3g}; "

@@ -10,6 +10,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -248,8 +249,8 @@ def curves(history: Sequence[Mapping], path: str | Path | None = None) -> Image.
     series: dict[str, list[tuple[float, float]]] = {}
     for place, record in enumerate(history):
         for name, value in record.items():
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
-                series.setdefault(name, []).append((record.get("step", place), value))
+            if name != "step" and isinstance(value, Real) and math.isfinite(value):
+                series.setdefault(name, []).append((record.get("step", place), float(value)))
     if not series:
         raise ValueError("history: expected records with finite numbers, got none; run at least one step")
 

@@ -1,9 +1,51 @@
 """Score-distillation methods, one page each. `METHODS` is where the command line finds them by name."""
 
+from collections.abc import Callable
+from functools import partial
+
 from psd_mini.methods.context import Context, Cost, Predictions, predict
+from psd_mini.methods.csd import CSD, csd_gradient
+from psd_mini.methods.dreamdpo import DreamDPO
+from psd_mini.methods.exact import Exact
+from psd_mini.methods.psd import PSD, psd_gradient
+from psd_mini.methods.ranked import rank
 from psd_mini.methods.regression import Regression
+from psd_mini.methods.reward_gradients import KINDS, RewardGradient, reward_gradient
+from psd_mini.methods.rewardsds import RewardSDS, reward_weights
 from psd_mini.methods.sds import SDS, sds_gradient
 
-METHODS = {"sds": SDS}
+# name -> constructor; `base` is the SDS or CSD that the others build on
+BASES: dict[str, Callable[..., SDS]] = {"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD}
+PREFERENCE_METHODS: dict[str, Callable] = {
+    "psd": PSD,
+    "dreamdpo": DreamDPO,
+    "rewardsds": RewardSDS,
+    "exact": Exact,
+    **{kind: partial(RewardGradient, kind) for kind in KINDS},
+}
+METHODS: dict[str, Callable] = {**BASES, **PREFERENCE_METHODS}
 
-__all__ = ["METHODS", "SDS", "Context", "Cost", "Predictions", "Regression", "predict", "sds_gradient"]
+__all__ = [
+    "BASES",
+    "CSD",
+    "KINDS",
+    "METHODS",
+    "PREFERENCE_METHODS",
+    "PSD",
+    "SDS",
+    "Context",
+    "Cost",
+    "DreamDPO",
+    "Exact",
+    "Predictions",
+    "Regression",
+    "RewardGradient",
+    "RewardSDS",
+    "csd_gradient",
+    "predict",
+    "psd_gradient",
+    "rank",
+    "reward_gradient",
+    "reward_weights",
+    "sds_gradient",
+]

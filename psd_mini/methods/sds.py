@@ -81,6 +81,10 @@ class SDS:
         """The prior's answers that `residual` needs: the negative prompt's only if g differs from 1."""
         return predict(x, t, eps, context, negative=self.guidance_scale != 1.0)
 
+    def noise(self, predictions: Predictions) -> Tensor:
+        """The guided noise prediction eps_cfg, (N, B, C, h, w): what the denoised image is made of."""
+        return cfg(predictions.eps_cond, predictions.eps_neg, self.guidance_scale)
+
     def residual(self, predictions: Predictions, eps: Tensor) -> Tensor:
         """Unweighted direction for each of the N noises, (N, B, C, h, w): eps_cfg - eps."""
         return sds_gradient(predictions.eps_cond, predictions.eps_neg, eps, self.guidance_scale)

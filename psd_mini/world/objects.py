@@ -149,9 +149,9 @@ OBJECTS: dict[str, tuple[Part, ...]] = {
         Part(moved(box(0.15, 0.52, 0.13), 0, 0, -0.14), GLASS),
     ),
     "rocket": (
-        Part(moved(cone(0.37, 0.37, 0.5), 0, 0, -0.22), MAIN),
-        Part(union(moved(cone(0.37, 0, 0.32), 0, 0, 0.6), FIN, turned(FIN, "yxz")), BLACK),
-        Part(moved(turned(cone(0.18, 0.18, 0.05), "zyx"), 0.36, 0, 0.05), GLASS),
+        Part(moved(cone(0.38, 0.38, 0.56), 0, 0, -0.16), MAIN),
+        Part(union(moved(cone(0.38, 0, 0.27), 0, 0, 0.67), FIN, turned(FIN, "yxz")), BLACK),
+        Part(moved(turned(cone(0.18, 0.18, 0.05), "zyx"), 0.36, 0, 0.1), GLASS),
     ),
     "car": (
         Part(union(moved(box(0.82, 0.38, 0.15), 0, 0, -0.1), moved(box(0.42, 0.33, 0.04), -0.15, 0, 0.36)), MAIN),

@@ -28,10 +28,10 @@ from torch.nn.functional import normalize
 from psd_mini.cameras import Cameras, camera_rays
 from psd_mini.world.objects import MAIN, OBJECTS, RADIUS, Sdf, union
 
-AMBIENT = 0.6
+AMBIENT = 0.65
 # l_k: direction to the light times its intensity. A sun above the front and a weak fill light behind, placed such that
 # the top and the four sides of a cube all differ; |l_1|, |l_2| and |l_1 + l_2| are at most 1 - AMBIENT, so shade <= 1.
-LIGHTS = ((0.24, 0.09, 0.30), (-0.18, -0.06, 0.06))
+LIGHTS = ((0.21, 0.08, 0.26), (-0.16, -0.05, 0.05))
 EPSILON = 1e-4  # world units; a pixel of a 64 x 64 picture is 0.034 wide
 MAX_STEPS = 256  # seven on average; only rays that graze a surface need more than 64
 RAYS_AT_ONCE = 2**19  # bounds the memory to some 100 MB; far fewer, and the overhead of each small operation dominates
@@ -46,7 +46,7 @@ def trace(sdf: Sdf, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 
         origins, directions: o in world units and d of unit length, one column per ray.
 
     Returns:
-        s >= 0 with f(o + s d) < EPSILON, in world units; infinity for a miss.
+        s in world units, short of the surface by less than EPSILON over the cosine of incidence; infinity for a miss.
     """
     # the ball: |o + s d| = RADIUS at s = middle -+ half_chord
     middle = -(origins * directions).sum(0)
@@ -135,6 +135,6 @@ def recolour(layers: Float[Tensor, "*b 4 h w"], colours: Float[Tensor, "c 3"]) -
     Returns:
         (..., C, 3, H, W) in [0, 1].
     """
-    base, main = layers[..., None, :3, :, :], layers[..., None, 3:, :, :]
+    base, main = layers.unsqueeze(-4).split((3, 1), dim=-3)
     # image = base + main * c
     return base + main * colours[:, :, None, None]

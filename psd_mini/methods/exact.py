@@ -1,0 +1,49 @@
+"""Exact preference alignment: SDS on the tilted prior. What all the others try to reach.
+
+Objective. max_q E_q[r] - beta KL(q || p) has the optimum p* proportional to p exp(r / beta). In the exact world p is a
+mixture of known pictures mu_k, so p* is one too: as the kernel width goes to zero, exactly the mixture with weights
+
+    pi*_k proportional to pi_k exp( r(mu_k) / beta )
+
+and its noise prediction eps*_t = eps_hat - (sigma_t / beta) grad V_t is that mixture's own. The reward of a component is
+the mean over the views of the whole object, so that one object is chosen and not one per view.
+
+Gradient. G = w(t) (eps*_cfg - eps): plain SDS with the tilted prior in place of the prior.
+
+Limits: beta -> infinity is SDS; beta -> 0 keeps the best component only.
+Reference: the optimum is that of Korbak et al. 2022 (arXiv 2205.11275) and DPO (arXiv 2305.18290), eq. 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from psd_mini.methods.context import Context
+from psd_mini.methods.sds import SDS
+
+BETA = 0.02  # temperature of the RLHF objective in the experiments, in units of colourfulness
+
+
+@dataclass
+class Exact:
+    """SDS on the tilted toy-world prior, which is made once per run from the context's prior and reward.
+
+    Args:
+        base: guidance scale and weighting of the SDS that is run.
+        beta: temperature, reward units.
+    """
+
+    base: SDS = field(default_factory=SDS)
+    beta: float = BETA
+    n_noises: int = 1
+    _tilted: dict = field(default_factory=dict, repr=False)
+
+    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+        if context.reward is None:
+            raise ValueError("reward: exact preference alignment needs one, for example reward='colorfulness'")
+        key = id(context.prior), id(context.reward)
+        if key not in self._tilted:
+            self._tilted = {key: context.prior.tilted(context.reward, self.beta)}
+        return self.base(x, t, eps, replace(context, prior=self._tilted[key]))

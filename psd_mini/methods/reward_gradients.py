@@ -1,0 +1,114 @@
+"""Reward gradients as people try them: differentiate the reward and add it to SDS.
+
+Objective. Reward minus KL, as in `psd`; its exact gradient has grad V_t in the bracket,
+
+    G = w(t) ( eps_cfg - eps - (sigma_t / beta) grad V_t(x_t) ),    V_t(x_t) = beta log E[ exp(r(x_0)/beta) | x_t ]
+
+and since V_t is out of reach, something that can be differentiated takes its place, with lambda = 1 / beta:
+
+    pixel-noisy        grad r at the noisy x_t             a picture the reward model has never seen
+    pixel-clean        grad r at the render x              the first thing everybody tries; same direction at every t
+    straight-through   (1 / alpha_t) grad r at x0_hat      value at the denoised image, denoiser's Jacobian dropped
+    dps                J^T grad r at x0_hat                J = d x0_hat / d x_t = (alpha_t / sigma_t^2) Cov(x_0 | x_t)
+
+Only the last knows the prior: J projects on directions in which the prior varies. For a Gaussian prior and a linear reward
+r = <v, x> it is exact at every beta; the first two add lambda (sigma_t / alpha_t) v to where descent ends, motion along
+directions in which the prior has no variance at all: off the manifold, which is how rewards get hacked. J costs one
+backward pass through the denoiser. As beta goes to zero V_t tends to the best reward within reach, and none of them does.
+
+References: pixel-noisy is naive classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233) with a clean-image
+classifier; straight-through as in DreamReward (Ye et al. 2024, arXiv 2403.14613, code); dps is Chung et al. 2022
+(arXiv 2209.14687), eq. 16. Tests assert: the Jacobian; exactness of dps for a Gaussian; the equilibria of the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.methods.context import Context, Predictions
+from psd_mini.methods.sds import SDS
+from psd_mini.rewards import score
+
+KINDS = ("pixel-noisy", "pixel-clean", "straight-through", "dps")
+
+
+def reward_gradient(
+    kind: str, x: Float[Tensor, "b *event"], x_t: Float[Tensor, "b *event"], t: Tensor, context: Context, base: SDS
+) -> Float[Tensor, "b *event"]:
+    """The stand-in for grad V_t, by name (equations: the module's docstring).
+
+    Args:
+        kind: one of `KINDS`.
+        x, x_t: render and noised render, (B, ...).
+        t: (B,) timesteps.
+        context: prior, embeddings, cameras, prompts and a differentiable reward.
+        base: its guided prediction denoises, for the last two.
+
+    Returns:
+        Gradient, same shape as x, in reward units per unit of x.
+
+    Raises:
+        ValueError: no reward, or one that is a black box.
+    """
+    if context.reward is None or not getattr(context.reward, "differentiable", False):
+        raise ValueError(f"reward: {kind} needs a differentiable reward; a black box works with method psd")
+    prior, schedule = context.prior, context.prior.schedule
+    leaf = (x if kind == "pixel-clean" else x_t).detach().requires_grad_()
+    with torch.enable_grad():
+        if kind in ("pixel-noisy", "pixel-clean"):
+            return _grad(score(context.reward, prior.decode(leaf), context.prompts), leaf)
+        embeddings = context.embeddings if base.guidance_scale != 1.0 else context.embeddings[:1]
+        context.cost.prior_evaluations += len(embeddings) * len(x)
+        if kind == "straight-through":
+            with torch.no_grad():
+                x0_hat = _denoise(leaf, t, embeddings, context, base)
+            x0_hat = x0_hat.requires_grad_()
+            gradient = _grad(score(context.reward, prior.decode(x0_hat), context.prompts), x0_hat)
+            return gradient / schedule.alpha_sigma(t, x)[0]
+        # J^T grad r: the chain rule through the denoiser
+        x0_hat = _denoise(leaf, t, embeddings, context, base)
+        return _grad(score(context.reward, prior.decode(x0_hat), context.prompts), leaf)
+
+
+def _grad(scores: Tensor, leaf: Tensor) -> Tensor:
+    return torch.autograd.grad(scores.sum(), leaf)[0]
+
+
+def _denoise(x_t: Tensor, t: Tensor, embeddings: Tensor, context: Context, base: SDS) -> Tensor:
+    eps_hat = context.prior.predict_noise(x_t, t, embeddings, context.cameras)
+    noise = base.noise(Predictions(x_t, eps_hat[0], eps_hat[-1]))
+    return context.prior.schedule.x0_from_eps(x_t, noise, t)
+
+
+@dataclass
+class RewardGradient:
+    """A base method plus the gradient of the reward, taken in one of four ways.
+
+    Args:
+        kind: "pixel-noisy", "pixel-clean", "straight-through" or "dps".
+        base: SDS() or CSD().
+        preference_weight: lambda = 1 / beta, in units of 1 / reward.
+    """
+
+    kind: str
+    base: SDS = field(default_factory=SDS)
+    preference_weight: float = 50.0
+    n_noises: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: {self.kind!r} is not known; choose from {', '.join(KINDS)}")
+
+    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+        predictions = self.base.predict(x, t, eps, context)
+        residual = self.base.residual(predictions, eps)[0]
+        slope = reward_gradient(self.kind, x, predictions.x_t[0], t, context, self.base)
+        schedule = context.prior.schedule
+        sigma_t = schedule.alpha_sigma(t, x)[1]
+        # G = w(t) ( h - sigma_t lambda grad r )
+        gradient = schedule.weight(t, self.base.weighting, x) * (residual - sigma_t * self.preference_weight * slope)
+        return gradient, {"gradient_rms": gradient.square().mean().sqrt().item()}

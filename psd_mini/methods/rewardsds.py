@@ -1,0 +1,79 @@
+"""RewardSDS: SDS whose noises are weighted by the reward of what they denoise to.
+
+Gradient. With N noises of one render, h_i = eps_cfg(x_t^i) - eps_i and rewards R_i of the denoised images,
+
+    best       h of the noise with the highest reward
+    softmax    sum_i softmax(R)_i h_i                                (no temperature, as published)
+    min-max    0.9 mean(h of the k best) - 0.1 mean(h of the k worst),  k = 2, or 1 where N < 4
+
+    G = w(t) * that
+
+Weights that sum to one keep the pull to the prior: for two noises best is mean base plus (1/2) delta, softmax mean base plus
+(1/2) tanh(gap/2) (h_1 - h_2), min-max 0.8 (mean + 0.625 delta), with delta = h_w - h_l: rows of PSD's formula. Equal
+rewards under softmax are plain SDS with N noises. Here the denoised images take one step; the paper takes many.
+
+Reference: Chachy et al. 2025 (RewardSDS, arXiv 2503.09601) and its code (itaychachy/RewardSDS at eadddefd,
+reward_strategy.py). Tests assert the three rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.methods.context import Context
+from psd_mini.methods.ranked import rank
+from psd_mini.methods.sds import SDS
+
+STRATEGIES = ("best", "softmax", "min-max")
+
+
+def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor, "n b"]:
+    """Weights of the N noises of each picture from their rewards (equations: the module's docstring).
+
+    Args:
+        rewards: (N, B) in reward units.
+        strategy: "best", "softmax" or "min-max".
+
+    Returns:
+        (N, B); columns sum to 1, with min-max to 0.8.
+    """
+    n = len(rewards)
+    if strategy == "softmax":
+        return rewards.softmax(dim=0)
+    place = rewards.argsort(dim=0, descending=True, stable=True).argsort(dim=0)  # 0 is the best
+    if strategy == "best":
+        return (place == 0).to(rewards)
+    k = 2 if n >= 4 else 1
+    return 0.9 / k * (place < k).to(rewards) - 0.1 / k * (place >= n - k).to(rewards)
+
+
+@dataclass
+class RewardSDS:
+    """RewardSDS as a method.
+
+    Args:
+        base: SDS() or CSD().
+        strategy: "min-max" (published default), "best" or "softmax".
+        n_noises: N, at least 2.
+    """
+
+    base: SDS = field(default_factory=SDS)
+    strategy: str = "min-max"
+    n_noises: int = 4
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}")
+        if self.n_noises < 2:
+            raise ValueError(f"n_noises: expected at least 2 noises to choose from, got {self.n_noises}")
+
+    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+        ranked = rank(self.base, x, t, eps, context)
+        weights = reward_weights(ranked.rewards, self.strategy).view(*ranked.rewards.shape, *[1] * (x.ndim - 1))
+        # G = w(t) sum_i weight_i h_i
+        gradient = context.prior.schedule.weight(t, self.base.weighting, x) * (weights * ranked.base).sum(0)
+        return gradient, {"gradient_rms": gradient.square().mean().sqrt().item(), "reward": ranked.rewards.mean().item()}

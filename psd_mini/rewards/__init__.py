@@ -1,0 +1,88 @@
+"""Rewards: what people (or a stand-in for them) like about a picture.
+
+A reward is anything that can be called as
+
+    reward(images (B, 3, H, W) in [0, 1], prompts: B strings) -> scores (B,)
+
+higher is better. Its attribute `differentiable` says whether gradients may be taken through it; without the attribute it is
+a black box. `score` is the one place where a reward is asked: it checks what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.rewards.closed_form import (
+    Colorfulness,
+    LinearReward,
+    NamedColor,
+    QuadraticReward,
+    WeightedSum,
+    black_box,
+)
+
+__all__ = [
+    "Colorfulness",
+    "LinearReward",
+    "NamedColor",
+    "QuadraticReward",
+    "WeightedSum",
+    "black_box",
+    "make_reward",
+    "score",
+]
+
+
+def make_reward(name: str) -> Callable:
+    """A reward by name: "colorfulness" or "color:NAME" with one of the toy world's colours.
+
+    Raises:
+        ValueError: unknown; lists what there is.
+    """
+    from psd_mini.world.objects import COLOURS
+
+    kind, _, colour = name.partition(":")
+    if kind == "colorfulness" and not colour:
+        return Colorfulness()
+    colour = {"grey": "gray"}.get(colour, colour)
+    if kind == "color" and colour in COLOURS:
+        return NamedColor(COLOURS[colour])
+    raise ValueError(f"reward: {name!r} is not known; choose colorfulness or color:NAME with NAME in {', '.join(COLOURS)}")
+
+
+def score(
+    reward: Callable[[Tensor, Sequence[str]], Any], images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+) -> Float[Tensor, " b"]:
+    """Ask a reward, and refuse answers that would poison a run.
+
+    Args:
+        reward: images, prompts -> scores.
+        images: (B, 3, H, W) in [0, 1].
+        prompts: B strings.
+
+    Returns:
+        (B,) scores on the images' device; differentiable if the reward is and gradients are on.
+
+    Raises:
+        ValueError: the reward raised, returned another shape than (B,), NaN or infinity, or something that is no tensor.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+    try:
+        scores = reward(images, prompts)
+    except Exception as error:
+        raise ValueError(f"reward: {name} raised {type(error).__name__}: {str(error).splitlines()[0:1]}") from error
+    if not isinstance(scores, Tensor):
+        try:
+            scores = torch.as_tensor(scores, dtype=images.dtype)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"reward: {name} returned {type(scores).__name__}, expected ({len(images)},) numbers") from None
+    if scores.shape != (len(images),):
+        raise ValueError(f"reward: {name} returned shape {tuple(scores.shape)}, expected ({len(images)},), one per image")
+    if not torch.isfinite(scores).all():
+        raise ValueError(f"reward: {name} returned NaN or infinity for image {int((~torch.isfinite(scores)).nonzero()[0])}")
+    return scores.to(images)

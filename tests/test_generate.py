@@ -1,0 +1,149 @@
+"""The main job through Python and the command line: three prompts end as what they name; mistakes end in one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import psd_mini
+from psd_mini import cli, generate, load_field, render_views
+from psd_mini.world.metrics import judge, judge_views
+
+SMALL = ["--steps", "3", "--resolution", "8"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"), [("a red mushroom", "voxel"), ("a blue house", "voxel"), ("a green car", "triplane")]
+)
+def test_prompt_becomes_its_object(prompt, field):
+    """Default settings: recognised as the prompt's object and colour, true_view_distance at most 1.25 x the oracle's."""
+    result = generate(prompt, field=field, progress=False)
+    assert result.metrics["recognised"] == prompt
+    assert result.metrics["true_view_distance"] <= 1.25 * result.metrics["oracle_distance"]
+
+
+def test_output_folder_holds_everything(tmp_path, capsys):
+    """The command leaves the promised files; run.json's numbers are those of the saved field."""
+    out = tmp_path / "out"
+    cli.main(["generate", "a red ball", *SMALL, "--out", str(out), "--seed", "5"])
+    printed = capsys.readouterr().out
+    assert "recognised as" in printed and "turntable.gif" in printed
+    expected = {"turntable.gif", "views.png", "curves.png", "mesh.glb", "field.safetensors", "run.json", "checkpoint.pt"}
+    assert {file.name for file in out.iterdir()} == expected
+    record = json.loads((out / "run.json").read_text())
+    assert record["seed"] == 5 and record["config"]["prompt"] == "a red ball" and record["seconds"] > 0
+    assert record["cost"]["prior_evaluations"] == 12 and "torch" in record["versions"]
+    assert set(record["metrics"]) == {"true_view_distance", "oracle_distance", "log_density_gap", "recognised"}
+    field = load_field(out / "field.safetensors")
+    verdict = judge(render_views(field, judge_views().cameras, 64))
+    assert record["metrics"]["true_view_distance"] == pytest.approx(verdict.true_view_distance, abs=1e-9)
+
+    from PIL import Image
+
+    with Image.open(out / "turntable.gif") as gif:
+        assert gif.n_frames == 24
+    with Image.open(out / "views.png") as sheet:
+        assert sheet.width > 8 * 96
+
+
+def test_same_seed_same_object_and_resume_is_whole(tmp_path):
+    """generate with one seed twice gives the same bits; --resume of a finished run changes nothing."""
+    options = {"steps": 3, "resolution": 8, "progress": False, "seed": 1}
+    a = generate("a cube", out=tmp_path, **options)
+    b = generate("a cube", **options)
+    c = generate("a cube", out=tmp_path, resume=True, **options)
+    for other in (b, c):
+        assert all(torch.equal(x, y) for x, y in zip(a.field.parameters(), other.field.parameters(), strict=True))
+
+
+def test_result_object_shows_itself():
+    """turntable(), views() and mesh() without a folder; the gif is one a notebook can show."""
+    result = generate("a yellow ball", steps=3, resolution=8, progress=False)
+    assert result.turntable()[:6] == b"GIF89a" and "data:image/gif;base64," in result.turntable()._repr_html_()
+    assert result.views().width > 0
+    assert len(result.mesh().faces) > 100
+    assert "a yellow ball: recognised as" in result.summary()
+
+
+@pytest.mark.parametrize("conditioning", ["words", "none"])
+def test_other_conditionings_run(conditioning):
+    result = generate("a cube", steps=2, resolution=8, conditioning=conditioning, progress=False)
+    assert result.config["conditioning"] == conditioning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", ""], "prompt: names nothing"),
+        (["generate", "of the"], "prompt: names nothing"),
+        (["generate", "a purple hippo"], "prompt: the toy world does not know 'hippo'; objects: ball, cube"),
+        (["generate", "a cube", "--steps", "0"], "steps: expected a whole number of at least 1, got 0"),
+        (["generate", "a cube", "--steps", "-4"], "steps: expected a whole number of at least 1, got -4"),
+        (["generate", "a cube", "--resolution", "2"], "size: expected at least 8 pixels"),
+        (["generate", "a cube", "--resume", *SMALL], "there is no checkpoint at"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
+    """Exit status 2, one line on stderr that names the argument, no traceback."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def test_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "a cube", *SMALL, "--out", str(tmp_path / "file")])
+    assert "out: cannot write into" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_resuming_another_run_changes_nothing(tmp_path, capsys):
+    """A checkpoint of another prompt: refused with the difference, and every file stays as it was."""
+    cli.main(["generate", "a cube", *SMALL, "--out", str(tmp_path)])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "a ball", *SMALL, "--out", str(tmp_path), "--resume"])
+    assert "made with prompt = 'a cube', this run has 'a ball'" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_unknown_names_in_python():
+    for arguments, message in (
+        ({"method": "magic"}, "method: 'magic' is not known; choose from"),
+        ({"field": "octree"}, "field: 'octree' is not known; choose from voxel, triplane"),
+        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose from exact"),
+        ({"resume": True}, "resume: needs `out`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate("a cube", **arguments)
+
+
+def test_import_needs_only_torch_numpy_and_jaxtyping():
+    """`import psd_mini` in a fresh process where everything else is forbidden; the check itself can fail (matplotlib)."""
+    script = """
+import importlib.abc, sys
+banned = {"diffusers", "transformers", "matplotlib", "skimage", "PIL", "safetensors", "tqdm", "huggingface_hub", "scipy"}
+class Ban(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in banned:
+            raise ImportError("banned: " + name)
+sys.meta_path.insert(0, Ban())
+import NAME
+"""
+    for name, works in (("psd_mini", True), ("matplotlib", False)):
+        run = subprocess.run([sys.executable, "-c", script.replace("NAME", name)], capture_output=True, text=True)
+        assert (run.returncode == 0) == works, run.stderr
+
+
+def test_public_names_exist():
+    assert all(hasattr(psd_mini, name) for name in psd_mini.__all__)
+
+
+def test_bench_prints_a_table(capsys):
+    cli.main(["bench", "--steps", "1"])
+    printed = capsys.readouterr().out
+    assert "ms per step" in printed and "voxel" in printed and "triplane" in printed
