@@ -133,8 +133,8 @@ class TriplaneField(nn.Module):
     def parameter_groups(self) -> list[dict]:
         """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
         return [
-            {"params": [self.planes], "lr": 0.02},
-            {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.005},
+            {"params": [self.planes], "lr": 0.04},
+            {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.01},
         ]
 
 

@@ -61,7 +61,7 @@ def test_same_seed_same_object_and_resume_is_whole(tmp_path):
 def test_result_object_shows_itself():
     """turntable(), views() and mesh() without a folder; the gif is one a notebook can show."""
     result = generate("a yellow ball", steps=3, resolution=8, progress=False)
-    assert result.turntable()[:6] == b"GIF89a" and "data:image/gif;base64," in result.turntable()._repr_html_()
+    assert result.turntable().data[:6] == b"GIF89a" and "data:image/gif;base64," in result.turntable()._repr_html_()
     assert result.views().width > 0
     assert len(result.mesh().faces) > 100
     assert "a yellow ball: recognised as" in result.summary()

@@ -16,6 +16,15 @@ BALL = 0.8  # radius of the ball, world units
 EVERY_OBJECT = pytest.mark.parametrize("name", OBJECTS)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """These many small operations are quicker without waiting for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def exact(monkeypatch):
     """Tracing down to rounding error, for identities in float64."""
@@ -49,7 +58,7 @@ def random_points(n, half_width, seed=0):
     return (2 * torch.rand(3, n, generator=generator, dtype=torch.float64) - 1) * half_width
 
 
-@pytest.mark.parametrize("distance", [2.5, 3.0, 4.0])
+@pytest.mark.parametrize("distance", [2.5, 4.0])
 def test_ball_covers_the_area_of_its_projection(distance):
     """A ball seen from D is a disc of radius tan(asin(r / D)); the picture's half width is tan(fov / 2)."""
     cameras = orbit64(35.0, 20.0, distance)
@@ -158,7 +167,7 @@ def test_objects_fill_the_ball_and_stay_inside(name):
 @EVERY_OBJECT
 def test_tracing_agrees_with_small_steps(name):
     """The first sign change of f in steps of 4e-3 from the camera: catches overshooting and a wrong bounding ball."""
-    origins, directions = rays64([20.0, 140.0, 260.0], [5.0, 25.0, 45.0], 24)
+    origins, directions = rays64([20.0, 140.0, 260.0], [5.0, 25.0, 45.0], 20)
     s = torch.arange(2.0, 4.0, 4e-3, dtype=torch.float64)
     p = origins[:, :, None] + directions[:, :, None] * s
     inside = solid(name)(*p) <= 0
@@ -256,14 +265,17 @@ def test_pictures_are_framed_and_in_range(name):
 
 
 def test_each_camera_has_its_own_picture(monkeypatch):
-    """A batch equals its cameras one by one, also when the rays need several goes, and twice gives the same bits."""
+    """A batch equals its cameras one by one, also in several goes; the bits do not depend on threads."""
     cameras = orbit64([0.0, 50.0, 100.0], [0.0, 20.0, 40.0])
     batch = render_layers("chair", cameras, 24)
     assert torch.equal(batch, render_layers("chair", cameras, 24))
     single = torch.cat([render_layers("chair", cameras[i : i + 1], 24) for i in range(3)])
     monkeypatch.setattr(views, "RAYS_AT_ONCE", 2 * 48**2)
-    for other in (single, render_layers("chair", cameras, 24)):
+    in_two_goes = render_layers("chair", cameras, 24)
+    for other in (single, in_two_goes):
         torch.testing.assert_close(batch, other, atol=1e-9, rtol=0)
+    torch.set_num_threads(2)
+    assert torch.equal(in_two_goes, render_layers("chair", cameras, 24)) and torch.get_num_threads() == 2
 
 
 def test_colours_are_distinct_and_gray_is_their_middle():

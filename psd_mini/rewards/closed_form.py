@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.world.views import AMBIENT
+
 Images = Float[Tensor, "b 3 h w"]
-DARKEST_SHADE = 0.6  # the toy world's surfaces are between 0.6 and 1 times their colour
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Colorfulness:
 class NamedColor:
     """How much of the picture has one colour, at any shade.
 
-        r = mean over pixels of exp( -min_s ||pixel - s c||^2 / (2 width^2) ),   s in [0.6, 1]
+        r = mean over pixels of exp( -min_s ||pixel - s c||^2 / (2 width^2) ),   s in [0.65, 1]
 
     the minimum is at s = <pixel, c> / <c, c>, clamped: surfaces in shadow count too.
 
@@ -61,7 +62,7 @@ class NamedColor:
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
         c = torch.tensor(self.colour, dtype=images.dtype, device=images.device)[:, None, None]
-        s = ((images * c).sum(1, keepdim=True) / c.square().sum()).clamp(DARKEST_SHADE, 1.0)
+        s = ((images * c).sum(1, keepdim=True) / c.square().sum()).clamp(AMBIENT, 1.0)
         squared = (images - s * c).square().sum(1)
         return torch.exp(-squared / (2 * self.width**2)).mean(dim=(1, 2))
 

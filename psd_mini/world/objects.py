@@ -7,7 +7,7 @@ never exceeds the true distance and a ray may always advance by f(p) (sphere tra
     union(f, g) = min(f, g),    intersection(f, g) = max(f, g),    carve(f, g) = max(f, -g)
 
 and every isometry of space, which is why boxes and cones below are plain maxima over their faces. World: z up, fronts
-face +x; everything fits into the ball of radius `RADIUS`.
+face +x, lengths in world units; everything fits into the ball of radius `RADIUS`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ where base (3 channels) holds the background and the fixed colours, main (1 chan
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,7 +36,7 @@ AMBIENT = 0.65
 LIGHTS = ((0.21, 0.08, 0.26), (-0.16, -0.05, 0.05))
 EPSILON = 1e-4  # world units; a pixel of a 64 x 64 picture is 0.034 wide
 MAX_STEPS = 256  # seven on average; only rays that graze a surface need more than 64
-RAYS_AT_ONCE = 2**19  # bounds the memory to some 100 MB; far fewer, and the overhead of each small operation dominates
+RAYS_AT_ONCE = 2**18  # per thread; bounds the memory to 50 MB each. Far fewer, and the overhead of operations dominates
 
 
 @torch.no_grad()
@@ -113,14 +115,18 @@ def render_layers(name: str, cameras: Cameras, size: int, supersample: int = 2) 
         raise ValueError(f"size, supersample: expected at least 1, got {size} and {supersample}")
     side = size * supersample
     at_once = max(1, RAYS_AT_ONCE // side**2)
-    pictures = []
-    for start in range(0, len(cameras), at_once):
+
+    def draw(start: int) -> Float[Tensor, "b 4 size size"]:
         origins, directions = camera_rays(cameras[start : start + at_once], side, side)
         # one row per coordinate from here on: x, y and z are contiguous
         rays = origins.T.repeat_interleave(side**2, dim=1), directions.reshape(-1, 3).T.contiguous()
         layers = _radiance(name, *rays)
-        pictures.append(layers.reshape(4, -1, size, supersample, size, supersample).mean((3, 5)).transpose(0, 1))
-    return torch.cat(pictures)
+        return layers.reshape(4, -1, size, supersample, size, supersample).mean((3, 5)).transpose(0, 1)
+
+    # one thread for each batch of cameras, not several for each operation: thousands of short operations that wait for
+    # all their threads take ten times as long when another process keeps one of the cores busy
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat(list(pool.map(draw, range(0, len(cameras), at_once))))
 
 
 def recolour(layers: Float[Tensor, "*b 4 h w"], colours: Float[Tensor, "c 3"]) -> Float[Tensor, "*b c 3 h w"]:

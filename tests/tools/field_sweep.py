@@ -3,7 +3,7 @@
     python tests/tools/field_sweep.py [voxel|triplane]
 
 For every start (radius, sharpness and offset of the soft ball) and every factor on the learning rates: the distance to the
-true views after SDS and after regression (the oracle), three prompts, 200 steps at 32 x 32.
+true views after SDS and after regression (the oracle), three prompts, default steps at 32 x 32.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def table(records: list[dict]) -> str:
 
 if __name__ == "__main__":
     kinds = sys.argv[1:] or ["voxel", "triplane"]
+    variants = [(start, 1.0) for start in BALLS] + [("soft ball", 0.5), ("soft ball", 2.0)]
     jobs = [
         {"field": kind, "start": start, "lr_scale": lr_scale, "prompt": prompt}
         for kind in kinds
-        for start in BALLS
-        for lr_scale in (0.5, 1.0, 2.0)
+        for start, lr_scale in variants
         for prompt in PROMPTS
     ]
     print(table(run_jobs(jobs, work, RESULTS / "field_sweep.jsonl")))
