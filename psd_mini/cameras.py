@@ -102,9 +102,7 @@ def orbit(azimuth_degrees, elevation_degrees, distance: float = 3.0, fov_degrees
     if counts[0] != counts[1] and 1 not in counts:
         raise ValueError(f"azimuth_degrees, elevation_degrees: expected one number or equally many, got {counts}")
     azimuth, elevation = torch.broadcast_tensors(azimuth, elevation)
-    return Cameras(
-        azimuth.deg2rad(), elevation.deg2rad(), torch.full_like(azimuth, float(distance)), math.radians(fov_degrees)
-    )
+    return Cameras(azimuth.deg2rad(), elevation.deg2rad(), torch.full_like(azimuth, float(distance)), math.radians(fov_degrees))
 
 
 def camera_rays(cameras: Cameras, height: int, width: int) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b h w 3"]]:

@@ -33,9 +33,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}; choose a folder that exists and is writable", str(path)
-        ) from None
+        raise OSError(error.errno, f"{error.strerror}; choose a folder that exists and is writable", str(path)) from None
     finally:
         partial.unlink(missing_ok=True)
 

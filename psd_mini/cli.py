@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")
     make.add_argument("--negative-prompt", default="", help="what guidance pushes away from")
     make.add_argument("--conditioning", default="camera", choices=CONDITIONING, help="what the exact prior knows of the camera")
+    make.add_argument("--reward", help="colorfulness or color:NAME, for methods with a preference")
+    make.add_argument("--preference-weight", type=float, help="how strongly the reward pulls (default: the method's)")
     make.add_argument("--steps", type=int, default=120)
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--resolution", type=int, default=32, help="pixels per side while training (results are 64)")

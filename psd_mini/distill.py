@@ -13,7 +13,6 @@ the same bits as one that was not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,13 @@ class Run:
     history: list[dict[str, float]] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     steps: int = 0
+
+
+# the arguments of `distill` that decide a run's outcome: a checkpoint keeps them, and a resumed run must have the same
+SETTINGS = {
+    *("prompt", "negative_prompt", "steps", "cameras_per_step", "size", "n_samples", "t_min", "t_max", "lr_scale"),
+    *("entropy_weight", "seed"),
+}
 
 
 class NonFiniteError(FloatingPointError):
@@ -126,117 +132,73 @@ def distill(
         ValueError: a value out of range, or a checkpoint that does not fit, named.
         NonFiniteError: NaN or infinity; the field is back in its last good state and the last checkpoint is untouched.
     """
+    settings = {name: value for name, value in locals().items() if name in SETTINGS}
+    settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__), **(config or {})}
     _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
-    config = {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt,
-        "method": repr(method),
-        "steps": steps,
-        "cameras_per_step": cameras_per_step,
-        "size": size,
-        "n_samples": n_samples,
-        "t_range": [t_min, *t_max],
-        "lr_scale": lr_scale,
-        "entropy_weight": entropy_weight,
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        **(config or {}),
-    }
     embeddings = prior.embed([prompt, negative_prompt])
     generator = torch.Generator().manual_seed(seed)
     groups = [{**group, "lr": group["lr"] * lr_scale} for group in radiance_field.parameter_groups()]  # type: ignore
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
-    run = Run()
+    run, T = Run(), prior.schedule.num_timesteps
     path = Path(checkpoint) if checkpoint is not None else None
+    stateful: dict[str, Any] = {"field": radiance_field, "optimizer": optimizer}
+    if hasattr(method, "state_dict"):
+        stateful["method"] = method
     if resume:
         if path is None:
             raise ValueError("resume: there is nothing to resume from; give `checkpoint` too")
-        state = read_checkpoint(path, config)
-        radiance_field.load_state_dict(state["field"])
-        optimizer.load_state_dict(state["optimizer"])
+        state = read_checkpoint(path, settings)
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
         generator.set_state(state["generator"])
-        if hasattr(method, "load_state_dict"):
-            method.load_state_dict(state["method"])
         run = Run(state["history"], Cost(**state["cost"]), state["step"])
 
-    def save() -> None:
-        if path is not None:
-            state = {
-                "config": config,
-                "step": run.steps,
-                "field": radiance_field.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "generator": generator.get_state(),
-                "method": method.state_dict() if hasattr(method, "state_dict") else {},
-                "history": run.history,
-                "cost": vars(run.cost),
-            }
-            write_checkpoint(path, state)
-
-    T = prior.schedule.num_timesteps
     last_good = _copy(radiance_field)
     bar = _progress_bar(steps, run.steps, prompt, progress)
     try:
         with deterministic():
             for step in range(run.steps, steps):
-                started = time.perf_counter()
-                accounted = sum(run.cost.seconds.values()) - run.cost.seconds["other"]
-                cameras = prior.draw_cameras(cameras_per_step, generator)
-                rendering = render(
-                    radiance_field, cameras, size, n_samples=n_samples, background=background, generator=generator
-                )
-                x = prior.encode(rendering.rgb)
-                run.cost.renders += len(cameras)
-                run.cost.seconds["render"] += time.perf_counter() - started
+                with run.cost.timed("total"):
+                    with run.cost.timed("render"):
+                        cameras = prior.draw_cameras(cameras_per_step, generator)
+                        rendering = render(
+                            radiance_field, cameras, size, n_samples=n_samples, background=background, generator=generator
+                        )
+                        x = prior.encode(rendering.rgb)
+                    run.cost.renders += len(cameras)
 
-                # t ~ U{t_min .. t_max}, t_max falling over the run
-                highest = annealed_t_max(step / max(steps - 1, 1), *t_max)
-                n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
-                t = sample_timesteps(n_timesteps, round(t_min * (T - 1)), round(highest * (T - 1)), generator)
-                t = t.expand(len(cameras))
-                eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)  # type: ignore[attr-defined]
-                context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
-                gradient, metrics = method(x.detach(), t, eps, context)
+                    # t ~ U{t_min .. t_max}, t_max falling over the run
+                    highest = annealed_t_max(step / max(steps - 1, 1), *t_max)
+                    n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
+                    t = sample_timesteps(n_timesteps, round(t_min * (T - 1)), round(highest * (T - 1)), generator)
+                    t = t.expand(len(cameras))
+                    eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)  # type: ignore[attr-defined]
+                    context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
+                    gradient, metrics = method(x.detach(), t, eps, context)
 
-                before = time.perf_counter()
-                loss = surrogate_loss(x, gradient)
-                if entropy_weight:
-                    loss = loss + entropy_weight * x[0].numel() * opacity_entropy(rendering.opacity)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                run.cost.seconds["backward"] += time.perf_counter() - before
-                gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
-                _check_finite(step, {"the render": x, "the method's gradient": gradient, **gradients})
-                last_good = _copy(radiance_field)
-                optimizer.step()
+                    with run.cost.timed("backward"):
+                        loss = surrogate_loss(x, gradient)
+                        if entropy_weight:
+                            loss = loss + entropy_weight * x[0].numel() * opacity_entropy(rendering.opacity)
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()
+                    gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
+                    _check_finite(step, {"the render": x, "the method's gradient": gradient, **gradients})
+                    last_good = _copy(radiance_field)
+                    optimizer.step()
 
                 run.steps = step + 1
                 run.history.append({"step": step, "opacity": rendering.opacity.mean().item(), **metrics})
                 if callback is not None:
-                    callback(
-                        {
-                            "step": step,
-                            "cameras": cameras,
-                            "rendering": rendering,
-                            "x": x,
-                            "t": t,
-                            "eps": eps,
-                            "gradient": gradient,
-                            "loss": loss,
-                            "metrics": metrics,
-                            "context": context,
-                            "field": radiance_field,
-                            "optimizer": optimizer,
-                            "run": run,
-                        }
-                    )
-                now_accounted = sum(run.cost.seconds.values()) - run.cost.seconds["other"]
-                run.cost.seconds["other"] += time.perf_counter() - started - (now_accounted - accounted)
+                    seen = ("step", "cameras", "rendering", "x", "t", "eps", "context", "gradient", "metrics", "loss", "run")
+                    callback({name: value for name, value in locals().items() if name in seen} | stateful)
                 bar.update(1)
                 if run.steps % checkpoint_every == 0 or run.steps == steps:
                     _check_finite(step, dict(radiance_field.named_parameters(prefix="field")))
-                    save()
+                    if path is not None:
+                        state = {name: part.state_dict() for name, part in stateful.items()}
+                        state |= {"config": settings, "step": run.steps, "generator": generator.get_state()}
+                        write_checkpoint(path, {**state, "history": run.history, "cost": vars(run.cost)})
     except NonFiniteError as error:
         radiance_field.load_state_dict(last_good)
         kept = f"; the checkpoint in {path} is untouched" if path is not None and path.exists() else ""
@@ -247,11 +209,8 @@ def distill(
 
 
 def _check(steps: int, cameras_per_step: int, t_min: float, t_max: tuple[float, float], checkpoint_every: int) -> None:
-    for name, value in {
-        "steps": steps,
-        "cameras_per_step": cameras_per_step,
-        "checkpoint_every": checkpoint_every,
-    }.items():
+    counts = {"steps": steps, "cameras_per_step": cameras_per_step, "checkpoint_every": checkpoint_every}
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
     if len(t_max) != 2 or not all(0 <= t_min <= bound <= 1 for bound in t_max):

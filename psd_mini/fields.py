@@ -51,9 +51,7 @@ class VoxelField(nn.Module):
         generator: unused (the voxel field starts without randomness), taken so that all fields are made alike.
     """
 
-    def __init__(
-        self, resolution: int = 32, bound: float = 1.0, channels: int = 3, generator: torch.Generator | None = None
-    ):
+    def __init__(self, resolution: int = 32, bound: float = 1.0, channels: int = 3, generator: torch.Generator | None = None):
         super().__init__()
         self.settings: dict[str, Any] = {"resolution": resolution, "bound": bound, "channels": channels}
         _check_settings(**self.settings)
@@ -132,10 +130,7 @@ class TriplaneField(nn.Module):
 
     def parameter_groups(self) -> list[dict]:
         """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
-        return [
-            {"params": [self.planes], "lr": 0.04},
-            {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.01},
-        ]
+        return [{"params": [self.planes], "lr": 0.04}, {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.01}]
 
 
 FIELDS = {"voxel": VoxelField, "triplane": TriplaneField}

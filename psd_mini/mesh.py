@@ -43,9 +43,7 @@ class Mesh(NamedTuple):
     colours: Float[np.ndarray, "v 3"]
 
 
-def _evaluate(
-    field: Callable, points: Float[Tensor, "n 3"], bound: float
-) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
+def _evaluate(field: Callable, points: Float[Tensor, "n 3"], bound: float) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
     """The field on its own device and in its own precision, a block of points at a time to bound the memory.
 
     No camera ever saw what the field says outside the ball: there the nearest point on the ball stands in.
@@ -93,9 +91,7 @@ def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> floa
 
     peak, solid = density.amax(dim=1), density.sum(dim=1) * delta[hit] > math.log(2)
     if not solid.any():
-        raise ValueError(
-            f"field: nowhere half opaque, its density reaches {peak.max():.3g}; train longer or give a level"
-        )
+        raise ValueError(f"field: nowhere half opaque, its density reaches {peak.max():.3g}; train longer or give a level")
     # level = 0.7 quantile_0.5%{ max_i rho_i : sum_i rho_i delta > log 2 }
     return 0.7 * peak[solid].quantile(0.005).item()
 

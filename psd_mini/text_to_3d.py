@@ -24,8 +24,9 @@ from psd_mini import fields, rendering, viz, world
 from psd_mini import mesh as mesh_module
 from psd_mini.checkpoint import write_atomically
 from psd_mini.distill import distill
-from psd_mini.methods import METHODS, Regression
+from psd_mini.methods import PREFERENCE_METHODS, Regression, make_method
 from psd_mini.priors.toy_world import ToyWorldPrior
+from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
 from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
@@ -86,6 +87,8 @@ def generate(
     guidance_scale: float | None = None,
     negative_prompt: str = "",
     conditioning: str = "camera",
+    reward: str | Callable | None = None,
+    preference_weight: float | None = None,
     steps: int = 120,
     seed: int = 0,
     resolution: int = 32,
@@ -105,6 +108,9 @@ def generate(
         guidance_scale: g of classifier-free guidance (1 = none); default per prior.
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem).
+        reward: "colorfulness", "color:NAME" or any function of pictures, for methods with a preference; None is
+            colourfulness for those and nothing for the others.
+        preference_weight: how strongly the reward pulls; None is the method's default.
         steps: optimiser steps.
         seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
         resolution: pixels per side of the training renders. Results are always rendered and judged at 64 x 64.
@@ -121,16 +127,17 @@ def generate(
     started = time.perf_counter()
     if not words(prompt):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
-    if isinstance(method, str) and method not in METHODS:
-        raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
     if prior not in PRIORS:
         raise ValueError(f"prior: {prior!r} is not known; choose from {', '.join(PRIORS)}")
+    if reward is None and method in PREFERENCE_METHODS:
+        reward = "colorfulness"
+    g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
+    the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
+    the_reward = make_reward(reward) if isinstance(reward, str) else reward
     folder = _writable(out)
     if resume and folder is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
 
-    g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
-    the_method = METHODS[method](guidance_scale=g) if isinstance(method, str) else method
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
     the_prior = PRIORS[prior](resolution, conditioning)
     config = {
@@ -141,6 +148,7 @@ def generate(
         "conditioning": conditioning,
         "guidance_scale": g,
         "negative_prompt": negative_prompt,
+        "reward": reward if isinstance(reward, str | None) else getattr(reward, "__name__", repr(reward)),
         "steps": steps,
         "seed": seed,
         "resolution": resolution,
@@ -153,6 +161,7 @@ def generate(
         negative_prompt=negative_prompt,
         steps=steps,
         size=resolution,
+        reward=the_reward,
         seed=seed,
         callback=callback,
         checkpoint=folder and folder / "checkpoint.pt",

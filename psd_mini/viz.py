@@ -135,9 +135,7 @@ def render_views(
     """
     n = max(1, POINTS_AT_ONCE // (size * size * n_samples))
     groups = [cameras[i : i + n] for i in range(0, len(cameras), n)]
-    return torch.cat([render(field, g, size, n_samples=n_samples, background=background).rgb for g in groups]).clamp(
-        0, 1
-    )
+    return torch.cat([render(field, g, size, n_samples=n_samples, background=background).rgb for g in groups]).clamp(0, 1)
 
 
 def turntable_cameras(n_frames: int = 24, elevation_degrees: float = 20.0, **settings: float) -> Cameras:

@@ -54,9 +54,7 @@ def plain_posterior(x_t: Tensor, t: Tensor, weights: Tensor, means: Tensor, cova
             for w, mu, i in zip(weights, means, inv, strict=True)
         ]
         g.append(torch.stack(joint) / sum(joint))
-        m.append(
-            torch.stack([mu + a_i * S @ i @ (x - a_i * mu) for mu, S, i in zip(means, covariances, inv, strict=True)])
-        )
+        m.append(torch.stack([mu + a_i * S @ i @ (x - a_i * mu) for mu, S, i in zip(means, covariances, inv, strict=True)]))
         lam.append(torch.stack([s_i**2 * S @ i for S, i in zip(covariances, inv, strict=True)]))
     return torch.stack(g), torch.stack(m), torch.stack(lam)
 

@@ -129,9 +129,7 @@ def test_directions_are_unit_and_the_centre_ray_passes_the_origin():
     assert directions.shape == (6, 5, 9, 3)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(6, 5, 9, dtype=F64), rtol=0, atol=1e-14)
     torch.testing.assert_close(origins.norm(dim=-1), cameras.distance, rtol=1e-14, atol=0)
-    torch.testing.assert_close(
-        origins + cameras.distance[:, None] * directions[:, 2, 4], 0 * origins, rtol=0, atol=1e-13
-    )
+    torch.testing.assert_close(origins + cameras.distance[:, None] * directions[:, 2, 4], 0 * origins, rtol=0, atol=1e-13)
 
 
 def test_field_of_view_at_the_edges():

@@ -286,9 +286,7 @@ def test_saved_fields_come_back_bit_for_bit(kind, dtype, tmp_path):
     loaded: Any = load_field(tmp_path / "field.safetensors", expect={"kind": kind, **SETTINGS[kind]})
     assert type(loaded) is type(field)
     assert loaded.settings == field.settings == SETTINGS[kind]
-    for (name, value), (loaded_name, loaded_value) in zip(
-        field.named_parameters(), loaded.named_parameters(), strict=True
-    ):
+    for (name, value), (loaded_name, loaded_value) in zip(field.named_parameters(), loaded.named_parameters(), strict=True):
         assert name == loaded_name
         assert loaded_value.dtype == dtype
         assert loaded_value.requires_grad
@@ -369,9 +367,7 @@ def test_bad_settings_are_named():
     assert_one_line_error(lambda: make_field("mesh"), "field: 'mesh'", "voxel, triplane")
     assert_one_line_error(lambda: save_field(nn.Linear(2, 2), "never.safetensors"), "Linear", "voxel, triplane")
     for kind in FIELDS:
-        assert_one_line_error(
-            lambda kind=kind: make_field(kind, resolution=1), "resolution: expected", "at least 2", "1"
-        )
+        assert_one_line_error(lambda kind=kind: make_field(kind, resolution=1), "resolution: expected", "at least 2", "1")
         assert_one_line_error(lambda kind=kind: make_field(kind, resolution=8.0), "resolution: expected", "8.0")
         assert_one_line_error(lambda kind=kind: make_field(kind, channels=0), "channels: expected", "0")
         for bound in (0.0, -1.0, float("nan"), float("inf")):

@@ -22,7 +22,7 @@ def test_cfg_ends_and_affinity():
 
 
 def test_cfg_is_not_the_imagen_form():
-    """eps_cond + w (eps_cond - eps_neg) = cfg with g = 1 + w; the two conventions differ for every w != ... they are off by one."""
+    """eps_cond + w (eps_cond - eps_neg) = cfg with g = 1 + w; the two conventions are off by one."""
     cond, neg = normal(7, seed=1), normal(7, seed=2)
     w = 6.5
     torch.testing.assert_close(cfg(cond, neg, guidance_from_imagen(w)), cond + w * (cond - neg), rtol=1e-13, atol=1e-13)
@@ -68,9 +68,7 @@ def test_residual_points_from_the_denoised_image():
     x_t = SCHEDULE.add_noise(x, eps, t)
     abar = SCHEDULE.alphas_cumprod[t][:, None]
     x0_hat = (x_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
-    torch.testing.assert_close(
-        sds_residual(eps_hat, eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-10, atol=1e-10
-    )
+    torch.testing.assert_close(sds_residual(eps_hat, eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-10, atol=1e-10)
 
 
 def test_surrogate_loss_injects_the_gradient():
@@ -83,7 +81,7 @@ def test_surrogate_loss_injects_the_gradient():
 
 @pytest.mark.parametrize("way", ["by hand", "inner product", "target"])
 def test_other_ways_to_inject_are_equal(way):
-    """x.backward(G), <x, stopgrad(G)> and 0.5 ||x - target||^2 with target = x - G give the same gradient as `surrogate_loss`."""
+    """x.backward(G), <x, stopgrad(G)> and 0.5 ||x - target||^2 with target = x - G inject the same gradient."""
     theta, gradient = normal(6, seed=1).requires_grad_(), normal(2, 6, seed=2)
     mixing = normal(2, 6, seed=3)
 

@@ -208,9 +208,7 @@ def test_glb_colours_are_linear_light(torus_mesh, glb):
     accessor = document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["COLOR_0"]]
     view = document["bufferViews"][accessor["bufferView"]]
     stored = np.frombuffer(binary, "<f4", 3 * accessor["count"], view["byteOffset"]).reshape(-1, 3)
-    linear = [
-        [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in v] for v in torus_mesh.colours.tolist()
-    ]
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in v] for v in torus_mesh.colours.tolist()]
     np.testing.assert_allclose(stored, linear, atol=1e-6)
     scene: Any = trimesh.load(glb, process=False)
     (body,) = scene.geometry.values()

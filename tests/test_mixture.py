@@ -64,8 +64,7 @@ def test_posterior_against_plain_algebra(d):
     close(prior.responsibilities(x_t, t)[0], g)
     close(prior.denoise(x_t, t)[0], mean)
     close(
-        prior.posterior_covariance(x_t, t)[0],
-        torch.einsum("bm,bmij->bij", g, lam + spread[..., None] * spread[..., None, :]),
+        prior.posterior_covariance(x_t, t)[0], torch.einsum("bm,bmij->bij", g, lam + spread[..., None] * spread[..., None, :])
     )
     close(prior.predict_noise(x_t, t)[0], (x_t - a * mean) / s)
 
@@ -144,11 +143,7 @@ def test_samples_have_the_mixtures_moments(form):
     n, (weights, means, full) = 200_000, world(3)
     diagonal = full.diagonal(dim1=1, dim2=2)
     given = {"full": full, "diagonal": diagonal, "isotropic": diagonal[:, :1]}[form]
-    covariances = {
-        "full": full,
-        "diagonal": torch.diag_embed(diagonal),
-        "isotropic": diagonal[:, :1, None] * torch.eye(3),
-    }
+    covariances = {"full": full, "diagonal": torch.diag_embed(diagonal), "isotropic": diagonal[:, :1, None] * torch.eye(3)}
     embedding = tensor(1.0, -0.5, 0.2)
     prior = GaussianMixture(weights, means, given, SCHEDULE)
     x = prior.sample(n, torch.Generator().manual_seed(0), embedding)
@@ -225,9 +220,7 @@ def test_degenerate_worlds_stay_exact_and_finite():
         x = (far * normal(20, 2, 2)).to(dtype).requires_grad_()
         e = torch.zeros(1, 3, dtype=dtype, requires_grad=True)
         ends = torch.tensor([0, T - 1])
-        outputs = [
-            f(x, ends, e) for f in (prior.predict_noise, prior.denoise, prior.log_prob, prior.posterior_covariance)
-        ]
+        outputs = [f(x, ends, e) for f in (prior.predict_noise, prior.denoise, prior.log_prob, prior.posterior_covariance)]
         gradients = torch.autograd.grad(torch.stack([out.sum() for out in outputs]).sum(), (x, e))
         assert all(bool(out.isfinite().all()) and out.dtype == dtype for out in [*outputs, *gradients])
 

@@ -149,16 +149,12 @@ def test_colour_gradient_in_fog_converges_with_the_square_of_the_bin_width():
         return torch.full_like(points[:, 0], 1.5), 0.5 + 0.25 * (1 - points[:, :1])
 
     expected = (1 - math.exp(-k)) / 2 + ((1 - math.exp(-k)) / k - math.exp(-k)) / 2
-    error = [
-        abs(render(field, look(), 1, n_samples=n, radius=1.0, background=0.0).rgb.item() - expected) for n in (50, 100)
-    ]
+    error = [abs(render(field, look(), 1, n_samples=n, radius=1.0, background=0.0).rgb.item() - expected) for n in (50, 100)]
     assert error[1] < 1e-4
     assert error[0] / error[1] == pytest.approx(4, abs=0.02)
 
 
-@pytest.mark.parametrize(
-    ("azimuth", "front", "back"), [(0.0, (2.0, RED), (3.0, BLUE)), (math.pi, (3.0, BLUE), (2.0, RED))]
-)
+@pytest.mark.parametrize(("azimuth", "front", "back"), [(0.0, (2.0, RED), (3.0, BLUE)), (math.pi, (3.0, BLUE), (2.0, RED))])
 def test_two_layers_composite_in_the_order_of_sight(azimuth, front, back):
     """rgb = (1 - e^-k1) c1 + e^-k1 (1 - e^-k2) c2 + e^-(k1 + k2) b, layer 1 the nearer one; exact on aligned bins."""
 
@@ -209,10 +205,7 @@ def slow_render(field, azimuth, elevation, distance, fov, height, width, n_sampl
             d = [-height / (2 * math.tan(fov / 2)), y, z]
             ray = []
             for x, y, z in (d, (distance, 0.0, 0.0)):
-                x, z = (
-                    math.cos(elevation) * x - math.sin(elevation) * z,
-                    math.sin(elevation) * x + math.cos(elevation) * z,
-                )
+                x, z = (math.cos(elevation) * x - math.sin(elevation) * z, math.sin(elevation) * x + math.cos(elevation) * z)
                 x, y = math.cos(azimuth) * x - math.sin(azimuth) * y, math.sin(azimuth) * x + math.cos(azimuth) * y
                 ray.append((x, y, z))
             length = math.hypot(*ray[0])
@@ -241,11 +234,7 @@ def slow_render(field, azimuth, elevation, distance, fov, height, width, n_sampl
 @torch.no_grad()
 def test_agrees_with_a_slow_loop():
     """rgb, opacity, depth, weights and z of a random VoxelField equal the loop's to 1e-12, pixel by pixel."""
-    field, cameras, background = (
-        random_voxels(5, seed=5, bound=0.8),
-        random_cameras(2, seed=6, fov=0.7),
-        (0.9, 0.2, 0.4),
-    )
+    field, cameras, background = (random_voxels(5, seed=5, bound=0.8), random_cameras(2, seed=6, fov=0.7), (0.9, 0.2, 0.4))
     height, width, n_samples = 5, 7, 6
     result = render(field, cameras, height, width, n_samples=n_samples, background=torch.tensor(background, dtype=F64))
     misses = 0
@@ -493,9 +482,7 @@ def test_four_channels():
     background = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
     result = render(field, cameras, 5, 3, background=background)
     assert result.rgb.shape == (2, 4, 5, 3)
-    swapped = render(
-        lambda p: (field(p)[0], field(p)[1].flip(-1)), cameras, 5, 3, radius=1.0, background=background.flip(-1)
-    )
+    swapped = render(lambda p: (field(p)[0], field(p)[1].flip(-1)), cameras, 5, 3, radius=1.0, background=background.flip(-1))
     torch.testing.assert_close(swapped.rgb, result.rgb.flip(1), rtol=0, atol=1e-14)
 
 
@@ -528,26 +515,14 @@ def test_near_blob_hides_far_blob():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda f: render(f, orbit(0, 0, 0.9), 4),
-            r"distance: a camera at 0.9 is inside .* radius 1; move it further out",
-        ),
-        (
-            lambda f: render(f, orbit(0, 0, 1.0), 4),
-            r"distance: a camera at 1 is inside .* radius 1; move it further out",
-        ),
-        (
-            lambda f: render(f, orbit(0, 0), 4, radius=3.5),
-            r"distance: a camera at 3 is inside .* radius 3.5; .* to 10.5",
-        ),
+        (lambda f: render(f, orbit(0, 0, 0.9), 4), r"distance: a camera at 0.9 is inside .* radius 1; move it further out"),
+        (lambda f: render(f, orbit(0, 0, 1.0), 4), r"distance: a camera at 1 is inside .* radius 1; move it further out"),
+        (lambda f: render(f, orbit(0, 0), 4, radius=3.5), r"distance: a camera at 3 is inside .* radius 3.5; .* to 10.5"),
         (lambda f: render(f, orbit(0, 0), 4, n_samples=0), r"n_samples: expected at least 1 sample per ray, got 0"),
         (lambda f: render(f, orbit(0, 0), 0), r"height, width: expected at least 1 pixel, got 0 x 0"),
         (lambda f: render(f, orbit(0, 0), 4, 0), r"height, width: expected at least 1 pixel, got 4 x 0"),
         (lambda f: render(f.forward, orbit(0, 0), 4), r"radius: expected world units, got None .* `bound`"),
-        (
-            lambda f: render(f, orbit(0, 0), 4, background=torch.ones(5)),
-            r"background: .* \(1, 3, 4, 4\), got \(5, 1, 1\)",
-        ),
+        (lambda f: render(f, orbit(0, 0), 4, background=torch.ones(5)), r"background: .* \(1, 3, 4, 4\), got \(5, 1, 1\)"),
         (lambda f: render(f, orbit(0, 0), 4, background=torch.ones(2, 3, 4, 4)), r"background: .* got \(2, 3, 4, 4\)"),
     ],
 )

@@ -37,9 +37,7 @@ def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
 def test_log_snr():
     """log SNR = log(alpha_t^2 / sigma_t^2), strictly decreasing in t."""
     expected = [math.log(a / (1 - a)) for a in SCHEDULE.alphas_cumprod.tolist()]
-    torch.testing.assert_close(
-        SCHEDULE.log_snr(ALL), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(SCHEDULE.log_snr(ALL), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
     assert bool((SCHEDULE.log_snr(ALL).diff() < 0).all())
 
 

@@ -57,10 +57,7 @@ def test_expected_gradient_is_the_weighted_kl_gradient():
 def test_expected_gradient_for_a_mixture_by_quadrature():
     """1-D mixture: E_eps[G] = w (sigma/alpha) d/dx KL(q_t || p_t), both sides by quadrature, KL differentiated numerically."""
     prior = GaussianMixture(
-        torch.tensor([0.3, 0.7]).double(),
-        torch.tensor([[-1.5], [1.2]]).double(),
-        torch.tensor([0.3, 0.5]).double(),
-        SCHEDULE,
+        torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.5], [1.2]]).double(), torch.tensor([0.3, 0.5]).double(), SCHEDULE
     )
     step, x0 = 420, 0.37
     abar = SCHEDULE.alphas_cumprod[step]
@@ -116,9 +113,7 @@ def test_two_noises_average_and_keep_the_mean():
 
 def test_guidance_of_one_never_asks_for_the_negative_prompt():
     """g = 1: half the prior evaluations, and the same gradient as the guided formula; g = 0: the negative prompt's own."""
-    prior = GaussianMixture(
-        torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE
-    )
+    prior = GaussianMixture(torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
     embeddings = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
     x, t = as_picture(normal(4, 3)), torch.tensor([50, 300, 600, 900])
     eps = normal(1, *x.shape, seed=9)

@@ -53,7 +53,7 @@ def test_camera_conditioning_is_the_mixture_of_that_cameras_pictures(views, step
 
 @pytest.mark.parametrize("conditioning", ["none", "words"])
 def test_pool_conditioning_is_the_mixture_over_cameras(views, conditioning):
-    """"none": all pictures of the pool; "words": the view word of the camera multiplies in exp(WORD_STRENGTH) for its quadrant."""
+    """Without the camera the mixture is over the pool; with its word, its quadrant is exp(WORD_STRENGTH) times as likely."""
     prior = ToyWorldPrior(views=views, conditioning=conditioning)
     embeddings = text.embed(["a mushroom", ""]).double()
     t = torch.tensor([20, 100, 400, 700, 999])

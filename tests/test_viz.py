@@ -14,17 +14,7 @@ from psd_mini import viz
 from psd_mini.cameras import orbit
 from psd_mini.fields import VoxelField
 from psd_mini.rendering import render
-from psd_mini.viz import (
-    Gif,
-    contact_sheet,
-    curves,
-    gif,
-    render_views,
-    running_mean,
-    save_png,
-    to_uint8,
-    turntable_cameras,
-)
+from psd_mini.viz import Gif, contact_sheet, curves, gif, render_views, running_mean, save_png, to_uint8, turntable_cameras
 
 COLOURS = [(255, 0, 0), (0, 160, 0), (0, 0, 255), (255, 128, 0), (128, 0, 255), (0, 200, 200)]
 
@@ -92,9 +82,7 @@ def test_save_png(tmp_path):
 def test_contact_sheet_geometry(labels):
     """Rows of 2 and 3 pictures of 10 x 20: cells of 50 x 100 (the smallest whole factor to 96), in order, with gaps."""
     rows = [torch.cat([plain(c, 10, 20) for c in COLOURS[:2]]), torch.cat([plain(c, 10, 20) for c in COLOURS[2:5]])]
-    texts: dict[str, Any] = (
-        {"row_labels": ["one", "two"], "column_labels": ["a", "b", "c"], "title": "all"} if labels else {}
-    )
+    texts: dict[str, Any] = {"row_labels": ["one", "two"], "column_labels": ["a", "b", "c"], "title": "all"} if labels else {}
     sheet = contact_sheet(rows, **texts)
     boxes = [[box(sheet, c) for c in COLOURS[:2]], [box(sheet, c) for c in COLOURS[2:5]]]
     assert all(b[2:] == (50, 100) for row in boxes for b in row)
@@ -225,9 +213,7 @@ def test_gif_errors():
     """No frames, or frames too short for a browser."""
     with pytest.raises(ValueError, match=r"seconds: .* got 0 frames in 3 s"):
         gif(torch.zeros(0, 3, 8, 8))
-    with pytest.raises(
-        ValueError, match=r"seconds: expected frames, and 0\.02 s or more for each, got 24 frames in 0\.1 s"
-    ):
+    with pytest.raises(ValueError, match=r"seconds: expected frames, and 0\.02 s or more for each, got 24 frames in 0\.1 s"):
         gif(torch.zeros(24, 3, 8, 8), seconds=0.1)
 
 
@@ -278,9 +264,7 @@ def test_curves_draws_the_numbers(tmp_path):
 @pytest.mark.parametrize("history", [[], [{"step": 3}], [{"step": 0, "loss": math.nan}]])
 def test_curves_errors(history):
     """A history without numbers is an error, not an empty picture."""
-    with pytest.raises(
-        ValueError, match="history: expected records with finite numbers, got none; run at least one step"
-    ):
+    with pytest.raises(ValueError, match="history: expected records with finite numbers, got none; run at least one step"):
         curves(history)
 
 

@@ -58,13 +58,21 @@ def test_inner_product_counts_the_words_that_fit():
 
 def test_view_words():
     """Azimuth 0, 90, 180, 270 degrees are front, right, back, left, and a word reaches 45 degrees to either side."""
-    for azimuth, word in ((0, "front"), (44, "front"), (-44, "front"), (90, "right"), (134, "right"), (180, "back"), (271, "left")):
+    for azimuth, word in (
+        (0, "front"),
+        (44, "front"),
+        (-44, "front"),
+        (90, "right"),
+        (134, "right"),
+        (180, "back"),
+        (271, "left"),
+    ):
         key = text.view_keys(orbit(azimuth, 10.0))[0]
         assert text.VOCABULARY[int(key.argmax())] == word and key.sum() == 1
 
 
 def test_pictures_are_the_tracer_in_the_named_colour(tmp_path, monkeypatch):
-    """views.pictures at component (object, colour) = base + main * colour of a fresh trace, and the cache returns the same bits."""
+    """views.pictures at component (object, colour) = base + main * colour of a fresh trace; the cache returns the same bits."""
     monkeypatch.setenv("PSD_MINI_CACHE", str(tmp_path))
     cameras = orbit([0.0, 130.0], 20.0)
     drawn, cached = make_views(cameras, 16), make_views(cameras, 16)

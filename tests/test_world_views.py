@@ -108,10 +108,7 @@ def inside_cone(x, y, z):
         (objects.cone(0.6, 0.2, 0.5), inside_cone),
         (objects.turned(objects.cone(0.6, 0.2, 0.5), "zyx"), lambda x, y, z: inside_cone(z, y, x)),
         (objects.gable(0.4, 0.5, 0.8), lambda x, y, z: (x.abs() < 0.4) & (z > 0) & (y.abs() / 0.5 + z / 0.8 < 1)),
-        (
-            objects.moved(objects.ball(0.3), 0.2, 0.0, -0.4),
-            lambda x, y, z: (x - 0.2) ** 2 + y**2 + (z + 0.4) ** 2 < 0.09,
-        ),
+        (objects.moved(objects.ball(0.3), 0.2, 0.0, -0.4), lambda x, y, z: (x - 0.2) ** 2 + y**2 + (z + 0.4) ** 2 < 0.09),
         (
             objects.mirrored(objects.moved(objects.ball(0.2), 0.5, 0.4, 0.3), "xy"),
             lambda x, y, z: (x.abs() - 0.5) ** 2 + (y.abs() - 0.4) ** 2 + (z - 0.3) ** 2 < 0.04,

@@ -23,7 +23,31 @@ PREFERENCE_METHODS: dict[str, Callable] = {
     "exact": Exact,
     **{kind: partial(RewardGradient, kind) for kind in KINDS},
 }
+WEIGHTED = ("psd", *KINDS)
 METHODS: dict[str, Callable] = {**BASES, **PREFERENCE_METHODS}
+
+
+def make_method(name: str, guidance_scale: float = 1.0, preference_weight: float | None = None) -> Callable:
+    """A method by name, on an SDS base with this guidance scale.
+
+    Args:
+        name: one of `METHODS`.
+        guidance_scale: g of classifier-free guidance.
+        preference_weight: strength of the preference term, for methods that have one; None is the method's own default.
+
+    Raises:
+        ValueError: unknown name, or a weight for a method without one.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r} is not known; choose from {', '.join(METHODS)}")
+    if name in BASES and preference_weight is None:
+        return BASES[name](guidance_scale=guidance_scale)
+    if preference_weight is None:
+        return METHODS[name](base=SDS(guidance_scale))
+    if name not in WEIGHTED:
+        raise ValueError(f"preference_weight: {name} has no such weight; methods that have: {', '.join(WEIGHTED)}")
+    return METHODS[name](base=SDS(guidance_scale), preference_weight=preference_weight)
+
 
 __all__ = [
     "BASES",
@@ -42,6 +66,7 @@ __all__ = [
     "RewardGradient",
     "RewardSDS",
     "csd_gradient",
+    "make_method",
     "predict",
     "psd_gradient",
     "rank",

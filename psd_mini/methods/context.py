@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,12 +28,19 @@ class Cost:
     """Running totals of a run: how often the prior was asked, and where the seconds went.
 
     prior_evaluations: pictures that went through the prior, counted once per embedding and noise; renders: pictures
-    rendered for the loop; seconds: {"prior", "render", "backward", "other"} wall-clock.
+    rendered for the loop; seconds: wall-clock by part, "render", "prior", "backward" and "total".
     """
 
     prior_evaluations: int = 0
     renders: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("prior", "render", "backward", "other"), 0.0))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, part: str):
+        """Add the wall-clock time of a block to `seconds[part]`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
 @dataclass
@@ -77,8 +85,7 @@ def predict(
         `Predictions`.
     """
     n = eps.shape[0]
-    started = time.perf_counter()
-    with torch.no_grad():
+    with context.cost.timed("prior"), torch.no_grad():
         x_t = context.prior.schedule.add_noise(x, eps, t)
         cameras = context.cameras
         if cameras is not None and n > 1:
@@ -87,5 +94,4 @@ def predict(
         eps_hat = context.prior.predict_noise(x_t.flatten(0, 1), t.repeat(n), embeddings, cameras)
         eps_hat = eps_hat.view(len(embeddings), *eps.shape)
     context.cost.prior_evaluations += eps_hat[:, :, :, 0, 0, 0].numel()
-    context.cost.seconds["prior"] += time.perf_counter() - started
     return Predictions(x_t, eps_hat[0], eps_hat[-1])

@@ -215,9 +215,7 @@ class GaussianMixture:
         m = self.means + self._from_eigenbasis(alpha_t * self.eigenvalues / c * z)
         return g, m, (sigma_t**2 * self.eigenvalues / c).expand_as(z)
 
-    def sample(
-        self, n: int, generator: torch.Generator, embedding: Float[Tensor, "m"] | None = None
-    ) -> Float[Tensor, "n d"]:
+    def sample(self, n: int, generator: torch.Generator, embedding: Float[Tensor, "m"] | None = None) -> Float[Tensor, "n d"]:
         """n independent clean samples, shape (n, d): k ~ w(e), x = mu_k + U_k diag(l_k)^(1/2) z with z ~ N(0, I)."""
         log_w = self._log_weights(None if embedding is None else embedding[None])[0, 0]
         k = torch.multinomial(log_w.exp(), n, replacement=True, generator=generator)
@@ -242,9 +240,7 @@ class GaussianMixture:
         _check_beta(beta)
         return self._reweighted(self.log_weights + _checked("r", r, (len(self.means),), self.means) / beta)
 
-    def tilt_linear(
-        self, v: Float[Tensor, "d"], beta: float, c: float = 0.0
-    ) -> tuple["GaussianMixture", Float[Tensor, ""]]:
+    def tilt_linear(self, v: Float[Tensor, "d"], beta: float, c: float = 0.0) -> tuple["GaussianMixture", Float[Tensor, ""]]:
         """Optimum of "reward minus beta KL" for the reward r(x) = v . x + c: p*(x) = p_0(x) exp(r(x)/beta) / Z.
 
         Complete the square in each component:

@@ -117,9 +117,7 @@ class ToyWorldPrior:
         if not beta > 0:
             raise ValueError(f"beta: expected a positive temperature in reward units, got {beta!r}")
         log_prior = self.log_prior + self.component_rewards(reward) / beta
-        return ToyWorldPrior(
-            conditioning=self.conditioning, views=self.views, log_prior=log_prior, schedule=self.schedule
-        )
+        return ToyWorldPrior(conditioning=self.conditioning, views=self.views, log_prior=log_prior, schedule=self.schedule)
 
     def _mixture(self, embeddings: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of B cameras sees."""

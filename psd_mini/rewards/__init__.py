@@ -17,25 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.rewards.closed_form import (
-    Colorfulness,
-    LinearReward,
-    NamedColor,
-    QuadraticReward,
-    WeightedSum,
-    black_box,
-)
+from psd_mini.rewards.closed_form import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box
 
-__all__ = [
-    "Colorfulness",
-    "LinearReward",
-    "NamedColor",
-    "QuadraticReward",
-    "WeightedSum",
-    "black_box",
-    "make_reward",
-    "score",
-]
+__all__ = ["Colorfulness", "LinearReward", "NamedColor", "QuadraticReward", "WeightedSum", "black_box", "make_reward", "score"]
 
 
 def make_reward(name: str) -> Callable:

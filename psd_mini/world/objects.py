@@ -79,9 +79,7 @@ def cone(bottom: float, top: float, half_height: float) -> Sdf:
     """
     middle, slope = (bottom + top) / 2, (top - bottom) / (2 * half_height)
     cosine = 1 / math.hypot(1, slope)
-    return lambda x, y, z: torch.maximum(
-        (torch.sub(_length(x, y), z, alpha=slope) - middle) * cosine, z.abs() - half_height
-    )
+    return lambda x, y, z: torch.maximum((torch.sub(_length(x, y), z, alpha=slope) - middle) * cosine, z.abs() - half_height)
 
 
 def gable(half_length: float, half_width: float, height: float) -> Sdf:
@@ -124,10 +122,7 @@ FIN = moved(gable(0.045, 0.63, 0.9), 0, 0, -0.7)
 OBJECTS: dict[str, tuple[Part, ...]] = {
     "ball": (Part(ball(0.8), MAIN),),
     "cube": (Part(box(0.53, 0.53, 0.53), MAIN),),
-    "donut": (
-        Part(carved(torus(0.62, 0.29), moved(box(1, 1, 0.5), 0, 0, -0.52)), MAIN),
-        Part(torus(0.62, 0.27), DOUGH),
-    ),
+    "donut": (Part(carved(torus(0.62, 0.29), moved(box(1, 1, 0.5), 0, 0, -0.52)), MAIN), Part(torus(0.62, 0.27), DOUGH)),
     "mushroom": (
         Part(carved(moved(ball(0.85), 0, 0, -0.05), moved(box(1, 1, 0.5), 0, 0, -0.5)), MAIN),
         Part(moved(cone(0.36, 0.26, 0.42), 0, 0, -0.38), CREAM),

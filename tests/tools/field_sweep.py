@@ -46,11 +46,16 @@ def work(job: dict) -> dict:
 
 
 def table(records: list[dict]) -> str:
-    lines = ["| field | start | lr x | prompt | recognised | SDS distance | oracle | ratio |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| field | start | lr x | prompt | recognised | SDS distance | oracle | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for r in records:
         cells = [r["field"], r["start"], f"{r['lr_scale']:g}", r["prompt"], r["recognised"]]
         lines.append(
-            "| " + " | ".join([*cells, f"{r['distance']:.4f}", f"{r['oracle']:.4f}", f"{r['distance'] / r['oracle']:.2f}"]) + " |"
+            "| "
+            + " | ".join([*cells, f"{r['distance']:.4f}", f"{r['oracle']:.4f}", f"{r['distance'] / r['oracle']:.2f}"])
+            + " |"
         )
     return "\n".join(lines)
 
