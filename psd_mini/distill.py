@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from psd_mini.checkpoint import read_checkpoint, write_checkpoint
 from psd_mini.formulas import surrogate_loss
 from psd_mini.methods.context import Context, Cost
+from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import render
 from psd_mini.schedule import annealed_t_max, sample_timesteps
 
@@ -92,6 +93,7 @@ def distill(
     entropy_weight: float = 0.01,
     background: float | Tensor = 1.0,
     reward: Callable | None = None,
+    negative: NegativeEmbedding | None = None,
     seed: int = 0,
     callback: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: str | Path | None = None,
@@ -117,6 +119,7 @@ def distill(
         entropy_weight: weight of `opacity_entropy`, per pixel of x.
         background: colour behind the object, in [0, 1].
         reward: handed to the method through the context.
+        negative: a negative embedding that is optimised along with the field; replaces `negative_prompt`.
         seed: of every random choice of the run.
         callback: called after every step with a dictionary of all intermediates (step, cameras, t, eps, x, gradient,
             rendering, field, metrics, ...).
@@ -133,7 +136,8 @@ def distill(
         NonFiniteError: NaN or infinity; the field is back in its last good state and the last checkpoint is untouched.
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
-    settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__), **(config or {})}
+    settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    settings |= {"negative": repr(negative), **(config or {})}
     _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
     embeddings = prior.embed([prompt, negative_prompt])
     generator = torch.Generator().manual_seed(seed)
@@ -144,6 +148,8 @@ def distill(
     stateful: dict[str, Any] = {"field": radiance_field, "optimizer": optimizer}
     if hasattr(method, "state_dict"):
         stateful["method"] = method
+    if negative is not None:
+        stateful["negative"] = negative
     if resume:
         if path is None:
             raise ValueError("resume: there is nothing to resume from; give `checkpoint` too")
@@ -168,12 +174,17 @@ def distill(
                     run.cost.renders += len(cameras)
 
                     # t ~ U{t_min .. t_max}, t_max falling over the run
-                    highest = annealed_t_max(step / max(steps - 1, 1), *t_max)
+                    progress_now = step / max(steps - 1, 1)
+                    highest = annealed_t_max(progress_now, *t_max)
                     n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
                     t = sample_timesteps(n_timesteps, round(t_min * (T - 1)), round(highest * (T - 1)), generator)
                     t = t.expand(len(cameras))
                     eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)  # type: ignore[attr-defined]
                     context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
+                    moved: dict[str, float] = {}
+                    if negative is not None:
+                        moved = negative.step(progress_now, x.detach(), context, generator)
+                        context.embeddings = torch.stack((embeddings[0], negative.embedding.detach()))
                     gradient, metrics = method(x.detach(), t, eps, context)
 
                     with run.cost.timed("backward"):
@@ -188,7 +199,7 @@ def distill(
                     optimizer.step()
 
                 run.steps = step + 1
-                run.history.append({"step": step, "opacity": rendering.opacity.mean().item(), **metrics})
+                run.history.append({"step": step, "opacity": rendering.opacity.mean().item(), **metrics, **moved})
                 if callback is not None:
                     seen = ("step", "cameras", "rendering", "x", "t", "eps", "context", "gradient", "metrics", "loss", "run")
                     callback({name: value for name, value in locals().items() if name in seen} | stateful)

@@ -143,7 +143,7 @@ def generate(
     config = {
         "prompt": prompt,
         "method": repr(the_method),
-        "field": {"kind": field, **the_field.settings},
+        "field": {"kind": field, **the_field.settings},  # type: ignore[dict-item]
         "prior": prior,
         "conditioning": conditioning,
         "guidance_scale": g,

@@ -48,8 +48,6 @@ def rank(
     Raises:
         ValueError: no reward, a reward that answers badly, or several t with `over_views`.
     """
-    if context.reward is None:
-        raise ValueError("reward: this method ranks denoised images and needs one, for example reward='colorfulness'")
     if over_views and len(set(t.tolist())) > 1:
         raise ValueError("t: ranking over views needs one timestep for all views of a step")
     predictions = base.predict(x, t, eps, context)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from psd_mini.cameras import Cameras
 from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
+from psd_mini.rewards import score
 from psd_mini.schedule import NoiseSchedule, scaled_linear_schedule
 from psd_mini.world import text
 from psd_mini.world.metrics import KERNEL_WIDTH
@@ -95,17 +96,17 @@ class ToyWorldPrior:
         """n different cameras of the pool, at random; all of them in random order if n is larger."""
         return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
 
-    def component_rewards(self, reward: Callable) -> Float[Tensor, " m"]:
+    def component_rewards(self, reward: Callable | None) -> Float[Tensor, " m"]:
         """r(mu_k) of every component: the mean reward of its pictures over the pool's cameras, (M,)."""
         rewards = []
         for camera in range(len(self.views.cameras)):
             pictures = self.views.pictures(torch.tensor([camera]))[0]
             prompts = [text.caption(name, colour) for name, colour in text.components()]
             with torch.no_grad():
-                rewards.append(reward(pictures, prompts))
+                rewards.append(score(reward, pictures, prompts))
         return torch.stack(rewards).mean(0)
 
-    def tilted(self, reward: Callable, beta: float) -> ToyWorldPrior:
+    def tilted(self, reward: Callable | None, beta: float) -> ToyWorldPrior:
         """The optimum of "reward minus beta KL": the same pictures with weights pi_k exp(r(mu_k) / beta).
 
         Exact as the kernel width goes to zero; at tau = 0.05 it neglects how the reward varies within a kernel.

@@ -40,7 +40,7 @@ def make_reward(name: str) -> Callable:
 
 
 def score(
-    reward: Callable[[Tensor, Sequence[str]], Any], images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    reward: Callable[[Tensor, Sequence[str]], Any] | None, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
 ) -> Float[Tensor, " b"]:
     """Ask a reward, and refuse answers that would poison a run.
 
@@ -53,13 +53,15 @@ def score(
         (B,) scores on the images' device; differentiable if the reward is and gradients are on.
 
     Raises:
-        ValueError: the reward raised, returned another shape than (B,), NaN or infinity, or something that is no tensor.
+        ValueError: there is no reward, or it raised, returned another shape than (B,), NaN or infinity, or no numbers.
     """
+    if reward is None:
+        raise ValueError("reward: this method needs one, for example reward='colorfulness'")
     name = getattr(reward, "__name__", type(reward).__name__)
     try:
         scores = reward(images, prompts)
     except Exception as error:
-        raise ValueError(f"reward: {name} raised {type(error).__name__}: {str(error).splitlines()[0:1]}") from error
+        raise ValueError(f"reward: {name} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(scores, Tensor):
         try:
             scores = torch.as_tensor(scores, dtype=images.dtype)
