@@ -33,7 +33,7 @@ from psd_mini.world.text import words
 
 PRIORS = {"exact": ToyWorldPrior}
 GUIDANCE_SCALES = {"exact": 1.0}  # defaults per prior
-ORACLE_STEPS = 120  # as many as a default run; regression moves by less than 1% after that
+ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
 
 
 @dataclass
