@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
+    from psd_mini.compare import DEFAULT_METHODS
     from psd_mini.fields import FIELDS
     from psd_mini.methods import METHODS
     from psd_mini.priors.toy_world import CONDITIONING
@@ -28,12 +29,24 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--conditioning", default="camera", choices=CONDITIONING, help="what the exact prior knows of the camera")
     make.add_argument("--reward", help="colorfulness or color:NAME, for methods with a preference")
     make.add_argument("--preference-weight", type=float, help="how strongly the reward pulls (default: the method's)")
+    make.add_argument("--negative", action="store_true", help="optimise the negative embedding too (guidance scale not 1)")
     make.add_argument("--steps", type=int, default=120)
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--resolution", type=int, default=32, help="pixels per side while training (results are 64)")
     make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")
     make.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     make.set_defaults(run=run_generate)
+
+    table = commands.add_parser("compare", help="run several methods and seeds on one prompt; table and picture")
+    table.add_argument("prompt")
+    table.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="comma-separated; +neg adds the negative embedding")
+    table.add_argument("--reward", default="colorfulness", help="colorfulness or color:NAME")
+    table.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
+    table.add_argument("--steps", type=int, default=120)
+    table.add_argument("--resolution", type=int, default=32)
+    table.add_argument("--out", default="psd_mini_out/compare", help="folder for compare.md, compare.json and compare.png")
+    table.add_argument("--resume", action="store_true", help="keep the runs that are finished in the output folder")
+    table.set_defaults(run=run_compare)
 
     bench = commands.add_parser("bench", help="show where the time of a step goes")
     bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up")
@@ -54,6 +67,15 @@ def run_generate(args: argparse.Namespace) -> None:
         raise SystemExit(f"interrupted; the same command with --resume continues from {out}/checkpoint.pt") from None
     print(result.summary())
     print(f"{result.seconds:.0f} s; look at {out}/turntable.gif (also views.png, curves.png, mesh.glb, run.json)")
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Run `compare`, and print its table."""
+    from psd_mini.compare import compare
+
+    settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "methods")}
+    records = compare(methods=args.methods.split(","), **settings)
+    print(f"{len(records)} runs; table and pictures are in {args.out}")
 
 
 def run_bench(args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from psd_mini import mesh as mesh_module
 from psd_mini.checkpoint import write_atomically
 from psd_mini.distill import distill
 from psd_mini.methods import PREFERENCE_METHODS, Regression, make_method
+from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors.toy_world import ToyWorldPrior
 from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
@@ -89,6 +90,7 @@ def generate(
     conditioning: str = "camera",
     reward: str | Callable | None = None,
     preference_weight: float | None = None,
+    negative: bool = False,
     steps: int = 120,
     seed: int = 0,
     resolution: int = 32,
@@ -110,6 +112,7 @@ def generate(
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem).
         reward: "colorfulness", "color:NAME" or any function of pictures, for methods with a preference; None is
             colourfulness for those and nothing for the others.
+        negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward).
         preference_weight: how strongly the reward pulls; None is the method's default.
         steps: optimiser steps.
         seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
@@ -129,7 +132,7 @@ def generate(
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
     if prior not in PRIORS:
         raise ValueError(f"prior: {prior!r} is not known; choose from {', '.join(PRIORS)}")
-    if reward is None and method in PREFERENCE_METHODS:
+    if reward is None and (negative or method in PREFERENCE_METHODS):
         reward = "colorfulness"
     g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
@@ -140,6 +143,7 @@ def generate(
 
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
     the_prior = PRIORS[prior](resolution, conditioning)
+    the_negative = NegativeEmbedding(the_prior.embed([negative_prompt])[0], g) if negative else None
     config = {
         "prompt": prompt,
         "method": repr(the_method),
@@ -162,6 +166,7 @@ def generate(
         steps=steps,
         size=resolution,
         reward=the_reward,
+        negative=the_negative,
         seed=seed,
         callback=callback,
         checkpoint=folder and folder / "checkpoint.pt",
@@ -177,6 +182,8 @@ def generate(
         "log_density_gap": judgement.log_density_gap,
         "recognised": caption_of(judgement),
     }
+    if the_negative is not None:
+        metrics["negative_words"] = the_negative.read(world.text.VOCABULARY)
     result = Generation(prompt, the_field, config, metrics, asdict(run.cost), 0.0, run.history, folder)
     if folder is not None:
         save(result, folder)

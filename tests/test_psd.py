@@ -27,7 +27,7 @@ C = ABAR * S + (1 - ABAR) * EYE
 J = ALPHA * S @ torch.linalg.inv(C)
 S_R, U = SIGMA * (J @ V).norm(), J @ V / (J @ V).norm()
 GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
-WORLD = GaussianMixture(torch.tensor([0.4, 0.6]).double(), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
+WORLD = GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
 N = 300_000
 UNIFORM = {"base": SDS(weighting="uniform"), "over_views": False}
 
@@ -379,7 +379,11 @@ def test_dreamdpo_has_no_pull_to_the_prior():
 def test_black_box_reward_gives_the_same_gradient():
     """Equal values, no gradient: a reward that leaves torch altogether gives PSD's gradient bit for bit."""
     x, t, eps = batch(5, noises=1)
-    through_python = black_box(lambda images, prompts: [float(sum(a * b for a, b in zip(i.flatten().tolist(), V.tolist(), strict=True))) for i in images])
+    through_python = black_box(
+        lambda images, prompts: [
+            float(sum(a * b for a, b in zip(i.flatten().tolist(), V.tolist(), strict=True))) for i in images
+        ]
+    )
     kept = LinearReward(V)
     for kind in ("hard", "bt"):
         settings = {"omega": kind, "tau": 0.5, "over_views": False}
@@ -418,7 +422,9 @@ def test_running_median_is_state():
     assert 0.9 * median < method.state_dict()["median_gap"] < 1.11 * median
     other = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     other.load_state_dict(method.state_dict())
-    assert other.median_gap == method.median_gap and repr(other) == repr(PSD(SDS(), omega="bt", antithetic=False, over_views=False))
+    assert other.median_gap == method.median_gap and repr(other) == repr(
+        PSD(SDS(), omega="bt", antithetic=False, over_views=False)
+    )
 
 
 @pytest.mark.parametrize(

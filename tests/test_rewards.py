@@ -3,16 +3,7 @@
 import pytest
 import torch
 
-from psd_mini.rewards import (
-    Colorfulness,
-    LinearReward,
-    NamedColor,
-    QuadraticReward,
-    WeightedSum,
-    black_box,
-    make_reward,
-    score,
-)
+from psd_mini.rewards import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box, make_reward, score
 from psd_mini.world.objects import COLOURS
 
 
@@ -57,7 +48,7 @@ def test_named_colour_counts_pixels_at_any_shade():
     image[0, :, 0], image[0, :, 1] = c[:, None], 0.7 * c[:, None]
     assert NamedColor(COLOURS["red"])(image).item() == pytest.approx(2 / 3, abs=1e-3)
     black = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
-    expected = torch.exp(-(0.65 * c.norm()) ** 2 / (2 * 0.2**2))
+    expected = torch.exp(-((0.65 * c.norm()) ** 2) / (2 * 0.2**2))
     torch.testing.assert_close(NamedColor(COLOURS["red"])(black)[0], expected, rtol=1e-9, atol=1e-12)
 
 

@@ -1,0 +1,246 @@
+"""CSD, reward gradients and exact alignment against closed forms; the thin-manifold table; float64."""
+
+import math
+
+import pytest
+import torch
+
+from psd_mini import SDS, Context, GaussianMixture, ToyWorldPrior, scaled_linear_schedule
+from psd_mini.methods import CSD, KINDS, PSD, Exact, RewardGradient, csd_gradient, reward_gradient
+from psd_mini.priors.mixture import implicit_reward
+from psd_mini.rewards import LinearReward, QuadraticReward, black_box, make_reward
+from psd_mini.schedule import NoiseSchedule
+from psd_mini.world.pool import make_views, pool_cameras
+from psd_mini.world.text import components
+
+SCHEDULE = scaled_linear_schedule()
+EYE = torch.eye(3, dtype=torch.float64)
+S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
+MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
+V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
+GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
+PAIR = GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
+ONLY = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def levels(step):
+    abar = SCHEDULE.alphas_cumprod[step]
+    return abar.sqrt(), (1 - abar).sqrt(), abar * S + (1 - abar) * EYE
+
+
+def context(prior, reward=None, embeddings=None, n=1):
+    embeddings = torch.zeros(2, len(prior.means), dtype=torch.float64) if embeddings is None else embeddings
+    return Context(prior, embeddings, None, [""] * n, reward)
+
+
+def points(n, seed=0):
+    return normal(n, 3, 1, 1, seed=seed)
+
+
+# identities 9 and 13
+def test_csd_is_the_slope_of_sds_in_g():
+    """d G_SDS / d g = w (eps_cond - eps_neg) = G_CSD, and G_SDS(g) - G_SDS(1) = (g - 1) G_CSD."""
+    x, t, eps = points(5), torch.tensor([20, 200, 400, 700, 950]), normal(1, 5, 3, 1, 1, seed=3)
+    csd, _ = CSD()(x, t, eps, context(PAIR, None, ONLY))
+    at = {g: SDS(g)(x, t, eps, context(PAIR, None, ONLY))[0] for g in (1.0, 4.0, 9.0)}
+    torch.testing.assert_close((at[9.0] - at[4.0]) / 5, csd, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(at[4.0] - at[1.0], 3 * csd, rtol=1e-10, atol=1e-10)
+
+
+def test_csd_is_the_implicit_classifier():
+    """null = the whole mixture: eps_y - eps_null = -sigma grad log p(y | x_t), the posterior by plain algebra and autograd."""
+    x_t, step = normal(6, 3, seed=5).requires_grad_(), 500
+    alpha, sigma, C = levels(step)
+    log_joint = [
+        math.log(w) - 0.5 * ((x_t - alpha * m) @ torch.linalg.inv(C) * (x_t - alpha * m)).sum(-1)
+        for w, m in ((0.4, MU), (0.6, -MU))
+    ]
+    log_posterior = log_joint[0] - torch.logsumexp(torch.stack(log_joint), 0)
+    (gradient,) = torch.autograd.grad(log_posterior.sum(), x_t)
+    embeddings = torch.stack((ONLY[0], torch.zeros(2).double()))
+    eps_y, eps_null = PAIR.predict_noise(x_t.detach(), torch.full((6,), step), embeddings)
+    torch.testing.assert_close(csd_gradient(eps_y, eps_null), -sigma * gradient, rtol=1e-9, atol=1e-9)
+
+
+# identity 15
+def test_csd_drifts_for_ever_between_equal_gaussians():
+    """Equal covariances: eps_cond - eps_neg = -sigma alpha C^-1 (mu_y - mu_n) at every x_t: no fixed point."""
+    for step in (50, 500, 950):
+        alpha, sigma, C = levels(step)
+        x_t = 5 * normal(4, 3, seed=step)
+        eps_y, eps_n = PAIR.predict_noise(x_t, torch.full((4,), step), ONLY)
+        expected = -sigma * alpha * torch.linalg.solve(C, 2 * MU)
+        torch.testing.assert_close(csd_gradient(eps_y, eps_n), expected.expand(4, -1), rtol=1e-9, atol=1e-9)
+
+
+# identities 2 and 27: which gradient is which
+def slopes(kind, prior, reward, x, step, eps):
+    t = torch.full((len(x),), step)
+    x_t = SCHEDULE.add_noise(x, eps, t)
+    return reward_gradient(kind, x, x_t, t, context(prior, reward, n=len(x)), SDS()), x_t, t
+
+
+def test_linear_reward_of_a_gaussian():
+    """pixel-noisy = pixel-clean = v;  straight-through = v / alpha;  dps = J v = grad V_t, exact at every beta."""
+    x, eps = points(4), points(4, seed=1)
+    for step in (100, 500, 900):
+        alpha, _, C = levels(step)
+        J = alpha * S @ torch.linalg.inv(C)
+        expected = {"pixel-noisy": V, "pixel-clean": V, "straight-through": V / alpha, "dps": J @ V}
+        for kind in KINDS:
+            got, x_t, t = slopes(kind, GAUSS, LinearReward(V), x, step, eps)
+            torch.testing.assert_close(got.flatten(1), expected[kind].expand(4, -1), rtol=1e-9, atol=1e-9)
+        for beta in (0.1, 3.0):
+            tilted, log_z = GAUSS.tilt_linear(V, beta)
+            leaf = x_t.flatten(1).requires_grad_()
+            (grad_v,) = torch.autograd.grad(implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf)
+            torch.testing.assert_close(grad_v, expected["dps"].expand(4, -1), rtol=1e-8, atol=1e-8)
+
+
+def test_quadratic_reward_is_not_exact_under_dps():
+    """grad V_t = -J^T (I + Q Lam / beta)^-1 Q (m - b); dps drops the middle factor and is right only as beta -> infinity."""
+    Q = torch.diag(torch.tensor([2.0, 0.5, 0.0]).double())
+    b = torch.tensor([0.3, 0.3, 0.3]).double()
+    x, eps, step = points(4), points(4, seed=1), 400
+    alpha, sigma, C = levels(step)
+    J, Lam = alpha * S @ torch.linalg.inv(C), sigma**2 * S @ torch.linalg.inv(C)
+    got, x_t, t = slopes("dps", GAUSS, QuadraticReward(b, Q), x, step, eps)
+    m = MU + (x_t.flatten(1) - alpha * MU) @ J.T
+    torch.testing.assert_close(got.flatten(1), -(m - b) @ Q @ J, rtol=1e-9, atol=1e-9)
+    for beta, close in ((0.1, False), (1e6, True)):
+        tilted, log_z = GAUSS.tilt_quadratic(b, Q, beta)
+        leaf = x_t.flatten(1).requires_grad_()
+        (grad_v,) = torch.autograd.grad(implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf)
+        exact = -(m - b) @ Q @ torch.linalg.inv(EYE + Lam @ Q / beta) @ J
+        torch.testing.assert_close(grad_v, exact, rtol=1e-7, atol=1e-7)
+        assert torch.allclose(grad_v, got.flatten(1), rtol=1e-4, atol=1e-5) == close
+
+
+def test_straight_through_drops_the_jacobian():
+    """Mixture prior: straight-through = v / alpha, dps = J v with J = (alpha / sigma^2) Cov(x_0 | x_t), which is not that."""
+    x, eps, step = points(5), points(5, seed=1), 500
+    alpha, sigma, _ = levels(step)
+    through, _, _ = slopes("straight-through", PAIR, LinearReward(V), x, step, eps)
+    torch.testing.assert_close(through.flatten(1), (V / alpha).expand(5, -1), rtol=1e-10, atol=1e-10)
+    dps, x_t, t = slopes("dps", PAIR, LinearReward(V), x, step, eps)
+    covariance = PAIR.posterior_covariance(x_t.flatten(1), t)[0]
+    torch.testing.assert_close(dps.flatten(1), alpha / sigma**2 * covariance @ V, rtol=1e-9, atol=1e-9)
+
+
+def test_method_puts_the_gradient_into_the_bracket():
+    """G = w (h - sigma lambda grad r): by hand for pixel-clean."""
+    x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
+    got, _ = RewardGradient("pixel-clean", SDS(2.0), 5.0)(x, t, eps, context(PAIR, LinearReward(V), ONLY, 4))
+    base, _ = SDS(2.0)(x, t, eps, context(PAIR, None, ONLY))
+    w = (1 - SCHEDULE.alphas_cumprod[t]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(got, base - w * w.sqrt() * 5.0 * V.view(1, 3, 1, 1), rtol=1e-10, atol=1e-10)
+
+
+def test_black_box_is_refused_by_gradients():
+    for kind in KINDS:
+        with pytest.raises(
+            ValueError, match=f"reward: {kind} needs a differentiable reward; a black box works with method psd"
+        ):
+            slopes(kind, GAUSS, black_box(lambda images, prompts: [0.0]), points(1), 500, points(1, seed=1))
+    with pytest.raises(ValueError, match="kind: 'pixel' is not known"):
+        RewardGradient("pixel")
+
+
+# identities 28, 38, 39 and section "pixel-level reward gradients are incompatible": the thin manifold
+THIN = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64))
+THIN_SCHEDULE = NoiseSchedule(torch.tensor([0.8], dtype=torch.float64))  # one level, abar = 0.8
+THIN_V = torch.tensor([1.0, 3.0], dtype=torch.float64)
+THIN_PRIOR = GaussianMixture(torch.ones(1), torch.zeros(1, 2).double(), THIN[None], THIN_SCHEDULE)
+A, SG = math.sqrt(0.8), math.sqrt(0.2)
+THIN_C = 0.8 * THIN + 0.2 * torch.eye(2, dtype=torch.float64)
+THIN_J = A * THIN @ torch.linalg.inv(THIN_C)
+THIN_U = THIN_J @ THIN_V / (THIN_J @ THIN_V).norm()
+UNIFORM = SDS(weighting="uniform")
+
+
+def pair(omega):
+    """Independent pairs with lambda = 1/2 (beta = 1); the method multiplies its weight by sigma_t."""
+    return PSD(UNIFORM, 0.5 / SG, omega, tau=1.0, antithetic=False, over_views=False)
+
+
+TABLE = {
+    "sds": (UNIFORM, torch.zeros(2).double()),
+    "pixel-noisy": (RewardGradient("pixel-noisy", UNIFORM, 1.0), THIN_C @ THIN_V / A),
+    "dps": (RewardGradient("dps", UNIFORM, 1.0), THIN @ THIN_V),
+    "gap": (pair("gap"), 0.8 * THIN @ torch.linalg.inv(THIN_C) @ THIN @ THIN_V),
+    "hard": (pair("hard"), (1 / math.sqrt(math.pi)) * (A / SG) * THIN @ THIN_U),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_thin_manifold(name):
+    """Prior N(0, diag(1, 1e-4)), r = (1, 3).x, abar = 0.8, beta = 1: where descent by the package's own methods ends.
+
+        sds mu = 0;   naive C v / (alpha beta) = (1.118, 0.671), off the manifold;   dps S v / beta = (1, 0.0003)
+        gap 2 lambda alpha^2 S C^-1 S v = (0.8, 1e-7);   hard (2 lambda / sqrt pi)(alpha / sigma) S u = (1.128, 2e-7)
+
+    64 noises a step, step size 0.1, the mean of the second half of 1,200 iterates against the prediction; its error is read
+    off the scatter of the means of 12 blocks.
+    """
+    method, expected = TABLE[name]
+    x = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(7)
+    t, blocks = torch.zeros(64, dtype=torch.int64), []
+    for step in range(1200):
+        eps = torch.randn(method.n_noises, 64, 2, 1, 1, generator=generator, dtype=torch.float64)
+        gradient, _ = method(x.expand(64, -1, -1, -1), t, eps, context(THIN_PRIOR, LinearReward(THIN_V), n=64))
+        x = x - 0.1 * gradient.mean(0, keepdim=True)
+        if step >= 600:
+            blocks.append(x.flatten())
+    means = torch.stack(blocks).view(12, 50, 2).mean(1)
+    error = means.std(0) / 12**0.5
+    assert ((means.mean(0) - expected).abs() <= 4 * error + 1e-9).all(), (means.mean(0), expected, error)
+    assert (error < 0.02).all()
+    if name == "pixel-noisy":
+        assert means.mean(0)[1] > 50 * 0.01  # more than 50 standard deviations of the prior off the manifold
+    elif name != "sds":
+        assert means.mean(0)[1].abs() < 0.001 < means.mean(0)[0]
+
+
+def test_raw_form_moves_away_on_the_thin_manifold():
+    """lambda Delta (eps_hat_1 - eps_hat_2) instead of the residuals: equilibrium mu - (2 lambda sigma^2 / alpha) J v, the wrong side.
+
+    Exact expectations: eps_hat and R are affine in eps, and E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f).
+    """
+    expected = -(2 * 0.5 * SG**2 / A) * THIN_J @ THIN_V
+    eps = torch.cat((torch.zeros(1, 2), torch.eye(2))).double()
+    x_t = A * expected + SG * eps
+    eps_hat = THIN_PRIOR.predict_noise(x_t, torch.zeros(3, dtype=torch.int64))[0]
+    rewards = ((x_t - SG * eps_hat) / A) @ THIN_V
+    slope_e, slope_r = (eps_hat[1:] - eps_hat[:1]).T, rewards[1:] - rewards[:1]
+    descent = eps_hat[0] + 0.5 * 2 * slope_e @ slope_r
+    torch.testing.assert_close(descent, torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-10)
+    assert expected @ THIN_V < 0
+
+
+# the exact optimum in the toy world
+def test_exact_is_sds_on_the_tilted_weights():
+    """pi*_k proportional to exp(r_k / beta), r_k the mean reward over all cameras: the same gradient as a prior with those weights."""
+    views = make_views(pool_cameras(4), 8)
+    prior, reward = ToyWorldPrior(views=views), make_reward("colorfulness")
+    x = 2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    t, eps = torch.tensor([700, 900]), torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    embeddings = prior.embed(["a mushroom", ""])
+    got, _ = Exact(beta=0.05)(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))
+    rewards = []
+    for k in range(len(components())):
+        values = [reward(views.pictures(torch.tensor([p]))[:, k]).item() for p in range(4)]
+        rewards.append(sum(values) / 4 / 0.05)
+    by_hand = ToyWorldPrior(views=views, log_prior=torch.tensor(rewards))
+    expected, _ = SDS()(x, t, eps, Context(by_hand, embeddings, views.cameras[:2]))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    plain, _ = SDS()(x, t, eps, Context(prior, embeddings, views.cameras[:2]))
+    assert (got - plain).abs().max() > 1e-3
+    cold, _ = Exact(beta=1e9)(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))
+    torch.testing.assert_close(cold, plain, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="beta: expected a positive temperature"):
+        prior.tilted(reward, 0.0)
