@@ -57,7 +57,7 @@ def test_gradient_by_finite_differences(g):
 
 # identity 51
 def test_gradient_is_a_covariance_in_a_mixture():
-    """Weights exp(n_k): d x0_hat / dn = -(g - 1) Cov(x_0, key | x_t, n) = -(g - 1) resp_k (m_k - x0_hat(n)), m_k by plain algebra."""
+    """Weights exp(n_k): d x0_hat / dn = -(g - 1) Cov(x_0, key | x_t, n) = -(g - 1) resp_k (m_k - x0_hat(n)), by hand."""
     g, step = 3.0, 600
     x, t, eps, context = setting(1, step=step)
     n = normal(3, seed=5).requires_grad_()
@@ -94,8 +94,8 @@ def test_settled_field_gives_no_gradient():
 def test_linear_gaussian_world():
     """Means mu(n) = M n: ascent moves M n away from the reward, and guidance then pulls the field towards it.
 
-    eps(x_t; n) = sigma C^-1 (x_t - alpha M n), so d<v, x0_hat>/dn = -(g - 1) sigma^2 M^T C^-1 v, and after n <- n + eta dr/dn the
-    guided prediction changes by -eta (g - 1)^2 sigma^3 alpha C^-1 M M^T C^-1 v.
+    eps(x_t; n) = sigma C^-1 (x_t - alpha M n), so d<v, x0_hat>/dn = -(g - 1) sigma^2 M^T C^-1 v, and after n <- n + eta dr/dn
+    the guided prediction changes by -eta (g - 1)^2 sigma^3 alpha C^-1 M M^T C^-1 v.
     """
     M = torch.tensor([[1.0, 0.2], [0.0, 0.5], [-0.3, 0.4]], dtype=F64)
     step, g, eta = 500, 4.0, 0.01

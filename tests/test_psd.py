@@ -1,7 +1,7 @@
 """PSD's gradient and its relatives: identities in float64, expectations by Monte Carlo within 4 standard errors.
 
 World: a Gaussian prior N(mu, S) in three dimensions and a linear reward r = <v, x>, where everything has a closed form:
-C = alpha^2 S + sigma^2 I, J = alpha S C^-1 the denoiser's Jacobian, s_R = sigma ||J v|| the standard deviation of R, u = J v / ||J v||.
+C = alpha^2 S + sigma^2 I, J = alpha S C^-1 the denoiser's Jacobian, s_R = sigma ||J v|| the deviation of R, u = J v / ||J v||.
 """
 
 import math
@@ -186,7 +186,7 @@ CONSTANTS = {
 
 @pytest.mark.parametrize(("kind", "antithetic"), CONSTANTS)
 def test_expectation_of_the_preference_term(kind, antithetic):
-    """hard: -(2/sqrt pi) alpha J u;  gap: -2 alpha sigma J J v / tau;  bt: -alpha k J u, k = (s_R/tau) E sech^2(s_R z / sqrt2 tau).
+    """hard -(2/sqrt pi) alpha J u;  gap -2 alpha sigma J J v / tau;  bt -alpha k J u, k = (s_R/tau) E sech^2(s_R z / sqrt2 tau).
 
     Antithetic pairs: hard times sqrt 2, gap times 2, k = 2 (s_R/tau) E sech^2(s_R z / tau).
     """
@@ -225,9 +225,9 @@ def test_preference_is_a_covariance():
 
 # identity 37
 def test_stein_form_estimates_the_reward_gradient():
-    """E[Delta (eps_1 - eps_2)] = 2 sigma E[grad_{x_t} r(x0_hat(x_t))] for a mixture and a smooth reward, gradient by autograd."""
+    """E[Delta (eps_1 - eps_2)] = 2 sigma E[grad_{x_t} r(x0_hat(x_t))] for a mixture and a smooth reward (autograd)."""
     n = 400_000
-    t, x = torch.full((n,), STEP), X.expand(n, -1)
+    x = X.expand(n, -1)
     eps = normal(2, n, 3, seed=31)
 
     def reward_of(x_t):
@@ -248,7 +248,7 @@ def test_stein_form_estimates_the_reward_gradient():
 
 # identity 38
 def test_without_subtracting_the_noise_the_sign_is_wrong():
-    """f = eps_hat: E[Delta (eps_hat_1 - eps_hat_2)] = +2 sigma^3 C^-1 J^T v: away from the reward. raw = delta + (eps_w - eps_l)."""
+    """f = eps_hat: E[Delta (eps_hat_1 - eps_hat_2)] = +2 sigma^3 C^-1 J^T v: away; raw = delta + (eps_w - eps_l)."""
     x = X.view(1, 3, 1, 1).expand(N, -1, -1, -1)
     t, eps = torch.full((N,), STEP), normal(2, N, 3, 1, 1, seed=41)
     from psd_mini.methods import rank
