@@ -121,8 +121,8 @@ def distill(
         reward: handed to the method through the context.
         negative: a negative embedding that is optimised along with the field; replaces `negative_prompt`.
         seed: of every random choice of the run.
-        callback: called after every step with a dictionary of all intermediates (step, cameras, t, eps, x, gradient,
-            rendering, field, metrics, ...).
+        callback: called after every step with a dictionary of all intermediates: step, cameras, rendering, x, t, eps, gradient,
+            loss, metrics, field, optimizer, run, and context, whose `predictions` are x_t and the predicted noises.
         checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none.
         resume: go on from that file.
         config: what else identifies the run (prompt, method, ...); must be equal on resume.

@@ -250,6 +250,8 @@ def test_callback_sees_the_intermediates(prior):
     x, t, eps = info["x"].detach(), info["t"], info["eps"][0]
     x_t = schedule.add_noise(x, eps, t)
     eps_hat = prior.predict_noise(x_t, t, prior.embed(["a red mushroom"]), info["cameras"])[0]
+    torch.testing.assert_close(info["context"].predictions.x_t[0], x_t, rtol=0, atol=1e-6)
+    torch.testing.assert_close(info["context"].predictions.eps_cond[0], eps_hat, rtol=1e-5, atol=1e-5)
     weight = (1 - schedule.alphas_cumprod[t]).float().view(-1, 1, 1, 1)
     torch.testing.assert_close(info["gradient"], weight * (eps_hat - eps), rtol=1e-5, atol=1e-5)
 

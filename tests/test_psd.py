@@ -186,7 +186,7 @@ CONSTANTS = {
 
 @pytest.mark.parametrize(("kind", "antithetic"), CONSTANTS)
 def test_expectation_of_the_preference_term(kind, antithetic):
-    """hard -(2/sqrt pi) alpha J u;  gap -2 alpha sigma J J v / tau;  bt -alpha k J u, k = (s_R/tau) E sech^2(s_R z / sqrt2 tau).
+    """hard -(2/sqrt pi) alpha J u;  gap -2 alpha sigma J J v / tau; bt -alpha k J u, k = (s_R/tau) E sech^2(s_R z / sqrt2 tau).
 
     Antithetic pairs: hard times sqrt 2, gap times 2, k = 2 (s_R/tau) E sech^2(s_R z / tau).
     """
@@ -422,9 +422,7 @@ def test_running_median_is_state():
     assert 0.9 * median < method.state_dict()["median_gap"] < 1.11 * median
     other = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     other.load_state_dict(method.state_dict())
-    assert other.median_gap == method.median_gap and repr(other) == repr(
-        PSD(SDS(), omega="bt", antithetic=False, over_views=False)
-    )
+    assert other.median_gap == method.median_gap and "median_gap" not in repr(other)
 
 
 @pytest.mark.parametrize(

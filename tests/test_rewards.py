@@ -12,7 +12,7 @@ def pictures(n=2, size=4, seed=0):
 
 
 def test_colorfulness_is_the_published_formula_over_255():
-    """M = sqrt(var_rg + var_yb) + 0.3 sqrt(mean_rg^2 + mean_yb^2) on 0..255 values, divided by 255, pixel by pixel in python."""
+    """M = sqrt(var_rg + var_yb) + 0.3 sqrt(mean_rg^2 + mean_yb^2) on 0..255 values, over 255, pixel by pixel in python."""
     images = pictures()
     for image, value in zip(images, Colorfulness()(images), strict=True):
         rg, yb = [], []

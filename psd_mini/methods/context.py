@@ -43,12 +43,21 @@ class Cost:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
+class Predictions(NamedTuple):
+    """x_t, and the noise predicted in it for the prompt and for the negative prompt; each (N, B, C, h, w)."""
+
+    x_t: Float[Tensor, "n b c h w"]
+    eps_cond: Float[Tensor, "n b c h w"]
+    eps_neg: Float[Tensor, "n b c h w"]
+
+
 @dataclass
 class Context:
     """What a method may use.
 
     prior: see `psd_mini.priors`; embeddings (2, ...): [prompt, negative prompt]; cameras: B, one per picture, or None for
-    priors that know none; prompts: the B prompts in words, for rewards; reward: images, prompts -> scores, or None.
+    priors that know none; prompts: the B prompts in words, for rewards; reward: images, prompts -> scores, or None;
+    predictions: what `predict` answered last, for those who watch (callbacks).
     """
 
     prior: Any
@@ -57,14 +66,7 @@ class Context:
     prompts: list[str] = field(default_factory=list)
     reward: Callable | None = None
     cost: Cost = field(default_factory=Cost)
-
-
-class Predictions(NamedTuple):
-    """x_t, and the noise predicted in it for the prompt and for the negative prompt; each (N, B, C, h, w)."""
-
-    x_t: Float[Tensor, "n b c h w"]
-    eps_cond: Float[Tensor, "n b c h w"]
-    eps_neg: Float[Tensor, "n b c h w"]
+    predictions: Predictions | None = None
 
 
 def predict(
@@ -94,4 +96,5 @@ def predict(
         eps_hat = context.prior.predict_noise(x_t.flatten(0, 1), t.repeat(n), embeddings, cameras)
         eps_hat = eps_hat.view(len(embeddings), *eps.shape)
     context.cost.prior_evaluations += eps_hat[:, :, :, 0, 0, 0].numel()
-    return Predictions(x_t, eps_hat[0], eps_hat[-1])
+    context.predictions = Predictions(x_t, eps_hat[0], eps_hat[-1])
+    return context.predictions
