@@ -1,0 +1,63 @@
+"""compare: its ground truth by hand, its records, resume, and mistakes before anything is run."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from psd_mini import cli
+from psd_mini.compare import ground_truth
+from psd_mini.rewards import Colorfulness
+from psd_mini.world.metrics import judge_views
+from psd_mini.world.text import components
+
+
+def test_ground_truth_by_hand():
+    """r_prior = mean r_k, r_opt = sum r_k exp(r_k / beta) / sum exp(r_k / beta) over the eight colours of a mushroom."""
+    views, rewards = judge_views(), []
+    for k, (name, _) in enumerate(components()):
+        if name == "mushroom":
+            pictures = views.pictures(torch.arange(24))[:, k]
+            rewards.append(Colorfulness()(pictures).mean().item())
+    truth = ground_truth("a mushroom", "colorfulness", beta=0.02)
+    assert truth["r_prior"] == pytest.approx(sum(rewards) / 8, abs=1e-6)
+    weights = [math.exp(r / 0.02) for r in rewards]
+    assert truth["r_opt"] == pytest.approx(sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights), abs=1e-5)
+    assert truth["r_best"] == pytest.approx(max(rewards), abs=1e-6)
+    assert truth["r_prior"] < truth["r_opt"] < truth["r_best"]
+
+
+def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
+    """Two methods with one seed (exact is added): the records' fields, the distance to the optimum, and nothing run twice."""
+    command = ["compare", "a ball", "--methods", "sds,psd,sds+neg", "--seeds", "1", "--steps", "2", "--resolution", "8"]
+    cli.main([*command, "--out", str(tmp_path)])
+    records = {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())}
+    assert list(records) == ["sds", "psd", "sds+neg", "exact"]
+    wanted = "method prompt seed reward gain true_view_distance oracle_distance log_density_gap distance_to_optimum recognised"
+    assert set(wanted.split()) | {"prior_evaluations", "seconds"} <= set(records["psd"])
+    assert records["exact"]["distance_to_optimum"] == 0 < records["psd"]["distance_to_optimum"]
+    assert records["psd"]["prior_evaluations"] == 2 * records["sds"]["prior_evaluations"] == 16
+    assert "negative_words" in records["sds+neg"]
+    truth = ground_truth("a ball", "colorfulness")
+    gain = (records["sds"]["reward"] - truth["r_prior"]) / (truth["r_opt"] - truth["r_prior"])
+    assert records["sds"]["gain"] == pytest.approx(gain)
+    assert "| psd |" in (tmp_path / "compare.md").read_text() and (tmp_path / "compare.png").stat().st_size > 1000
+    capsys.readouterr()
+    cli.main([*command, "--out", str(tmp_path), "--resume"])
+    assert "[1/" not in capsys.readouterr().out
+    assert {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())} == records
+
+
+def test_mistakes_come_before_the_runs(tmp_path, capsys):
+    for arguments, message in (
+        (["a ball", "--methods", "sds,magic"], "methods: 'magic' is not known"),
+        (["a ball", "--seeds", "0"], "seeds, steps: expected at least 1, got 0"),
+        (["a hippo"], "the toy world does not know 'hippo'"),
+        (["a ball", "--reward", "nice"], "reward: 'nice' is not known"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["compare", *arguments, "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

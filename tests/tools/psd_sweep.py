@@ -1,0 +1,73 @@
+"""Which omega, base, lambda and pairing: PSD's settings on two open prompts and two seeds, tests/results/psd_sweep.jsonl.
+
+    python tests/tools/psd_sweep.py          resumable; prints the means per setting
+
+Also the pixel gradients over their weight, for the frontier of reward against distance. 32 x 32, 120 steps, voxels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+from jobs import run_jobs
+
+RESULTS = Path(__file__).parent.parent / "results" / "psd_sweep.jsonl"
+PROMPTS = ("a mushroom", "a car")
+DEFAULTS = {"omega": "hard", "pair_base": "mean", "antithetic": True, "over_views": True}
+VARIANTS = [
+    *({"method": "psd", "weight": w, **DEFAULTS} for w in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)),
+    *({"method": "psd", "weight": w, **DEFAULTS, "over_views": False} for w in (2.0, 8.0)),
+    *({"method": "psd", "weight": w, **DEFAULTS, "omega": "bt"} for w in (4.0, 16.0)),
+    *({"method": "psd", "weight": w, **DEFAULTS, "antithetic": False} for w in (4.0, 8.0)),
+    {"method": "psd", "weight": 4.0, **DEFAULTS, "pair_base": "winner"},
+    *({"method": kind, "weight": w} for kind in ("pixel-clean", "dps") for w in (1.0, 10.0, 100.0, 1000.0)),
+    {"method": "exact", "weight": 0.0},
+    {"method": "sds2", "weight": 0.0},
+]
+
+
+def work(job: dict) -> dict:
+    from psd_mini import PSD, SDS, generate, render_views
+    from psd_mini.compare import ground_truth
+    from psd_mini.methods import KINDS, Exact, RewardGradient
+    from psd_mini.rewards import make_reward
+    from psd_mini.world.metrics import judge_views
+
+    name = job["method"]
+    if name == "psd":
+        settings = {key: job[key] for key in DEFAULTS}
+        method = PSD(preference_weight=job["weight"], **settings)
+    elif name in KINDS:
+        method = RewardGradient(name, preference_weight=job["weight"])
+    else:
+        method = Exact() if name == "exact" else SDS(n_noises=2)
+    result = generate(job["prompt"], method=method, reward="colorfulness", seed=job["seed"], progress=False)
+    pictures = render_views(result.field, judge_views().cameras, 64)
+    truth = ground_truth(job["prompt"], "colorfulness")
+    reward = make_reward("colorfulness")(pictures).mean().item()
+    return {
+        "reward": round(reward, 4),
+        "of_best": round(reward / truth["r_best"], 3),
+        "gain": round((reward - truth["r_prior"]) / (truth["r_opt"] - truth["r_prior"]), 3),
+        "recognised": result.metrics["recognised"],
+        "distance": round(result.metrics["true_view_distance"], 4),
+        "ratio": round(result.metrics["true_view_distance"] / result.metrics["oracle_distance"], 3),
+        "seconds": round(result.seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    names = [*DEFAULTS, "weight"]
+    empty = dict.fromkeys(names)
+    jobs = [{**empty, **v, "prompt": p, "seed": s} for v in VARIANTS for p in PROMPTS for s in (0, 1)]
+    records = run_jobs(jobs, work, RESULTS)
+    print(
+        "| method | weight | settings | gain | reward / best | distance / oracle | recognised |\n|---|---|---|---|---|---|---|"
+    )
+    for v in VARIANTS:
+        mine = [r for r in records if all(r[key] == {**empty, **v}[key] for key in ("method", *names))]
+        changed = ", ".join(f"{key}={value}" for key, value in v.items() if key in DEFAULTS and value != DEFAULTS[key])
+        columns = [f"{mean(r[key] for r in mine):.2f}" for key in ("gain", "of_best", "ratio")]
+        seen = ", ".join(r["recognised"].split(" ", 1)[1] for r in mine)
+        print(f"| {v['method']} | {v['weight']:g} | {changed} | " + " | ".join(columns) + f" | {seen} |")
