@@ -139,7 +139,7 @@ def test_triplane_against_a_hand_written_lookup_and_decoder(resolution, bound, c
         ]
         h = [max(0.0, sum(w * v for w, v in zip(w_1[u], f, strict=True)) + b_1[u]) for u in range(hidden)]
         out = [sum(w * v for w, v in zip(w_2[u], h, strict=True)) + b_2[u] for u in range(1 + channels)]
-        ball = 8 * (0.5 - math.sqrt(x * x + y * y + z * z)) - 2
+        ball = 4 * (0.8 - math.sqrt(x * x + y * y + z * z)) - 1
         assert density[n].item() == pytest.approx(10 * softplus(out[0] + ball), abs=1e-12)
         assert colour[n].tolist() == pytest.approx([sigmoid(c) for c in out[1:]], abs=1e-12)
 
@@ -190,12 +190,12 @@ def test_no_points_give_no_values(kind):
 
 
 def test_voxels_start_as_a_grey_soft_ball():
-    """At the nodes, density = 10 softplus(8 (1/2 - |p|) - 2) and colour = 1/2 exactly."""
+    """At the nodes, density = 10 softplus(4 (0.8 - |p|) - 1) and colour = 1/2 exactly."""
     resolution, bound = 9, 1.1
     axis = torch.linspace(-bound, bound, resolution, dtype=F64)
     points = torch.cartesian_prod(axis, axis, axis)
     density, colour = VoxelField(resolution, bound).double()(points)
-    expected = [10 * softplus(8 * (0.5 - math.dist(p, (0, 0, 0))) - 2) for p in points.tolist()]
+    expected = [10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()]
     torch.testing.assert_close(density, torch.tensor(expected, dtype=F64), rtol=2e-6, atol=0)  # nodes made in float32
     assert torch.equal(colour, torch.full_like(colour, 0.5))
 
@@ -203,7 +203,7 @@ def test_voxels_start_as_a_grey_soft_ball():
 def test_triplane_starts_near_a_grey_soft_ball():
     """Without planes the decoder is silent and the soft ball is exact; the random start stays within 10% of it."""
     points = probe_points(5, 1.0)
-    ball = torch.tensor([10 * softplus(8 * (0.5 - math.dist(p, (0, 0, 0))) - 2) for p in points.tolist()], dtype=F64)
+    ball = torch.tensor([10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()], dtype=F64)
     field = TriplaneField(8).double()
     density, colour = field(points)
     assert ((density / ball).log().abs() < 0.1).all()

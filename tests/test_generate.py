@@ -146,4 +146,4 @@ def test_public_names_exist():
 def test_bench_prints_a_table(capsys):
     cli.main(["bench", "--steps", "1"])
     printed = capsys.readouterr().out
-    assert "ms per step" in printed and "voxel" in printed and "triplane" in printed
+    assert "ms a step" in printed and "voxel" in printed and "triplane" in printed
