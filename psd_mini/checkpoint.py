@@ -8,34 +8,15 @@ torch's `weights_only=True`: a file that would run code when unpickled is refuse
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from psd_mini.files import write_atomically
+
 FORMAT = "psd-mini checkpoint 1"
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour first, which then takes the name in one step.
-
-    Raises:
-        OSError: the folder does not exist, cannot be written or is full; an older file of this name stays as it was.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; choose a folder that exists and is writable", str(path)) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

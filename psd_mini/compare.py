@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.checkpoint import write_atomically
+from psd_mini.files import write_atomically
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
 from psd_mini.rewards import make_reward, score

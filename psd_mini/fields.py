@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psd_mini.files import write_atomically
+
 DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
 BALL_RADIUS = 0.8  # the soft ball in which optimisation starts, world units
 BALL_SHARPNESS = 4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
@@ -165,14 +167,15 @@ def save_field(field: nn.Module, path) -> None:
     """
     import json
 
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     kind = next((name for name, cls in FIELDS.items() if type(field) is cls), None)
     if kind is None:
         raise ValueError(f"field: cannot save a {type(field).__name__}; expected one of {', '.join(FIELDS)}")
     settings: dict[str, Any] = field.settings  # type: ignore[assignment]
     header = {"psd_mini_field": json.dumps({"kind": kind, **settings})}
-    save_file({name: value.detach().contiguous().cpu() for name, value in field.state_dict().items()}, path, header)
+    state = {name: value.detach().contiguous().cpu() for name, value in field.state_dict().items()}
+    write_atomically(path, save(state, header))
 
 
 def load_field(path, expect: dict | None = None) -> nn.Module:

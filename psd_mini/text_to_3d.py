@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from psd_mini import fields, rendering, viz, world
 from psd_mini import mesh as mesh_module
-from psd_mini.checkpoint import write_atomically
 from psd_mini.distill import distill
+from psd_mini.files import write_atomically
 from psd_mini.methods import PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors.toy_world import ToyWorldPrior
@@ -132,7 +132,7 @@ def generate(
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
     if prior not in PRIORS:
         raise ValueError(f"prior: {prior!r} is not known; choose from {', '.join(PRIORS)}")
-    if reward is None and (negative or method in PREFERENCE_METHODS):
+    if reward is None and (negative or (isinstance(method, str) and method in PREFERENCE_METHODS)):
         reward = "colorfulness"
     g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method

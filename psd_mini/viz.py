@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from psd_mini.cameras import Cameras, orbit
-from psd_mini.checkpoint import write_atomically
+from psd_mini.files import write_atomically
 from psd_mini.rendering import render
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from psd_mini import SDS, Regression, ToyWorldPrior, VoxelField, distill
-from psd_mini.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from psd_mini.checkpoint import read_checkpoint, write_checkpoint
 from psd_mini.distill import NonFiniteError, opacity_entropy
+from psd_mini.files import write_atomically
 from psd_mini.world.pool import make_views, pool_cameras
 
 STEPS = 8

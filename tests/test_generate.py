@@ -67,6 +67,25 @@ def test_result_object_shows_itself():
     assert "a yellow ball: recognised as" in result.summary()
 
 
+def test_own_method_and_own_reward():
+    """A subclass as method, and a plain function as black-box reward for PSD."""
+
+    class Damped(psd_mini.SDS):
+        def __call__(self, x, t, eps, context):
+            gradient, metrics = super().__call__(x, t, eps, context)
+            return 0.5 * gradient, metrics
+
+    assert "Damped" in generate("a cube", method=Damped(), steps=2, resolution=8, progress=False).config["method"]
+    seen = []
+
+    def redness(images, prompts):
+        seen.append(images.requires_grad)
+        return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2))
+
+    result = generate("a cube", method="psd", reward=redness, steps=2, resolution=8, progress=False)
+    assert result.config["reward"] == "redness" and seen == [False, False]
+
+
 @pytest.mark.parametrize("conditioning", ["words", "none"])
 def test_other_conditionings_run(conditioning):
     result = generate("a cube", steps=2, resolution=8, conditioning=conditioning, progress=False)
