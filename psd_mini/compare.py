@@ -7,7 +7,7 @@ and pi*_k proportional to pi_k exp(r_k / beta):
     r_prior = sum_k pi_k r_k,   r_opt = sum_k pi*_k r_k,   gain = (r - r_prior) / (r_opt - r_prior)
     distance_to_optimum = RMS between the method's and `exact`'s 24 judged pictures at the same seed
 
-Reward hacking then shows in three numbers: a reward above the best true object, a true_view_distance above the oracle's,
+All methods run with the same field, cameras, steps and range of timesteps. Reward hacking then shows in three numbers: a reward above the best true object, a true_view_distance above the oracle's,
 nothing recognised that the prompt names.
 """
 
@@ -27,7 +27,7 @@ from psd_mini.files import write_atomically
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
 from psd_mini.rewards import make_reward, score
-from psd_mini.text_to_3d import generate
+from psd_mini.text_to_3d import PREFERENCE_TIMES, generate
 from psd_mini.viz import contact_sheet, render_views, save_png
 from psd_mini.world import text
 from psd_mini.world.metrics import judge_views
@@ -72,6 +72,7 @@ def run_one(job: dict[str, Any], folder: str) -> dict[str, Any]:
         negative=with_negative,
         guidance_scale=NEGATIVE_GUIDANCE if with_negative else None,
         progress=False,
+        **PREFERENCE_TIMES,
     )
     views = judge_views()
     pictures = render_views(result.field, views.cameras, views.size)

@@ -1,7 +1,7 @@
 """The loop: cameras -> field -> render -> prior's space -> method -> gradient -> optimiser.
 
     repeat for every step:
-        camera ~ the prior's cameras,  t ~ U{t_min .. t_max(step)},  eps ~ N(0, I)
+        camera ~ the prior's cameras,  t ~ U{t_min(step) .. t_max(step)},  eps ~ N(0, I)
         x = encode(render(field, camera))
         G = method(x, t, eps)                        a direction in x, same shape
         L = (1/B) 0.5 ||x - stopgrad(x - G)||^2      + opacity_entropy * H(opacity)
@@ -28,7 +28,7 @@ from psd_mini.formulas import surrogate_loss
 from psd_mini.methods.context import Context, Cost
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import render
-from psd_mini.schedule import annealed_t_max, sample_timesteps
+from psd_mini.schedule import annealed, sample_timesteps
 
 
 @dataclass
@@ -87,7 +87,7 @@ def distill(
     cameras_per_step: int = 4,
     size: int = 32,
     n_samples: int = 32,
-    t_min: float = 0.02,
+    t_min: tuple[float, float] = (0.02, 0.02),
     t_max: tuple[float, float] = (0.98, 0.2),
     lr_scale: float = 1.0,
     entropy_weight: float = 0.01,
@@ -113,8 +113,8 @@ def distill(
         cameras_per_step: B, pictures rendered per step.
         size: pixels per side of the training renders; the prior's size in the exact world.
         n_samples: samples per ray.
-        t_min: lowest timestep, as a fraction of the schedule.
-        t_max: highest timestep as a fraction of the schedule: (at the first step, at the last), linear between.
+        t_min, t_max: lowest and highest timestep, fractions of the schedule: each (at the first step, at the last), linear
+            between.
         lr_scale: multiplies the field's own learning rates.
         entropy_weight: weight of `opacity_entropy`, per pixel of x.
         background: colour behind the object, in [0, 1].
@@ -173,11 +173,11 @@ def distill(
                         x = prior.encode(rendering.rgb)
                     run.cost.renders += len(cameras)
 
-                    # t ~ U{t_min .. t_max}, t_max falling over the run
+                    # t ~ U{t_min .. t_max}, both moving over the run
                     progress_now = step / max(steps - 1, 1)
-                    highest = annealed_t_max(progress_now, *t_max)
+                    lowest, highest = (round(annealed(progress_now, *bound) * (T - 1)) for bound in (t_min, t_max))
                     n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
-                    t = sample_timesteps(n_timesteps, round(t_min * (T - 1)), round(highest * (T - 1)), generator)
+                    t = sample_timesteps(n_timesteps, lowest, highest, generator)
                     t = t.expand(len(cameras))
                     eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)  # type: ignore[attr-defined]
                     context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
@@ -219,13 +219,18 @@ def distill(
     return run
 
 
-def _check(steps: int, cameras_per_step: int, t_min: float, t_max: tuple[float, float], checkpoint_every: int) -> None:
+def _check(
+    steps: int, cameras_per_step: int, t_min: tuple[float, float], t_max: tuple[float, float], checkpoint_every: int
+) -> None:
     counts = {"steps": steps, "cameras_per_step": cameras_per_step, "checkpoint_every": checkpoint_every}
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if len(t_max) != 2 or not all(0 <= t_min <= bound <= 1 for bound in t_max):
-        raise ValueError(f"t_min, t_max: expected 0 <= t_min <= each t_max <= 1 as fractions, got {t_min!r} and {t_max!r}")
+    for name, bound in {"t_min": t_min, "t_max": t_max}.items():
+        if not isinstance(bound, tuple) or len(bound) != 2:
+            raise ValueError(f"{name}: expected (first, last) fractions of the schedule, got {bound!r}")
+    if not all(0 <= low <= high <= 1 for low, high in zip(t_min, t_max, strict=True)):
+        raise ValueError(f"t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends, got {t_min!r} and {t_max!r}")
 
 
 def _check_finite(step: int, tensors: dict[str, Tensor | None]) -> None:

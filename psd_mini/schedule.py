@@ -193,11 +193,11 @@ def scaled_linear_schedule(T: int = 1000, beta_start: float = 0.00085, beta_end:
     return NoiseSchedule.from_betas(torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2)
 
 
-def annealed_t_max(progress: float, start: float, end: float) -> float:
-    """Upper timestep bound that moves linearly over a run: t_max = start + progress (end - start).
+def annealed(progress: float, start: float, end: float) -> float:
+    """A timestep bound that moves linearly over a run: start + progress (end - start).
 
-    Large t decides the layout, small t the detail, so the bound usually falls. start and end may be timesteps or
-    fractions of T, the answer is in the same unit; progress is in [0, 1], 0 the first step. ValueError otherwise.
+    Large t decides the layout, small t the detail, so bounds usually fall. start and end may be timesteps or fractions of
+    T, the answer is in the same unit; progress is in [0, 1], 0 the first step. ValueError otherwise.
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must lie in [0, 1], got {progress}: pass step / max(steps - 1, 1)")

@@ -35,6 +35,10 @@ from psd_mini.world.text import words
 PRIORS = {"exact": ToyWorldPrior}
 GUIDANCE_SCALES = {"exact": 1.0}  # defaults per prior
 ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
+# Where a preference can act: x_t says nothing about which of two pictures it holds only while
+# alpha_t^2 ||mu_1 - mu_2||^2 / sigma_t^2 is about 1. With 3,072 numbers a picture that is t > 0.9, so runs with a preference
+# begin there and come down; with t from 0.02 the nearest colour wins before any reward is heard (tests/results/psd.md).
+PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 
 
 @dataclass
@@ -119,7 +123,8 @@ def generate(
         resolution: pixels per side of the training renders. Results are always rendered and judged at 64 x 64.
         out: folder for results and checkpoints; None keeps everything in memory.
         resume: continue the run in `out`.
-        progress, callback, options: for `distill`, which documents them.
+        progress, callback, options: for `distill`, which documents them. Methods with a preference, by name, begin with
+            `PREFERENCE_TIMES` as their range of timesteps.
 
     Returns:
         `Generation`.
@@ -132,8 +137,9 @@ def generate(
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
     if prior not in PRIORS:
         raise ValueError(f"prior: {prior!r} is not known; choose from {', '.join(PRIORS)}")
-    if reward is None and (negative or (isinstance(method, str) and method in PREFERENCE_METHODS)):
-        reward = "colorfulness"
+    if negative or (isinstance(method, str) and method in PREFERENCE_METHODS):
+        reward = "colorfulness" if reward is None else reward
+        options = {**PREFERENCE_TIMES, **options}
     g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
     the_reward = make_reward(reward) if isinstance(reward, str) else reward

@@ -258,11 +258,11 @@ def test_callback_sees_the_intermediates(prior):
 
 
 def test_timesteps_anneal(prior):
-    """t stays in [t_min, t_max(step)], and t_max falls linearly: all t of the last step are below its end value."""
+    """t stays in [t_min(step), t_max(step)], and both move linearly from their first to their last value."""
     seen = []
-    run(prior, steps=6, cameras_per_step=6, t_min=0.1, t_max=(0.9, 0.2), callback=lambda info: seen.append(info["t"]))
+    run(prior, steps=6, cameras_per_step=6, t_min=(0.5, 0.1), t_max=(0.9, 0.2), callback=lambda info: seen.append(info["t"]))
     for step, t in enumerate(seen):
-        assert t.min() >= round(0.1 * 999) and t.max() <= round((0.9 - 0.7 * step / 5) * 999)
+        assert t.min() >= round((0.5 - 0.4 * step / 5) * 999) and t.max() <= round((0.9 - 0.7 * step / 5) * 999)
     assert max(int(t.max()) for t in seen) > 500 > int(seen[-1].max())
 
 
@@ -292,7 +292,8 @@ def test_opacity_entropy():
         ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
         ({"steps": -3}, "steps: expected a whole number of at least 1, got -3"),
         ({"cameras_per_step": 1.5}, "cameras_per_step: expected a whole number"),
-        ({"t_min": 0.5, "t_max": (0.9, 0.2)}, "t_min, t_max: expected 0 <= t_min <= each t_max <= 1"),
+        ({"t_min": (0.5, 0.5), "t_max": (0.9, 0.2)}, "t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends"),
+        ({"t_min": 0.5}, r"t_min: expected \(first, last\) fractions of the schedule, got 0.5"),
         ({"n_samples": 0}, "n_samples: expected at least 1 sample"),
     ],
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from psd_mini.schedule import NoiseSchedule, annealed_t_max, sample_timesteps, scaled_linear_schedule
+from psd_mini.schedule import NoiseSchedule, annealed, sample_timesteps, scaled_linear_schedule
 
 T = 1000
 SCHEDULE = scaled_linear_schedule(T)
@@ -120,8 +120,8 @@ def test_timesteps_are_uniform_and_both_ends_are_included():
 
 def test_annealing_is_linear():
     """t_max(p) = start + p (end - start)."""
-    assert [annealed_t_max(p, 980, 200) for p in (0, 0.25, 1)] == [980, 785, 200]
-    assert annealed_t_max(0.5, 0.98, 0.5) == pytest.approx(0.74)
+    assert [annealed(p, 980, 200) for p in (0, 0.25, 1)] == [980, 785, 200]
+    assert annealed(0.5, 0.98, 0.5) == pytest.approx(0.74)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_annealing_is_linear():
         (lambda: SCHEDULE.alpha_sigma(ALL[:3], torch.zeros(2, 4)), ValueError, "t has 3 entries"),
         (lambda: SCHEDULE.alpha_sigma(ALL[:2], torch.zeros(2, 4).long()), TypeError, "floating point"),
         (lambda: SCHEDULE.weight(ALL[:2], "dreamfusion", torch.zeros(2, 4)), ValueError, "kind must be one of sds"),
-        (lambda: annealed_t_max(1.5, 980, 200), ValueError, "progress must lie in"),
+        (lambda: annealed(1.5, 980, 200), ValueError, "progress must lie in"),
         (lambda: sample_timesteps(2, 7, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(2, -1, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(0, 1, 3, torch.Generator()), ValueError, "batch >= 1"),

@@ -14,35 +14,35 @@ from jobs import run_jobs
 
 RESULTS = Path(__file__).parent.parent / "results" / "psd_sweep.jsonl"
 PROMPTS = ("a mushroom", "a car")
-DEFAULTS = {"omega": "hard", "pair_base": "mean", "antithetic": True, "over_views": True}
+DEFAULTS = {"omega": "hard", "pair_base": "mean", "antithetic": True, "over_views": True, "times": "high"}
+TIMES = {"high": {}, "low": {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}}  # {}: generate's PREFERENCE_TIMES
 VARIANTS = [
-    *({"method": "psd", "weight": w, **DEFAULTS} for w in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)),
-    *({"method": "psd", "weight": w, **DEFAULTS, "over_views": False} for w in (2.0, 8.0)),
-    *({"method": "psd", "weight": w, **DEFAULTS, "omega": "bt"} for w in (4.0, 16.0)),
-    *({"method": "psd", "weight": w, **DEFAULTS, "antithetic": False} for w in (4.0, 8.0)),
-    {"method": "psd", "weight": 4.0, **DEFAULTS, "pair_base": "winner"},
-    *({"method": kind, "weight": w} for kind in ("pixel-clean", "dps") for w in (1.0, 10.0, 100.0, 1000.0)),
-    {"method": "exact", "weight": 0.0},
-    {"method": "sds2", "weight": 0.0},
+    *({"method": "psd", "weight": w, **DEFAULTS} for w in (0.25, 1.0, 4.0, 16.0)),
+    *({"method": "psd", "weight": w, **DEFAULTS, "times": "low"} for w in (1.0, 4.0)),
+    *({"method": "pixel-clean", "weight": w} for w in (1.0, 10.0, 100.0, 1000.0)),
+    *({"method": "dps", "weight": w} for w in (10.0, 100.0)),
+    {"method": "psd", "weight": 1.0, **DEFAULTS, "over_views": False},
+    {"method": "psd", "weight": 1.0, **DEFAULTS, "omega": "bt"},
+    {"method": "psd", "weight": 1.0, **DEFAULTS, "antithetic": False},
+    {"method": "psd", "weight": 1.0, **DEFAULTS, "pair_base": "winner"},
 ]
 
 
 def work(job: dict) -> dict:
-    from psd_mini import PSD, SDS, generate, render_views
+    from psd_mini import PSD, generate, render_views
     from psd_mini.compare import ground_truth
-    from psd_mini.methods import KINDS, Exact, RewardGradient
+    from psd_mini.methods import RewardGradient
     from psd_mini.rewards import make_reward
+    from psd_mini.text_to_3d import PREFERENCE_TIMES
     from psd_mini.world.metrics import judge_views
 
-    name = job["method"]
-    if name == "psd":
-        settings = {key: job[key] for key in DEFAULTS}
+    if job["method"] == "psd":
+        settings = {key: job[key] for key in ("omega", "pair_base", "antithetic", "over_views")}
         method = PSD(preference_weight=job["weight"], **settings)
-    elif name in KINDS:
-        method = RewardGradient(name, preference_weight=job["weight"])
     else:
-        method = Exact() if name == "exact" else SDS(n_noises=2)
-    result = generate(job["prompt"], method=method, reward="colorfulness", seed=job["seed"], progress=False)
+        method = RewardGradient(job["method"], preference_weight=job["weight"])
+    times = TIMES[job["times"] or "high"] or PREFERENCE_TIMES
+    result = generate(job["prompt"], method=method, reward="colorfulness", seed=job["seed"], progress=False, **times)
     pictures = render_views(result.field, judge_views().cameras, 64)
     truth = ground_truth(job["prompt"], "colorfulness")
     reward = make_reward("colorfulness")(pictures).mean().item()

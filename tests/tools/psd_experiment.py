@@ -1,0 +1,47 @@
+"""PSD against SDS with as many evaluations and against the exact optimum: six open prompts, five seeds, voxels.
+
+    python tests/tools/psd_experiment.py [methods]      resumable; tests/results/psd_experiment.jsonl and a table of means
+
+Methods default to sds2,psd,exact. Runs and pictures stay in psd_mini_out/experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from psd_mini.compare import compare, ground_truth
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPTS = ("a mushroom", "a car", "a house", "a chair", "a ball", "a rocket")
+SEEDS = 5
+
+
+def error(values: list[float]) -> str:
+    return f"{mean(values):.3f} ± {stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def main(methods: list[str]) -> None:
+    records = []
+    for prompt in PROMPTS:
+        out = ROOT / "psd_mini_out" / "experiment" / prompt.replace(" ", "-")
+        best = ground_truth(prompt, "colorfulness")["r_best"]
+        for record in compare(prompt, methods, seeds=SEEDS, out=out, resume=True):
+            records.append({**record, "of_best": record["reward"] / best})
+    lines = [json.dumps(record) for record in records]
+    (ROOT / "tests" / "results" / "psd_experiment.jsonl").write_text("\n".join(lines) + "\n")
+    print("| method | runs | gain | reward / best true view | distance / oracle | distance to optimum | object right |")
+    print("|---|---|---|---|---|---|---|")
+    for name in dict.fromkeys(record["method"] for record in records):
+        mine = [record for record in records if record["method"] == name]
+        ratio = error([r["true_view_distance"] / r["oracle_distance"] for r in mine])
+        right = sum(r["recognised"].split()[-1] == r["prompt"].split()[-1] for r in mine)
+        cells = [error([r[key] for r in mine]) for key in ("gain", "of_best")]
+        cells += [ratio, error([r["distance_to_optimum"] for r in mine]), f"{right} of {len(mine)}"]
+        print(f"| {name} | {len(mine)} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].split(",") if len(sys.argv) > 1 else ["sds2", "psd"])
