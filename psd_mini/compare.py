@@ -7,8 +7,8 @@ and pi*_k proportional to pi_k exp(r_k / beta):
     r_prior = sum_k pi_k r_k,   r_opt = sum_k pi*_k r_k,   gain = (r - r_prior) / (r_opt - r_prior)
     distance_to_optimum = RMS between the method's and `exact`'s 24 judged pictures at the same seed
 
-All methods run with the same field, cameras, steps and range of timesteps. Reward hacking then shows in three numbers: a reward above the best true object, a true_view_distance above the oracle's,
-nothing recognised that the prompt names.
+All methods run with the same field, cameras, steps and range of timesteps. Reward hacking then shows in three numbers: a
+reward above the best true object, a true_view_distance above the oracle's, nothing recognised that the prompt names.
 """
 
 from __future__ import annotations
