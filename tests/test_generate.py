@@ -102,6 +102,9 @@ def test_other_conditionings_run(conditioning):
         (["generate", "a cube", "--steps", "-4"], "steps: expected a whole number of at least 1, got -4"),
         (["generate", "a cube", "--resolution", "2"], "size: expected at least 8 pixels"),
         (["generate", "a cube", "--resume", *SMALL], "there is no checkpoint at"),
+        (["generate", "a cube", "--negative", *SMALL], "guidance_scale: at 1 the negative embedding has no effect"),
+        (["generate", "a cube", "--preference-weight", "2"], "preference_weight: sds has no such weight"),
+        (["generate", "a cube", "--method", "psd", "--reward", "nice"], "reward: 'nice' is not known; choose colorfulness"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
