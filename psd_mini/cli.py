@@ -79,7 +79,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    """Time steps of each field with the default method and print a table."""
+    """Time steps of every method and print a table."""
     from psd_mini.bench import bench
 
     bench(args.steps)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         print(f"psd-mini: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

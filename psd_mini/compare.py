@@ -13,6 +13,7 @@ reward above the best true object, a true_view_distance above the oracle's, noth
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -52,7 +53,8 @@ def ground_truth(prompt: str, reward_name: str, beta: float = BETA) -> dict[str,
         {"r_prior", "r_opt", "r_best"} in reward units (equations: the module's docstring).
     """
     reward, views = make_reward(reward_name), judge_views()
-    per_camera = [score(reward, views.pictures(torch.tensor([p]))[0], [prompt] * 96) for p in range(len(views.cameras))]
+    prompts = [prompt] * len(text.components())
+    per_camera = [score(reward, views.pictures(torch.tensor([p]))[0], prompts) for p in range(len(views.cameras))]
     r = torch.stack(per_camera).mean(0).double()
     log_pi = (text.embed([prompt])[0] @ text.component_keys().T).double()
     pi, pi_star = log_pi.softmax(0), (log_pi + r / beta).softmax(0)
@@ -174,7 +176,9 @@ def _key(record: dict[str, Any]) -> tuple:
 
 
 def _pictures_of(job: dict[str, Any], folder: Path) -> Path:
-    return folder / "pictures" / f"{job['method']}-{job['seed']}.pt"
+    # the digest keeps runs of another prompt or reward in the same folder apart
+    digest = hashlib.sha256(repr(_key(job)).encode()).hexdigest()[:8]
+    return folder / "pictures" / f"{job['method']}-{job['seed']}-{digest}.pt"
 
 
 def _load(path: Path) -> Tensor:

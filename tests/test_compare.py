@@ -47,6 +47,11 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/" not in capsys.readouterr().out
     assert {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())} == records
+    # another prompt in the same folder must not replace the pictures that these records are compared by
+    other = ["compare", "a cube", "--methods", "sds", "--seeds", "1", "--steps", "2", "--resolution", "8", "--resume"]
+    cli.main([*other, "--out", str(tmp_path)])
+    cli.main([*command, "--out", str(tmp_path), "--resume"])
+    assert {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())} == records
 
 
 def test_mistakes_come_before_the_runs(tmp_path, capsys):
@@ -55,9 +60,10 @@ def test_mistakes_come_before_the_runs(tmp_path, capsys):
         (["a ball", "--seeds", "0"], "seeds, steps: expected at least 1, got 0"),
         (["a hippo"], "the toy world does not know 'hippo'"),
         (["a ball", "--reward", "nice"], "reward: 'nice' is not known"),
+        (["a ball", "--out", "/dev/null/folder"], "Not a directory"),
     ):
         with pytest.raises(SystemExit):
-            cli.main(["compare", *arguments, "--out", str(tmp_path / "out")])
+            cli.main(["compare", "--out", str(tmp_path / "out"), *arguments])
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()

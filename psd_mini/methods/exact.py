@@ -44,4 +44,7 @@ class Exact:
         key = id(context.prior), id(context.reward)
         if key not in self._tilted:
             self._tilted = {key: context.prior.tilted(context.reward, self.beta)}
-        return self.base(x, t, eps, replace(context, prior=self._tilted[key]))
+        tilted = replace(context, prior=self._tilted[key])
+        result = self.base(x, t, eps, tilted)
+        context.predictions = tilted.predictions  # for callbacks, which watch the loop's own context
+        return result
