@@ -95,7 +95,7 @@ def generate(
     conditioning: str = "camera",
     reward: str | Callable | None = None,
     preference_weight: float | None = None,
-    negative: bool = False,
+    negative: bool | NegativeEmbedding = False,
     steps: int = 120,
     seed: int = 0,
     resolution: int = 32,
@@ -117,7 +117,8 @@ def generate(
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem).
         reward: "colorfulness", "color:NAME" or any function of pictures, for methods with a preference; None is
             colourfulness for those and nothing for the others.
-        negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward).
+        negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward);
+            a `NegativeEmbedding` of your own has its own schedule.
         preference_weight: how strongly the reward pulls; None is the method's default.
         steps: optimiser steps.
         seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
@@ -150,7 +151,9 @@ def generate(
 
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
     the_prior = PRIORS[prior](resolution, conditioning)
-    the_negative = NegativeEmbedding(the_prior.embed([negative_prompt])[0], g) if negative else None
+    the_negative = None if negative is False else negative
+    if negative is True:
+        the_negative = NegativeEmbedding(the_prior.embed([negative_prompt])[0], g)
     config = {
         "prompt": prompt,
         "method": repr(the_method),
@@ -159,6 +162,7 @@ def generate(
         "conditioning": conditioning,
         "guidance_scale": g,
         "negative_prompt": negative_prompt,
+        "negative": repr(the_negative),
         "reward": reward if isinstance(reward, str | None) else getattr(reward, "__name__", repr(reward)),
         "steps": steps,
         "seed": seed,

@@ -127,7 +127,7 @@ class PSD:
         if self.pair_base == "winner":
             base = torch.where((gap >= 0).view(-1, *[1] * (x.ndim - 1)), ranked.base[0], ranked.base[1])
         schedule = context.prior.schedule
-        lambda_t = self.preference_weight * schedule.alpha_sigma(t, x)[1]
+        lambda_t = self.strength(schedule.alpha_sigma(t, x)[1])
         gradient = psd_gradient(base, h_1, h_2, weight, lambda_t, schedule.weight(t, self.base.weighting, x))
         return gradient, {
             "gradient_rms": gradient.square().mean().sqrt().item(),
@@ -135,6 +135,10 @@ class PSD:
             "reward_gap": gap.abs().mean().item(),
             "preference_share": ((lambda_t * (h_1 - h_2)).norm() / base.norm().clamp(min=1e-12)).item(),
         }
+
+    def strength(self, sigma_t: Tensor) -> Tensor:
+        """lambda(t) = preference_weight sigma_t, the shape of sigma_t; override it for another dependence on t."""
+        return self.preference_weight * sigma_t
 
     def _temperature(self, gap: Tensor) -> float:
         """tau, or a running estimate of the median |gap|: it moves by 5% up or down with every step, towards the data."""
