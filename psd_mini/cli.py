@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="make a 3D object from a prompt")
     make.add_argument("prompt", help='what to make, for example "a red mushroom"')
-    make.add_argument("--method", default="sds", choices=METHODS)
+    make.add_argument("--method", default="psd", choices=METHODS)
     make.add_argument("--field", default="voxel", choices=FIELDS)
     make.add_argument("--prior", default="exact", choices=PRIORS)
     make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")
