@@ -152,7 +152,7 @@ def generate(
 
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
     the_prior = PRIORS[prior](resolution, conditioning)
-    the_negative = None if negative is False else negative
+    the_negative = negative if isinstance(negative, NegativeEmbedding) else None
     if negative is True:
         the_negative = NegativeEmbedding(the_prior.embed([negative_prompt])[0], g)
     config = {

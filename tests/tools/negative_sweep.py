@@ -81,6 +81,7 @@ def work(job: dict) -> dict:
     if negative:
         moved = negative.read(text.VOCABULARY)
         found = {"words": [f"{word} {value:+.1f}" for word, value in moved], "norm": round(negative.embedding.norm().item(), 2)}
+        found["norms"] = [round(record["negative_norm"], 2) for record in result.history if "negative_norm" in record][::10]
     return {
         "reward": round(reward, 4),
         "of_best": round(reward / truth["r_best"], 3),
