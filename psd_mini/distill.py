@@ -194,7 +194,9 @@ def distill(
                         optimizer.zero_grad(set_to_none=True)
                         loss.backward()
                     gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
-                    _check_finite(step, {"the render": x, "the method's gradient": gradient, **gradients})
+                    # Adam divides by the root of squares: infinite ones would stop the field without a word
+                    seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
+                    _check_finite(step, {"the render": x, "the method's gradient": gradient, **seen_by_adam})
                     last_good = _copy(radiance_field)
                     optimizer.step()
 

@@ -32,13 +32,17 @@ class Exact:
 
     Args:
         base: guidance scale and weighting of the SDS that is run.
-        beta: temperature, reward units.
+        beta: temperature, reward units, positive.
     """
 
     base: SDS = field(default_factory=SDS)
     beta: float = BETA
     n_noises: int = 1
     _tilted: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta: expected a positive temperature in reward units, got {self.beta!r}")
 
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         key = id(context.prior), id(context.reward)

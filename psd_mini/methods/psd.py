@@ -43,7 +43,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.formulas import omega
-from psd_mini.methods.context import Context
+from psd_mini.methods.context import Context, checked
 from psd_mini.methods.ranked import rank
 from psd_mini.methods.sds import SDS
 
@@ -104,8 +104,7 @@ class PSD:
     def __post_init__(self) -> None:
         if self.pair_base not in BASES:
             raise ValueError(f"pair_base: {self.pair_base!r} is not known; choose from {', '.join(BASES)}")
-        if not abs(self.preference_weight) < float("inf") or self.preference_weight < 0:
-            raise ValueError(f"preference_weight: expected a finite number of at least 0, got {self.preference_weight!r}")
+        checked("preference_weight", self.preference_weight, at_least=0)
         omega(torch.zeros(1), self.omega, 1.0 if self.tau is None else self.tau)  # names and signs are checked there
 
     @property

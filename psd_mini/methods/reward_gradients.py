@@ -12,7 +12,7 @@ and since V_t is out of reach, something that can be differentiated takes its pl
     dps                J^T grad r at x0_hat                J = d x0_hat / d x_t = (alpha_t / sigma_t^2) Cov(x_0 | x_t)
 
 Only the last knows the prior: J projects on directions in which the prior varies. For a Gaussian prior and a linear reward
-r = <v, x> it is exact at every beta; the first two add lambda (sigma_t / alpha_t) v to where descent ends, motion along
+r = <v, x> it is exact at every beta; the first two add lambda (sigma_t^2 / alpha_t) v to where descent ends, motion along
 directions in which the prior has no variance at all: off the manifold, which is how rewards get hacked. J costs one
 backward pass through the denoiser. As beta goes to zero V_t tends to the best reward within reach, and none of them does.
 
@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.methods.context import Context, Predictions
+from psd_mini.methods.context import Context, Predictions, checked
 from psd_mini.methods.sds import SDS
 from psd_mini.rewards import score
 
@@ -52,7 +52,7 @@ def reward_gradient(
         Gradient, same shape as x, in reward units per unit of x.
 
     Raises:
-        ValueError: no reward, or one that is a black box.
+        ValueError: no reward, one that is a black box, or one whose scores do not depend on the pictures.
     """
     if context.reward is None or not getattr(context.reward, "differentiable", False):
         raise ValueError(f"reward: {kind} needs a differentiable reward; a black box works with method psd")
@@ -75,6 +75,8 @@ def reward_gradient(
 
 
 def _grad(scores: Tensor, leaf: Tensor) -> Tensor:
+    if not scores.requires_grad:
+        raise ValueError("reward: it says that it is differentiable, but its scores carry no gradient; see rewards.black_box")
     return torch.autograd.grad(scores.sum(), leaf)[0]
 
 
@@ -102,6 +104,7 @@ class RewardGradient:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: {self.kind!r} is not known; choose from {', '.join(KINDS)}")
+        checked("preference_weight", self.preference_weight, at_least=0)
 
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         predictions = self.base.predict(x, t, eps, context)
