@@ -173,6 +173,13 @@ def test_inversion_describes_the_loser():
     assert negative_loss(n, x, t, eps, context, g, "inversion").item() == pytest.approx(got.item(), rel=1e-10)
 
 
+def test_a_black_box_has_no_gradient_to_climb():
+    """Objective "reward" with scores that carry no gradient: one line that names the way out."""
+    x, t, eps, context = setting(reward=black_box(lambda images, prompts: [1.0] * len(images)))
+    with pytest.raises(ValueError, match="reward: the negative embedding climbs its gradient.*objective='inversion'"):
+        negative_loss(normal(3, seed=5).requires_grad_(), x, t, eps, context, 2.0)
+
+
 def test_trust_region_and_runaway():
     """||n - n_0|| <= radius always; with an infinite radius the same steps run past it; radius 0 freezes n."""
     x, _, _, context = setting()

@@ -141,3 +141,9 @@ def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, wha
         distill(field, prior, PSD(preference_weight=weight), "a ball", reward=make_reward("colorfulness"), **options)
     assert "\n" not in str(error.value)
     assert all(torch.equal(a, b) for a, b in zip(before, field.state_dict().values(), strict=True))
+
+
+def test_exact_needs_a_prior_that_can_be_tilted():
+    context = Context(object(), torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3)))
+    with pytest.raises(ValueError, match="method: exact needs a prior with `tilted`"):
+        Exact()(torch.zeros(1, 3, 4, 4), torch.tensor([5]), torch.zeros(1, 1, 3, 4, 4), context)
