@@ -99,7 +99,7 @@ if __name__ == "__main__":
     print("| method | start | negative | gain | reward / best | distance / oracle | recognised | moved to |")
     print("|---|---|---|---|---|---|---|---|")
     for v in VARIANTS:
-        mine = [r for r in records if all(r[key] == value for key, value in v.items())]
+        mine = [r for r in records if all(r.get(key) == value for key, value in v.items())]
         settings = ", ".join(
             f"{k}={v[k]:g}" if isinstance(v[k], float) else f"{k}={v[k]}" for k in NEGATIVE if v[k] is not None
         )
