@@ -48,7 +48,8 @@ class Report:
     @property
     def causes(self) -> list[str]:
         """What is likely wrong, most basic first; empty when all is right."""
-        return [finding.cause or f"{finding.name}: {finding.came}" for finding in self.findings if not finding.ok]
+        wrong = [finding for finding in self.findings if not finding.ok]
+        return [f.cause for f in wrong if f.cause] or [f"{f.name}: {f.came}, expected {f.expected}" for f in wrong]
 
     def add(self, ok: bool | str, name: str, came: Any, expected: Any = "", cause: str = "", equation: str = "") -> None:
         """Append a row; ok is True, False or "note". A cause is kept only where something is to be said."""
