@@ -164,6 +164,20 @@ class Prober:
         readings = _read(g, latents, gradient, trace, kinds, [e.double() for n, e in noises.items() if id(e) in map(id, given.values())])
         return Run(g, latents, gradient, style, loss, trace, readings, 0.03 if half else 2e-3, changed)
 
+    def ask(self, values: Mapping[str, Any]) -> tuple[Any, Trace]:
+        """Call with these values on top of the environment, and nothing read into the answer.
+
+        Raises:
+            Unreadable: it failed.
+        """
+        given = arguments(self.fn, {**self.given, **values}, self.names)
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(), Trace() as trace:
+                torch.manual_seed(0)
+                return invoke(self.fn, given), trace
+        except (Exception, SystemExit) as error:
+            raise Unreadable(describe(error)) from error
+
     def _predicted(self, given: dict, x: Tensor, values: Mapping, kinds: Mapping[str, Tensor]) -> dict[str, Any]:
         """Noise predictions for those who take them as arguments."""
         with torch.no_grad():
