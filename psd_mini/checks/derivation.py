@@ -138,7 +138,9 @@ def gradient_statistics(
 
 
 @guarded("a gradient")
-def check_gradient(fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-3) -> Report:
+def check_gradient(
+    fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-3
+) -> Report:
     """Does fn give the gradient that `reference` gives? Direction and size apart.
 
     Args:

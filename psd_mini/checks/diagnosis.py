@@ -92,8 +92,16 @@ GUIDANCE: list[tuple[str, Callable[[float], tuple[float, float]], str]] = [
     ("uncond", lambda g: (0, 1), "only the unconditional prediction is used: the prompt has no influence"),
     ("g (cond - uncond)", lambda g: (g, -g), "the unconditional prediction in front is missing: uncond + s (cond - uncond)"),
     ("cond - uncond", lambda g: (1, -1), "only the difference cond - uncond is used: uncond + s (cond - uncond) is expected"),
-    ("g cond", lambda g: (g, 0), "the conditional prediction is multiplied by s, and nothing is taken from the unconditional one"),
-    ("uncond + g cond", lambda g: (g, 1), "uncond + s cond: the unconditional prediction must be subtracted inside the brackets"),
+    (
+        "g cond",
+        lambda g: (g, 0),
+        "the conditional prediction is multiplied by s, and nothing is taken from the unconditional one",
+    ),
+    (
+        "uncond + g cond",
+        lambda g: (g, 1),
+        "uncond + s cond: the unconditional prediction must be subtracted inside the brackets",
+    ),
     ("g cond + (g - 1) uncond", lambda g: (g, g - 1), "(1 - s) uncond is expected, (s - 1) uncond came: wrong sign"),
     ("(1 - g) uncond - g cond", lambda g: (-g, 1 - g), "wrong sign of the conditional prediction"),
     ("g cond - uncond", lambda g: (g, -1), "s cond - uncond: the factor (s - 1) of the unconditional prediction is missing"),
@@ -193,7 +201,7 @@ def size(
 
 
 def _fraction(value: float) -> str:
-    """"1/16384 ", "2 " or nothing for 1."""
+    """ "1/16384 ", "2 " or nothing for 1."""
     if value == 1:
         return ""
     return f"{value:g} " if value > 1 else f"1/{1 / value:g} "

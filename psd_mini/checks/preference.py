@@ -78,7 +78,10 @@ def _rows(form: str) -> list[tuple[str, Weights, str]]:
             ("1/N", lambda r, *_: torch.ones_like(r) / len(r), "the rewards have no influence: every noise weighs the same"),
         ]  # fmt: skip
     if form == "dreamdpo":
-        hard = [("+-1", _pair(0, 1, "hard", False, 1), ""), ("-+1", _pair(0, -1, "hard", False, 1), "winner and loser are swapped")]
+        hard = [
+            ("+-1", _pair(0, 1, "hard", False, 1), ""),
+            ("-+1", _pair(0, -1, "hard", False, 1), "winner and loser are swapped"),
+        ]
         zero = [(name, lambda r, lam, s, w=w: w(r, 0.0, s), cause) for name, w, cause in hard]
         return [*zero, ("1/2, 1/2", lambda r, *_: torch.full_like(r, 0.5), "the rewards have no influence: this is SDS")]
     rows: list[tuple[str, Weights, str]] = []
@@ -86,7 +89,11 @@ def _rows(form: str) -> list[tuple[str, Weights, str]]:
         name = f"lambda{' sigma_t' if noisy else ''} omega_{kind}"
         rows += [
             (f"1/2 +- {name}", _pair(0.5, 1, kind, noisy), ""),
-            (f"1/2 -+ {name}", _pair(0.5, -1, kind, noisy), "winner and loser are swapped: the gradient moves to the worse one"),
+            (
+                f"1/2 -+ {name}",
+                _pair(0.5, -1, kind, noisy),
+                "winner and loser are swapped: the gradient moves to the worse one",
+            ),
             (f"1/2 +- |{name}|", _pair(0.5, 1, kind, noisy, odd=False), "omega is not signed: the first noise always wins"),
             (f"+- {name}", _pair(0, 1, kind, noisy), "the base is missing: the pair alone does not pull to the prior"),
             (f"-+ {name}", _pair(0, -1, kind, noisy), "the base is missing, and winner and loser are swapped"),
@@ -97,7 +104,9 @@ def _rows(form: str) -> list[tuple[str, Weights, str]]:
     for noisy in (False, True):  # base = winner is allowed: it equals the mean with lambda larger by 1/2
         rows.append(("winner +- lambda omega_hard", _pair(0.5, 1, "hard", noisy, 0.5), ""))
     rows.append(("loser base", _pair(0.5, 1, "hard", False, -0.5), "the base is the loser's residual"))
-    rows.append(("1/2, 1/2", lambda r, *_: torch.full_like(r, 0.5), "the preference term is missing: this is SDS with two noises"))
+    rows.append(
+        ("1/2, 1/2", lambda r, *_: torch.full_like(r, 0.5), "the preference term is missing: this is SDS with two noises")
+    )
     return sorted(rows, key=lambda row: bool(row[2]))
 
 
@@ -174,7 +183,9 @@ def _judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor
         "x itself": "the reward is shown the render itself, which is the same for both noises: it must see x0_hat",
         "something else": "the reward is not shown x0_hat = (x_t - sigma_t eps_cfg)/alpha_t",
     }
-    cause = "; ".join(causes[name] for name in sorted(shown) if name in causes) or ("" if shown else "the reward is never asked")
+    cause = "; ".join(causes[name] for name in sorted(shown) if name in causes) or (
+        "" if shown else "the reward is never asked"
+    )
     plain = shown == {"x0_hat without guidance"}
     if plain:
         cause = "the reward is shown x0_hat without guidance, while the gradient is guided"
@@ -238,7 +249,9 @@ def _judge_residuals(report: Report, runs: list[Run]) -> None:
     if any(run.through_unet() for run in runs):
         causes.append("the gradient flows through the UNet: call it under no_grad")
     came = f"{row or 'no'} guidance, {leftover:.0%} unexplained"
-    report.add(not causes, "residuals", came, "uncond + g (cond - uncond) - eps_i", "; ".join(causes), "h_i = eps_cfg(x_t^i) - eps_i")
+    report.add(
+        not causes, "residuals", came, "uncond + g (cond - uncond) - eps_i", "; ".join(causes), "h_i = eps_cfg(x_t^i) - eps_i"
+    )
 
 
 def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor]], runs: list[Run]) -> None:
@@ -268,7 +281,9 @@ def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor
     if form == "psd" and bool((p < 0).all()):
         cause = "winner and loser are swapped: the residual of the better one weighs less"
     elif form == "psd" and bool((p > 0).all()) and all(abs(s.sum()) > 1e-2 * s.abs().max() for *_, s in samples):
-        report.add("note", "weights", came, _rows(form)[0][0], "signs are right; size or omega is not one of the known ones", EQUATION)
+        report.add(
+            "note", "weights", came, _rows(form)[0][0], "signs are right; size or omega is not one of the known ones", EQUATION
+        )
         return
     report.add(False, "weights", came, _rows(form)[0][0], cause, EQUATION)
 

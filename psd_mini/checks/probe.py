@@ -157,11 +157,15 @@ class Prober:
             torch.set_rng_state(state)
             np.random.set_state(legacy)
         changed = [name for name, value in before.items() if not torch.equal(value, given[name].detach().to(value))]
-        latents = trace.encoded[-1].detach().double() * world.SCALING if trace.encoded and trace.encoded[-1].requires_grad else x
+        latents = (
+            trace.encoded[-1].detach().double() * world.SCALING if trace.encoded and trace.encoded[-1].requires_grad else x
+        )
         latents = latents.detach().double()
         half = any(call.x_t.dtype in HALF for call in trace.calls) or gradient.dtype in HALF
         gradient = gradient.detach().double()
-        readings = _read(g, latents, gradient, trace, kinds, [e.double() for n, e in noises.items() if id(e) in map(id, given.values())])
+        readings = _read(
+            g, latents, gradient, trace, kinds, [e.double() for n, e in noises.items() if id(e) in map(id, given.values())]
+        )
         return Run(g, latents, gradient, style, loss, trace, readings, 0.03 if half else 2e-3, changed)
 
     def ask(self, values: Mapping[str, Any]) -> tuple[Any, Trace]:
@@ -236,9 +240,7 @@ def fit(target: Tensor, vectors: list[Tensor]) -> tuple[list[float], float]:
     return (c / norms).tolist(), left
 
 
-def _read(
-    g: float, x: Tensor, gradient: Tensor, trace: Trace, kinds: Mapping[str, Tensor], eps: list[Tensor]
-) -> list[Reading]:
+def _read(g: float, x: Tensor, gradient: Tensor, trace: Trace, kinds: Mapping[str, Tensor], eps: list[Tensor]) -> list[Reading]:
     """Take every picture of a run apart. x and gradient (B, ...), eps: the noises that were given."""
     batch, event = len(x), x.shape[1:]
     pictures = [Reading(g, batch, x[i], gradient[i], []) for i in range(batch)] if gradient.shape == x.shape else []

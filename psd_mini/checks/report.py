@@ -1,8 +1,8 @@
 """What a check answers: one row per question, readable by people, notebooks, graders and pytest.
 
-    report = check_sds(my_function)
-    print(report)             # a table, and under it what is likely wrong
-    report.require()          # one line makes a test of it
+report = check_sds(my_function)
+print(report)             # a table, and under it what is likely wrong
+report.require()          # one line makes a test of it
 """
 
 from __future__ import annotations

@@ -43,7 +43,14 @@ SDS = Kind("SDS", "noise", "G = w(t) (uncond + g (cond - uncond) - eps)", COURSE
 CSD = Kind("CSD", None, "G = w(t) (cond - uncond)", ("csd_loss", "get_csd_loss", *COURSE))
 VSD = Kind("VSD", "q", "G = w(t) (uncond + g (cond - uncond) - eps_q)", ("vsd_loss", "get_vsd_loss", *COURSE))
 # batch, g, t, seed: several noise levels, both limits of guidance, one batch of three; 500 twice, with another picture
-PLAN = [(1, 7.5, (500,), 0), (1, 3.0, (250,), 1), (1, 7.5, (90,), 2), (1, 7.5, (750,), 3), (1, 3.0, (930,), 4), (1, 7.5, (500,), 5)]
+PLAN = [
+    (1, 7.5, (500,), 0),
+    (1, 3.0, (250,), 1),
+    (1, 7.5, (90,), 2),
+    (1, 7.5, (750,), 3),
+    (1, 3.0, (930,), 4),
+    (1, 7.5, (500,), 5),
+]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]
 BATCH = (3, 7.5, (150, 450, 800), 8)
 
@@ -214,11 +221,17 @@ def judge(
     shown = " ".join(f"{v:+.3g} {name}" for name, v in terms.items() if abs(v) > 1e-3 * max(map(abs, terms.values())))
     straight = worst > 1 - max(tolerance, 1e-3) / 5
     if not causes and not cause_g and leftover > tolerance:
-        causes = [f"{leftover:.0%} of it is no combination of noise predictions, noise and x: a part of it is not linear in them"]
+        causes = [
+            f"{leftover:.0%} of it is no combination of noise predictions, noise and x: a part of it is not linear in them"
+        ]
     elif not causes and not cause_g and not straight:
         causes = [f"the gradient is {shown} at g = {first.g:g}; see the rows below"] if not _noise_wrong(runs) else []
-    report.add(straight and not causes, "direction", f"cosine {worst:.4f}: {shown}", "cosine 1", "; ".join(causes), kind.equation)
-    seen = [(r.t, r.batch, r.g, s.k) for run in [*runs, *batched] for r in run.readings for s in [scale(kind, r, run.tolerance)]]
+    report.add(
+        straight and not causes, "direction", f"cosine {worst:.4f}: {shown}", "cosine 1", "; ".join(causes), kind.equation
+    )
+    seen = [
+        (r.t, r.batch, r.g, s.k) for run in [*runs, *batched] for r in run.readings for s in [scale(kind, r, run.tolerance)]
+    ]
     if kind.subtracts is None and all(s[3] for s in seen):
         by_g = [(t, b, g, k / g) for t, b, g, k in seen]
         seen = by_g if diagnosis.size(by_g, runs[0].style, weighting, tolerance)[0] is True else seen
@@ -300,7 +313,9 @@ def judge_noise(report: Report, runs: list[Run]) -> None:
         slack = 8 / len(e) ** 0.5 + 2e-3
         normal = abs(mean) < slack and abs(std - 1) < slack and abs(kurtosis - 3) < 10 * slack
         uniform = "uniform instead of normal noise (rand for randn?)" if abs(kurtosis - 1.8) < 0.05 else "it is not N(0, I)"
-        report.add(normal, "noise", f"mean {mean:.2f}, std {std:.2f}, kurtosis {kurtosis:.2f}", "0, 1, 3", uniform, "eps ~ N(0, I)")
+        report.add(
+            normal, "noise", f"mean {mean:.2f}, std {std:.2f}, kurtosis {kurtosis:.2f}", "0, 1, 3", uniform, "eps ~ N(0, I)"
+        )
     asked = [t for run in runs for call in run.trace.calls for t in call.t.tolist()]
     whole = all(0 <= t <= world.T - 1 and t == round(t) for t in asked)
     cause = f"the UNet takes integers 0..{world.T - 1}: was t divided by {world.T}, or drawn out of range?"
@@ -348,7 +363,9 @@ def judge_graph(report: Report, runs: list[Run]) -> None:
 def judge_batch(report: Report, kind: Kind, batched: list[Run], failure: str) -> None:
     """Three pictures at once, each with its own t, against one."""
     if failure:
-        report.add("note", "batch of 3", failure, "as for one picture", "it works for one picture only: reshape w(t) to (B, 1, 1, 1)")
+        report.add(
+            "note", "batch of 3", failure, "as for one picture", "it works for one picture only: reshape w(t) to (B, 1, 1, 1)"
+        )
         return
     run = batched[0]
     values = []
@@ -367,7 +384,9 @@ def _check_training(report: Report, train: Callable, names: Mapping[str, str] | 
     prober.lenient, q = True, prober.given["q"]
     reading = prober.run(1, 7.5, (400,), 3).readings[0]
     if q.bias.grad is None or not reading.groups:
-        report.add(False, "training of q", "no gradient for q", "a gradient", "q's network receives no gradient: it never learns")
+        report.add(
+            False, "training of q", "no gradient for q", "a gradient", "q's network receives no gradient: it never learns"
+        )
         return
     reading.gradient = q.bias.grad[0].double()
     group = reading.groups[0]
@@ -405,7 +424,9 @@ def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
             result = fn(cond, uncond, g)
         if not isinstance(result, Tensor) or result.shape != cond.shape:
             came = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            report.add(False, "answer", came, f"shape {tuple(cond.shape)}", f"it returned {came}, expected a tensor like eps_cond")
+            report.add(
+                False, "answer", came, f"shape {tuple(cond.shape)}", f"it returned {came}, expected a tensor like eps_cond"
+            )
             return report
         c, rest = fit(result.double(), [cond, uncond])
         seen.append((g, *c))

@@ -40,7 +40,9 @@ BACKGROUNDS = {
 }
 
 
-def _composite(rho: Tensor, delta: Tensor, c: Tensor, b: float, how: tuple[str, str, str], normalise: bool) -> tuple[Tensor, Tensor]:
+def _composite(
+    rho: Tensor, delta: Tensor, c: Tensor, b: float, how: tuple[str, str, str], normalise: bool
+) -> tuple[Tensor, Tensor]:
     """rgb (N, C) and weights (N, S) of one hypothesis: transmittance, alpha, background, weights divided by their sum."""
     depth = rho * (torch.ones_like(delta) if how[1] == "1 - exp(-rho)" else delta)
     through = torch.exp(-depth)
@@ -85,22 +87,36 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     delta = torch.cat((z[:, 1:] - z[:, :-1], torch.full((n, 1), 0.1).double()), -1)
     colour = torch.rand(n, s, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     leaf = rho.clone().requires_grad_()
-    values = {"density": leaf, "x": leaf, "colour": colour.clone(), "image": colour.clone(), "widths": delta, "t": z, "z_vals": z}
+    values = {
+        "density": leaf,
+        "x": leaf,
+        "colour": colour.clone(),
+        "image": colour.clone(),
+        "widths": delta,
+        "t": z,
+        "z_vals": z,
+    }
     prober = Prober(fn, names, {**values, "background": b})
     prober.given.pop("alphas_cumprod")
     answer, _ = prober.ask({})
     takes_background = any(prober.given[k] is b for k in ("background",)) and "background" in _asked(fn, names)
-    parts = list(answer.values()) if isinstance(answer, dict) else list(answer) if isinstance(answer, tuple | list) else [answer]
+    parts = (
+        list(answer.values()) if isinstance(answer, dict) else list(answer) if isinstance(answer, tuple | list) else [answer]
+    )
     rgb = next((p for p in parts if isinstance(p, Tensor) and p.shape == (n, 3)), None)
     weights = next((p for p in parts if isinstance(p, Tensor) and p.shape in ((n, s), (n, s, 1))), None)
     if rgb is None and weights is None:
         came = ", ".join(str(tuple(p.shape)) if isinstance(p, Tensor) else type(p).__name__ for p in parts)
-        report.add(False, "answer", came, f"rgb ({n}, 3) or weights ({n}, {s})", f"it returned {came}, expected rgb (N, 3)", RENDER)
+        report.add(
+            False, "answer", came, f"rgb ({n}, 3) or weights ({n}, {s})", f"it returned {came}, expected rgb (N, 3)", RENDER
+        )
         return report
     report.add(True, "answer", "rgb" if rgb is not None else "weights", "rgb (N, 3)")
     target = rgb if rgb is not None else weights.reshape(n, s)  # type: ignore[union-attr]
     hypotheses = []
-    for (tr, c1), (al, c2), (bg, c3), norm in product(TRANSMITTANCE.items(), ALPHAS.items(), BACKGROUNDS.items(), (False, True)):
+    for (tr, c1), (al, c2), (bg, c3), norm in product(
+        TRANSMITTANCE.items(), ALPHAS.items(), BACKGROUNDS.items(), (False, True)
+    ):
         bg_cause = "" if bg == "none" and not takes_background else c3
         c4 = "the weights are divided by their sum: empty rays become opaque" if norm else ""
         hypotheses.append(((tr, al, bg), norm, [c for c in (c1, c2, bg_cause, c4) if c]))
@@ -115,7 +131,13 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
         report.add(False, "compositing", f"off by up to {off:.3g}", "0", "it is none of the known slips", RENDER)
         return report
     if not target.requires_grad:
-        report.add(False, "gradient", "None", "a gradient of the density", "no gradient reaches the density: detached, or under no_grad?")
+        report.add(
+            False,
+            "gradient",
+            "None",
+            "a gradient of the density",
+            "no gradient reaches the density: detached, or under no_grad?",
+        )
         return report
     (got,) = torch.autograd.grad(target.sum(), leaf)
     again = rho.clone().requires_grad_()
@@ -168,7 +190,9 @@ def check_schedule(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     parts = [p for p in (answer if isinstance(answer, tuple | list) else [answer]) if isinstance(p, Tensor)]
     if not parts or any(p.shape != abar.shape for p in parts):
         came = ", ".join(str(tuple(p.shape)) for p in parts) or type(answer).__name__
-        report.add(False, "answer", came, f"({world.T},)", f"it returned {came}, expected one number per timestep, ({world.T},)")
+        report.add(
+            False, "answer", came, f"({world.T},)", f"it returned {came}, expected one number per timestep, ({world.T},)"
+        )
         return report
     shifted = torch.cat((torch.ones(1), abar[:-1]))
     levels = {
