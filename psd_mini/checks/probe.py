@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks import world
-from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke
+from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke, keys
 from psd_mini.checks.trace import Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
@@ -107,12 +107,17 @@ class Prober:
         Raises:
             Unreadable: it failed, or its answer is none.
         """
-        forms = [self.form] if self.form else [(False, True), (False, False), (True, True), (True, False)]
+        asked = keys(self.fn, self.names)
+        likely = "image" in asked, "guidance_scale" in asked  # the most plausible form first, so that its error is shown
+        forms = [(i, s) for i in (likely[0], not likely[0]) for s in (likely[1], not likely[1])]
+        forms = [self.form] if self.form else forms
         failure: Exception | None = None
         for form in forms:
             try:
                 run = self._attempt(form, batch, g, t, seed, more)
             except Unreadable as error:
+                if error.verdict:
+                    raise
                 failure = failure or error
             else:
                 self.form = form
@@ -152,7 +157,7 @@ class Prober:
         except Unreadable:
             raise
         except (Exception, SystemExit) as error:
-            raise Unreadable(describe(error)) from error
+            raise Unreadable(describe(error), verdict=False) from error
         finally:
             torch.set_rng_state(state)
             np.random.set_state(legacy)
@@ -180,7 +185,7 @@ class Prober:
                 torch.manual_seed(0)
                 return invoke(self.fn, given), trace
         except (Exception, SystemExit) as error:
-            raise Unreadable(describe(error)) from error
+            raise Unreadable(describe(error), verdict=False) from error
 
     def _predicted(self, given: dict, x: Tensor, values: Mapping, kinds: Mapping[str, Tensor]) -> dict[str, Any]:
         """Noise predictions for those who take them as arguments."""
@@ -243,7 +248,7 @@ def fit(target: Tensor, vectors: list[Tensor]) -> tuple[list[float], float]:
 def _read(g: float, x: Tensor, gradient: Tensor, trace: Trace, kinds: Mapping[str, Tensor], eps: list[Tensor]) -> list[Reading]:
     """Take every picture of a run apart. x and gradient (B, ...), eps: the noises that were given."""
     batch, event = len(x), x.shape[1:]
-    pictures = [Reading(g, batch, x[i], gradient[i], []) for i in range(batch)] if gradient.shape == x.shape else []
+    pictures = [Reading(g, batch, x[i], gradient[i], []) for i in range(batch)] if gradient.shape == x.shape and gradient.isfinite().all() else []
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *event), x.shape) for d in drawn] + eps
     flat = x.flatten(1)
@@ -297,13 +302,14 @@ def _take_apart(picture: Reading, noises: list[Tensor]) -> None:
             group.a, group.s = (c[0] if left < 5e-3 else alpha_t), sigma_t
             group.eps = (group.x_t - group.a * picture.x) / sigma_t
     unused = [n for n in noises if not any(g.eps is not None and abs(_cosine(n, g.eps)) > 0.99 for g in picture.groups)]
-    vectors, places = [picture.x], [(-1, "x")]
+    vectors, places, used = [picture.x], [(-1, "x")], []  # type: ignore[var-annotated]
     for i, group in enumerate(picture.groups):
         known = group.eps_hat | ({"noise": group.eps} if group.eps is not None else {})
         for label, vector in known.items():
             # antithetic pairs share one noise: its second appearance adds nothing that the fit could tell apart
-            if label != "noise" or not any(v is not None and abs(_cosine(v, vector)) > 0.99 for v in vectors[1:]):
+            if label != "noise" or not any(v is not None and abs(_cosine(v, vector)) > 0.99 for v in used):
                 vectors.append(vector)
+                used += [vector] if label == "noise" else []
                 places.append((i, label))
     c, picture.leftover = fit(picture.gradient, vectors + unused)
     picture.coefficients = [{} for _ in picture.groups]

@@ -12,7 +12,6 @@ by the batch or not.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, Reading, Run, fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import KNOWN, Unreadable, arguments, invoke, prepare
+from psd_mini.checks.submission import Unreadable, arguments, invoke, keys, prepare
 from psd_mini.formulas import cfg
 
 
@@ -106,7 +105,7 @@ def _check(kind: Kind, target: Any, weighting: str | None, names: Mapping[str, s
         batched, failure = [prober.run(*BATCH[:2], BATCH[2], BATCH[3])], ""
     except Unreadable as error:
         batched, failure = [], str(error)
-    judge(report, kind, runs, limits, batched, weighting, _takes_guidance(fn, names))
+    judge(report, kind, runs, limits, batched, weighting, "guidance_scale" in keys(fn, names))
     judge_noise(report, [*runs, *batched])
     judge_mean(report, kind, runs)
     judge_graph(report, runs)
@@ -114,10 +113,6 @@ def _check(kind: Kind, target: Any, weighting: str | None, names: Mapping[str, s
     changed = sorted({name for run in runs for name in run.changed})
     report.add(not changed, "inputs", ", ".join(changed) or "unchanged", "unchanged", "it modifies its inputs in place")
     return report
-
-
-def _takes_guidance(fn: Callable, names: Mapping[str, str] | None) -> bool:
-    return any(((names or {}).get(p) or KNOWN.get(p)) == "guidance_scale" for p in inspect.signature(fn).parameters)
 
 
 def basics(report: Report, run: Run, equation: str) -> bool:

@@ -64,7 +64,20 @@ KNOWN = {name: key for key, names in NAMES.items() for name in names.split()}
 
 
 class Unreadable(ValueError):
-    """The submission or its answer cannot be understood; the message says what to change."""
+    """The submission or its answer cannot be understood; the message says what to change.
+
+    verdict: False if the code itself raised, so that another form of input may be what it wants.
+    """
+
+    def __init__(self, message: str, verdict: bool = True):
+        super().__init__(message)
+        self.verdict = verdict
+
+
+def keys(fn: Callable, names: Mapping[str, str] | None = None) -> set[str]:
+    """What a function asks for, by the keys of `NAMES`."""
+    parameters = inspect.signature(fn).parameters
+    return {(names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower(), name) for name in parameters}
 
 
 def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import prepare
+from psd_mini.checks.submission import keys, prepare
 from psd_mini.rendering import compositing_weights
 
 RENDER = "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -99,7 +99,7 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     prober = Prober(fn, names, {**values, "background": b})
     prober.given.pop("alphas_cumprod")
     answer, _ = prober.ask({})
-    takes_background = any(prober.given[k] is b for k in ("background",)) and "background" in _asked(fn, names)
+    takes_background = "background" in keys(fn, names)
     parts = (
         list(answer.values()) if isinstance(answer, dict) else list(answer) if isinstance(answer, tuple | list) else [answer]
     )
@@ -147,14 +147,6 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     return report
 
 
-def _asked(fn: Any, names: Mapping[str, str] | None) -> set[str]:
-    import inspect
-
-    from psd_mini.checks.submission import KNOWN
-
-    return {(names or {}).get(p) or KNOWN.get(p, p) for p in inspect.signature(fn).parameters}
-
-
 @guarded("the schedule")
 def check_schedule(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     """Is this noise schedule, or this way to add noise, right?
@@ -164,7 +156,7 @@ def check_schedule(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
             alphas_cumprod): returns x_t. Which one is seen from its parameters.
     """
     fn, report = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names), Report("check of the schedule")
-    if "eps" in _asked(fn, names) or "x" in _asked(fn, names):
+    if "eps" in keys(fn, names) or "x" in keys(fn, names):
         seen: list[tuple[int, float, float]] = []
         for t in (30, 200, 500, 800, 990):
             x, eps = world.picture(2, t).float(), world.normal(2, *world.SHAPE, seed=t).float()
