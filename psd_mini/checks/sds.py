@@ -119,7 +119,7 @@ def basics(report: Report, run: Run, equation: str) -> bool:
     """Is there a gradient to speak of? Adds the rows that end a check early; False where nothing more can be said."""
     gradient, calls = run.gradient, run.trace.calls
     if not bool(gradient.isfinite().all()):
-        report.add(False, "gradient", "NaN or infinity", "finite numbers", "division by zero, or a logarithm of it?", equation)
+        report.add(False, "gradient", "NaN or infinity", "finite numbers", "the gradient is NaN or infinite: division by zero, or a logarithm of it?", equation)
     elif bool((gradient == 0).all()) and calls:
         cause = "the gradient is exactly zero"
         if run.loss is not None and run.loss.abs().max() > 0:
