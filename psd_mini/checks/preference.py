@@ -269,10 +269,10 @@ def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor
             ok, w, slip = diagnosis.size(seen, runs[0].style, None, 1e-2)
             flipped = "the sign is flipped: descent along it would climb (ascent)" if sizes[0] < 0 else ""
             causes = [part for part in (cause, slip if ok is False else "", flipped) if part]
-            matches.append((len(causes), ok == "note", f"{name}; {w}", "; ".join(causes)))
+            matches.append((len(causes) + 1.5 * (ok == "note"), ok, f"{name}; {w}", "; ".join(causes)))
     if matches:  # the fewest mistakes that explain it
-        count, _, came, causes = min(matches)
-        report.add(count == 0, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
+        count, ok, came, causes = min(matches, key=lambda match: match[0])
+        report.add(ok if not causes else False, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
         return
     _, r, s = samples[0]
     came = f"{[round(v, 3) for v in s.tolist()]} for rewards {[round(v, 2) for v in r.tolist()]}"
