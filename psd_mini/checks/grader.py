@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from psd_mini.checks.derivation import check_gradient
+from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.offline import offline_diffusers
-from psd_mini.checks.preference import check_negative_embedding, check_psd
+from psd_mini.checks.preference import check_psd
 from psd_mini.checks.probe import describe
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
