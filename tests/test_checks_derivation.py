@@ -135,6 +135,7 @@ def test_stand_ins_answer_like_diffusers():
 
 
 def test_importing_the_package_does_not_import_the_checkers():
-    code = "import sys, psd_mini; assert 'psd_mini.checks' not in sys.modules; psd_mini.check_sds; assert 'psd_mini.checks' in sys.modules"
+    code = "import sys, psd_mini; assert 'psd_mini.checks' not in sys.modules"
+    code += "; psd_mini.check_sds; assert 'psd_mini.checks' in sys.modules"
     code += "; assert not {'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

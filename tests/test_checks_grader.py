@@ -2,8 +2,6 @@
 
 import inspect
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,9 +9,14 @@ import pytest
 import submissions
 
 from psd_mini.checks.grader import grade, summary
+from psd_mini.cli import main
 
-HEAD = "import os, sys, time, math\nimport torch\nimport torch.nn.functional as F\n" + inspect.getsource(submissions.levels) + "\n"
-GOOD = HEAD + inspect.getsource(submissions.plain_gradient).replace('@right("sds")\n', "").replace("plain_gradient", "sds_gradient")
+HEAD = (
+    "import os, sys, time, math\nimport torch\nimport torch.nn.functional as F\n" + inspect.getsource(submissions.levels) + "\n"
+)
+GOOD = HEAD + inspect.getsource(submissions.plain_gradient).replace('@right("sds")\n', "").replace(
+    "plain_gradient", "sds_gradient"
+)
 STARTER = (
     HEAD
     + "from diffusers import DDIMScheduler, StableDiffusionPipeline\nfrom transformers import CLIPTextModel\n"
@@ -63,19 +66,25 @@ def test_summary_has_a_line_for_each(results):
     assert lines[-1] == f"3 of {len(FILES)} right"
 
 
-def command(*args):
-    return subprocess.run([sys.executable, "-m", "psd_mini.cli", "check", *map(str, args)], capture_output=True, text=True)
+def command(capsys, *args):
+    """Exit status and output of `psd-mini check`."""
+    try:
+        main(["check", *map(str, args)])
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code
+    return status, capsys.readouterr().out
 
 
-def test_command_line(tmp_path):
+def test_command_line(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(GOOD)
-    answer = command(f"{file}:sds_gradient", "--kind", "sds")
-    assert answer.returncode == 0 and "check of SDS: right" in answer.stdout, answer
+    status, out = command(capsys, f"{file}:sds_gradient", "--kind", "sds")
+    assert status == 0 and "check of SDS: right" in out, out
     (tmp_path / "other.py").write_text(GOOD.replace(" - eps", " + eps"))
-    answer = command(tmp_path, "--json")
-    assert answer.returncode == 1
-    mine, other = json.loads(answer.stdout)
+    status, out = command(capsys, tmp_path, "--json")
+    assert status == 1
+    mine, other = json.loads(out)
     assert mine["ok"] and not other["ok"] and "added instead of subtracted" in other["causes"][0]
-    assert command(file, "--kind", "nonsense").returncode == 2
-    assert "not a security sandbox" in " ".join(command("--help").stdout.split())
+    assert command(capsys, file, "--kind", "nonsense")[0] == 2
+    assert "not a security sandbox" in " ".join(command(capsys, "--help")[1].split())

@@ -116,7 +116,8 @@ def judge(
     readings = [reading for run in runs for reading in run.readings]
     scales = [scale(kind, reading, run.tolerance) for run in runs for reading in run.readings]
     if not takes_g and kind.subtracts:  # a scale of its own: whatever it is, if it is one
-        for r, s in zip(readings, scales, strict=True):
+        for r in [r for run in [*runs, *batched] for r in run.readings]:
+            s = scale(kind, r, 2e-3)
             r.g = s.c if abs(s.c + s.u - 1) < tolerance else r.g
     exact = [reference(kind, reading) for reading in readings]
     pairs = zip(readings, exact, strict=True)
@@ -131,6 +132,7 @@ def judge(
     causes = _direction_causes(kind, runs, readings, scales, tolerance)
     row, cause_g = diagnosis.guidance([(r.g, s.c, s.u) for r, s in zip(readings, scales, strict=True)], tolerance)
     constant = [(s.c, s.u) for s in scales]
+    cause_g = "" if jacobian and leftover > tolerance else cause_g
     if kind.subtracts is None:
         csd = all(abs(s.u + s.c) < tolerance for s in scales)
         row, cause_g = ("cond - uncond", "") if csd else (row, "CSD is the difference cond - uncond alone")
@@ -171,6 +173,8 @@ def judge(
 
 def _direction_causes(kind: Kind, runs: list[Run], readings: list[Reading], scales: list[Scale], tolerance: float) -> list[str]:
     """What is wrong with the direction, apart from guidance: each in words."""
+    if any(run.through_unet() for run in runs):  # the coefficients mean nothing then
+        return ["the gradient flows through the UNet (its Jacobian): detach the prediction, or call it under no_grad"]
     causes = []
     noiseless = all(group.eps is None for r in readings for group in r.groups)
     if all(s.k < 0 for s in scales):
@@ -198,8 +202,6 @@ def _direction_causes(kind: Kind, runs: list[Run], readings: list[Reading], scal
         causes.append("the noise appears beside q's prediction: VSD subtracts q's prediction only")
     elif kind.subtracts is None and any(abs(s.noise) > tolerance for s in scales):
         causes.append("the noise is subtracted: this is SDS; CSD is the difference of two predictions of the same x_t")
-    if any(run.through_unet() for run in runs):
-        causes.append("the gradient flows through the UNet (its Jacobian): detach the prediction, or call it under no_grad")
     if any(run.through_x_t() for run in runs):
         causes.append("the gradient flows through x_t, which brings an extra alpha_t: let it enter at x only")
     return causes

@@ -81,7 +81,7 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
     rows: list[tuple[str, Callable[[float, int, int], float], str]] = [
         ("1", lambda g, t, b: 1.0, ""),
         ("B", lambda g, t, b: float(b), ""),
-        ("g/(g-1)", lambda g, t, b: g / (g - 1), "the factor g stands where g - 1 should: cond + g (cond - n) is not diffusers' guidance"),
+        ("g/(g-1)", lambda g, t, b: g / (g - 1), "the factor g stands where g - 1 should: cond + g (cond - n)?"),
         ("1/(1-g)", lambda g, t, b: 1 / (1 - g), "x0_hat is made of eps(n) alone: it must be made of the guided prediction"),
         ("alpha/sigma", lambda g, t, b: world.alpha_sigma(t)[0] / world.alpha_sigma(t)[1], "x0_hat lacks sigma_t / alpha_t"),
         ("alpha", lambda g, t, b: world.alpha_sigma(t)[0], "x0_hat is not divided by alpha_t"),

@@ -68,12 +68,11 @@ def _pair(base: float, sign: float, kind: str, noisy: bool, shift: float = 0.0, 
 
 def _rows(form: str) -> list[tuple[str, Weights, str]]:
     """Hypotheses (name, weights, cause) for one form; an empty cause is right."""
-    softmax = "softmax of minus the reward: the worst noise gets the largest weight (wrong sign)"
+    swapped = "the worst noise gets the largest weight: wrong sign of the reward (softmax), or sorted the wrong way round"
     if form in ("best", "softmax", "min-max"):
         return [
             (form, lambda r, *_: reward_weights(r[:, None], form)[:, 0], ""),
-            (f"{form} of -R", lambda r, *_: reward_weights(-r[:, None], form)[:, 0], softmax if form == "softmax" else "best and "
-             "worst are swapped: the rewards are sorted the wrong way round"),
+            (f"{form} of -R", lambda r, *_: reward_weights(-r[:, None], form)[:, 0], swapped),
             ("exp(R)", lambda r, *_: r.exp(), "the weights are not normalised: exp(R) without its sum"),
             ("R", lambda r, *_: r, "the weights are not normalised: the rewards themselves"),
             ("1/N", lambda r, *_: torch.ones_like(r) / len(r), "the rewards have no influence: every noise weighs the same"),
@@ -270,11 +269,11 @@ def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor
             seen = [(t, 1, 1.0, abs(k)) for (t, *_), k in zip(samples, sizes, strict=True)]
             ok, w, slip = diagnosis.size(seen, runs[0].style, None, 1e-2)
             flipped = "the sign is flipped: descent along it would climb (ascent)" if sizes[0] < 0 else ""
-            causes = [part for part in (cause, slip if ok is False else "", flipped) if part]
-            matches.append((len(causes) + 1.5 * (ok == "note"), ok, f"{name}; {w}", "; ".join(causes)))
+            wrong = [part for part in (cause, slip if ok is False else "", flipped) if part]
+            matches.append((len(wrong) + 1.5 * (ok == "note"), ok, f"{name}; {w}", "; ".join(wrong)))
     if matches:  # the fewest mistakes that explain it
-        count, ok, came, causes = min(matches, key=lambda match: match[0])
-        report.add(ok if not causes else False, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
+        _, ok, came, causes = min(matches, key=lambda match: match[0])
+        report.add(False if causes else ok, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
         return
     _, r, s = samples[0]
     came = f"{[round(v, 3) for v in s.tolist()]} for rewards {[round(v, 2) for v in r.tolist()]}"

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks import world
-from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke, keys
+from psd_mini.checks.stand_ins import TextEncoder
+from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke, key_of, keys
 from psd_mini.checks.trace import Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
@@ -192,12 +193,7 @@ class Prober:
             ready = {"x_t": x_t} | {
                 f"eps_{k}": values["unet"](x_t, values["t"], encoder_hidden_states=kinds[k]).sample for k in ("cond", "uncond")
             }
-        from psd_mini.checks.submission import KNOWN
-
-        return {
-            name: ready.get((self.names or {}).get(name) or KNOWN.get(name, name)) if value is None else value
-            for name, value in given.items()
-        }
+        return {name: ready.get(key_of(name, self.names)) if value is None else value for name, value in given.items()}
 
     def _gradient(self, result: Any, x: Tensor, trace: Trace) -> tuple[Tensor, str, Tensor | None]:
         """The gradient with respect to the latents, x itself or what the autoencoder made of the picture."""
@@ -281,14 +277,9 @@ def _read(g: float, x: Tensor, gradient: Tensor, trace: Trace, kinds: Mapping[st
 
 def _label(e: Tensor, kinds: Mapping[str, Tensor]) -> str:
     """Which of the known embeddings this is."""
-    near = [kind for kind, known in kinds.items() if torch.allclose(e.detach().double(), known[0].double(), atol=2e-3)]
-    return near[0] if near else "uncond" if _is_empty_prompt(e) else "other"
-
-
-def _is_empty_prompt(e: Tensor) -> bool:
-    from psd_mini.checks.stand_ins import TextEncoder
-
-    return torch.allclose(e.detach().double(), TextEncoder.table[ord(" ")].double(), atol=2e-3)
+    e, empty = e.detach().double(), TextEncoder.table[ord(" ")].double()
+    near = [kind for kind, known in kinds.items() if torch.allclose(e, known[0].double(), atol=2e-3)]
+    return near[0] if near else "uncond" if torch.allclose(e, empty.expand_as(e), atol=2e-3) else "other"
 
 
 def _take_apart(picture: Reading, noises: list[Tensor]) -> None:

@@ -136,7 +136,8 @@ def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     report = Report("check of classifier-free guidance")
     fn = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward"))
     cond, uncond = world.normal(2, 2, *world.SHAPE, seed=5)
-    seen, left = [], 0.0
+    seen: list[tuple[float, float, float]] = []
+    left = 0.0
     for g in (7.5, 3.0, 0.5, 1.0, 0.0):
         both = torch.cat((uncond, cond))
         values = {"eps_cond": cond, "cond": cond, "eps_uncond": uncond, "uncond": uncond, "guidance_scale": g, "eps": both}
@@ -153,8 +154,8 @@ def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
                 False, "answer", came, f"shape {tuple(cond.shape)}", f"it returned {came}, expected a tensor like eps_cond"
             )
             return report
-        c, rest = fit(result.double(), [cond, uncond])
-        seen.append((g, *c))
+        (c, u), rest = fit(result.double(), [cond, uncond])
+        seen.append((g, c, u))
         left = max(left, rest)
     row, cause = diagnosis.guidance(seen, 1e-2)
     if left > 1e-2:
