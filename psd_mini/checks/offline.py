@@ -7,6 +7,7 @@ is served too: their loaded classes get the stand-ins' `from_pretrained`. All of
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -42,7 +43,7 @@ class _Light(ModuleType):
             raise AttributeError(name)
         if name in STAND_INS or name[:1].isupper():
             return STAND_INS.get(name, Part)
-        return __import__("importlib").import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
+        return importlib.import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
