@@ -178,7 +178,7 @@ class StableDiffusionPrior:
         u = torch.rand(2, n, generator=generator)
         low, high = (math.radians(bound) for bound in ELEVATIONS)
         angles = torch.stack((2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0))).to(self.device)
-        return Cameras(*angles, fov=math.radians(40))
+        return Cameras(angles[0], angles[1], angles[2], math.radians(40))
 
     def _autoencoder(self, tiny: bool) -> nn.Module:
         """The tiny autoencoder if it is wanted and there is one, else the model's own."""
