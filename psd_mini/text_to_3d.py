@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from psd_mini import fields, rendering, viz, world
 from psd_mini import mesh as mesh_module
 from psd_mini.distill import distill
+from psd_mini.failures import memory_error_in_one_line
 from psd_mini.files import write_atomically
 from psd_mini.methods import PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors import make_prior
-from psd_mini.priors.loading import memory_error_in_one_line
 from psd_mini.priors.toy_world import ToyWorldPrior
 from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
@@ -151,7 +151,7 @@ def generate(
         options = {**PREFERENCE_TIMES, **options}
     g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
-    the_reward = make_reward(reward) if isinstance(reward, str) else reward
+    the_reward = make_reward(reward, device) if isinstance(reward, str) else reward
     folder = _writable(out)
     if resume and folder is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")

@@ -6,7 +6,21 @@ from pathlib import Path
 import psd_mini
 
 ROOMS = (
-    *("files", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards", "priors", "methods", "negative"),
+    *(
+        "files",
+        "failures",
+        "precision",
+        "schedule",
+        "cameras",
+        "fields",
+        "rendering",
+        "world",
+        "formulas",
+        "rewards",
+        "priors",
+        "methods",
+        "negative",
+    ),
     *("checkpoint", "distill", "viz", "mesh", "text_to_3d", "compare", "bench", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent

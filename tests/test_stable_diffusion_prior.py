@@ -7,10 +7,9 @@ import pytest
 import torch
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
-from psd_mini import cfg, orbit
+from psd_mini import cfg, orbit, precision
 from psd_mini.methods.context import Context
 from psd_mini.negative import NegativeEmbedding
-from psd_mini.priors import loading
 from psd_mini.priors.stable_diffusion import StableDiffusionPrior
 
 PROMPT, NEGATIVE = "a red ball", "a blurry pic"
@@ -173,9 +172,7 @@ def test_gradient_to_the_embedding_and_nothing_else(model):
     assert (leaf.grad.abs().amax((0, 2, 3)) > 0).tolist() == [False, True, True, False, False, False]
     direction = draw(*leaf.shape, seed=4)
     with torch.no_grad():
-        ahead, behind = (
-            (prior.predict_noise(x_t, t, leaf + h * direction, cameras) * u).sum().double() for h in (1e-2, -1e-2)
-        )
+        ahead, behind = ((prior.predict_noise(x_t, t, leaf + h * direction, cameras) * u).sum().double() for h in (1e-2, -1e-2))
     torch.testing.assert_close((leaf.grad * direction).sum().double(), (ahead - behind) / 2e-2, rtol=2e-2, atol=1e-3)
 
 
@@ -268,11 +265,11 @@ def test_precision_follows_the_gpu(monkeypatch):
     """bfloat16 from compute capability 8.0 on, float16 below (a T4 is 7.5), float32 without a GPU."""
     for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
-        assert loading.choose_dtype(torch.device("cuda")) == expected
-    assert loading.choose_dtype(torch.device("cpu")) == torch.float32
-    assert loading.choose_dtype(torch.device("cuda"), "float32") == torch.float32
+        assert precision.choose_dtype(torch.device("cuda")) == expected
+    assert precision.choose_dtype(torch.device("cpu")) == torch.float32
+    assert precision.choose_dtype(torch.device("cuda"), "float32") == torch.float32
     with pytest.raises(ValueError, match="dtype: 'int8' is not known; choose from float32, float16, bfloat16"):
-        loading.choose_dtype(torch.device("cpu"), "int8")
+        precision.choose_dtype(torch.device("cpu"), "int8")
 
 
 def test_cameras_all_around(folder):

