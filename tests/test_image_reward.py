@@ -76,7 +76,10 @@ def test_published_names_round_trip(files, reward):
     for name, value in files[0].state_dict().items():
         assert torch.equal(reward.network.state_dict()[name], value), name
     with torch.device("meta"):
-        full = ImageRewardNetwork().state_dict()
+        network = ImageRewardNetwork()
+        full = network.state_dict()
+    heads = network.vision.config.num_attention_heads, network.text.config.num_attention_heads
+    assert heads == (16, 12)  # weights do not tell
     assert len(full) == 620
     converted = convert({published(name): value for name, value in full.items()}, set(full))
     assert all(converted[name] is value for name, value in full.items())
@@ -186,6 +189,10 @@ def test_score_and_gradient(reward):
     raw = reward.network(preprocess(images, 32), words.input_ids, words.attention_mask)
     torch.testing.assert_close(scores, (raw - MEAN) / STD)
     torch.testing.assert_close(reward(images[1:], PROMPTS[1:]), scores[1:], rtol=1e-5, atol=1e-5)
+    long = [" ".join(["red", *["ball"] * 31, last, "a"]) for last in ("red", "a")]  # tokens 1 to 33 of 35, then one too many
+    assert (reward(images, long)[0] - reward(images, long[::-1])[0]).abs() > 1e-6
+    beyond = [text + " red ball" for text in long]
+    torch.testing.assert_close(reward(images, beyond), reward(images, [text[:-2] + " a" for text in long]), rtol=0, atol=0)
     assert (reward(images, PROMPTS[::-1]) - scores).abs().min() > 1e-4
     leaf, direction = images.clone().requires_grad_(), torch.randn(images.shape, generator=generator)
     (gradient,) = torch.autograd.grad(reward(leaf, PROMPTS).sum(), leaf)

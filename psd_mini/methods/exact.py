@@ -43,6 +43,8 @@ class Exact:
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         key = id(context.prior), id(context.reward)
         if key not in self._tilted:
+            if not hasattr(context.prior, "tilted"):
+                raise ValueError("method: exact needs a prior whose optimum is known; use prior='exact', or psd with this one")
             self._tilted = {key: context.prior.tilted(context.reward, self.beta)}
         tilted = replace(context, prior=self._tilted[key])
         result = self.base(x, t, eps, tilted)

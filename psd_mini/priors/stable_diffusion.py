@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from psd_mini.cameras import Cameras
-from psd_mini.failures import one_line
+from psd_mini.failures import memory_error_in_one_line
 from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
 from psd_mini.priors.loading import TINY_ID, load_model, load_tiny_autoencoder
 from psd_mini.schedule import NoiseSchedule
@@ -65,6 +65,8 @@ class StableDiffusionPrior:
     Raises:
         ValueError: a model of another kind, with what it is.
     """
+
+    keeps_graph = False  # of the UNet: methods that would differentiate through it can tell
 
     def __init__(
         self,
@@ -129,7 +131,7 @@ class StableDiffusionPrior:
         dtype = choose_dtype(device, settings.pop("dtype", None))
         name, parts = load_model(source, local_files_only, half=dtype != torch.float32)
         load_tiny = None if tiny is None else partial(load_tiny_autoencoder, tiny, local_files_only)
-        with one_line(f"prior {name}"):  # the move to the GPU can fail too
+        with memory_error_in_one_line():
             prior = cls(*parts, tiny=load_tiny, device=device, dtype=dtype, **settings)
         prior.name = name
         return prior

@@ -148,6 +148,7 @@ def import_package(folder: Path):
 def published_model(folder: Path, full: bool) -> nn.Module:
     """The package's own ImageReward with random weights, of published or small size."""
     module = import_package(folder)
+    torch.manual_seed(0)
     pretrain = sys.modules["ImageReward.models.BLIP.blip_pretrain"]
     text = {**(FULL_TEXT if full else SMALL_TEXT), "layer_norm_eps": 1e-12, "hidden_act": "gelu", "add_cross_attention": True}
     published = pretrain.create_vit, module.MLP
