@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import torch
 
-REMEDY = "the exact world needs none of this: prior='exact'"
+REMEDY = "a downloaded folder works too, and the exact world needs none of this: prior='exact'"
 
 
 def first_line(error: BaseException) -> str:
@@ -17,21 +22,21 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def one_line(what: str) -> Iterator[None]:
-    """Turn anything that loading `what` fails with into a ValueError of one line that says what to do."""
+def one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
+    """Turn anything that loading `what` fails with into a ValueError of one line that says what to do, such as `remedy`."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' affair
+            yield
     except ImportError as error:
-        raise ValueError(
-            f"{what}: a package is missing ({first_line(error)}); pip install diffusers transformers; {REMEDY}"
-        ) from None
+        missing = f"{what}: a package is missing ({first_line(error)}); pip install diffusers transformers; {remedy}"
+        raise ValueError(missing) from None
     except (torch.OutOfMemoryError, MemoryError):
-        raise ValueError(f"{what}: not enough memory; restart what else uses the GPU, or device='cpu'; {REMEDY}") from None
+        raise ValueError(f"{what}: not enough memory; stop what else uses it, or choose device='cpu'; {remedy}") from None
     except Exception as error:  # the hub, diffusers, transformers and safetensors raise two dozen different ones
-        raise ValueError(
-            f"{what}: cannot be loaded ({type(error).__name__}: {first_line(error)}); is there a network, and does the model "
-            f"still exist? A downloaded folder works too; {REMEDY}"
-        ) from None
+        reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+        hint = "is there a network, and does it still exist?"
+        raise ValueError(f"{what}: cannot be loaded ({reason}); {hint} {remedy}") from None
 
 
 @contextmanager
@@ -43,3 +48,25 @@ def memory_error_in_one_line() -> Iterator[None]:
         raise ValueError(
             "memory: the GPU has too little; use one camera a step, or an id or folder of a smaller model, or prior='exact'"
         ) from None
+
+
+def hub_is_offline() -> bool:
+    """Whether the hub is out of reach, found out in seconds; its own client retries for half a minute, file by file.
+
+    Then only what was downloaded before can be used. Behind a proxy the client is left to find out for itself.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return True
+    if urllib.request.getproxies():
+        return False
+    try:
+        from huggingface_hub.constants import ENDPOINT
+
+        address = urlsplit(ENDPOINT)
+        port = address.port or {"http": 80}.get(address.scheme, 443)
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except ImportError:
+        return False  # the loader will say so
+    except OSError:
+        return True
+    return False

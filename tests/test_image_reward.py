@@ -132,9 +132,11 @@ def test_without_network(monkeypatch):
     """The hub cannot be reached: one line, for the first id; both were tried."""
     import huggingface_hub
 
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked = []
 
-    def fail(repo, file):
+    def fail(repo, file, local_files_only):
+        assert local_files_only
         asked.append((repo, file))
         raise ConnectionError("Name or service not known\nlong story")
 

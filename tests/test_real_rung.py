@@ -8,12 +8,18 @@ import pytest
 import torch
 from tiny_pipeline import tiny_pipeline
 
-from psd_mini import cli, distill, generate, make_field
+from psd_mini import cli, distill, failures, generate, make_field
 from psd_mini.methods import make_method
 from psd_mini.priors import loading, make_prior
 from psd_mini.priors.stable_diffusion import StableDiffusionPrior
 
 SMALL = {"steps": 3, "resolution": 8, "progress": False, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """No test asks the hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +173,20 @@ def test_autoencoder_with_its_old_names(folder, copy):
     assert torch.equal(priors[0].encode(image), priors[1].encode(image))
 
 
+def test_only_half_precision_files(folder, copy):
+    """A folder with *.fp16.safetensors alone loads as well, rounded to 11 bits."""
+    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        from safetensors.torch import load_file, save_file
+
+        path = copy / part / f"{name}.safetensors"
+        half = {key: value.half() if value.is_floating_point() else value for key, value in load_file(path).items()}
+        save_file(half, copy / part / f"{name}.fp16.safetensors", {"format": "pt"})
+        path.unlink()
+    full, half = (StableDiffusionPrior.from_pretrained(place, device="cpu") for place in (folder, copy))
+    assert half.unet.dtype == half.vae.dtype == half.embed(["a"]).dtype == torch.float32
+    torch.testing.assert_close(half.embed(["a"]), full.embed(["a"]), rtol=1e-2, atol=1e-2)
+
+
 def test_schedulers_of_another_kind(copy):
     """A flow-matching scheduler has no betas, zero terminal SNR an alpha of 0: said in one line."""
     path = copy / "scheduler" / "scheduler_config.json"
@@ -189,7 +209,7 @@ def test_neither_folder_nor_id(source):
             ConnectionError("Name or service not known\nand so on"),
             "ConnectionError: Name or service not known.*is there a network",
         ),
-        (OSError("404: repository not found"), "404: repository not found.*does the model still exist"),
+        (OSError("404: repository not found"), "404: repository not found.*does it still exist"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "not enough memory"),
     ],
 )
@@ -207,6 +227,21 @@ def test_hub_failures(error, message, monkeypatch):
     refused("somebody/something", message)
     text = refused(None, message)
     assert asked == ["somebody/something", *loading.MODEL_IDS] and "prior='exact'" in text
+
+
+def test_offline_is_noticed_at_once(monkeypatch):
+    """No name service, or nobody listening: offline, so that only downloaded files are looked for; a proxy is trusted."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(failures.urllib.request, "getproxies", dict)
+    for error in (OSError("Name or service not known"), ConnectionRefusedError(), TimeoutError()):
+
+        def fail(address, timeout, error=error):
+            raise error
+
+        monkeypatch.setattr(failures.socket, "create_connection", fail)
+        assert failures.hub_is_offline()
+    monkeypatch.setattr(failures.urllib.request, "getproxies", lambda: {"https": "proxy"})
+    assert not failures.hub_is_offline()
 
 
 def test_missing_package(folder, monkeypatch):

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from psd_mini.failures import REMEDY, one_line
+from psd_mini.failures import REMEDY, hub_is_offline, one_line
 
 # In order of preference. Ids die (stabilityai/stable-diffusion-2-1-base and runwayml/stable-diffusion-v1-5 did), mirrors
 # come: this constant is the only place that knows them. The first two predict eps, the third too.
@@ -62,7 +62,7 @@ def load_part(
         cls: its class, from diffusers or transformers.
         source: folder or hub id; subfolder: the part in it, None for a model that is a single part.
         local_files_only: never ask the network.
-        half: prefer the hub's float16 file (half the download) where there is one.
+        half: prefer the float16 file (half the download) where there is one; without `half` it is the second choice.
 
     Raises:
         ValueError: a weight is missing in the file. Whatever the class raises when there is no such file.
@@ -72,12 +72,15 @@ def load_part(
         settings["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None  # else it warns
     if subfolder is not None:
         settings["subfolder"] = subfolder
-    try:
-        model, info = cls.from_pretrained(str(source), **settings, **({"variant": "fp16"} if half else {}))
-    except (OSError, ValueError):
-        if not half:
-            raise
-        model, info = cls.from_pretrained(str(source), **settings)
+    failures: dict[str | None, Exception] = {}
+    for variant in ("fp16", None) if half else (None, "fp16"):
+        try:
+            model, info = cls.from_pretrained(str(source), **settings, **({"variant": variant} if variant else {}))
+            break
+        except (OSError, ValueError) as error:
+            failures[variant] = error
+    else:
+        raise failures[None]
     # transformers changed the names inside CLIP's text model with 5.2: an older one loads the new files as random numbers
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
     if missing:
@@ -97,6 +100,8 @@ def load_model(
     Raises:
         ValueError: in one line, what is missing and what to do.
     """
+    is_folder = source is not None and Path(source).expanduser().is_dir()
+    local_files_only = local_files_only or is_folder or hub_is_offline()
     if source is None:
         failures = []
         for model_id in MODEL_IDS:
@@ -106,7 +111,7 @@ def load_model(
                 failures.append(str(error))
         raise ValueError(f"{failures[0]} ({', '.join(MODEL_IDS[1:])} failed too)")
     where, name = Path(source).expanduser(), str(source)
-    if where.is_dir():
+    if is_folder:
         check_folder(where)
         half = False
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -139,4 +144,5 @@ def load_tiny_autoencoder(source: str | Path, local_files_only: bool = False) ->
     with one_line(f"tiny autoencoder {source}"):
         from diffusers import AutoencoderTiny
 
+        local_files_only = local_files_only or Path(source).is_dir() or hub_is_offline()
         return load_part(AutoencoderTiny, source, None, local_files_only)

@@ -41,7 +41,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd_mini.failures import first_line, one_line
+from psd_mini.failures import first_line, hub_is_offline, one_line
 from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
 
 HUB_IDS = ("zai-org/ImageReward", "THUDM/ImageReward")  # the same repository before and after its owner's renaming
@@ -50,6 +50,7 @@ TOKENIZER_ID = "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score, from the published code
 PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 TOKENS = 35
+REMEDY = "image-reward:FILE takes a downloaded one, and colorfulness needs none"
 GRADIENT_SCALE = 1024.0  # inside of float16 networks: the gradient of a pixel is a thousandth of that of the score
 
 # published name -> name in `ImageRewardNetwork`; the first pattern that matches counts
@@ -221,10 +222,11 @@ class ImageReward:
         if path is None or not (path.exists() or path.suffix):
             path = _download([str(source)] if source is not None else list(HUB_IDS))
         state = read_weights(path)
-        with one_line("reward image-reward"):
+        with one_line("reward image-reward", REMEDY):
             from transformers import BertTokenizer
 
-            words = BertTokenizer.from_pretrained(str(tokenizer))
+            offline = Path(tokenizer).is_dir() or hub_is_offline()
+            words = BertTokenizer.from_pretrained(str(tokenizer), local_files_only=offline)
             network = network or ImageRewardNetwork()
         network.load_state_dict(convert(state, set(network.state_dict())))
         return cls(network, words, **settings)
@@ -241,13 +243,13 @@ class ImageReward:
 
 
 def _download(ids: list[str]) -> Path:
-    failures = []
+    failures, offline = [], hub_is_offline()
     for model_id in ids:
         try:
-            with one_line(f"reward {model_id}"):
+            with one_line(f"reward {model_id}", REMEDY):
                 from huggingface_hub import hf_hub_download
 
-                return Path(hf_hub_download(model_id, HUB_FILE))
+                return Path(hf_hub_download(model_id, HUB_FILE, local_files_only=offline))
         except ValueError as error:
             failures.append(error)
     raise failures[0]
