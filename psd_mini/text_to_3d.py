@@ -149,6 +149,8 @@ def generate(
     if negative or (isinstance(method, str) and method in PREFERENCE_METHODS):
         reward = "colorfulness" if reward is None else reward
         options = {**PREFERENCE_TIMES, **options}
+    if prior == "real":  # at 512 pixels one camera a step is what fits beside the rest on a GPU of 15 GB
+        options = {"cameras_per_step": 1, **options}
     g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
     the_reward = make_reward(reward, device) if isinstance(reward, str) else reward

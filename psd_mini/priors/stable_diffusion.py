@@ -214,8 +214,11 @@ class StableDiffusionPrior:
     def decode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """image = (D(x / s) + 1) / 2, clamped to [0, 1], float32, differentiable; by the tiny autoencoder if there is one."""
         network = self._autoencoder(True)
-        images = network.decode((x / network.config.scaling_factor).to(self.device, self.dtype)).sample  # type: ignore
-        return ((images.float() + 1) / 2).clamp(0, 1)
+
+        def pictures(x: Tensor) -> Tensor:
+            return network.decode((x / network.config.scaling_factor).to(self.dtype)).sample  # type: ignore
+
+        return ((scaled_gradients(pictures, x.to(self.device), self.dtype) + 1) / 2).clamp(0, 1)
 
     def predict_noise(
         self, x_t: Float[Tensor, "b c h w"], t: Tensor, embeddings: Float[Tensor, "k v l d"], cameras: Cameras | None = None
@@ -233,17 +236,20 @@ class StableDiffusionPrior:
         """
         self._text = None  # all prompts are embedded: make room
         view = torch.zeros(len(x_t), dtype=torch.long) if cameras is None else self.view_index(cameras)
-        text = embeddings.to(self.device)[:, view.to(self.device)].flatten(0, 1).to(self.dtype)  # (K B, L, D)
+        text = embeddings.to(self.device)[:, view.to(self.device)].flatten(0, 1)  # (K B, L, D)
         copies = len(embeddings)
         latents = x_t.detach().to(self.device, self.dtype).repeat(copies, 1, 1, 1)
         times = t.to(self.device).expand(len(x_t)).repeat(copies)
 
-        def ask(*arguments: Tensor) -> Tensor:
-            return self.unet(*arguments).sample
+        def ask(latents: Tensor, times: Tensor, text: Tensor) -> Tensor:
+            return self.unet(latents, times, text.to(self.dtype)).sample
+
+        def ask_one_by_one(text: Tensor) -> Tensor:
+            rows = zip(latents.split(1), times.split(1), text.split(1), strict=True)
+            return torch.cat([checkpoint(ask, *row, use_reentrant=False) for row in rows])
 
         if torch.is_grad_enabled() and embeddings.requires_grad:
-            rows = zip(latents.split(1), times.split(1), text.split(1), strict=True)
-            output = torch.cat([checkpoint(ask, *row, use_reentrant=False) for row in rows])
+            output = scaled_gradients(ask_one_by_one, text, self.dtype)
         else:
             with torch.no_grad():
                 output = ask(latents, times, text)
