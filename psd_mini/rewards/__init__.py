@@ -42,7 +42,7 @@ def make_reward(name: str, device: str | None = None) -> Callable:
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
     raise ValueError(
-        f"reward: {name!r} is not known; choose colorfulness, image-reward, or color:NAME with NAME in {', '.join(COLOURS)}"
+        f"reward: {name!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
     )
 
 
