@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="make a 3D object from a prompt")
     make.add_argument("prompt", help='what to make, for example "a red mushroom"')
-    make.add_argument("--method", default="sds", choices=METHODS)
+    make.add_argument("--method", default="psd", choices=METHODS)
     make.add_argument("--field", default="voxel", choices=FIELDS)
     make.add_argument("--prior", default="exact", help="exact, real (Stable Diffusion), or a folder or hub id of such a model")
     make.add_argument("--device", help="where a learned prior runs, for example cuda or cpu (default: what there is)")

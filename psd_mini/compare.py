@@ -123,7 +123,8 @@ def compare(
     log = folder / "records.jsonl"
     if not resume:
         log.unlink(missing_ok=True)
-    done = {_key(r): r for r in map(json.loads, log.read_text().splitlines() if log.exists() else [])}
+    past = map(json.loads, log.read_text().splitlines() if log.exists() else [])
+    done = {_key(r): r for r in past if _pictures_of(r, folder).exists()}
     waiting = [job for job in jobs if _key(job) not in done]
     with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool, log.open("a") as file:
         futures = [pool.submit(run_one, job, str(folder)) for job in waiting]

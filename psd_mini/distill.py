@@ -137,7 +137,8 @@ def distill(
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
     settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    settings |= {"negative": repr(negative), **(config or {})}
+    reward_name = getattr(reward, "__name__", type(reward).__name__)
+    settings |= {"negative": repr(negative), "reward": reward_name, "background": repr(background), **(config or {})}
     _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
     # a text prior words the prompt for each view, but not what guidance pushes away from
     embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), prior.embed([negative_prompt])))
@@ -195,7 +196,9 @@ def distill(
                         optimizer.zero_grad(set_to_none=True)
                         loss.backward()
                     gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
-                    _check_finite(step, {"the render": x, "the method's gradient": gradient, **gradients})
+                    # Adam divides by the root of squares: infinite ones would stop the field without a word
+                    seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
+                    _check_finite(step, {"the render": x, "the method's gradient": gradient, **seen_by_adam})
                     last_good = _copy(radiance_field)
                     optimizer.step()
 

@@ -67,6 +67,9 @@ def negative_loss(
 
     Returns:
         Scalar: minus the mean reward, or the mean squared error per element of the loser's noise.
+
+    Raises:
+        ValueError: objective "reward" with a reward that has no gradient.
     """
     prior, schedule = context.prior, context.prior.schedule
 
@@ -80,7 +83,10 @@ def negative_loss(
 
     if objective == "reward":
         # L = -mean r( decode( x0_hat(n) ) )
-        return -score(context.reward, prior.decode(denoised(eps[0], n)[0]), context.prompts).mean()
+        scores = score(context.reward, prior.decode(denoised(eps[0], n)[0]), context.prompts)
+        if not scores.requires_grad:
+            raise ValueError("reward: the negative embedding climbs its gradient, and it has none; use objective='inversion'")
+        return -scores.mean()
     images, eps_neg = zip(*(denoised(noise, n) for noise in eps[:2]), strict=True)
     with torch.no_grad():
         rewards = torch.stack([score(context.reward, prior.decode(image), context.prompts) for image in images])

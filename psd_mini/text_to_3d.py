@@ -92,7 +92,7 @@ class Generation:
 def generate(
     prompt: str,
     *,
-    method: str | Callable = "sds",
+    method: str | Callable = "psd",
     field: str = "voxel",
     prior: str = "exact",
     guidance_scale: float | None = None,
@@ -100,7 +100,7 @@ def generate(
     conditioning: str = "camera",
     reward: str | Callable | None = None,
     preference_weight: float | None = None,
-    negative: bool = False,
+    negative: bool | NegativeEmbedding = False,
     steps: int = 120,
     seed: int = 0,
     resolution: int | None = None,
@@ -116,7 +116,8 @@ def generate(
 
     Args:
         prompt: what to make, in words that the prior knows ("a red mushroom").
-        method: a name in `psd_mini.methods.METHODS`, or a method of your own.
+        method: a name in `psd_mini.methods.METHODS`, or a method of your own. The default adds a preference to SDS.
+            Where a prompt leaves nothing open it changes nothing that can be seen.
         field: "voxel" or "triplane".
         prior: "exact", "real" (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
         guidance_scale: g of classifier-free guidance (1 = none); default per prior.
@@ -125,7 +126,8 @@ def generate(
             learned priors are told in words, or with "none" nothing.
         reward: "colorfulness", "color:NAME", "image-reward", "image-reward:FILE" or any function of pictures, for methods
             with a preference; None is colourfulness for those and nothing for the others.
-        negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward).
+        negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward);
+            a `NegativeEmbedding` of your own has its own schedule.
         preference_weight: how strongly the reward pulls; None is the method's default.
         steps: optimiser steps.
         seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
@@ -161,7 +163,9 @@ def generate(
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
     resolution = resolution or (32 if prior == "exact" else 64)
     the_prior = make_prior(prior, resolution, conditioning, device, dtype)
-    the_negative = make_negative(the_prior, negative_prompt, g) if negative else None
+    the_negative = negative if isinstance(negative, NegativeEmbedding) else None
+    if negative is True:
+        the_negative = make_negative(the_prior, negative_prompt, g)
     config = {
         "prompt": prompt,
         "method": repr(the_method),
@@ -170,6 +174,7 @@ def generate(
         "conditioning": conditioning,
         "guidance_scale": g,
         "negative_prompt": negative_prompt,
+        "negative": repr(the_negative),
         "reward": reward if isinstance(reward, str | None) else getattr(reward, "__name__", repr(reward)),
         "steps": steps,
         "seed": seed,

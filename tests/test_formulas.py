@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from psd_mini import GaussianMixture, cfg, guidance_from_imagen, scaled_linear_schedule, sds_residual, surrogate_loss
+from psd_mini import (
+    SDS,
+    Context,
+    GaussianMixture,
+    cfg,
+    guidance_from_imagen,
+    scaled_linear_schedule,
+    sds_residual,
+    surrogate_loss,
+)
 
 SCHEDULE = scaled_linear_schedule()
 
@@ -45,7 +54,8 @@ def test_cfg_split():
 
 
 def test_cfg_shifts_the_mean_of_equal_covariance_gaussians():
-    """p(.|y) = N(mu_y, S), p(.|n) = N(mu_n, S): guided prediction = that of N(mu_n + g (mu_y - mu_n), S), at every t."""
+    """p(.|y) = N(mu_y, S), p(.|n) = N(mu_n, S): guided prediction = that of N(mu_n + g (mu_y - mu_n), S), at every t, and
+    this mean is where SDS comes to rest."""
     S = torch.tensor([[0.7, 0.2], [0.2, 0.4]], dtype=torch.float64)
     mu_y, mu_n, g = torch.tensor([1.0, -0.5]).double(), torch.tensor([-0.3, 0.8]).double(), 3.0
     world = GaussianMixture(torch.ones(2), torch.stack((mu_y, mu_n)), torch.stack((S, S)), SCHEDULE)
@@ -59,6 +69,12 @@ def test_cfg_shifts_the_mean_of_equal_covariance_gaussians():
         mean = mu_n + g * (mu_y - mu_n)
         expected = (1 - abar).sqrt() * torch.linalg.solve(C, (x_t - abar.sqrt() * mean).T).T
         torch.testing.assert_close(cfg(eps_y, eps_n, g), expected, rtol=1e-10, atol=1e-10)
+        # SDS rests there at every t: with eps and -eps its noise cancels
+        x, eps = mean.view(1, 2, 1, 1).expand(6, -1, -1, -1), normal(1, 6, 2, 1, 1, seed=step)
+        rest, _ = SDS(g, "uniform", 2)(x, t, torch.cat((eps, -eps)), Context(world, only))
+        torch.testing.assert_close(rest, torch.zeros_like(rest), rtol=0, atol=1e-10)
+        moved, _ = SDS(g + 1, "uniform", 2)(x, t, torch.cat((eps, -eps)), Context(world, only))
+        assert moved.abs().amax() > 1e-2
 
 
 def test_residual_points_from_the_denoised_image():
@@ -68,7 +84,24 @@ def test_residual_points_from_the_denoised_image():
     x_t = SCHEDULE.add_noise(x, eps, t)
     abar = SCHEDULE.alphas_cumprod[t][:, None]
     x0_hat = (x_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
-    torch.testing.assert_close(sds_residual(eps_hat, eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sds_residual(eps_hat, eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-12, atol=1e-12)
+
+
+def test_regression_to_the_denoised_image_is_sds_of_another_weight():
+    """d/dx 0.5 || x - stopgrad(x0_hat) ||^2 = x - x0_hat = (sigma_t / alpha_t) h: the "reconstruction loss" of MVDream.
+
+    Source: MVDream (Shi et al. 2023, arXiv 2308.16512), without its rescaling.
+    """
+    x, eps, eps_hat = normal(4, 3, seed=1).requires_grad_(), normal(4, 3, seed=2), normal(4, 3, seed=3)
+    t = torch.tensor([3, 200, 500, 990])
+    abar = SCHEDULE.alphas_cumprod[t][:, None]
+    x0_hat = (abar.sqrt() * x + (1 - abar).sqrt() * (eps - eps_hat)) / abar.sqrt()
+    (gradient,) = torch.autograd.grad(0.5 * (x - x0_hat.detach()).square().sum(), x)
+    h = sds_residual(eps_hat, eps)
+    torch.testing.assert_close(gradient, ((1 - abar) / abar).sqrt() * h, rtol=1e-12, atol=1e-12)
+    through_surrogate = torch.autograd.grad(4 * surrogate_loss(x, ((1 - abar) / abar).sqrt() * h), x)[0]
+    torch.testing.assert_close(gradient, through_surrogate, rtol=1e-12, atol=1e-12)
+    assert (gradient - (abar / (1 - abar)).sqrt() * h).abs().amin(0).max() > 1e-3  # the fraction upside down
 
 
 def test_surrogate_loss_injects_the_gradient():

@@ -9,6 +9,7 @@ import torch
 
 import psd_mini
 from psd_mini import cli, generate, load_field, render_views
+from psd_mini.text_to_3d import PREFERENCE_TIMES
 from psd_mini.world.metrics import judge, judge_views
 
 SMALL = ["--steps", "3", "--resolution", "8"]
@@ -18,10 +19,21 @@ SMALL = ["--steps", "3", "--resolution", "8"]
     ("prompt", "field"), [("a red mushroom", "voxel"), ("a blue house", "voxel"), ("a green car", "triplane")]
 )
 def test_prompt_becomes_its_object(prompt, field):
-    """Default settings: recognised as the prompt's object and colour, true_view_distance at most 1.25 x the oracle's."""
-    result = generate(prompt, field=field, progress=False)
+    """SDS: recognised as the prompt's object and colour, true_view_distance at most 1.25 x the oracle's."""
+    result = generate(prompt, method="sds", field=field, progress=False)
     assert result.metrics["recognised"] == prompt
     assert result.metrics["true_view_distance"] <= 1.25 * result.metrics["oracle_distance"]
+
+
+def test_default_method_prefers_and_a_full_prompt_leaves_nothing_to_prefer():
+    """PSD is the default. An open prompt ends as its object in a rewarded colour; "a red mushroom" ends as itself, with a
+    true_view_distance of at most 1.1 times that of SDS from the same range of timesteps."""
+    psd = generate("a red mushroom", progress=False)
+    sds = generate("a red mushroom", method="sds", progress=False, **PREFERENCE_TIMES)
+    assert "PSD(" in psd.config["method"] and psd.config["reward"] == "colorfulness"
+    assert psd.metrics["recognised"] == sds.metrics["recognised"] == "a red mushroom"
+    assert psd.metrics["true_view_distance"] <= 1.1 * sds.metrics["true_view_distance"]
+    assert generate("a mushroom", progress=False).metrics["recognised"] in ("a red mushroom", "an orange mushroom")
 
 
 def test_output_folder_holds_everything(tmp_path, capsys):
@@ -34,7 +46,7 @@ def test_output_folder_holds_everything(tmp_path, capsys):
     assert {file.name for file in out.iterdir()} == expected
     record = json.loads((out / "run.json").read_text())
     assert record["seed"] == 5 and record["config"]["prompt"] == "a red ball" and record["seconds"] > 0
-    assert record["cost"]["prior_evaluations"] == 12 and "torch" in record["versions"]
+    assert record["cost"]["prior_evaluations"] == 24 and "torch" in record["versions"]
     assert set(record["metrics"]) == {"true_view_distance", "oracle_distance", "log_density_gap", "recognised"}
     field = load_field(out / "field.safetensors")
     verdict = judge(render_views(field, judge_views().cameras, 64))
@@ -103,7 +115,7 @@ def test_other_conditionings_run(conditioning):
         (["generate", "a cube", "--resolution", "2"], "size: expected at least 8 pixels"),
         (["generate", "a cube", "--resume", *SMALL], "there is no checkpoint at"),
         (["generate", "a cube", "--negative", *SMALL], "guidance_scale: at 1 the negative embedding has no effect"),
-        (["generate", "a cube", "--preference-weight", "2"], "preference_weight: sds has no such weight"),
+        (["generate", "a cube", "--method", "sds", "--preference-weight", "2"], "preference_weight: sds has no such weight"),
         (["generate", "a cube", "--method", "psd", "--reward", "nice"], "reward: 'nice' is not known; choose colorfulness"),
     ],
 )

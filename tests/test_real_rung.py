@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_pipeline import tiny_pipeline
 
-from psd_mini import cli, distill, failures, generate, make_field
+from psd_mini import cli, distill, failures, generate, make_field, text_to_3d
 from psd_mini.methods import make_method
 from psd_mini.priors import loading, make_prior
 from psd_mini.priors.stable_diffusion import StableDiffusionPrior
 
-SMALL = {"steps": 3, "resolution": 8, "progress": False, "device": "cpu"}
+SMALL = {"method": "sds", "steps": 3, "resolution": 8, "progress": False, "device": "cpu"}
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +51,14 @@ def test_from_the_command_line(folder, tmp_path, capsys):
         "a corgi in a hat",
         "--prior",
         str(folder),
+        "--method",
+        "sds",
         "--steps",
         "3",
         "--resolution",
         "16",
-        "--device",
-        "cpu",
     ]
-    cli.main([*arguments, "--dtype", "float32", "--negative-prompt", "blurry", "--out", str(out)])
+    cli.main([*arguments, "--device", "cpu", "--dtype", "float32", "--negative-prompt", "blurry", "--out", str(out)])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("a corgi in a hat: 3 steps against") and len(printed) == 2
     record = json.loads((out / "run.json").read_text())
@@ -67,8 +67,9 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     assert (out / "turntable.gif").exists() and (out / "mesh.glb").exists()
 
 
-def test_same_seed_same_object_and_resume(folder, tmp_path):
+def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
     """Twice the same bits; a finished run resumes to the same bits."""
+    monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     options = {**SMALL, "prior": str(folder), "out": tmp_path}
     fields = [generate("a corgi", **options).field, generate("a corgi", **options, resume=True).field]
     fields.append(generate("a corgi", **{**options, "out": None}).field)
@@ -78,7 +79,7 @@ def test_same_seed_same_object_and_resume(folder, tmp_path):
 
 def test_psd_with_negative_embedding(folder):
     """PSD, a reward and a learnt negative embedding against a learned prior: the embedding moves within its trust region."""
-    result = generate("a corgi", prior=str(folder), method="psd", negative=True, **SMALL)
+    result = generate("a corgi", prior=str(folder), negative=True, **{**SMALL, "method": "psd"})
     assert all(record["negative_norm"] > 0 for record in result.history)
     assert "negative_words" not in result.metrics
 
@@ -86,7 +87,7 @@ def test_psd_with_negative_embedding(folder):
 def test_dps_passes_through_no_unet(folder):
     """Methods that differentiate the denoiser say in one line that this prior keeps no graph."""
     with pytest.raises(ValueError, match="no gradient passes through this prior's denoiser") as refusal:
-        generate("a corgi", prior=str(folder), method="dps", **SMALL)
+        generate("a corgi", prior=str(folder), **{**SMALL, "method": "dps"})
     assert "\n" not in str(refusal.value)
 
 
@@ -263,7 +264,7 @@ def test_local_files_only(tmp_path, monkeypatch):
         (["--prior", "FOLDER", "--dtype", "int8"], "dtype: 'int8' is not known"),
         (["--device", "cuda"], "device, dtype: the exact world runs on the cpu in float32, not cuda"),
         (["--prior", "FOLDER", "--method", "psd", "--reward", "image-reward:/nowhere.pt"], "there is no file /nowhere.pt"),
-        (["--prior", "FOLDER", "--method", "exact"], "method: exact needs a prior whose optimum is known"),
+        (["--prior", "FOLDER", "--method", "exact"], "method: exact needs a prior with `tilted`"),
     ],
 )
 def test_mistakes_end_in_one_line(options, message, folder, tmp_path, capsys):

@@ -21,6 +21,7 @@ V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
 GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
 PAIR = GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
 ONLY = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
+UNIFORM = SDS(weighting="uniform")
 
 
 def normal(*shape, seed=0):
@@ -77,6 +78,25 @@ def test_csd_drifts_for_ever_between_equal_gaussians():
         torch.testing.assert_close(csd_gradient(eps_y, eps_n), expected.expand(4, -1), rtol=1e-9, atol=1e-9)
 
 
+def test_csd_rests_where_two_widths_balance():
+    """Covariances S and S_0 differ: E[eps_y - eps_0] = 0 at x = (C^-1 - C_0^-1)^-1 (C^-1 mu_y - C_0^-1 mu_0), at every t.
+
+    An attractor where C < C_0 in every direction (the prompt narrower than the rest), as here. Source: derived here.
+    """
+    prior = GaussianMixture(torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S + 0.5 * EYE)), SCHEDULE)
+    for step in (50, 500, 950):
+        _, _, C = levels(step)
+        C_0 = C + SCHEDULE.alphas_cumprod[step] * 0.5 * EYE
+        precision, precision_0 = torch.linalg.inv(C), torch.linalg.inv(C_0)
+        x = torch.linalg.solve(precision - precision_0, precision @ MU - precision_0 @ -MU)
+        eps, t = points(4, seed=step), torch.full((8,), step)
+        noises = torch.cat((eps, -eps))[None]  # both predictions are affine in eps: it cancels
+        for at, rests in ((x, True), (x + 0.3, False)):
+            g, _ = CSD(weighting="uniform")(at.view(1, 3, 1, 1).expand(8, -1, -1, -1), t, noises, context(prior, None, ONLY))
+            assert (g.mean(0).norm() < 1e-9) == rests
+        assert (g.mean(0).flatten() @ torch.full((3,), 0.3).double()) > 0  # descent leads back
+
+
 # identities 2 and 27: which gradient is which
 def slopes(kind, prior, reward, x, step, eps):
     t = torch.full((len(x),), step)
@@ -99,6 +119,43 @@ def test_linear_reward_of_a_gaussian():
             leaf = x_t.flatten(1).requires_grad_()
             (grad_v,) = torch.autograd.grad(implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf)
             torch.testing.assert_close(grad_v, expected["dps"].expand(4, -1), rtol=1e-8, atol=1e-8)
+        for kind in ("pixel-noisy", "straight-through"):
+            assert (expected[kind] - expected["dps"]).norm() > 0.1 * V.norm()
+
+
+def test_pixel_gradients_are_right_only_without_noise():
+    """pixel-noisy = dps iff J v = v: I - alpha J = sigma^2 C^-1 vanishes as sigma -> 0, and at no level with noise."""
+    for noise in (1e-8, 1e-4):
+        prior = GaussianMixture(torch.ones(1), MU[None], S[None], NoiseSchedule(torch.tensor([1 - noise], dtype=torch.float64)))
+        x, t = points(3), torch.zeros(3, dtype=torch.int64)
+        dps, noisy = (reward_gradient(k, x, x, t, context(prior, LinearReward(V), n=3), SDS()) for k in ("dps", "pixel-noisy"))
+        assert 0.1 * noise < (dps - noisy).abs().amax() < 20 * noise
+
+
+# identity 28
+@pytest.mark.parametrize("step", [50, 500, 950])
+def test_where_reward_gradients_come_to_rest(step):
+    """Gaussian prior, r = <v, x>, lambda = 1 / beta: E[G] = 0 at mu + S v / beta for dps and for SDS on the tilted prior, at
+    every t; for the pixel gradients at mu + C v / (alpha beta), which contains (sigma^2 / alpha) v / beta also where S = 0.
+    """
+    beta = 0.6
+    flat = torch.diag(torch.tensor([0.8, 0.4, 0.0], dtype=torch.float64))  # no variance along the third axis
+    prior = GaussianMixture(torch.ones(1), MU[None], flat[None], SCHEDULE)
+    alpha, sigma = SCHEDULE.alphas_cumprod[step].sqrt(), (1 - SCHEDULE.alphas_cumprod[step]).sqrt()
+    on, off = MU + flat @ V / beta, MU + (alpha**2 * flat + sigma**2 * EYE) @ V / (alpha * beta)
+    torch.testing.assert_close(off[2] - MU[2], sigma**2 / alpha * V[2] / beta, rtol=1e-12, atol=1e-12)
+    eps, t = points(4, seed=step), torch.full((8,), step)
+
+    def force(method, at, prior=prior):
+        x = at.view(1, 3, 1, 1).expand(8, -1, -1, -1)
+        return method(x, t, torch.cat((eps, -eps))[None], context(prior, LinearReward(V), n=8))[0].mean(0).norm()
+
+    assert force(RewardGradient("dps", UNIFORM, 1 / beta), on) < 1e-10
+    assert force(UNIFORM, on, prior.tilt_linear(V, beta)[0]) < 1e-10
+    for kind in ("pixel-noisy", "pixel-clean"):
+        assert force(RewardGradient(kind, UNIFORM, 1 / beta), off) < 1e-10
+        assert force(RewardGradient(kind, UNIFORM, 1 / beta), on) > 1e-2
+    assert force(UNIFORM, on) > 1e-2 < force(RewardGradient("dps", UNIFORM, beta), on)
 
 
 def test_quadratic_reward_is_not_exact_under_dps():
@@ -131,6 +188,19 @@ def test_straight_through_drops_the_jacobian():
     torch.testing.assert_close(dps.flatten(1), alpha / sigma**2 * covariance @ V, rtol=1e-9, atol=1e-9)
 
 
+def test_prior_is_asked_once_except_by_dps():
+    """Evaluations per picture: one for SDS, and one more where the reward's gradient goes through the denoiser."""
+    x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
+    for kind in KINDS:
+        asked = context(PAIR, LinearReward(V), ONLY, 4)
+        gradient, _ = RewardGradient(kind, SDS(), 5.0)(x, t, eps, asked)
+        assert asked.cost.prior_evaluations == (8 if kind == "dps" else 4), kind
+        slope = reward_gradient(kind, x, SCHEDULE.add_noise(x, eps[0], t), t, context(PAIR, LinearReward(V), ONLY, 4), SDS())
+        base, _ = SDS()(x, t, eps, context(PAIR, None, ONLY))
+        abar = SCHEDULE.alphas_cumprod[t].view(-1, 1, 1, 1)
+        torch.testing.assert_close(gradient, base - 5.0 * (1 - abar) ** 1.5 * slope, rtol=1e-12, atol=1e-12)
+
+
 def test_method_puts_the_gradient_into_the_bracket():
     """G = w (h - sigma lambda grad r): by hand for pixel-clean."""
     x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
@@ -157,7 +227,6 @@ A, SG = math.sqrt(0.8), math.sqrt(0.2)
 THIN_C = 0.8 * THIN + 0.2 * torch.eye(2, dtype=torch.float64)
 THIN_J = A * THIN @ torch.linalg.inv(THIN_C)
 THIN_U = THIN_J @ THIN_V / (THIN_J @ THIN_V).norm()
-UNIFORM = SDS(weighting="uniform")
 
 
 def pair(omega):

@@ -1,5 +1,6 @@
 """Rewards against plain algebra, and what happens to rewards that misbehave."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -95,10 +96,18 @@ def test_rewards_by_name():
     ("answer", "message"),
     [
         (lambda i, p: torch.full((len(i),), torch.nan), "returned NaN or infinity for image 0"),
+        (lambda i, p: torch.tensor([0.0, -torch.inf]), "returned NaN or infinity for image 1"),
+        (lambda i, p: [0.0, float("inf")], "returned NaN or infinity for image 1"),
         (lambda i, p: torch.zeros(len(i), 1), r"returned shape \(2, 1\), expected \(2,\)"),
+        (lambda i, p: torch.zeros(len(i) + 1), r"returned shape \(3,\), expected \(2,\), one per image"),
+        (lambda i, p: torch.zeros(()), r"returned shape \(\), expected \(2,\)"),
         (lambda i, p: 1.0, r"returned shape \(\), expected \(2,\)"),
         (lambda i, p: "good", r"returned str, expected \(2,\) numbers"),
+        (lambda i, p: None, r"returned NoneType, expected \(2,\) numbers"),
+        (lambda i, p: torch.zeros(2) * 1j, r"returned complex numbers, expected \(2,\) real ones"),
+        (lambda i, p: torch.zeros(2, device="meta"), "answered on device meta, and moving it to cpu failed"),
         (lambda i, p: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda i, p: i @ p, "raised TypeError: "),
     ],
 )
 def test_misbehaving_rewards_are_named(answer, message):
@@ -109,6 +118,32 @@ def test_misbehaving_rewards_are_named(answer, message):
         score(None, pictures(), ["a", "b"])
 
 
-def test_lists_are_scores_too():
-    """A black box may answer with a list of numbers."""
-    assert score(lambda i, p: [1.0, 2.0], pictures(), ["a", "b"]).tolist() == [1.0, 2.0]
+@pytest.mark.parametrize(
+    "answer", [[1.0, 2.0], (1, 2), torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), np.array([1, 2], dtype=np.uint8)]
+)
+def test_lists_and_integers_are_scores_too(answer):
+    """Anything that holds one number per image becomes scores in the images' dtype."""
+    scores = score(lambda i, p: answer, pictures(), ["a", "b"])
+    assert scores.tolist() == [1.0, 2.0] and scores.dtype == torch.float64
+
+
+def test_a_score_that_overflows_in_the_images_precision_is_infinite():
+    """1e300 is a float64 but not a float32: a difference of two such rewards would be NaN."""
+    answer = torch.tensor([0.0, 1e300], dtype=torch.float64)
+    assert score(lambda i, p: answer, pictures(), ["a", "b"])[1] == 1e300
+    with pytest.raises(ValueError, match="returned NaN or infinity for image 1"):
+        score(lambda i, p: answer, pictures().float(), ["a", "b"])
+
+
+def test_exception_of_a_reward_is_kept_as_the_cause():
+    """The error says which reward raised and what, in one short line; the reward's own exception and its trace stay."""
+
+    def fragile(images, prompts):
+        raise RuntimeError("out of\nmemory " + 1000 * "!")
+
+    with pytest.raises(ValueError, match="^reward: fragile raised RuntimeError: out of memory !") as error:
+        score(fragile, pictures(), ["a", "b"])
+    assert isinstance(error.value.__cause__, RuntimeError) and error.value.__cause__.__traceback__ is not None
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    with pytest.raises(ValueError, match="^reward: fragile raised RuntimeError"):  # named through the wrapper too
+        score(black_box(fragile), pictures(), ["a", "b"])

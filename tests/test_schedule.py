@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from psd_mini import SDS, ToyWorldPrior, VoxelField, distill
 from psd_mini.schedule import NoiseSchedule, annealed, sample_timesteps, scaled_linear_schedule
+from psd_mini.world.pool import make_views, pool_cameras
 
 T = 1000
 SCHEDULE = scaled_linear_schedule(T)
@@ -122,6 +124,66 @@ def test_annealing_is_linear():
     """t_max(p) = start + p (end - start)."""
     assert [annealed(p, 980, 200) for p in (0, 0.25, 1)] == [980, 785, 200]
     assert annealed(0.5, 0.98, 0.5) == pytest.approx(0.74)
+
+
+# identity 49
+def threestudio(value, step):
+    """C([start, v0, v1, end]) of threestudio's configurations: linear inside, constant outside."""
+    start, v0, v1, end = value
+    return v0 + (v1 - v0) * max(0.0, min(1.0, (step - start) / (end - start)))
+
+
+def test_annealing_is_the_scheduler_of_threestudio():
+    """C([s, v0, v1, e])(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1): v0 before, v1 after, linear inside. The
+    package's annealed(progress, v0, v1) is the inside; outside it refuses and does not extrapolate.
+
+    Source: threestudio (2023), whose configurations anneal t_max from 0.98 to 0.5; MVDream (arXiv 2308.16512).
+    """
+    value = [2000, 0.98, 0.5, 8000]
+    for step in range(0, 10_001, 250):
+        progress = min(max(step - 2000, 0), 6000) / 6000
+        assert annealed(progress, 0.98, 0.5) == pytest.approx(threestudio(value, step), abs=1e-14)
+    assert {threestudio(value, step) for step in (0, 2000)} == {0.98}
+    assert {round(threestudio(value, step), 14) for step in (8000, 10_000)} == {0.5}
+    for progress in (-1e-9, 1 + 1e-9, math.nan):
+        with pytest.raises(ValueError, match="progress must lie in"):
+            annealed(progress, 0.98, 0.5)
+
+
+def test_loop_anneals_timesteps_as_the_configuration_says():
+    """With t_min = t_max the loop's t is no longer random: round((T - 1) C([0, 0.98, 0.5, steps - 1])(step)) at every step.
+
+    Source: as above; the loop's first and last steps are the ends of the range.
+    """
+    seen, steps = [], 8
+    prior = ToyWorldPrior(views=make_views(pool_cameras(2), 8))
+    options = {"steps": steps, "size": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
+    ends = {"t_min": (0.98, 0.5), "t_max": (0.98, 0.5)}
+    distill(VoxelField(8), prior, SDS(), "a ball", callback=lambda i: seen.append(i["t"].tolist()), **options, **ends)
+    expected = [round((T - 1) * threestudio([0, 0.98, 0.5, steps - 1], step)) for step in range(steps)]
+    assert seen == [[t, t] for t in expected] and expected[0] == 979 and expected[-1] == round(499.5)
+    # a run of steps + 1 would stop short of the end: off by one is seen
+    assert expected != [round((T - 1) * threestudio([0, 0.98, 0.5, steps], step)) for step in range(steps)]
+
+
+def test_square_root_schedule_is_annealing_at_the_root_of_progress():
+    """t(i) = t_max - (t_max - t_min) sqrt(i / N) = annealed(sqrt(i / N), t_max, t_min): from t_max to t_min, decreasing,
+    convex (it leaves high noise early), always below the linear schedule inside; the square of progress is neither.
+
+    Source: HiFA (Zhu et al. 2023, arXiv 2305.18766).
+    """
+    N, t_max, t_min = 50, 0.98, 0.3
+    hifa = [t_max - (t_max - t_min) * math.sqrt(i / N) for i in range(N + 1)]
+    ours = torch.tensor([annealed(math.sqrt(i / N), t_max, t_min) for i in range(N + 1)], dtype=torch.float64)
+    torch.testing.assert_close(ours, torch.tensor(hifa, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+    linear = torch.tensor([annealed(i / N, t_max, t_min) for i in range(N + 1)], dtype=torch.float64)
+    assert ours[0] == t_max and ours[-1] == pytest.approx(t_min, abs=1e-14)
+
+    def right(t):
+        return bool((t.diff() < 0).all()) and bool((t.diff().diff() > 1e-9).all()) and bool((t < linear)[1:-1].all())
+
+    squared = torch.tensor([annealed((i / N) ** 2, t_max, t_min) for i in range(N + 1)], dtype=torch.float64)
+    assert right(ours) and not right(squared) and not right(linear) and not right(ours.flip(0))
 
 
 @pytest.mark.parametrize(

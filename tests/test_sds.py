@@ -83,7 +83,8 @@ def test_expected_gradient_for_a_mixture_by_quadrature():
 
 
 def test_covariance_with_and_without_the_noise():
-    """Cov(h) = (alpha^2 S C^-1)^2 and Cov(eps_hat) = (sigma^2 C^-1)^2: subtracting eps helps only where alpha^2 S < sigma^2.
+    """E[h] = alpha sigma C^-1 (x - mu), Cov(h) = (alpha^2 S C^-1)^2, Cov(eps_hat) = (sigma^2 C^-1)^2: subtracting eps helps
+    only where alpha^2 S < sigma^2.
 
     Exact: for a Gaussian prior h is affine in eps, so its matrix is read off at unit noises.
     """
@@ -94,6 +95,8 @@ def test_covariance_with_and_without_the_noise():
         x, t = as_picture(normal(1, 3, seed=1).expand(4, -1)), torch.full((4,), step)
         h, _ = SDS(weighting="uniform")(x, t, as_picture(basis)[None], context(GAUSS))
         matrix = (h[1:] - h[:1]).flatten(1).T
+        mean = (abar * (1 - abar)).sqrt() * torch.linalg.solve(C, x[0].flatten() - MU)
+        torch.testing.assert_close(h[0].flatten(), mean, rtol=1e-10, atol=1e-10)
         gain = abar * S @ torch.linalg.inv(C)
         torch.testing.assert_close(matrix @ matrix.T, gain @ gain.T, rtol=1e-10, atol=1e-10)
         raw = matrix + torch.eye(3, dtype=torch.float64)  # eps_hat = h + eps

@@ -17,6 +17,7 @@ from plain_mixture import (
 )
 
 from psd_mini.priors.mixture import GaussianMixture, implicit_reward
+from psd_mini.schedule import NoiseSchedule
 
 
 def rewards(d: int):
@@ -105,6 +106,85 @@ def test_implicit_reward_guides_to_the_optimum(which):
     variance = joint @ reward(points) ** 2 / joint.sum(-1) - expected_reward**2
     close(gaps[1] * 2e3, variance, 1e-2)
     close(gaps[2] * 2e4, variance, 1e-3)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_optimum_for_a_logistic_preference(d):
+    """P(win | x) = sigmoid((v . x + c) / tau), r = beta log P: V_t = beta log sum_k g_k E_z sigmoid((v . m_k + c + z |v|_Lam)
+    / tau), and eps_hat - (s / beta) grad V_t is the noise prediction of p* = p_0 P / Z, noised: here on a grid.
+
+    Source: derived here (no mixture: the tilted density is known by integration only).
+    """
+    weights, means, covariances = world(d)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    v, c, tau, beta = tensor(0.8, -0.6)[:d], 0.3, 0.5, 0.7
+    (x_t, t), z = noisy(22, 5, d), torch.linspace(-9, 9, 2001, dtype=torch.float64)
+    a, s = levels(t)
+    mass = torch.exp(-0.5 * z**2) / (2 * torch.pi) ** 0.5 * (z[1] - z[0])
+    x = x_t.clone().requires_grad_()
+    g, m, lam = plain_posterior(x, t, weights, means, covariances)
+    spread = torch.einsum("i,bkij,j->bk", v, lam, v).sqrt()
+    win = torch.sigmoid((m @ v + c)[..., None] / tau + spread[..., None] * z / tau) @ mass
+    value = beta * (g * win).sum(-1).log()
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+
+    points, _ = grid(d)
+    joint = gaussian_kernel(x_t, points, t) * plain_density(points, weights, means, covariances)
+    preferred = joint * torch.sigmoid((points @ v + c) / tau)
+    close(value.detach(), beta * (preferred.sum(-1) / joint.sum(-1)).log(), 1e-10)
+    eps_star = (x_t - a * (preferred @ points) / preferred.sum(-1, keepdim=True)) / s
+    close(prior.predict_noise(x_t, t)[0] - s / beta * gradient, eps_star, 1e-10)
+    for wrong in (-1 / beta, 1.0, 1 / tau):
+        assert (prior.predict_noise(x_t, t)[0] - s * wrong * gradient - eps_star).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_binary_guidance_with_the_implicit_reward_is_the_tilted_prior(which):
+    """score_p + lam (grad log P(win | x_t) - grad log P(lose | x_t)) = score of p*_t, for P(win | x_t) = sigmoid((V_t - b)
+    / tau), any b, and lam = tau / beta: guidance with preference as a class. Neither P(win) alone nor lam = 1 / beta will do.
+
+    Source: derived here, after the idea of PSD (arXiv 2603.01594); V_t by plain algebra, explicit inverses.
+    """
+    weights, means, covariances = world(3)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    beta, tau, b, (x_t, t) = 0.8, 2.0, -1.0, noisy(23, 5, 3)
+    _, tilt, gaussian = list(rewards(3))[which]
+    x = x_t.clone().requires_grad_()
+    g, m, lam_k = plain_posterior(x, t, weights, means, covariances)
+    parts = [torch.stack([gaussian(m[i, k], lam_k[i, k], beta) for k in range(len(weights))]) for i in range(len(t))]
+    value = beta * (g.log() + torch.stack(parts)).logsumexp(-1)
+    chances = [torch.nn.functional.logsigmoid(sign * (value - b) / tau).sum() for sign in (1, -1)]
+    win, lose = (torch.autograd.grad(chance, x, retain_graph=True)[0] for chance in chances)
+    score, wanted, lam = prior.score(x_t, t)[0], tilt(prior, beta)[0].score(x_t, t)[0], tau / beta
+    close(score + lam * (win - lose), wanted, 1e-10)
+    for wrong in (lam * (lose - win), lam * win, (win - lose) / beta, lam * (win + lose), 2 * lam * (win - lose)):
+        assert (score + wrong - wanted).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
+    """V_t -> r as t -> 0, at the rate sigma_t^2; and P(x_1 beats x_2) = sigmoid((r_1 - r_2) / tau) from densities alone,
+    beta log p*/p in place of r: log Z cancels.
+
+    Source: DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 5 and 6.
+    """
+    weights, means, covariances = world(3)
+    beta, tau, (x, _) = 0.8, 0.3, noisy(24, 6, 3)
+    reward, tilt, _ = list(rewards(3))[which]
+    errors = []
+    for noise in (1e-6, 1e-8):
+        prior = GaussianMixture(weights, means, covariances, NoiseSchedule(tensor(1 - noise)))
+        tilted, log_z = tilt(prior, beta)
+        x_t = (1 - noise) ** 0.5 * x
+        errors.append((implicit_reward(prior, tilted, log_z, beta, x_t, torch.zeros(6).long()) - reward(x)).abs().max())
+    assert errors[0] < 1e-3 and 50 < errors[0] / errors[1] < 200
+
+    implicit = beta * (tilted.log_prob(x)[0] - prior.log_prob(x)[0])
+    duel, wanted = (torch.sigmoid((r[::2] - r[1::2]) / tau) for r in (implicit, reward(x)))
+    close(duel, wanted, 1e-10)
+    assert (implicit - reward(x)).abs().min() > 1e-3  # the constant itself is not in the densities
+    for wrong in (implicit / beta, -implicit):
+        assert (torch.sigmoid((wrong[::2] - wrong[1::2]) / tau) - wanted).abs().max() > 1e-3
 
 
 def test_scaling_and_shifting_the_reward():

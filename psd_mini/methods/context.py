@@ -10,10 +10,12 @@ shape, and a dictionary of numbers worth plotting. Everything it needs to know o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +43,13 @@ class Cost:
         started = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+def checked(name: str, value: float, at_least: float = -math.inf) -> None:
+    """Refuse a setting that is not a finite number of at least `at_least`, with a ValueError that names it."""
+    if not isinstance(value, Real) or not at_least <= value or not abs(value) < math.inf:
+        bound = "" if at_least == -math.inf else f" of at least {at_least:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
 
 
 class Predictions(NamedTuple):

@@ -38,7 +38,7 @@ class DreamDPO:
 
     Args:
         base: its guidance scale and weighting are used.
-        tau: gap below which only the winner's term acts, in reward units; 0 never.
+        tau: gap below which only the winner's term acts, in reward units, at least 0: at 0 it never acts alone.
         published_code: the published code's variant instead of the formula.
     """
 
@@ -46,6 +46,10 @@ class DreamDPO:
     tau: float = 0.001
     published_code: bool = False
     n_noises: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.tau >= 0:
+            raise ValueError(f"tau: expected a reward difference of at least 0, got {self.tau!r}")
 
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         ranked = rank(self.base, x, t, eps, context)

@@ -32,7 +32,7 @@ class Exact:
 
     Args:
         base: guidance scale and weighting of the SDS that is run.
-        beta: temperature, reward units.
+        beta: temperature, reward units, positive.
     """
 
     base: SDS = field(default_factory=SDS)
@@ -40,11 +40,15 @@ class Exact:
     n_noises: int = 1
     _tilted: dict = field(default_factory=dict, repr=False)
 
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta: expected a positive temperature in reward units, got {self.beta!r}")
+
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         key = id(context.prior), id(context.reward)
         if key not in self._tilted:
             if not hasattr(context.prior, "tilted"):
-                raise ValueError("method: exact needs a prior whose optimum is known; use prior='exact', or psd with this one")
+                raise ValueError("method: exact needs a prior with `tilted`, such as the toy world's; a learned prior has none")
             self._tilted = {key: context.prior.tilted(context.reward, self.beta)}
         tilted = replace(context, prior=self._tilted[key])
         result = self.base(x, t, eps, tilted)

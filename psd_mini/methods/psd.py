@@ -43,7 +43,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.formulas import omega
-from psd_mini.methods.context import Context
+from psd_mini.methods.context import Context, checked
 from psd_mini.methods.ranked import rank
 from psd_mini.methods.sds import SDS
 
@@ -104,8 +104,7 @@ class PSD:
     def __post_init__(self) -> None:
         if self.pair_base not in BASES:
             raise ValueError(f"pair_base: {self.pair_base!r} is not known; choose from {', '.join(BASES)}")
-        if not abs(self.preference_weight) < float("inf") or self.preference_weight < 0:
-            raise ValueError(f"preference_weight: expected a finite number of at least 0, got {self.preference_weight!r}")
+        checked("preference_weight", self.preference_weight, at_least=0)
         omega(torch.zeros(1), self.omega, 1.0 if self.tau is None else self.tau)  # names and signs are checked there
 
     @property
@@ -127,7 +126,7 @@ class PSD:
         if self.pair_base == "winner":
             base = torch.where((gap >= 0).view(-1, *[1] * (x.ndim - 1)), ranked.base[0], ranked.base[1])
         schedule = context.prior.schedule
-        lambda_t = self.preference_weight * schedule.alpha_sigma(t, x)[1]
+        lambda_t = self.strength(schedule.alpha_sigma(t, x)[1])
         gradient = psd_gradient(base, h_1, h_2, weight, lambda_t, schedule.weight(t, self.base.weighting, x))
         return gradient, {
             "gradient_rms": gradient.square().mean().sqrt().item(),
@@ -135,6 +134,10 @@ class PSD:
             "reward_gap": gap.abs().mean().item(),
             "preference_share": ((lambda_t * (h_1 - h_2)).norm() / base.norm().clamp(min=1e-12)).item(),
         }
+
+    def strength(self, sigma_t: Tensor) -> Tensor:
+        """lambda(t) = preference_weight sigma_t, the shape of sigma_t; override it for another dependence on t."""
+        return self.preference_weight * sigma_t
 
     def _temperature(self, gap: Tensor) -> float:
         """tau, or a running estimate of the median |gap|: it moves by 5% up or down with every step, towards the data."""

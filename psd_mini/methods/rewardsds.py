@@ -38,7 +38,7 @@ def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor
         strategy: "best", "softmax" or "min-max".
 
     Returns:
-        (N, B); columns sum to 1, with min-max to 0.8.
+        (N, B); columns sum to 1, with min-max to 0.8. Of equal rewards the earlier noise counts as the better one.
     """
     n = len(rewards)
     if strategy == "softmax":
@@ -67,7 +67,7 @@ class RewardSDS:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}")
-        if self.n_noises < 2:
+        if not isinstance(self.n_noises, int) or self.n_noises < 2:
             raise ValueError(f"n_noises: expected at least 2 noises to choose from, got {self.n_noises}")
 
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:

@@ -35,7 +35,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.formulas import cfg, sds_residual
-from psd_mini.methods.context import Context, Predictions, predict
+from psd_mini.methods.context import Context, Predictions, checked, predict
+from psd_mini.schedule import WEIGHTINGS
 
 
 def sds_gradient(
@@ -76,6 +77,13 @@ class SDS:
     guidance_scale: float = 1.0
     weighting: str = "sds"
     n_noises: int = 1
+
+    def __post_init__(self) -> None:
+        checked("guidance_scale", self.guidance_scale)
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting: {self.weighting!r} is not known; choose from {', '.join(WEIGHTINGS)}")
+        if not isinstance(self.n_noises, int) or self.n_noises < 1:
+            raise ValueError(f"n_noises: expected a whole number of at least 1, got {self.n_noises!r}")
 
     def predict(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> Predictions:
         """The prior's answers that `residual` needs: the negative prompt's only if g differs from 1."""

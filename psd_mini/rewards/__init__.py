@@ -57,10 +57,12 @@ def score(
         prompts: B strings.
 
     Returns:
-        (B,) scores on the images' device; differentiable if the reward is and gradients are on.
+        (B,) scores in the images' dtype and on their device, whatever the reward answered in (a list, integers, another
+        device); differentiable if the reward is and gradients are on.
 
     Raises:
-        ValueError: there is no reward, or it raised, returned another shape than (B,), NaN or infinity, or no numbers.
+        ValueError: there is no reward, or it raised (its own exception is the cause), returned another shape than (B,), no
+            real numbers, or NaN or infinity (in the images' dtype).
     """
     if reward is None:
         raise ValueError("reward: this method needs one, for example reward='colorfulness'")
@@ -76,6 +78,14 @@ def score(
             raise ValueError(f"reward: {name} returned {type(scores).__name__}, expected ({len(images)},) numbers") from None
     if scores.shape != (len(images),):
         raise ValueError(f"reward: {name} returned shape {tuple(scores.shape)}, expected ({len(images)},), one per image")
-    if not torch.isfinite(scores).all():
-        raise ValueError(f"reward: {name} returned NaN or infinity for image {int((~torch.isfinite(scores)).nonzero()[0])}")
-    return scores.to(images)
+    if scores.is_complex():
+        raise ValueError(f"reward: {name} returned complex numbers, expected ({len(images)},) real ones")
+    try:
+        scores = scores.to(images)
+        finite = torch.isfinite(scores).tolist()
+    except (RuntimeError, NotImplementedError) as error:
+        where = f"device {scores.device}, and moving it to {images.device} failed"
+        raise ValueError(f"reward: {name} answered on {where}") from error
+    if not all(finite):
+        raise ValueError(f"reward: {name} returned NaN or infinity for image {finite.index(False)}")
+    return scores

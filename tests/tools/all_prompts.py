@@ -24,7 +24,7 @@ def work(job: dict) -> dict:
     from psd_mini import generate, render_views
     from psd_mini.cameras import orbit
 
-    result = generate(job["prompt"], field=job["field"], progress=False)
+    result = generate(job["prompt"], method="sds", field=job["field"], progress=False)
     PICTURES.mkdir(exist_ok=True)
     view = render_views(result.field, orbit([30.0], 20.0), 64)[0]
     torch.save(view.mul(255).round().byte(), picture_of(job))

@@ -1,8 +1,9 @@
-"""PSD against SDS with as many evaluations and against the exact optimum: six open prompts, five seeds, voxels.
+"""Every method against the exact optimum: six prompts that leave the colour open, five seeds, voxels.
 
-    python tests/tools/psd_experiment.py [methods]      resumable; tests/results/psd_experiment.jsonl and a table of means
+    python tests/tools/psd_experiment.py [methods [reward]]      resumable; prints a table of means
 
-Methods default to sds2,psd,exact. Runs and pictures stay in psd_mini_out/experiment.
+Methods default to all of `compare`, the reward to colorfulness. Records go to tests/results/psd_experiment_REWARD.jsonl, runs
+and pictures to psd_mini_out/experiment.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from psd_mini.compare import compare, ground_truth
+from psd_mini.compare import DEFAULT_METHODS, compare, ground_truth
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = ("a mushroom", "a car", "a house", "a chair", "a ball", "a rocket")
@@ -23,15 +24,16 @@ def error(values: list[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values) / len(values) ** 0.5:.3f}"
 
 
-def main(methods: list[str]) -> None:
+def main(methods: list[str], reward: str) -> None:
     records = []
     for prompt in PROMPTS:
         out = ROOT / "psd_mini_out" / "experiment" / prompt.replace(" ", "-")
-        best = ground_truth(prompt, "colorfulness")["r_best"]
-        for record in compare(prompt, methods, seeds=SEEDS, out=out, resume=True):
+        best = ground_truth(prompt, reward)["r_best"]
+        for record in compare(prompt, methods, reward, seeds=SEEDS, out=out, resume=True):
             records.append({**record, "of_best": record["reward"] / best})
     lines = [json.dumps(record) for record in records]
-    (ROOT / "tests" / "results" / "psd_experiment.jsonl").write_text("\n".join(lines) + "\n")
+    name = f"psd_experiment_{reward.replace(':', '_')}.jsonl"
+    (ROOT / "tests" / "results" / name).write_text("\n".join(lines) + "\n")
     print("| method | runs | gain | reward / best true view | distance / oracle | distance to optimum | object right |")
     print("|---|---|---|---|---|---|---|")
     for name in dict.fromkeys(record["method"] for record in records):
@@ -44,4 +46,4 @@ def main(methods: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(",") if len(sys.argv) > 1 else ["sds2", "psd"])
+    main(sys.argv[1].split(",") if len(sys.argv) > 1 else list(DEFAULT_METHODS), (sys.argv[2:] or ["colorfulness"])[0])

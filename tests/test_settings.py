@@ -1,0 +1,149 @@
+"""Bad settings end in one line that names them; ties and enormous weights do what the documentation says."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from psd_mini import PSD, SDS, Context, GaussianMixture, ToyWorldPrior, VoxelField, distill, scaled_linear_schedule
+from psd_mini.distill import NonFiniteError
+from psd_mini.methods import CSD, KINDS, DreamDPO, Exact, RewardGradient, RewardSDS, make_method, reward_weights
+from psd_mini.rewards import LinearReward, black_box, make_reward
+from psd_mini.world.pool import make_views, pool_cameras
+
+NAN, INF = math.nan, math.inf
+V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
+MEANS = torch.tensor([[0.4, -1.0, 0.7], [-0.4, 1.0, -0.7]], dtype=torch.float64)
+PRIOR = GaussianMixture(torch.ones(2), MEANS, 0.5, scaled_linear_schedule())
+
+
+def case(method, reward):
+    """Five renders at one timestep, noises for the method, and a context with that reward."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, 1, 1, generator=generator, dtype=torch.float64)
+    eps = torch.randn(method.n_noises, *x.shape, generator=generator, dtype=torch.float64)
+    return x, torch.full((5,), 500), eps, Context(PRIOR, torch.eye(2).double(), None, [""] * 5, reward)
+
+
+WEIGHTED = {"PSD": PSD, **{kind: partial(RewardGradient, kind) for kind in KINDS}}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+@pytest.mark.parametrize("weight", [-1.0, NAN, INF, -INF, "1", None])
+def test_preference_weight_is_finite_and_not_negative(name, weight):
+    with pytest.raises(ValueError, match="^preference_weight: expected a finite number of at least 0, got ") as error:
+        WEIGHTED[name](preference_weight=weight)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SDS(NAN), "guidance_scale: expected a finite number, got nan"),
+        (lambda: CSD(INF), "guidance_scale: expected a finite number, got inf"),
+        (lambda: SDS("7.5"), "guidance_scale: expected a finite number, got '7.5'"),
+        (lambda: make_method("psd", NAN), "guidance_scale: expected a finite number, got nan"),
+        (lambda: make_method("sds2", -INF), "guidance_scale: expected a finite number, got -inf"),
+        (lambda: make_method("dps", 2.0, NAN), "preference_weight: expected a finite number of at least 0, got nan"),
+        (lambda: make_method("rewardsds", 2.0, NAN), "preference_weight: rewardsds has no such weight"),
+        (lambda: make_method("dreamdpo", 2.0, 1.0), "preference_weight: dreamdpo has no such weight"),
+        (lambda: SDS(weighting="dreamfusion"), "weighting: 'dreamfusion' is not known; choose from sds, uniform, fantasia3d"),
+        (lambda: SDS(n_noises=0), "n_noises: expected a whole number of at least 1, got 0"),
+        (lambda: RewardSDS(n_noises=1), "n_noises: expected at least 2 noises to choose from, got 1"),
+        (lambda: RewardSDS(n_noises=2.5), "n_noises: expected at least 2 noises to choose from, got 2.5"),
+        (lambda: RewardSDS(strategy="worst"), "strategy: 'worst' is not known; choose from best, softmax, min-max"),
+        (lambda: DreamDPO(tau=-0.001), "tau: expected a reward difference of at least 0, got -0.001"),
+        (lambda: DreamDPO(tau=NAN), "tau: expected a reward difference of at least 0, got nan"),
+        (lambda: PSD(tau=NAN), "tau: expected a positive reward difference, got nan"),
+        (lambda: PSD(tau=-1.0), "tau: expected a positive reward difference, got -1.0"),
+        (lambda: Exact(beta=0.0), "beta: expected a positive temperature in reward units, got 0.0"),
+        (lambda: Exact(beta=-1.0), "beta: expected a positive temperature in reward units, got -1.0"),
+        (lambda: Exact(beta=NAN), "beta: expected a positive temperature in reward units, got nan"),
+    ],
+)
+def test_bad_settings_are_named_in_one_line(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+MISBEHAVING = {
+    "NaN": (lambda i, p: torch.full((len(i),), NAN), "returned NaN or infinity for image 0"),
+    "inf": (lambda i, p: torch.full((len(i),), INF), "returned NaN or infinity for image 0"),
+    "shape": (lambda i, p: torch.zeros(len(i), 1), "returned shape"),
+    "float": (lambda i, p: 0.5, "returned shape"),
+    "device": (lambda i, p: torch.zeros(len(i), device="meta"), "answered on device meta"),
+    "raises": (lambda i, p: {}["score"], "raised KeyError: 'score'"),
+}
+ASKING = {"PSD": PSD(), "DreamDPO": DreamDPO(), "RewardSDS": RewardSDS()}
+
+
+@pytest.mark.parametrize("name", [*ASKING, *KINDS])
+@pytest.mark.parametrize("how", MISBEHAVING)
+def test_every_method_refuses_a_misbehaving_reward(name, how):
+    """Whichever method asks: ValueError "reward: NAME ...", and no gradient comes out."""
+    answer, message = MISBEHAVING[how]
+    answer.differentiable = True
+    method = ASKING[name] if name in ASKING else RewardGradient(name)
+    with pytest.raises(ValueError, match=f"^reward: <lambda> {message}"):
+        method(*case(method, answer))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reward_that_only_says_it_is_differentiable_is_named(kind):
+    """differentiable = True, but the scores are detached from the pictures: autograd's own message would name nothing."""
+    answer = lambda i, p: (i.detach().flatten(1) ** 2).sum(-1)  # noqa: E731
+    answer.differentiable = True
+    with pytest.raises(ValueError, match="^reward: it says that it is differentiable, but its scores carry no gradient"):
+        RewardGradient(kind)(*case(RewardGradient(kind), answer))
+
+
+@pytest.mark.parametrize("reward", [LinearReward(0 * V, 3.0), black_box(lambda images, prompts: [7] * len(images))])
+def test_when_all_rewards_tie(reward):
+    """PSD: the base, bit for bit, for every omega and with a running temperature that has never seen a difference. The
+    others break ties by order: DreamDPO's winner is the first noise; RewardSDS takes the first as best, softmax the mean."""
+    for kind in ("hard", "gap", "bt", "gated"):
+        for tau in (0.5, None):
+            psd = PSD(SDS(2.0), 3.0, kind, tau, antithetic=False)
+            x, t, eps, context = case(psd, reward)
+            for _ in range(2):
+                assert torch.equal(psd(x, t, eps, context)[0], SDS(2.0, n_noises=2)(x, t, eps, context)[0])
+    first, second = (SDS(2.0)(x, t, e[None], context)[0] for e in eps)
+    rows = [
+        (DreamDPO(SDS(2.0), tau=0.0), first - second),
+        (DreamDPO(SDS(2.0), tau=0.1), first),
+        (RewardSDS(SDS(2.0), "best", 2), first),
+        (RewardSDS(SDS(2.0), "softmax", 2), (first + second) / 2),
+        (RewardSDS(SDS(2.0), "min-max", 2), 0.9 * first - 0.1 * second),
+    ]
+    for method, expected in rows:
+        torch.testing.assert_close(method(x, t, eps, context)[0], expected, rtol=1e-12, atol=1e-12)
+    assert reward_weights(torch.ones(4, 1), "min-max").flatten().tolist() == pytest.approx([0.45, 0.45, -0.05, -0.05])
+
+
+def test_an_enormous_weight_is_used_as_it_is():
+    """preference_weight = 1e30 in float64: G / 1e30 is the preference term alone, finite."""
+    methods = {"PSD": lambda w: PSD(SDS(2.0), w), **{k: partial(RewardGradient, k, SDS(2.0)) for k in KINDS}}
+    for make in methods.values():
+        x, t, eps, context = case(make(1.0), LinearReward(V))
+        huge, one, zero = (make(w)(x, t, eps, context)[0] for w in (1e30, 1.0, 0.0))
+        torch.testing.assert_close(huge / 1e30, one - zero, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("weight", "what"), [(1e30, "the loss"), (1e39, "the method's gradient")])
+def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, what):
+    """1e30: the gradient fits, its square does not, and Adam would stand still; 1e39: not even the gradient."""
+    prior, field = ToyWorldPrior(views=make_views(pool_cameras(2), 8)), VoxelField(8)
+    before = [value.clone() for value in field.state_dict().values()]
+    options = {"steps": 3, "size": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
+    with pytest.raises(NonFiniteError, match=f"^step 0: {what}.* is not finite.*last good state") as error:
+        distill(field, prior, PSD(preference_weight=weight), "a ball", reward=make_reward("colorfulness"), **options)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, field.state_dict().values(), strict=True))
+
+
+def test_exact_needs_a_prior_that_can_be_tilted():
+    context = Context(object(), torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3)))
+    with pytest.raises(ValueError, match="method: exact needs a prior with `tilted`"):
+        Exact()(torch.zeros(1, 3, 4, 4), torch.tensor([5]), torch.zeros(1, 1, 3, 4, 4), context)
