@@ -14,7 +14,6 @@ def parser() -> argparse.ArgumentParser:
     from psd_mini.fields import FIELDS
     from psd_mini.methods import METHODS
     from psd_mini.priors.toy_world import CONDITIONING
-    from psd_mini.text_to_3d import PRIORS
 
     root = argparse.ArgumentParser(prog="psd-mini", description="Score distillation in small, exactly.")
     commands = root.add_subparsers(dest="command", required=True)
@@ -23,16 +22,18 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("prompt", help='what to make, for example "a red mushroom"')
     make.add_argument("--method", default="psd", choices=METHODS)
     make.add_argument("--field", default="voxel", choices=FIELDS)
-    make.add_argument("--prior", default="exact", choices=PRIORS)
+    make.add_argument("--prior", default="exact", help="exact, real (Stable Diffusion), or a folder or hub id of such a model")
+    make.add_argument("--device", help="where a learned prior runs, for example cuda or cpu (default: what there is)")
+    make.add_argument("--dtype", help="float32, float16 or bfloat16 (default: what the device is fast in)")
     make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")
     make.add_argument("--negative-prompt", default="", help="what guidance pushes away from")
     make.add_argument("--conditioning", default="camera", choices=CONDITIONING, help="what the exact prior knows of the camera")
-    make.add_argument("--reward", help="colorfulness or color:NAME, for methods with a preference")
+    make.add_argument("--reward", help="colorfulness, color:NAME, image-reward or image-reward:FILE, for a preference")
     make.add_argument("--preference-weight", type=float, help="how strongly the reward pulls (default: the method's)")
     make.add_argument("--negative", action="store_true", help="optimise the negative embedding too (guidance scale not 1)")
     make.add_argument("--steps", type=int, default=120)
     make.add_argument("--seed", type=int, default=0)
-    make.add_argument("--resolution", type=int, default=32, help="pixels per side while training (results are 64)")
+    make.add_argument("--resolution", type=int, help="pixels per side while training, 32 or 64 by prior (results are 64)")
     make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")
     make.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     make.set_defaults(run=run_generate)

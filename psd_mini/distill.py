@@ -140,7 +140,8 @@ def distill(
     reward_name = getattr(reward, "__name__", type(reward).__name__)
     settings |= {"negative": repr(negative), "reward": reward_name, "background": repr(background), **(config or {})}
     _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
-    embeddings = prior.embed([prompt, negative_prompt])
+    # a text prior words the prompt for each view, but not what guidance pushes away from
+    embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), prior.embed([negative_prompt])))
     generator = torch.Generator().manual_seed(seed)
     groups = [{**group, "lr": group["lr"] * lr_scale} for group in radiance_field.parameter_groups()]  # type: ignore
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)

@@ -23,17 +23,19 @@ from torch import Tensor, nn
 from psd_mini import fields, rendering, viz, world
 from psd_mini import mesh as mesh_module
 from psd_mini.distill import distill
+from psd_mini.failures import memory_error_in_one_line
 from psd_mini.files import write_atomically
 from psd_mini.methods import PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
+from psd_mini.priors import make_prior
 from psd_mini.priors.toy_world import ToyWorldPrior
 from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
 from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
 
-PRIORS = {"exact": ToyWorldPrior}
-GUIDANCE_SCALES = {"exact": 1.0}  # defaults per prior
+JUDGED = ("exact",)  # priors of the toy world, whose results have a truth to be compared with
+GUIDANCE_SCALES = {"exact": 1.0, "real": 50.0}  # defaults per prior; 7.5 for a model by folder or id
 ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
 # Where a preference can act: x_t leaves open which of two pictures it holds only while alpha_t^2 ||mu_1 - mu_2||^2 / sigma_t^2
 # is of order 1. With 3,072 numbers a picture that ratio, between a grey object and its other colours, is 0.6 to 4.3 for t
@@ -78,12 +80,15 @@ class Generation:
     def summary(self) -> str:
         """One line: what was asked, what the judge saw."""
         m = self.metrics
+        if "recognised" not in m:
+            return f"{self.prompt}: {self.config['steps']} steps against {self.config['prior']}, {self.config['method']}"
         return (
             f"{self.prompt}: recognised as {m['recognised']}, true-view distance {m['true_view_distance']:.3f} "
             f"(oracle {m['oracle_distance']:.3f})"
         )
 
 
+@memory_error_in_one_line()
 def generate(
     prompt: str,
     *,
@@ -98,7 +103,9 @@ def generate(
     negative: bool | NegativeEmbedding = False,
     steps: int = 120,
     seed: int = 0,
-    resolution: int = 32,
+    resolution: int | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -112,18 +119,21 @@ def generate(
         method: a name in `psd_mini.methods.METHODS`, or a method of your own. The default adds a preference to SDS.
             Where a prompt leaves nothing open it changes nothing that can be seen.
         field: "voxel" or "triplane".
-        prior: "exact".
+        prior: "exact", "real" (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
         guidance_scale: g of classifier-free guidance (1 = none); default per prior.
         negative_prompt: what guidance pushes away from.
-        conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem).
-        reward: "colorfulness", "color:NAME" or any function of pictures, for methods with a preference; None is
-            colourfulness for those and nothing for the others.
+        conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem);
+            learned priors are told in words, or with "none" nothing.
+        reward: "colorfulness", "color:NAME", "image-reward", "image-reward:FILE" or any function of pictures, for methods
+            with a preference; None is colourfulness for those and nothing for the others.
         negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward);
             a `NegativeEmbedding` of your own has its own schedule.
         preference_weight: how strongly the reward pulls; None is the method's default.
         steps: optimiser steps.
         seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
-        resolution: pixels per side of the training renders. Results are always rendered and judged at 64 x 64.
+        resolution: pixels per side of the training renders, default 32, for learned priors 64 (they enlarge them to their
+            own size). Results are always rendered at 64 x 64, and judged where the prior is of the toy world.
+        device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the default is what there is.
         out: folder for results and checkpoints; None keeps everything in memory.
         resume: continue the run in `out`.
         progress, callback, options: for `distill`, which documents them. Methods with a preference, by name, begin with
@@ -136,25 +146,26 @@ def generate(
         ValueError: an argument that cannot be used, named, with the remedy; nothing already saved is touched.
     """
     started = time.perf_counter()
-    if not words(prompt):
+    if not (words(prompt) if prior in JUDGED else prompt.strip()):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
-    if prior not in PRIORS:
-        raise ValueError(f"prior: {prior!r} is not known; choose from {', '.join(PRIORS)}")
     if negative or (isinstance(method, str) and method in PREFERENCE_METHODS):
         reward = "colorfulness" if reward is None else reward
         options = {**PREFERENCE_TIMES, **options}
-    g = GUIDANCE_SCALES[prior] if guidance_scale is None else float(guidance_scale)
+    if prior == "real":  # at 512 pixels one camera a step is what fits beside the rest on a GPU of 15 GB
+        options = {"cameras_per_step": 1, **options}
+    g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
-    the_reward = make_reward(reward) if isinstance(reward, str) else reward
+    the_reward = make_reward(reward, device) if isinstance(reward, str) else reward
     folder = _writable(out)
     if resume and folder is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
 
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
-    the_prior = PRIORS[prior](resolution, conditioning)
+    resolution = resolution or (32 if prior == "exact" else 64)
+    the_prior = make_prior(prior, resolution, conditioning, device, dtype)
     the_negative = negative if isinstance(negative, NegativeEmbedding) else None
     if negative is True:
-        the_negative = NegativeEmbedding(the_prior.embed([negative_prompt])[0], g)
+        the_negative = make_negative(the_prior, negative_prompt, g)
     config = {
         "prompt": prompt,
         "method": repr(the_method),
@@ -169,6 +180,9 @@ def generate(
         "seed": seed,
         "resolution": resolution,
     }
+    if prior != "exact":
+        config["model"] = the_prior.name
+        the_field.to(the_prior.device)
     run = distill(
         the_field,
         the_prior,
@@ -187,14 +201,17 @@ def generate(
         progress=progress,
         **options,
     )
-    judgement = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size))
-    metrics = {
-        "true_view_distance": judgement.true_view_distance,
-        "oracle_distance": oracle_distance(field, judgement.recognised, resolution),
-        "log_density_gap": judgement.log_density_gap,
-        "recognised": caption_of(judgement),
-    }
-    if the_negative is not None:
+    the_field.cpu()
+    metrics: dict[str, Any] = {}
+    if prior in JUDGED:
+        judgement = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size))
+        metrics = {
+            "true_view_distance": judgement.true_view_distance,
+            "oracle_distance": oracle_distance(field, judgement.recognised, resolution),
+            "log_density_gap": judgement.log_density_gap,
+            "recognised": caption_of(judgement),
+        }
+    if the_negative is not None and prior == "exact":
         metrics["negative_words"] = the_negative.read(world.text.VOCABULARY)
     result = Generation(prompt, the_field, config, metrics, asdict(run.cost), 0.0, run.history, folder)
     if folder is not None:
@@ -203,6 +220,15 @@ def generate(
     if folder is not None:
         _write_run(result, folder)
     return result
+
+
+def make_negative(prior: Any, negative_prompt: str, guidance_scale: float) -> NegativeEmbedding:
+    """A negative embedding that starts at a prompt, with step, trust region and times that suit the kind of its prior."""
+    start = prior.embed([negative_prompt])[0]
+    if isinstance(prior, ToyWorldPrior):
+        return NegativeEmbedding(start, guidance_scale)
+    # a text encoder's units: ReNeg (arXiv 2412.19637) moves 5e-3 a step; d x0_hat / dn grows like sigma_t / alpha_t
+    return NegativeEmbedding(start, guidance_scale, lr=1e-3, radius=0.2 * start.norm().item(), t_range=(0.02, 0.5))
 
 
 def caption_of(judgement: Judgement) -> str:

@@ -88,7 +88,7 @@ def test_rewards_by_name():
     assert isinstance(make_reward("colorfulness"), Colorfulness)
     assert make_reward("color:grey").colour == COLOURS["gray"]
     for name in ("colorful", "color:", "color:mauve", "colorfulness:red"):
-        with pytest.raises(ValueError, match=f"reward: '{name}' is not known; choose colorfulness or color:NAME"):
+        with pytest.raises(ValueError, match=f"reward: '{name}' is not known; choose colorfulness, image-reward or color:NAME"):
             make_reward(name)
 
 

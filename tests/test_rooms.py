@@ -6,8 +6,21 @@ from pathlib import Path
 import psd_mini
 
 ROOMS = (
-    *("files", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards", "priors", "methods", "negative"),
-    *("checkpoint", "distill", "viz", "mesh", "text_to_3d", "compare", "bench", "checks", "cli"),
+    *("files", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards"),
+    *(
+        "priors",
+        "methods",
+        "negative",
+        "checkpoint",
+        "distill",
+        "viz",
+        "mesh",
+        "text_to_3d",
+        "compare",
+        "bench",
+        "checks",
+        "cli",
+    ),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 

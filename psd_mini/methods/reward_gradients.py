@@ -59,11 +59,14 @@ def reward_gradient(
         Gradient, same shape as x, in reward units per unit of x.
 
     Raises:
-        ValueError: no reward, one that is a black box, or one whose scores do not depend on the pictures.
+        ValueError: no reward, one that is a black box, or one whose scores do not depend on the pictures; "dps" with a
+            prior that keeps no graph of its denoiser.
     """
     if context.reward is None or not getattr(context.reward, "differentiable", False):
         raise ValueError(f"reward: {kind} needs a differentiable reward; a black box works with method psd")
     prior, schedule = context.prior, context.prior.schedule
+    if kind == "dps" and not getattr(prior, "keeps_graph", True):
+        raise ValueError("method: no gradient passes through this prior's denoiser, which dps needs; use straight-through")
     leaf = (x if kind == "pixel-clean" else x_t).detach().requires_grad_()
     with torch.enable_grad():
         if kind in ("pixel-noisy", "pixel-clean"):

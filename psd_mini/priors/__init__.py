@@ -5,5 +5,42 @@ embed(prompts) -> embeddings (K, ...)                            "" is the null 
 encode(images (B, 3, H, W) in [0, 1]) -> x (B, C, h, w)          differentiable
 decode(x) -> images in [0, 1]
 predict_noise(x_t, t, embeddings, cameras) -> eps_hat (K, B, C, h, w)   all K embeddings in one call
+embed_views(prompts) -> the same shape                           optional: the prompt worded for each view
 draw_cameras(n, generator) -> Cameras                            where the loop may look from
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+PRIORS = ("exact", "real")  # and any folder or hub id of a model in diffusers' format
+
+
+def make_prior(
+    prior: str, resolution: int = 32, conditioning: str = "camera", device: str | None = None, dtype: str | None = None
+) -> Any:
+    """A prior by name, folder or hub id.
+
+    Args:
+        prior: "exact", "real" (Stable Diffusion) or where a model in diffusers' format is.
+        resolution: of the exact world's pictures; learned priors resize what they get to their own size.
+        conditioning: what it knows of the camera, see `ToyWorldPrior`; a learned one is told in words or, with "none", nothing.
+        device, dtype: of a learned prior; None is what there is.
+
+    Raises:
+        ValueError: it cannot be loaded, or does not run there.
+    """
+    if prior == "exact":
+        if device not in (None, "cpu") or dtype not in (None, "float32"):
+            raise ValueError(f"device, dtype: the exact world runs on the cpu in float32, not {device} {dtype}; leave them out")
+        from psd_mini.priors.toy_world import ToyWorldPrior
+
+        return ToyWorldPrior(resolution, conditioning)
+    from psd_mini.priors.stable_diffusion import VIEW_WORDS, StableDiffusionPrior
+
+    return StableDiffusionPrior.from_pretrained(
+        None if prior == "real" else prior,
+        view_words=None if conditioning == "none" else VIEW_WORDS,
+        device=device,
+        dtype=dtype,
+    )

@@ -22,21 +22,28 @@ from psd_mini.rewards.closed_form import Colorfulness, LinearReward, NamedColor,
 __all__ = ["Colorfulness", "LinearReward", "NamedColor", "QuadraticReward", "WeightedSum", "black_box", "make_reward", "score"]
 
 
-def make_reward(name: str) -> Callable:
-    """A reward by name: "colorfulness" or "color:NAME" with one of the toy world's colours.
+def make_reward(name: str, device: str | None = None) -> Callable:
+    """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward" from the hub, or
+    "image-reward:FILE" from a file. `device` is where a network runs; None is what there is.
 
     Raises:
-        ValueError: unknown; lists what there is.
+        ValueError: unknown (lists what there is), or it cannot be loaded.
     """
     from psd_mini.world.objects import COLOURS
 
     kind, _, colour = name.partition(":")
     if kind == "colorfulness" and not colour:
         return Colorfulness()
+    if kind == "image-reward":
+        from psd_mini.rewards.image_reward import ImageReward
+
+        return ImageReward.from_pretrained(colour or None, device=device)
     colour = {"grey": "gray"}.get(colour, colour)
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
-    raise ValueError(f"reward: {name!r} is not known; choose colorfulness or color:NAME with NAME in {', '.join(COLOURS)}")
+    raise ValueError(
+        f"reward: {name!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
+    )
 
 
 def score(

@@ -1,0 +1,78 @@
+"""Where networks run and in which precision, and how gradients get through half precision unharmed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.failures import first_line
+
+
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """The device that was asked for; by default the first GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that does not exist here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device: {device} cannot be used ({first_line(error)}); choose cpu, or cuda where there is a GPU"
+        ) from None
+
+
+def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+    """The weights' precision: bfloat16 on GPUs that compute in it (capability 8.0 and up), float16 on older ones, else float32.
+
+    `torch.cuda.is_bf16_supported` is no guide: it says yes on a T4, which only emulates bfloat16, slowly.
+
+    Raises:
+        ValueError: a name that is none of float32, float16, bfloat16.
+    """
+    if dtype is None:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in names.values():
+        raise ValueError(f"dtype: {dtype!r} is not known; choose from {', '.join(names)}")
+    return chosen  # type: ignore[return-value]
+
+
+def scaled_gradients(
+    function: Callable[[Tensor], Tensor], x: Float[Tensor, "..."], dtype: torch.dtype, scale: float = 1.0
+) -> Float[Tensor, "..."]:
+    """y = function(x) in float32, whose backward pass survives a float16 network inside.
+
+        forward   y = f(x)
+        backward  dL/dx = c J^T (dL/dy / c),    c = max |dL/dy| / scale
+
+    Half precision loses what is below 6e-8 and overflows above 65504; with c the gradient that enters the network is of
+    size `scale` whatever the loss was. Exact in real numbers: the backward pass is linear. Once per forward pass.
+
+    Args:
+        function: a network; takes x, gives a tensor.
+        x: float32.
+        dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's range).
+        scale: size of the largest entry inside.
+    """
+    if dtype != torch.float16 or not (x.requires_grad and torch.is_grad_enabled()):
+        return function(x).float()
+    factors: list[Tensor] = []
+    x = x.clone()
+    x.register_hook(lambda gradient: gradient * factors.pop())
+    y = function(x).float()
+
+    def shrink(gradient: Tensor) -> Tensor:
+        factors.append(gradient.abs().max().clamp(min=torch.finfo(torch.float32).tiny) / scale)
+        return gradient / factors[-1]
+
+    y.register_hook(shrink)
+    return y

@@ -1,0 +1,259 @@
+"""A latent diffusion model in diffusers' format (Stable Diffusion, or anything of its shape) as a prior.
+
+    x = s E(2 image - 1)                  E: the autoencoder's encoder (mean of its posterior), s: its scaling factor
+    image = (D(x / s) + 1) / 2            D: its decoder
+    eps_hat = U(x_t, t, e)                U: the UNet, e: the text encoder's last hidden state, L = 77 tokens of D numbers
+    eps_hat = sigma_t x_t + alpha_t v     for models that predict v = alpha_t eps - sigma_t x
+
+The networks are frozen. A gradient passes through E to the image; the UNet is asked without keeping its graph, unless the
+embedding itself is being optimised (a negative embedding): then the gradient goes to it and to nothing else.
+
+A picture taken from behind should not be asked to look like the prompt's favourite side. So the prompt has variants, one per
+view word, and each camera picks its own (DreamFusion, section 3.2): embeddings are (K, V, L, D) with
+
+    v = 0 the prompt as it stands,    v = 1.. one variant for each entry of `view_words`
+
+Reference: Rombach et al. 2022 (arXiv 2112.10752); Poole et al. 2022 (DreamFusion, arXiv 2209.14988) for view-dependent prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from psd_mini.cameras import Cameras
+from psd_mini.failures import memory_error_in_one_line
+from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
+from psd_mini.priors.loading import TINY_ID, load_model, load_tiny_autoencoder
+from psd_mini.schedule import NoiseSchedule
+
+# quadrant (as seen from azimuth 0, 90, 180, 270 degrees) or "overhead" -> what becomes of the prompt there
+VIEW_WORDS = {
+    "front": "{}, front view",
+    "right": "{}, side view",
+    "back": "{}, back view",
+    "left": "{}, side view",
+    "overhead": "{}, overhead view",
+}
+OVERHEAD = math.radians(60)  # elevation from which a camera looks from above (DreamFusion)
+ELEVATIONS = (-10.0, 75.0)  # degrees, where `draw_cameras` stands
+
+
+class StableDiffusionPrior:
+    """See the module's docstring; usually made by `from_pretrained`.
+
+    Args:
+        unet, vae: networks of diffusers, UNet2DConditionModel and AutoencoderKL.
+        scheduler: one of diffusers' with `alphas_cumprod`; its prediction_type is "epsilon" or "v_prediction".
+        load_text: gives (tokenizer, text encoder) of transformers; called when a new prompt is embedded, and the encoder is let
+            go again at the next noise prediction.
+        tiny: gives an AutoencoderTiny of the same latents, when first needed; or None.
+        tiny_encode: encode with it too, instead of only decoding: ten times cheaper, but the gradient is another network's.
+        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as it stands.
+        resize: enlarge or shrink images to the model's own size before encoding.
+        device, dtype: where the networks live and in which precision; x, embeddings and gradients are always float32.
+
+    Raises:
+        ValueError: a model of another kind, with what it is.
+    """
+
+    keeps_graph = False  # of the UNet: methods that would differentiate through it can tell
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        vae: nn.Module,
+        scheduler: Any,
+        load_text: Callable[[], tuple[Any, nn.Module]],
+        *,
+        tiny: Callable[[], nn.Module] | None = None,
+        tiny_encode: bool = False,
+        view_words: Mapping[str, str] | None = VIEW_WORDS,
+        resize: bool = True,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ):
+        self.name = type(unet).__name__
+        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prior: the model predicts {self.prediction_type!r}; epsilon and v_prediction are understood")
+        channels = unet.config.in_channels, vae.config.latent_channels  # type: ignore[union-attr]
+        if channels[0] != channels[1] or getattr(unet.config, "addition_embed_type", None):
+            raise ValueError(
+                f"prior: the UNet wants {channels[0]} channels and {unet.config.addition_embed_type or 'no'} extra conditions, "  # type: ignore[union-attr]
+                f"the autoencoder gives {channels[1]}: not a plain text-to-image model; use Stable Diffusion 1.x or 2.x"
+            )
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(self.device, dtype)
+        self.schedule = NoiseSchedule.from_diffusers(scheduler)
+        self.unet = self._place(unet)
+        self.vae = self._place(vae)
+        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
+        self.size = unet.config.sample_size * self.stride  # type: ignore[union-attr,operator]
+        self.view_words = dict(view_words or {})
+        self.resize, self.tiny_encode = resize, tiny_encode
+        self._load_text, self._load_tiny = load_text, tiny
+        self._text: tuple[Any, nn.Module] | None = None
+        self._tiny: nn.Module | None = None
+        self._embedded: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | None = None,
+        *,
+        tiny: str | Path | None = None,
+        local_files_only: bool = False,
+        **settings: Any,
+    ) -> StableDiffusionPrior:
+        """Load a model.
+
+        Args:
+            source: folder in diffusers' format or hub id; None tries `loading.MODEL_IDS` one after the other.
+            tiny: folder or hub id of an AutoencoderTiny; by default `loading.TINY_ID` when source is None, else none.
+            local_files_only: use what was downloaded before, without asking the network.
+            settings: as in the class's docstring.
+
+        Raises:
+            ValueError: in one line, what is missing and what to do.
+        """
+        tiny = TINY_ID if tiny is None and source is None else tiny
+        device = choose_device(settings.pop("device", None))
+        dtype = choose_dtype(device, settings.pop("dtype", None))
+        name, parts = load_model(source, local_files_only, half=dtype != torch.float32)
+        load_tiny = None if tiny is None else partial(load_tiny_autoencoder, tiny, local_files_only)
+        with memory_error_in_one_line():
+            prior = cls(*parts, tiny=load_tiny, device=device, dtype=dtype, **settings)
+        prior.name = name
+        return prior
+
+    def _place(self, network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        """The network frozen, on the prior's device and in its precision (nn.Module's own `to`: diffusers' one warns)."""
+        return nn.Module.to(network, self.device, dtype or self.dtype).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def _hidden_state(self, prompt: str) -> Float[Tensor, "l d"]:
+        """Last hidden state of the text encoder, in float32, remembered: (L, D)."""
+        if prompt not in self._embedded:
+            if self._text is None:
+                tokenizer, encoder = self._load_text()
+                self._text = tokenizer, self._place(encoder, torch.float32)
+            tokenizer, encoder = self._text
+            length = tokenizer.model_max_length
+            tokens = tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            mask = tokens.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
+            self._embedded[prompt] = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0][0]
+        return self._embedded[prompt]
+
+    def embed(self, prompts: list[str]) -> Float[Tensor, "k v l d"]:
+        """Embeddings of K prompts, the same for every view; "" is the null prompt. For negative prompts.
+
+        Guidance subtracts the negative prompt's prediction: with the view's word in it, it would subtract the view.
+        """
+        rows = torch.stack([self._hidden_state(prompt) for prompt in prompts])
+        return rows[:, None].repeat(1, 1 + len(self.view_words), 1, 1)
+
+    def embed_views(self, prompts: list[str]) -> Float[Tensor, "k v l d"]:
+        """Embeddings of K prompts with a variant for each view word (equation: the module's docstring)."""
+        variants = [[prompt, *(words.format(prompt) for words in self.view_words.values())] for prompt in prompts]
+        return torch.stack([torch.stack([self._hidden_state(text) for text in texts]) for texts in variants])
+
+    def view_index(self, cameras: Cameras) -> Int[Tensor, " b"]:
+        """Which variant each camera picks: "overhead" above 60 degrees, else its quadrant; 0 where there is no word for it."""
+        names = [0, *self.view_words]
+        quadrant = torch.round(cameras.azimuth / (math.pi / 2)).long() % 4
+        place = [names.index(view) if view in names else 0 for view in ("front", "right", "back", "left")]
+        index = torch.tensor(place, device=quadrant.device)[quadrant]
+        if "overhead" in names:
+            index[cameras.elevation > OVERHEAD] = names.index("overhead")
+        return index
+
+    def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
+        """n cameras all around, at `ELEVATIONS` degrees above the horizon, uniform in both angles, on the prior's device."""
+        u = torch.rand(2, n, generator=generator)
+        low, high = (math.radians(bound) for bound in ELEVATIONS)
+        angles = torch.stack((2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0))).to(self.device)
+        return Cameras(angles[0], angles[1], angles[2], math.radians(40))
+
+    def _autoencoder(self, tiny: bool) -> nn.Module:
+        """The tiny autoencoder if it is wanted and there is one, else the model's own."""
+        if not tiny or self._load_tiny is None:
+            return self.vae
+        if self._tiny is None:
+            self._tiny = self._place(self._load_tiny())
+        return self._tiny
+
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """x = s E(2 image - 1), float32, differentiable.
+
+        Raises:
+            ValueError: sides that are no multiple of the autoencoder's stride, where `resize` is off.
+        """
+        images = images.to(self.device)
+        if self.resize and images.shape[-2:] != (self.size, self.size):
+            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
+            raise ValueError(f"images: expected sides that are multiples of {self.stride}, got {tuple(images.shape)}")
+        network = self._autoencoder(self.tiny_encode)
+
+        def latents(images: Tensor) -> Tensor:
+            encoded = network.encode((2 * images - 1).to(self.dtype))  # type: ignore[operator]
+            return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+
+        return network.config.scaling_factor * scaled_gradients(latents, images, self.dtype)  # type: ignore
+
+    def decode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """image = (D(x / s) + 1) / 2, clamped to [0, 1], float32, differentiable; by the tiny autoencoder if there is one."""
+        network = self._autoencoder(True)
+
+        def pictures(x: Tensor) -> Tensor:
+            return network.decode((x / network.config.scaling_factor).to(self.dtype)).sample  # type: ignore
+
+        return ((scaled_gradients(pictures, x.to(self.device), self.dtype) + 1) / 2).clamp(0, 1)
+
+    def predict_noise(
+        self, x_t: Float[Tensor, "b c h w"], t: Tensor, embeddings: Float[Tensor, "k v l d"], cameras: Cameras | None = None
+    ) -> Float[Tensor, "k b c h w"]:
+        """eps_hat for all K embeddings in one call of the UNet, in float32; its graph is not kept.
+
+        With gradients switched on and embeddings that require them, they are differentiable in the embeddings, picture by
+        picture: the UNet runs again in the backward pass, so that no more than one picture's graph is ever held.
+
+        Args:
+            x_t: (B, C, h, w) noised latents; used as they are, no gradient goes to them.
+            t: (B,) timesteps.
+            embeddings: (K, V, L, D), see `embed_views`.
+            cameras: B cameras, each of which picks its variant; None is the prompt as it stands.
+        """
+        self._text = None  # all prompts are embedded: make room
+        view = torch.zeros(len(x_t), dtype=torch.long) if cameras is None else self.view_index(cameras)
+        text = embeddings.to(self.device)[:, view.to(self.device)].flatten(0, 1)  # (K B, L, D)
+        copies = len(embeddings)
+        latents = x_t.detach().to(self.device, self.dtype).repeat(copies, 1, 1, 1)
+        times = t.to(self.device).expand(len(x_t)).repeat(copies)
+
+        def ask(latents: Tensor, times: Tensor, text: Tensor) -> Tensor:
+            return self.unet(latents, times, text.to(self.dtype)).sample
+
+        def ask_one_by_one(text: Tensor) -> Tensor:
+            rows = zip(latents.split(1), times.split(1), text.split(1), strict=True)
+            return torch.cat([checkpoint(ask, *row, use_reentrant=False) for row in rows])
+
+        if torch.is_grad_enabled() and embeddings.requires_grad:
+            output = scaled_gradients(ask_one_by_one, text, self.dtype)
+        else:
+            with torch.no_grad():
+                output = ask(latents, times, text)
+        output = output.float().view(copies, *x_t.shape)
+        if self.prediction_type == "epsilon":
+            return output
+        return self.schedule.eps_from_v(x_t.detach().to(output), output, t)
