@@ -7,20 +7,8 @@ import psd_mini
 
 ROOMS = (
     *("files", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards"),
-    *(
-        "priors",
-        "methods",
-        "negative",
-        "checkpoint",
-        "distill",
-        "viz",
-        "mesh",
-        "text_to_3d",
-        "compare",
-        "bench",
-        "checks",
-        "cli",
-    ),
+    *("priors", "methods", "negative", "checkpoint", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare", "bench"),
+    *("checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 
