@@ -161,9 +161,7 @@ def check_gradient(
         raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}")
     finite, zero = bool(got.isfinite().all()), bool((got == 0).all())
     came = f"a {style}" if finite and not zero else "exactly zero" if zero else "NaN or infinity"
-    cause = (
-        "the gradient is exactly zero: was the target detached?" if zero else "the gradient is not finite: division by zero?"
-    )
+    cause = f"the gradient is {came}: {'was the target detached?' if zero else 'division by zero?'}"
     report.add(finite and not zero, "gradient", came, "finite, not zero", cause)
     if not report.ok:
         return report

@@ -31,7 +31,7 @@ def _beta(t: int) -> float:
 
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
-SHIFT = "t is off by one between noising and the UNet: the {} level is that of t {} 1"
+SHIFT = "t is off by one, in the schedule or between noising and the UNet: the {} level is that of t {} 1"
 SWAP = "alpha_t and sigma_t are swapped"
 # hypotheses for a and s in x_t = a x + s eps: (formula, value at t, cause); the first is right
 SIGNAL: list[tuple[str, Level, str]] = [
@@ -91,10 +91,6 @@ GUIDANCE: dict[str, tuple[Callable[[float], tuple[float, float]], str]] = {
     "uncond": (lambda g: (0, 1), "only the unconditional prediction is used: the prompt has no influence"),
     "g (cond - uncond)": (lambda g: (g, -g), "the unconditional prediction in front is missing"),
     "cond - uncond": (lambda g: (1, -1), "only the difference cond - uncond is used"),
-    "g cond": (lambda g: (g, 0), "nothing is taken from the unconditional prediction"),
-    "uncond + g cond": (lambda g: (g, 1), "the unconditional prediction must be subtracted inside the brackets"),
-    "g cond + (g - 1) uncond": (lambda g: (g, g - 1), "(1 - s) uncond is expected, (s - 1) uncond came: wrong sign"),
-    "g cond - uncond": (lambda g: (g, -1), "the factor (s - 1) of the unconditional prediction is missing"),
     "(g - 1) cond + (2 - g) uncond": (lambda g: (g - 1, 2 - g), "the scale behaves as s-1: g - 1 was taken for g"),
 }
 
@@ -156,11 +152,9 @@ def slips_of_size(shape: Sequence[int] = SHAPE, style: str = "gradient") -> list
     """
     means = {"elements": math.prod(shape), "pixels": math.prod(shape[1:]), "channels": shape[0]}
     alone = "the gradient of one picture must not depend on how many there are"
+    mean = "the size is 1/{} of the reference: mean over {} instead of sum?"
     slips: list[Slip] = [
-        *(
-            (f"the size is 1/{n} of the reference: mean over {what} instead of sum?", lambda t, b, g, n=n: 1 / n)
-            for what, n in means.items()
-        ),
+        *((mean.format(n, what), lambda t, b, g, n=n: 1 / n) for what, n in means.items()),
         ("twice the reference: the factor 1/2 of 0.5 ||x - target||^2 is missing?", lambda *_: 2.0),
         ("half the reference: one factor 1/2 too many?", lambda *_: 0.5),
         (f"multiplied by the batch: {alone}", lambda t, b, g: float(b)),

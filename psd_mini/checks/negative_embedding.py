@@ -8,7 +8,6 @@ The reward is linear, so every slip in the algebra of x0_hat is a factor that de
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,8 +21,7 @@ from psd_mini.checks.probe import Prober, cosine, given
 from psd_mini.checks.report import Report
 from psd_mini.checks.submission import Unreadable, prepare
 from psd_mini.checks.trace import flows
-from psd_mini.methods.context import Context
-from psd_mini.negative import negative_loss
+from psd_mini.formulas import cfg
 
 
 @guarded("the negative embedding")
@@ -64,7 +62,7 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
         if g == 1:
             at_one = gradient.abs().max().item()
         else:
-            exact = _exact_negative(values, t, g)
+            exact = _exact_negative(values, g)
             seen.append(((g, t, batch), ((gradient * exact).sum() / exact.square().sum()).item()))
             cosines.append(abs(cosine(gradient, exact)))
     zero = at_one <= 1e-3 * largest
@@ -105,16 +103,11 @@ def _gradient_in(n: Tensor, answer: Any) -> Tensor | None:
     return None if n.grad is None else n.grad.double()
 
 
-def _exact_negative(run: Mapping[str, Any], t: int, g: float) -> Tensor:
-    """The package's own `negative_loss`, differentiated, in this world."""
-    n = run["n"].detach().double().requires_grad_()
-
-    def predict_noise(x_t: Tensor, times: Tensor, embeddings: Tensor, cameras: Any) -> Tensor:
-        return torch.stack([world.predict(x_t, times, e.expand(len(x_t), -1, -1)) for e in embeddings])
-
-    prior = SimpleNamespace(schedule=world.SCHEDULE, predict_noise=predict_noise, decode=lambda x: x)
-    embeddings = torch.stack((run["cond"][0].detach().double(), n.detach()[0]))
-    context = Context(prior, embeddings, reward=lambda images, prompts: reward(images), prompts=["a"] * len(run["x"]))
-    times = torch.full((len(run["x"]),), t)
-    loss = negative_loss(n[0], run["x"].detach().double(), times, run["eps"].double()[None], context, g)
+def _exact_negative(values: Mapping[str, Any], g: float) -> Tensor:
+    """The gradient with respect to n of L(n), in this world."""
+    x, t, eps, n = (values[key].detach() for key in ("x", "t", "eps", "n"))
+    n = n.double().requires_grad_()
+    x_t = world.SCHEDULE.add_noise(x.double(), eps.double(), t)
+    eps_hat = cfg(world.predict(x_t, t, values["cond"].detach()), world.predict(x_t, t, n), g)
+    loss = -reward(world.SCHEDULE.x0_from_eps(x_t, eps_hat, t)).mean()
     return torch.autograd.grad(loss, n)[0]

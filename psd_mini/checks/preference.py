@@ -253,7 +253,8 @@ def _pair_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:
         causes.append("the base is missing: the pair alone does not pull to the prior")
     elif form == "dreamdpo" and not alone and not absent:
         causes.append("there is a base: DreamDPO is the winner's residual minus the loser's alone")
-    return causes, [] if form == "psd" and alone else ((pull / 2) if form == "dreamdpo" else base).tolist()
+    size = base if form == "psd" else pull / 2
+    return causes, [] if alone is (form == "psd") else size.tolist()
 
 
 def _rule_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:

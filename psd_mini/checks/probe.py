@@ -84,9 +84,9 @@ class Run:
     changed: list[str]
 
     def through_x_t(self) -> bool:
-        return flows_through(self.trace, [call.x_t.detach() for call in self.trace.calls]) or flows_through(
-            self.trace, [g.x_t[None].float() for r in self.readings[:1] for g in r.groups]
-        )
+        asked = [call.x_t.detach() for call in self.trace.calls]
+        alone = [group.x_t[None].float() for r in self.readings[:1] for group in r.groups]  # of a doubled batch
+        return flows_through(self.trace, asked + alone)
 
     def through_unet(self) -> bool:
         return any(flows(call.eps_hat) for call in self.trace.calls)

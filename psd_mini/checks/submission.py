@@ -185,9 +185,7 @@ def prepare(target: Any, methods: Sequence[str], names: Mapping[str, str] | None
         return target
     if isinstance(target, torch.nn.Module) and "forward" in vars(type(target)):
         return target.forward
-    raise Unreadable(
-        f"{type(target).__name__} has none of the methods {', '.join(methods)}; hand in one of them: object.method"
-    )
+    raise Unreadable(f"{type(target).__name__} has none of the methods {', '.join(methods)}; hand in one: object.method")
 
 
 def gradient_of(result: Any, x: Tensor) -> tuple[Tensor, str, Tensor | None]:

@@ -128,9 +128,8 @@ def check_schedule(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     except Unreadable as error:
         report.add(False, "answer", str(error), "a schedule", str(error))
         return report
-    for row, table, values in zip(
-        ("signal", "noise"), (diagnosis.SIGNAL, diagnosis.NOISE), zip(*seen, strict=True), strict=False
-    ):
+    tables = ("signal", diagnosis.SIGNAL), ("noise", diagnosis.NOISE)
+    for (row, table), values in zip(tables, zip(*seen, strict=True), strict=False):
         name, cause = diagnosis.level(table, list(zip(TIMES, values, strict=True)), 1e-3)
         report.add(not cause, row, name, table[0][0], cause, "abar_t = prod_{s<=t} (1 - beta_s)")
     return report
