@@ -1,4 +1,4 @@
-"""The rows of a report on SDS, CSD or VSD: what readings of a gradient (see `probe`) say about it, in the order of a proof.
+"""The rows of a report on SDS, CSD or VSD: what readings of a gradient (see `reading`) say about it, in the order of a proof.
 
 Is there a gradient; its direction and, apart from it, its size; guidance and its limits; the noise that was added; the mean
 over draws and the noise around it; the graph; the batch.
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks import diagnosis, world
-from psd_mini.checks.probe import Reading, Run, cosine
+from psd_mini.checks.probe import Run
+from psd_mini.checks.reading import Reading, cosine
 from psd_mini.checks.report import Report
 from psd_mini.formulas import cfg
 

@@ -17,7 +17,8 @@ from psd_mini.checks import world
 from psd_mini.checks.diagnosis import Slip, explain
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.preference import reward
-from psd_mini.checks.probe import Prober, cosine, given
+from psd_mini.checks.probe import Prober, given
+from psd_mini.checks.reading import cosine
 from psd_mini.checks.report import Report
 from psd_mini.checks.submission import Unreadable, prepare
 from psd_mini.checks.trace import flows

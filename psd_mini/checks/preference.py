@@ -25,7 +25,8 @@ from torch import Tensor
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import ASCENT, JACOBIAN, basics, judge_graph, judge_noise
-from psd_mini.checks.probe import Prober, Reading, Run
+from psd_mini.checks.probe import Prober, Run
+from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
 from psd_mini.checks.stand_ins import VAE
 from psd_mini.checks.submission import COURSE, prepare

@@ -6,7 +6,7 @@ The three gradients are rows over noise predictions, with any positive weight w(
     CSD   w(t) ( eps_cond - eps_uncond )                              arXiv 2310.19415, eq. 9
     VSD   w(t) ( eps_uncond + g (eps_cond - eps_uncond) - eps_q )     ProlificDreamer, arXiv 2305.16213, eq. 10
 
-so one reading of coefficients serves all (see `probe`). A loss may stand for its gradient, summed over elements and divided
+so one reading of coefficients serves all (see `reading`). A loss may stand for its gradient, summed over elements and divided
 by the batch or not.
 """
 
@@ -21,7 +21,8 @@ from torch import Tensor
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import Kind, basics, judge, judge_batch, judge_graph, judge_mean, judge_noise
-from psd_mini.checks.probe import Prober, fit, given
+from psd_mini.checks.probe import Prober, given
+from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
 from psd_mini.checks.submission import COURSE, Unreadable, arguments, invoke, keys, prepare
 

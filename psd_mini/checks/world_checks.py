@@ -11,7 +11,8 @@ from torch import Tensor
 
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.probe import Prober, fit
+from psd_mini.checks.probe import Prober
+from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
 from psd_mini.checks.submission import Unreadable, keys, prepare
 
