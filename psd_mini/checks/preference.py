@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ from psd_mini.checks.probe import Prober, Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
 from psd_mini.checks.stand_ins import VAE
-from psd_mini.checks.submission import COURSE, prepare
+from psd_mini.checks.submission import COURSE, keys, prepare
 from psd_mini.checks.trace import current, flows
-from psd_mini.formulas import cfg
+from psd_mini.formulas import cfg, omega
 from psd_mini.methods.rewardsds import reward_weights
 
 FORMS = ("psd", "dreamdpo", "best", "softmax", "min-max")
@@ -81,6 +82,8 @@ def check_psd(fn: Any, *, form: str = "psd", names: Mapping[str, str] | None = N
     scored = _judge_reward(report, runs)
     _judge_residuals(report, runs)
     _judge_weights(report, form, scored, runs[0].style)
+    if form == "psd" and "preference_weight" in keys(prober.fn, names):
+        _judge_strength(report, scored)
     judge_noise(report, runs)
     judge_graph(report, runs)
     return report
@@ -256,6 +259,28 @@ def _pair_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:
         causes.append("there is a base: DreamDPO is the winner's residual minus the loser's alone")
     size = base if form == "psd" else pull / 2
     return causes, [] if alone is (form == "psd") else size.tolist()
+
+
+def _judge_strength(report: Report, scored: list[tuple[Reading, Tensor]]) -> None:
+    """Is the preference term lambda omega (h_1 - h_2) beside the mean of both residuals, or twice or half of that?
+
+    With the base as one, W_1 - W_2 = 2 lambda omega; lambda is the preference weight that was given, or that times sigma_t.
+    """
+    pairs = [(reading.t, r[0] - r[1], _sums(reading)) for reading, r in scored if len(r) == 2]
+    pairs = [(t, gap, w) for t, gap, w in pairs if abs(w[0] + w[1]) > 1e-2 * abs(w[0] - w[1]) > 0]
+    if not pairs:
+        return
+    strength = torch.tensor([abs((w[0] - w[1]) / (w[0] + w[1])) / 2 for *_, w in pairs]).double()
+    gap = torch.stack([gap for _, gap, _ in pairs])
+    sigma = torch.tensor([world.alpha_sigma(t)[1] for t, *_ in pairs]).double()
+    for kind, scale in product(("hard", "gap", "bt"), (torch.ones_like(sigma), sigma)):
+        ratio = strength / (LAMBDA * scale * omega(gap, kind, 1.0).abs())
+        for factor, name in ((1.0, ""), (2.0, "twice"), (0.5, "half")):
+            if bool(((ratio / factor - 1).abs() < 2e-2).all()):
+                cause = f"the preference term is {name} lambda omega (h_1 - h_2), beside the mean of both residuals"
+                report.add(not name, "strength", f"{factor:g} lambda omega, {kind}", "lambda omega", cause)
+                return
+    report.add("note", "strength", "no omega that is known", "lambda omega", "its omega or lambda(t) is one of its own")
 
 
 def _rule_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:
