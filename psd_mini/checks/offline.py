@@ -13,6 +13,7 @@ import importlib.machinery
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -70,12 +71,13 @@ def offline_diffusers() -> Iterator[None]:
         undo.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
-    for library in LIBRARIES:
-        for name, stand_in in STAND_INS.items() if library in real else ():
-            loaded = vars(real[library]).get(name)
-            if isinstance(loaded, type):  # somebody may hold the class itself
-                patch(loaded, "from_pretrained", stand_in.from_pretrained)
-            patch(real[library], name, stand_in)  # or the module
+    for module, (name, stand_in) in product(real.values(), STAND_INS.items()):
+        loaded = vars(module).get(name)
+        if isinstance(loaded, type) and not issubclass(loaded, Part | Scheduler):  # somebody may hold the class itself
+            for maker in ("from_pretrained", "from_config"):
+                patch(loaded, maker, getattr(stand_in, maker))
+        if module.__name__ in LIBRARIES:  # or the library
+            patch(module, name, stand_in)
     for name in real:
         del sys.modules[name]
     finder = _Finder()
