@@ -38,13 +38,19 @@ def tidy(axis) -> None:
 def frontier(records: list[dict]) -> None:
     """Reward against distance, a line per method, a point per weight; beginning at high noise, and in a settled object."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), dpi=110, layout="constrained", sharey=True)
-    for axis, start in zip(axes, ({}, {"times": "low"}), strict=True):
+    zoom = axes[0].inset_axes((0.5, 0.08, 0.48, 0.42), xlim=(0.985, 1.09), ylim=(0.955, 1.03))
+    zoom.set_title("the corner at (1, 1)", fontsize=8)
+    zoom.tick_params(labelsize=7)
+    for axis, start in ((axes[0], {}), (zoom, {}), (axes[1], {"times": "low"})):
         for method, colour in COLOURS.items():
             points = means(records, "ratio", "of_best", method=method, **start)
             if points:
                 axis.plot([p[1] for p in points], [p[2] for p in points], marker="o", ms=4, color=colour, label=method)
             for weight, x, y in points:
-                axis.annotate(f"{weight:g}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
+                corner = x < 1.09 and 0.955 < y < 1.03
+                if corner == (axis is zoom):
+                    axis.annotate(f"{weight:g}", (x, y), xytext=(4, -8), textcoords="offset points", fontsize=7, color=colour)
+    for axis, start in zip(axes, ({}, {"times": "low"}), strict=True):
         axis.axhline(1, color="gray", linewidth=0.8)
         axis.set(xlabel="true-view distance / oracle's (1: as good as this field can be)", xscale="log")
         axis.set(xticks=[1, 1.5, 2, 3, 5], xticklabels=["1", "1.5", "2", "3", "5"], xlim=(0.9, 8))
