@@ -1,9 +1,12 @@
 """psd_mini: score distillation with human preference, in modules that read like textbook pages.
 
 The ladder of rooms, each importing only from those above it: files, schedule, cameras, fields, rendering, world, formulas,
-rewards, priors, methods, negative, checkpoint, distill, viz, mesh, text_to_3d, compare, bench, cli. The names below are what
-a notebook needs.
+rewards, priors, methods, negative, checkpoint, distill, viz, mesh, text_to_3d, compare, bench, checks, cli. The names below are
+what a notebook needs; those of `psd_mini.checks` load when first used.
 """
+
+from importlib import import_module
+from typing import Any
 
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.distill import distill
@@ -35,15 +38,27 @@ __all__ = [
     "VoxelField",
     "camera_rays",
     "cfg",
+    "check_cfg",
+    "check_csd",
+    "check_gradient",
+    "check_negative_embedding",
+    "check_psd",
+    "check_renderer",
+    "check_schedule",
+    "check_sds",
+    "check_vsd",
     "contact_sheet",
     "curves",
     "distill",
     "generate",
+    "gradient_statistics",
     "guidance_from_imagen",
     "judge",
     "load_field",
     "make_field",
     "make_reward",
+    "numeric_gradient",
+    "offline_diffusers",
     "omega",
     "orbit",
     "psd_gradient",
@@ -55,3 +70,25 @@ __all__ = [
     "sds_residual",
     "surrogate_loss",
 ]
+
+LAZY = (
+    "check_cfg",
+    "check_csd",
+    "check_gradient",
+    "check_negative_embedding",
+    "check_psd",
+    "check_renderer",
+    "check_schedule",
+    "check_sds",
+    "check_vsd",
+    "gradient_statistics",
+    "numeric_gradient",
+    "offline_diffusers",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Checkers, which notebooks about other things do not need, load on first use."""
+    if name in LAZY:
+        return getattr(import_module("psd_mini.checks"), name)
+    raise AttributeError(f"module 'psd_mini' has no attribute {name!r}")

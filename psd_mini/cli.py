@@ -1,4 +1,4 @@
-"""The command line: `psd-mini generate "a red mushroom"` and `psd-mini bench`."""
+"""The command line: `psd-mini generate "a red mushroom"`, `compare`, `bench` and `check`."""
 
 from __future__ import annotations
 
@@ -51,6 +51,18 @@ def parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="show where the time of a step goes")
     bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up")
     bench.set_defaults(run=run_bench)
+
+    check = commands.add_parser(
+        "check",
+        help="check a formula in somebody's file, and name the mistake",
+        description="Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of its own. "
+        "Exit status 1 if anything is wrong. It executes what it checks: isolation from accidents, not a security sandbox.",
+    )
+    check.add_argument("paths", nargs="+", metavar="path", help="file.py, file.py:function, file.py:Class or a folder")
+    check.add_argument("--kind", default="sds", help="sds, cfg, csd, vsd, psd, negative-embedding, renderer or schedule")
+    check.add_argument("--json", action="store_true", help="print all findings as JSON")
+    check.add_argument("--timeout", type=float, default=20.0, help="seconds for each file (default 20)")
+    check.set_defaults(run=run_check)
     return root
 
 
@@ -83,6 +95,29 @@ def run_bench(args: argparse.Namespace) -> None:
     from psd_mini.bench import bench
 
     bench(args.steps)
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Check submissions; the exit status is 1 if any is wrong."""
+    import json
+
+    from psd_mini.checks.grader import KINDS, expand, grade, summary
+    from psd_mini.checks.report import Finding, Report
+
+    if args.kind not in KINDS:
+        raise ValueError(f"kind: {args.kind!r} is not known; choose from {', '.join(KINDS)}")
+    paths = [path for given in args.paths for path in expand(given)]
+    if not paths:
+        raise ValueError(f"path: no .py files in {', '.join(args.paths)}")
+    results = grade(paths, args.kind, args.timeout)
+    if args.json:
+        print(json.dumps(results, indent=1))
+    elif len(results) == 1:
+        print(Report(results[0]["title"], [Finding(**finding) for finding in results[0]["findings"]]))
+    else:
+        print(summary(results))
+    if not all(result["ok"] for result in results):
+        raise SystemExit(1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,181 @@
+"""For those who derive on paper: compare a new gradient with the truth, without writing it into a method first.
+
+`numeric_gradient` differentiates an objective that is only evaluated, never differentiated by hand, in a world where it is
+exact; `gradient_statistics` measures bias, variance and signal-to-noise of any method; `check_gradient` compares two
+functions. All randomness is common to the two sides of a difference, so standard errors are small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from psd_mini.checks import world
+from psd_mini.checks.guard import guarded
+from psd_mini.checks.report import Report
+from psd_mini.checks.submission import Unreadable, gradient_of
+from psd_mini.methods.context import Context
+from psd_mini.priors.mixture import GaussianMixture
+
+Objective = Callable[[Tensor, Tensor], Tensor]  # x_t (n, d), t (n,) -> values (n,)
+
+
+class Estimate(NamedTuple):
+    """A mean over draws and its standard error, both (d,)."""
+
+    value: Tensor
+    standard_error: Tensor
+
+    def agrees(self, other: Tensor, sigmas: float = 4.0) -> bool:
+        """Is `other` (d,) within so many standard errors (and rounding)?"""
+        slack = sigmas * self.standard_error + 1e-6 * (1 + self.value.abs().max())
+        return bool(((self.value - other.flatten()).abs() <= slack).all())
+
+
+def kl_objective(prior: GaussianMixture, embeddings: Tensor | None = None) -> Objective:
+    """The part of KL(q_t || p_t) that depends on x: -log p_t(x_t | e), whose mean over q_t = N(alpha_t x, sigma_t^2 I) it is."""
+    return lambda x_t, t: -prior.log_prob(x_t, t, embeddings)[0]
+
+
+def reward_objective(
+    prior: GaussianMixture, reward: Callable[[Tensor], Tensor], beta: float, embeddings: Tensor | None = None
+) -> Objective:
+    """Minus "reward - beta KL", with the reward of the one-step denoised sample: beta (-log p_t(x_t)) - r(x0_hat(x_t))."""
+    kl = kl_objective(prior, embeddings)
+    return lambda x_t, t: beta * kl(x_t, t) - reward(prior.denoise(x_t, t, embeddings)[0])
+
+
+def numeric_gradient(
+    objective: Objective,
+    x: Float[Tensor, " d"],
+    t: int,
+    prior: GaussianMixture,
+    *,
+    n: int = 20_000,
+    step: float = 1e-4,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Gradient with respect to x of E_eps[ objective(alpha_t x + sigma_t eps, t) ], by central differences.
+
+        dF/dx_j = E[ F(x + h e_j; eps) - F(x - h e_j; eps) ] / 2h,      the same eps (and -eps) on both sides
+
+    Args:
+        objective: what is averaged over the noise, for example `kl_objective(prior)`; to be lowered.
+        x: one point (d,), float64, d small. t: timestep. prior: gives the schedule.
+        n: pairs of noises eps, -eps. step: h. generator: source of the noises; a fixed seed by default.
+
+    Returns:
+        `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], so E[G_SDS] = w (sigma_t / alpha_t) of it.
+    """
+    x, d = x.double(), x.numel()
+    generator = generator or torch.Generator().manual_seed(0)
+    eps = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    times = torch.full((n,), t)
+    alpha_t, sigma_t = prior.schedule.alpha_sigma(times[:1], x[None])
+    columns = []
+    for shift in step * torch.eye(d, dtype=torch.float64):
+
+        def value(point: Tensor) -> Tensor:  # mean of an antithetic pair
+            sides = (objective(alpha_t * point + sign * sigma_t * eps, times) for sign in (1, -1))
+            return sum(sides, torch.zeros(n, dtype=torch.float64)) / 2
+
+        columns.append((value(x + shift) - value(x - shift)) / (2 * step))
+    samples = torch.stack(columns, -1)
+    return Estimate(samples.mean(0), samples.std(0) / n**0.5)
+
+
+class Statistics(NamedTuple):
+    """Of a gradient at one x and t: mean and its standard error (d,); bias = mean - reference (d,), None without one;
+    variance: total, sum over elements; snr = |mean|^2 / variance, corrected for the mean's own noise."""
+
+    mean: Tensor
+    standard_error: Tensor
+    bias: Tensor | None
+    variance: float
+    snr: float
+
+    @property
+    def unbiased(self) -> bool | None:
+        """Is the bias within four standard errors everywhere?"""
+        return None if self.bias is None else Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
+
+
+def gradient_statistics(
+    method: Any,
+    t: int,
+    n: int = 10_000,
+    *,
+    prior: GaussianMixture,
+    x: Float[Tensor, " d"],
+    reference: Tensor | None = None,
+    context: Context | None = None,
+    generator: torch.Generator | None = None,
+) -> Statistics:
+    """Bias, variance and signal-to-noise of a method at one noise level.
+
+    Args:
+        method: a method of this package, or fn(x, t, eps, context) -> gradient (or a pair that begins with it), in its shapes.
+        t: timestep. n: independent gradients.
+        prior, x: the world and the point (d,) where it is measured.
+        reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t) `numeric_gradient(kl_objective(prior), ...)`.
+        context: prompts, rewards; the prior's null prompt by default.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    xs = x.double().expand(n, -1)[..., None, None]
+    eps = torch.randn(getattr(method, "n_noises", 1), *xs.shape, generator=generator, dtype=torch.float64)
+    context = context or Context(prior, torch.zeros(2, len(prior.means), dtype=torch.float64))
+    answer = method(xs, torch.full((n,), t), eps, context)
+    samples = (answer[0] if isinstance(answer, tuple) else answer).detach().double().reshape(n, -1)
+    mean, error = samples.mean(0), samples.std(0) / n**0.5
+    variance = samples.var(0).sum().item()
+    signal = max(mean.square().sum().item() - variance / n, 0.0)
+    bias = None if reference is None else mean - reference.double().flatten()
+    return Statistics(mean, error, bias, variance, signal / max(variance, 1e-300))
+
+
+@guarded("a gradient")
+def check_gradient(
+    fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-3
+) -> Report:
+    """Does fn give the gradient that `reference` gives? Direction and size apart.
+
+    Args:
+        fn: of x and whatever else is in inputs; returns a gradient or a loss.
+        reference: the same arguments; returns the gradient.
+        inputs: x first; by default one picture of latents.
+        tolerance: relative.
+    """
+    report = Report("check of a gradient")
+    x = (inputs[0] if inputs else world.picture(1, 0)).detach().clone()
+    want = reference(x.clone(), *inputs[1:]).detach().double()
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        got, style, _ = gradient_of(fn(leaf, *inputs[1:]), leaf)
+    got = got.double()
+    if want.shape != got.shape:
+        raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}")
+    if not bool(got.isfinite().all()) or not bool((got != 0).any()):
+        zero = bool(got.isfinite().all())
+        cause = "the gradient is exactly zero: was the target detached?" if zero else "division by zero?"
+        report.add(False, "gradient", "exactly zero" if zero else "NaN or infinity", "finite, not zero", cause)
+        return report
+    report.add(True, "gradient", f"a {style}", "a gradient or a loss")
+    ratio = ((got * want).sum() / want.square().sum()).item()
+    cosine = ratio * want.norm().item() / got.norm().item()
+    sign = "the sign is flipped: descent along it would climb (ascent)" if cosine < -1 + tolerance else "another direction"
+    report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", sign)
+    slips = {
+        1 / x.numel(): f"the size is 1/{x.numel()} of the reference: mean over elements instead of sum?",
+        2.0: "twice the reference: the factor 1/2 of 0.5 ||x - target||^2 is missing?",
+        2 / x.numel(): f"mean over {x.numel()} elements instead of sum, and the factor 1/2 is missing",
+        0.5: "half the reference: one factor 1/2 too many?",
+        1 / len(x): "divided by the batch",
+    }
+    close = [text for value, text in slips.items() if abs(abs(ratio) / value - 1) < tolerance]
+    cause = close[0] if close else f"the size is {abs(ratio):.4g} times the reference"
+    report.add(abs(abs(ratio) - 1) < tolerance, "size", f"{abs(ratio):.4g}", "1", cause)
+    return report

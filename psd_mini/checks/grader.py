@@ -1,0 +1,185 @@
+"""Many submissions, each in a process of its own: what `psd-mini check` runs.
+
+    results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
+
+The processes are forked from one that has imported torch and holds light stand-ins for diffusers and transformers, so a
+submission costs milliseconds to start. Each has a time limit; its output is caught. What it executes it executes with
+your rights: this is isolation from accidents (endless loops, exit, crashes), not a security sandbox.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psd_mini.checks.derivation import check_gradient
+from psd_mini.checks.offline import offline_diffusers
+from psd_mini.checks.preference import check_negative_embedding, check_psd
+from psd_mini.checks.probe import describe
+from psd_mini.checks.report import Report
+from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
+from psd_mini.checks.submission import Unreadable
+from psd_mini.checks.world_checks import check_renderer, check_schedule
+
+KINDS: dict[str, Callable[..., Report]] = {
+    "sds": check_sds,
+    "cfg": check_cfg,
+    "csd": check_csd,
+    "vsd": check_vsd,
+    "psd": check_psd,
+    "negative-embedding": check_negative_embedding,
+    "renderer": check_renderer,
+    "schedule": check_schedule,
+}
+HINTS = {
+    "negative-embedding": ("negative",),
+    "renderer": ("render", "composit", "raymarch"),
+    "schedule": ("noise", "schedule", "alpha"),
+}
+OUTPUT_KEPT = 2000  # characters of a submission's own output that are kept
+__all__ = ["KINDS", "check_gradient", "find", "grade", "summary"]
+
+
+def find(module: Any, name: str | None, kind: str) -> Any:
+    """The submission in a module: what is named, or the one function or class that looks like `kind`.
+
+    Raises:
+        Unreadable: nothing, or several; the message lists what there is.
+    """
+    if name:
+        target = module
+        for part in name.split("."):
+            if not hasattr(target, part):
+                raise Unreadable(f"it has no {name!r}")
+            target = getattr(target, part)
+        return target
+    own = {k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__}
+    own = {k: v for k, v in own.items() if not k.startswith("_")}
+    hints = HINTS.get(kind, (kind,))
+    likely = {k: v for k, v in own.items() if any(h in k.lower() or any(h in m for m in vars(v)) for h in hints)} or own
+    classes = {k: v for k, v in likely.items() if isinstance(v, type)}
+    chosen = likely if len(likely) == 1 else classes if len(classes) == 1 else {}
+    if kind in own or chosen:
+        return own.get(kind) or next(iter(chosen.values()))
+    raise Unreadable(f"which one is it? Name it as file.py:name; there are: {', '.join(own) or 'none'}")
+
+
+def check_file(path: str, kind: str) -> Report:
+    """Import "file.py" or "file.py:name" and check it, in this process."""
+    file, _, name = path.partition(":") if not os.path.exists(path) else (path, "", "")
+    report = Report(f"check of {kind}")
+    try:
+        with offline_diffusers():
+            spec = importlib.util.spec_from_file_location(f"submission_{abs(hash(file))}", file)
+            if spec is None or spec.loader is None:
+                raise Unreadable(f"{file} is not a Python file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            sys.path.insert(0, str(Path(file).resolve().parent))
+            spec.loader.exec_module(module)
+            target = find(module, name or None, kind)
+        return KINDS[kind](target)
+    except Unreadable as error:
+        report.add(False, "found", str(error), "a submission", str(error))
+    except (Exception, SystemExit) as error:
+        report.add(False, "import", describe(error), "an import without errors", f"it does not import: {describe(error)}")
+    return report
+
+
+def _child(path: str, kind: str, answer: Connection, output: str) -> None:
+    """In the forked process: own group, own output, one thread."""
+    os.setsid()
+    torch.set_num_threads(1)
+    with open(output, "w") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        sys.stdout = sys.stderr = sink
+        answer.send(check_file(path, kind).to_dict())
+        answer.close()
+        os._exit(0)
+
+
+def grade(paths: Sequence[str], kind: str = "sds", timeout: float = 20.0, workers: int | None = None) -> list[dict[str, Any]]:
+    """Check every path ("file.py" or "file.py:name"), a few at a time.
+
+    Args:
+        paths: submissions. kind: a key of `KINDS`. timeout: seconds for each. workers: processes at once; default one a core.
+
+    Returns:
+        One dictionary each, in order: path, ok, causes, findings, seconds, output (the end of what it printed).
+    """
+    torch.set_num_threads(1)  # threads do not survive a fork
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    waiting, running = list(enumerate(paths))[::-1], {}
+    results: dict[int, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < (workers or os.cpu_count() or 1):
+                i, path = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                output = os.path.join(folder, f"{i}.txt")
+                process = context.Process(target=_child, args=(path, kind, sender, output), daemon=True)
+                process.start()
+                sender.close()
+                running[receiver] = (i, path, process, time.monotonic(), output)
+            left = min(started + timeout - time.monotonic() for *_, started, _ in running.values())
+            ready = set(wait(list(running), timeout=max(left, 0)))
+            for receiver, (i, path, process, started, output) in list(running.items()):
+                seconds = time.monotonic() - started
+                if receiver in ready or seconds >= timeout:
+                    results[i] = _result(receiver, receiver in ready, process, timeout, kind)
+                    printed = Path(output).read_text(errors="replace")[-OUTPUT_KEPT:] if os.path.exists(output) else ""
+                    results[i] |= {"path": path, "seconds": round(seconds, 2), "output": printed}
+                    del running[receiver]
+    return [results[i] for i in range(len(paths))]
+
+
+def _result(receiver: Connection, ready: bool, process: Any, timeout: float, kind: str) -> dict[str, Any]:
+    """What the process answered, or the verdict on its silence; the process and its children are gone afterwards."""
+    report = Report(f"check of {kind}")
+    result = None
+    if ready:
+        try:
+            result = receiver.recv()
+        except (EOFError, OSError):
+            process.join(1)
+            came = f"it ended the process (exit code {process.exitcode})"
+            report.add(False, "runs", came, "an answer", f"{came}: does it call os._exit, or crash?")
+    else:
+        report.add(False, "runs", f"no answer within {timeout:g} s", "an answer", f"it did not return within {timeout:g} s")
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        process.kill()
+    process.join()
+    receiver.close()
+    return result or report.to_dict()
+
+
+def expand(path: str) -> Iterator[str]:
+    """A file as it is, a folder as all its .py files in order."""
+    if os.path.isdir(path):
+        yield from (str(p) for p in sorted(Path(path).glob("*.py")))
+    else:
+        yield path
+
+
+def summary(results: Sequence[dict[str, Any]]) -> str:
+    """One line per submission: verdict, seconds, what is likely wrong."""
+    name = max((len(Path(r["path"]).name) for r in results), default=0)
+    lines = [
+        f"{'right' if r['ok'] else 'WRONG'}  {Path(r['path']).name:<{name}}  {r['seconds']:5.1f} s  {'; '.join(r['causes'])}".rstrip()
+        for r in results
+    ]
+    return "\n".join([*lines, f"{sum(r['ok'] for r in results)} of {len(results)} right"])

@@ -1,0 +1,90 @@
+"""`from_pretrained` without a network: diffusers' and transformers' names answer with the stand-ins.
+
+Importing the real diffusers costs seconds, a check should cost one: inside the context both libraries are light modules
+whose attributes are the stand-ins, whether or not the real ones are installed. Code that imported the real ones earlier
+is served too: their loaded classes get the stand-ins' `from_pretrained`. All of it is undone on the way out.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from psd_mini.checks.stand_ins import Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet, VAE
+
+LIBRARIES = ("diffusers", "transformers")
+STAND_INS: dict[str, Any] = {
+    **dict.fromkeys(("StableDiffusionPipeline", "DiffusionPipeline", "StableDiffusionImg2ImgPipeline"), Pipeline),
+    **dict.fromkeys(("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), Scheduler),
+    **dict.fromkeys(("UNet2DConditionModel", "UNet2DModel"), UNet),
+    **dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), VAE),
+    **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast", "AutoTokenizer"), Tokenizer),
+    **dict.fromkeys(("CLIPTextModel", "CLIPTextModelWithProjection"), TextEncoder),
+}
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What functions of the libraries do here that no gradient needs, such as setting the verbosity."""
+
+
+class _Light(ModuleType):
+    """A module that has every name: a stand-in, a part that does nothing, or a function that does nothing."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name in STAND_INS or name[:1].isupper():
+            return STAND_INS.get(name, Part)
+        return __import__("importlib").import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds every submodule of the two libraries."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        light = fullname.split(".")[0] in LIBRARIES
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if light else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return _Light(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+@contextmanager
+def offline_diffusers() -> Iterator[None]:
+    """Within: `StableDiffusionPipeline.from_pretrained(id, ...)` and its like return exact stand-ins, offline."""
+    real = {name: module for name, module in sys.modules.items() if name.split(".")[0] in LIBRARIES}
+    undo: list[tuple[Any, str, Any]] = []  # object, attribute, what it was (None: it was not there)
+
+    def patch(owner: Any, name: str, value: Any) -> None:
+        undo.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, value)
+
+    for library in LIBRARIES:
+        for name, stand_in in STAND_INS.items() if library in real else ():
+            loaded = vars(real[library]).get(name)
+            if isinstance(loaded, type):  # somebody may hold the class itself
+                patch(loaded, "from_pretrained", stand_in.from_pretrained)
+            patch(real[library], name, stand_in)  # or the module
+    for name in real:
+        del sys.modules[name]
+    finder = _Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.split(".")[0] in LIBRARIES]:
+            del sys.modules[name]
+        sys.modules.update(real)
+        for owner, name, value in reversed(undo):
+            delattr(owner, name) if value is None else setattr(owner, name, value)

@@ -1,0 +1,99 @@
+"""What a check answers: one row per question, readable by people, notebooks, graders and pytest.
+
+report = check_sds(my_function)
+print(report)             # a table, and under it what is likely wrong
+report.require()          # one line makes a test of it
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: what was checked, what came, what was expected, the likely cause, and the equation that decides.
+
+    status: "ok", "note" (worth knowing, not a mistake) or "wrong".
+    """
+
+    name: str
+    came: str
+    expected: str = ""
+    status: str = "ok"
+    cause: str = ""
+    equation: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Notes do not fail."""
+        return self.status != "wrong"
+
+
+@dataclass
+class Report:
+    """The findings of one check. `ok` says whether all is right; `causes` are the likely mistakes in words."""
+
+    title: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.ok for finding in self.findings)
+
+    @property
+    def causes(self) -> list[str]:
+        """What is likely wrong, most basic first; empty when all is right."""
+        wrong = [finding for finding in self.findings if not finding.ok]
+        return [f.cause for f in wrong if f.cause] or [f"{f.name}: {f.came}, expected {f.expected}" for f in wrong]
+
+    def add(self, ok: bool | str, name: str, came: Any, expected: Any = "", cause: str = "", equation: str = "") -> None:
+        """Append a row; ok is True, False or "note". A cause is kept only where something is to be said."""
+        status = "note" if ok == "note" else "ok" if ok else "wrong"
+        cause = "" if status == "ok" else cause
+        self.findings.append(Finding(name, str(came), str(expected), status, cause, equation))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {"title": self.title, "ok": self.ok, "causes": self.causes, "findings": [asdict(f) for f in self.findings]}
+
+    def require(self) -> Report:
+        """The report itself if all is right; otherwise an AssertionError that shows it."""
+        if not self.ok:
+            raise AssertionError(str(self))
+        return self
+
+    def __str__(self) -> str:
+        rows = [("", "checked", "came", "expected")]
+        rows += [(f.status, *(_short(cell) for cell in (f.name, f.came, f.expected))) for f in self.findings]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [f"{self.title}: {'right' if self.ok else 'WRONG'}"]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        for f in self.findings:
+            if f.cause:
+                equation = f"  [{f.equation}]" if f.equation else ""
+                lines += textwrap.wrap(f"-> {f.name}: {f.cause}{equation}", 120, subsequent_indent="   ")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        colours = {"ok": "#2a7d2a", "note": "#96690a", "wrong": "#b3261e"}
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag} style='text-align:left'>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+        body = [row(("", "checked", "came", "expected", "likely cause", "equation"), "th")]
+        for f in self.findings:
+            mark = f"<b style='color:{colours[f.status]}'>{f.status}</b>"
+            body.append(row((mark, *map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))), "td"))
+        verdict = "right" if self.ok else "wrong"
+        return f"<b>{html.escape(self.title)}: {verdict}</b><table>{''.join(body)}</table>"
+
+
+def _short(text: str, width: int = 70) -> str:
+    """One line of at most `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."

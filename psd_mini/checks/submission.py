@@ -1,0 +1,230 @@
+"""How people hand in: functions, losses, classes. Finding the code, giving it what it asks for by name, reading its answer.
+
+A submission is a function, a class (made within `offline_diffusers`, constructor included) or an object with a method. Its
+parameters are recognised by their names, of which `NAMES` lists what is known; a parameter that is not known and has no
+default is an error that shows the list. Its answer may be a gradient of x's shape, a loss that is back-propagated here, or
+nothing, if it back-propagated itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psd_mini.checks.offline import offline_diffusers
+from psd_mini.checks.stand_ins import Pipeline, UNet
+from psd_mini.checks.world import T
+
+NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
+    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs",
+    "image": "image images img imgs pred_rgb rgb rendered rendering renders pred_image",
+    "t": "t timestep timesteps ts tt step time",
+    "eps": "eps noise epsilon e gaussian_noise noises epsilons",
+    "eps_1": "eps_1 eps1 noise_1 noise1 e1 e_1 eps_a noise_a",
+    "eps_2": "eps_2 eps2 noise_2 noise2 e2 e_2 eps_b noise_b",
+    "x_t": "x_t xt z_t zt noisy latents_noisy noisy_latents x_noisy",
+    "predict_noise": "predict_noise model denoiser eps_model noise_model predict noise_fn eps_fn network net eps_theta eps_phi",
+    "unet": "unet pretrained unet_pretrained unet_pre",
+    "q": "q unet_q q_model predict_q lora unet_lora lora_unet unet_phi eps_q predict_noise_q variational phi unet_psi psi",
+    "cond": "cond text_embeddings text_emb embeddings prompt_embeds e_cond c y emb encoder_hidden_states emb_cond embedding "
+    "text_embedding cond_embeddings cond_emb text_embeds prompt_embedding positive y_emb text text_embeddings_cond",
+    "uncond": "uncond uncond_embeddings text_embeddings_uncond uncond_emb null e_uncond e_neg uncond_embedding emb_uncond "
+    "unconditional uncond_text_embeddings empty negative_prompt_embeds neg negative null_embedding uc neg_emb uncond_embeds",
+    "n": "n negative_embedding negative_embeddings n_emb neg_embedding",
+    "eps_cond": "eps_cond noise_pred_text noise_pred_cond cond_pred eps_y e_y noise_cond pred_cond noise_pred_pos eps_c eps_text",
+    "eps_uncond": "eps_uncond noise_pred_uncond uncond_pred eps_neg eps_n e_n noise_uncond pred_uncond eps_u eps_null",
+    "guidance_scale": "guidance_scale cfg cfg_scale g guidance scale s w_cfg",
+    "alphas_cumprod": "alphas_cumprod alphas abar alpha_bar alpha_bars alphas_bar",
+    "scheduler": "scheduler schedule noise_scheduler",
+    "vae": "vae autoencoder",
+    "pipe": "pipe pipeline sd guide self guidance_model diffusion stable_diffusion",
+    "generator": "generator rng gen",
+    "device": "device",
+    "dtype": "dtype precision torch_dtype weights_dtype",
+    "args": "args opt cfg_args config hparams opts conf",
+    "reward": "reward reward_fn reward_model r score_fn scorer",
+    "preference_weight": "preference_weight lam lambda_ lmbda pref_weight lamb lambda_pref",
+    "tau": "tau temperature",
+    "prompt": "prompt prompts caption",
+    "betas": "betas beta",
+    "num_train_timesteps": "num_train_timesteps n_steps num_steps",
+    "density": "density densities sigma sigmas rho raw_density",
+    "colour": "colour colours color colors rgbs c_i radiance",
+    "widths": "widths delta deltas dists dt intervals step_sizes",
+    "z_vals": "z_vals z_values depths distances",
+    "background": "background bg bg_color background_color white_bkgd bkgd",
+}
+KNOWN = {name: key for key, names in NAMES.items() for name in names.split()}
+
+
+class Unreadable(ValueError):
+    """The submission or its answer cannot be understood; the message says what to change.
+
+    verdict: False if the code itself raised, so that another form of input may be what it wants.
+    """
+
+    def __init__(self, message: str, verdict: bool = True):
+        super().__init__(message)
+        self.verdict = verdict
+
+
+def keys(fn: Callable, names: Mapping[str, str] | None = None) -> set[str]:
+    """What a function asks for, by the keys of `NAMES`."""
+    parameters = inspect.signature(fn).parameters
+    return {(names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower(), name) for name in parameters}
+
+
+def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Keyword arguments for `fn` from what there is to give, by parameter name; parameters with defaults may go unknown.
+
+    Args:
+        fn: the submission.
+        values: what can be given, by the keys of `NAMES`.
+        names: parameter -> key, for parameters with names of their own.
+
+    Raises:
+        Unreadable: a required parameter that nobody knows.
+    """
+    given = {}
+    for name, parameter in inspect.signature(fn).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        key = (names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower(), name)
+        key = "x" if key == "image" and "image" not in values else key
+        if key in values:
+            given[name] = values[key]
+        elif parameter.default is parameter.empty:
+            known = "; ".join(f"{key}: {NAMES.get(key, key)}" for key in values)
+            raise Unreadable(f"parameter {name!r} is not known here; say names={{{name!r}: ...}} or rename it. Known: {known}")
+    return given
+
+
+def invoke(fn: Callable, given: Mapping[str, Any]) -> Any:
+    """Call with arguments by name, positional-only ones by place."""
+    parameters = inspect.signature(fn).parameters
+    only = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_ONLY and name in given]
+    return fn(*(given[name] for name in only), **{k: v for k, v in given.items() if k not in only})
+
+
+def environment() -> dict[str, Any]:
+    """What every submission may ask for: the pipeline and its parts, devices, schedules."""
+    pipe = Pipeline()
+    for name, value in {
+        "alphas": pipe.scheduler.alphas_cumprod,
+        "num_train_timesteps": T,
+        "min_step": 20,
+        "max_step": 980,
+        "unet_lora": UNet(q=True),
+        "q": UNet(q=True),
+    }.items():
+        setattr(pipe, name, value)
+    settings = SimpleNamespace(device="cpu", precision=torch.float32, dtype=torch.float32, fp16=False, guidance_scale=7.5)
+    return {
+        "pipe": pipe,
+        "unet": pipe.unet,
+        "vae": pipe.vae,
+        "q": pipe.q,
+        "predict_noise": lambda x_t, t, *rest, **kw: _plain(pipe.unet(x_t, t, *rest, **_renamed(kw))),
+        "scheduler": pipe.scheduler,
+        "alphas_cumprod": pipe.scheduler.alphas_cumprod,
+        "betas": pipe.scheduler.betas,
+        "num_train_timesteps": T,
+        "device": torch.device("cpu"),
+        "dtype": torch.float32,
+        "args": settings,
+        "generator": None,
+        "prompt": "a red mushroom",
+    }
+
+
+def _plain(output: Any) -> Tensor:
+    """The prediction as a tensor that also answers to `.sample`: nobody can know which a `model` is expected to give."""
+    sample = output[0]
+    sample.sample = sample.view_as(sample)
+    return sample
+
+
+def _renamed(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a plain `predict_noise(x_t, t, ...)` in the UNet's words: any embedding is encoder_hidden_states."""
+    return {("encoder_hidden_states" if KNOWN.get(k) in ("cond", "uncond", "n") else k): v for k, v in keywords.items()}
+
+
+def prepare(target: Any, methods: Sequence[str], names: Mapping[str, str] | None = None) -> Callable:
+    """The callable in a submission: a function as it is, an object's or class's method by one of the given names.
+
+    A class is made first, within `offline_diffusers`; its constructor's parameters are recognised like all others.
+
+    Raises:
+        Unreadable: nothing that can be called.
+    """
+    if isinstance(target, type):
+        with offline_diffusers():
+            given = arguments(target, environment(), names) if target.__init__ is not object.__init__ else {}  # type: ignore
+            target = invoke(target, given)
+    if inspect.isroutine(target) or hasattr(target, "func"):
+        return target
+    for name in methods:
+        if callable(getattr(target, name, None)):
+            return getattr(target, name)
+    public = [name for name in vars(type(target)) if not name.startswith("_") and callable(getattr(target, name))]
+    matching = [name for name in public if any(word in name for word in methods)] or public
+    if len(matching) == 1:
+        return getattr(target, matching[0])
+    if type(target).__call__ is not torch.nn.Module.__call__ if isinstance(target, torch.nn.Module) else callable(target):
+        return target
+    if isinstance(target, torch.nn.Module) and "forward" in vars(type(target)):
+        return target.forward
+    raise Unreadable(
+        f"{type(target).__name__} has none of the methods {', '.join(methods)}; hand in one of them: object.method"
+    )
+
+
+def gradient_of(result: Any, x: Tensor) -> tuple[Tensor, str, Tensor | None]:
+    """Read an answer as a gradient with respect to x, back-propagating a loss where one came.
+
+    Returns:
+        gradient of x's shape; how it came ("gradient" or "loss"); the loss, if there was one.
+
+    Raises:
+        Unreadable: None, wrong shape, integers, no path back to x; the message is the verdict.
+    """
+    if isinstance(result, Mapping):
+        keys = [key for key in ("loss", "loss_sds", "sds_loss", "grad", "gradient", *result) if key in result]
+        result = result[keys[0]] if keys else None
+    elif isinstance(result, tuple | list):
+        shaped = [part for part in result if isinstance(part, Tensor) and (part.numel() == 1 or part.shape == x.shape)]
+        result = shaped[0] if shaped else result[0] if len(result) else None
+    if isinstance(result, np.ndarray):
+        result = torch.as_tensor(result)
+    if x.grad is not None and not (isinstance(result, Tensor) and (result.requires_grad or result.shape == x.shape)):
+        return x.grad, "loss", None  # it back-propagated itself
+    if result is None:
+        raise Unreadable("it returned None: return the gradient, or a loss to be back-propagated")
+    if isinstance(result, int | float):
+        raise Unreadable(f"it returned the Python number {result!r}, which has no gradient: leave out .item() or float()")
+    if not isinstance(result, Tensor):
+        raise Unreadable(f"it returned {type(result).__name__}, expected a tensor: the gradient or a loss")
+    if not result.is_floating_point():
+        raise Unreadable(f"it returned integers ({result.dtype}), expected floating-point numbers")
+    if result.shape == x.shape and result.numel() > 1:
+        return result.detach(), "gradient", None
+    if result.numel() != 1 and result.shape != x.shape[:1]:
+        raise Unreadable(f"it returned shape {tuple(result.shape)}, expected {tuple(x.shape)} (a gradient) or () (a loss)")
+    if not result.requires_grad:
+        raise Unreadable(
+            "no gradient path: the loss does not depend on x as far as autograd knows. Was it computed under no_grad, or "
+            "from detached latents?"
+        )
+    result.sum().backward()
+    if x.grad is None:
+        raise Unreadable(
+            "the gradient is None: the loss has a graph, but x is not in it. Were the latents detached (or encoded under "
+            "no_grad) before they entered the loss?"
+        )
+    return x.grad, "loss", result.detach()

@@ -1,0 +1,93 @@
+"""Writing down what a submission does: what it asked the UNet, which random numbers it drew, which tensors it made.
+
+Submissions draw their own t and noise. Knowing them, the exact gradient for *those* draws can be compared, and no
+statistics are needed to see that a noise was drawn twice, that t is off by one, or that a gradient went through x_t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+RANDOM = {"randn", "randn_like", "normal", "normal_", "rand", "rand_like", "uniform_"}
+KEPT = 400  # intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
+
+
+@dataclass
+class Call:
+    """One question to a UNet: x_t (R, ...), t (R,) as it was asked, embeddings (R, tokens, width) or None, the answer."""
+
+    x_t: Tensor
+    t: Tensor
+    embeddings: Tensor | None
+    eps_hat: Tensor
+    model: str
+
+
+class Trace(TorchFunctionMode):
+    """While open: records calls of the stand-ins, random draws, and intermediate tensors that lie on a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.encoded: list[Tensor] = []
+        self.draws: list[Tensor] = []
+        self.on_graph: list[Tensor] = []
+        self.rewarded: list[Tensor] = []
+        self.recording = True
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.recording and isinstance(out, Tensor) and out.is_floating_point() and out.ndim:
+            if getattr(func, "__name__", "") in RANDOM and len(self.draws) < KEPT:
+                self.draws.append(out.detach().clone())
+            elif out.requires_grad and not out.is_leaf and len(self.on_graph) < KEPT:
+                out.retain_grad()
+                self.on_graph.append(out)
+        return out
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Not recording: the stand-ins' own work is none of the submission's."""
+        before, self.recording = self.recording, False
+        try:
+            yield
+        finally:
+            self.recording = before
+
+    def __enter__(self) -> Trace:
+        _OPEN.append(self)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _OPEN.remove(self)
+
+
+_OPEN: list[Trace] = []
+
+
+def current() -> Trace:
+    """The trace that is open, or one that nobody will read: stand-ins work outside of checks too."""
+    return _OPEN[-1] if _OPEN else Trace()
+
+
+def flows(tensor: Tensor) -> bool:
+    """Did a gradient other than zero arrive at this tensor?"""
+    return tensor.grad is not None and bool((tensor.grad != 0).any())
+
+
+def flows_through(trace: Trace, values: list[Tensor]) -> bool:
+    """Did a gradient pass through any recorded tensor with one of these values? (x_t, for example, x being the way in)"""
+    with torch.no_grad():
+        return any(
+            value.shape == tensor.shape and flows(tensor) and torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5)
+            for tensor in trace.on_graph
+            for value in values
+        )

@@ -1,0 +1,55 @@
+"""Preference pairs, negative embeddings, renderers, schedules: right ones pass, wrong ones are named."""
+
+import pytest
+import submissions_preference as more
+from submissions import RIGHT, WRONG
+
+from psd_mini.checks import check_negative_embedding, check_psd, check_renderer
+from psd_mini.checks.grader import KINDS
+
+KINDS_HERE = ("psd", "renderer", "schedule")
+
+
+def verdict(report, words):
+    """Right where no words are expected; otherwise wrong, with these."""
+    assert report.ok == (not words), report
+    assert words in "; ".join(report.causes), report
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in KINDS_HERE])
+def test_no_false_alarm(name):
+    kind, submission = RIGHT[name]
+    KINDS[kind](submission).require()
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in KINDS_HERE])
+def test_the_mistake_is_named(name):
+    kind, submission, words = WRONG[name]
+    report = KINDS[kind](submission)
+    assert not report.ok
+    for word in words:
+        verdict(report, word)
+
+
+@pytest.mark.parametrize("name", more.REWARDSDS)
+def test_reward_weighted_noises(name):
+    submission, words = more.REWARDSDS[name]
+    verdict(check_psd(submission, form="softmax"), words)
+
+
+def test_dreamdpo():
+    verdict(check_psd(more.dreamdpo_formula, form="dreamdpo"), "")
+    verdict(check_psd(more.dreamdpo_formula), "base is missing")
+    verdict(check_psd(more.dreamdpo_small_gap_branch, form="dreamdpo"), "no noise is subtracted")
+
+
+@pytest.mark.parametrize("name", more.NEGATIVE)
+def test_negative_embedding(name):
+    submission, words = more.NEGATIVE[name]
+    verdict(check_negative_embedding(submission), words)
+
+
+@pytest.mark.parametrize("name", more.RENDERERS)
+def test_renderer(name):
+    submission, words = more.RENDERERS[name]
+    verdict(check_renderer(submission), words)
