@@ -1,8 +1,8 @@
 """psd_mini: score distillation with human preference, in modules that read like textbook pages.
 
 The ladder of rooms, each importing only from those above it: files, schedule, cameras, fields, rendering, world, formulas,
-rewards, priors, methods, negative, checkpoint, distill, viz, mesh, text_to_3d, compare, bench, checks, cli. The names below are
-what a notebook needs; those of `psd_mini.checks` load when first used.
+rewards, priors, methods, negative, checkpoint, distill, viz, mesh, viewer, text_to_3d, compare, bench, checks, cli. The names
+below are what a notebook needs; those of `psd_mini.checks` load when first used.
 """
 
 from importlib import import_module

@@ -178,7 +178,7 @@ REWARDSDS = {
     "wrong sign": (weighted(lambda r: (-r).softmax(0)), "wrong sign"),
     "not normalised": (weighted(lambda r: r.exp()), "not normalised"),
     "mean": (weighted(lambda r: torch.ones_like(r) / 4), "no influence"),
-    "sum": (weighted(lambda r: 4 * r.softmax(0)), "sum to N"),
+    "sum": (weighted(lambda r: 4 * r.softmax(0)), "4 times"),
 }
 
 

@@ -7,7 +7,7 @@ import psd_mini
 
 ROOMS = (
     *("files", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards", "priors", "methods", "negative"),
-    *("checkpoint", "distill", "viz", "mesh", "text_to_3d", "compare", "bench", "checks", "cli"),
+    *("checkpoint", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare", "bench", "checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 

@@ -70,11 +70,8 @@ def _rows(form: str) -> list[tuple[str, Weights, str]]:
             (form, lambda r, *_: reward_weights(r[:, None], form)[:, 0], ""),
             (f"{form} of -R", lambda r, *_: reward_weights(-r[:, None], form)[:, 0], softmax if form == "softmax" else "best and "
              "worst are swapped: the rewards are sorted the wrong way round"),
-            (f"N {form}", lambda r, *_: len(r) * reward_weights(r[:, None], form)[:, 0], "weights sum to N and not to one"),
-            (f"{form} / N", lambda r, *_: reward_weights(r[:, None], form)[:, 0] / len(r), "divided by N once too often"),
             ("exp(R)", lambda r, *_: r.exp(), "the weights are not normalised: exp(R) without its sum"),
             ("R", lambda r, *_: r, "the weights are not normalised: the rewards themselves"),
-            ("R / sum R", lambda r, *_: r / r.sum(), "rewards divided by their sum, where a softmax was asked for"),
             ("1/N", lambda r, *_: torch.ones_like(r) / len(r), "the rewards have no influence: every noise weighs the same"),
         ]  # fmt: skip
     if form == "dreamdpo":
@@ -264,16 +261,19 @@ def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor
     if not samples:
         report.add(False, "weights", "cannot be read", "weights of residuals", "no pair with rewards: see the rows above")
         return
-    hypotheses = sorted(
-        product(_rows(form), diagnosis.WEIGHTS.items(), diagnosis.FACTORS.items(), diagnosis.MEANS.items(), (1, -1)),
-        key=lambda h: bool(h[0][2]) + bool(h[2][1]) + bool(h[3][1]) + (h[4] < 0),
-    )
-    for (name, weights, cause), (w_name, w), (factor, two), (mean, many), sign in hypotheses:
-        if all(_fits(s, sign * factor * mean * w(t) * weights(r, LAMBDA, world.alpha_sigma(t)[1])) for t, r, s in samples):
-            flipped = "the sign is flipped: descent along it would climb (ascent)" if sign < 0 else ""
-            causes = "; ".join(part for part in (cause, many, two, flipped) if part)
-            report.add(not causes, "weights", f"{name}, w = {w_name}", f"{_rows(form)[0][0]} or its like", causes, EQUATION)
-            return
+    matches = []
+    for name, weights, cause in _rows(form):
+        sizes = [_size(s, weights(r, LAMBDA, world.alpha_sigma(t)[1])) for t, r, s in samples]
+        if all(sizes) and len({k > 0 for k in sizes}) == 1:
+            seen = [(t, 1, 1.0, abs(k)) for (t, *_), k in zip(samples, sizes, strict=True)]
+            ok, w, slip = diagnosis.size(seen, runs[0].style, None, 1e-2)
+            flipped = "the sign is flipped: descent along it would climb (ascent)" if sizes[0] < 0 else ""
+            causes = [part for part in (cause, slip if ok is False else "", flipped) if part]
+            matches.append((len(causes) + 1.5 * (ok == "note"), ok, f"{name}; {w}", "; ".join(causes)))
+    if matches:  # the fewest mistakes that explain it
+        count, ok, came, causes = min(matches, key=lambda match: match[0])
+        report.add(ok if not causes else False, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
+        return
     _, r, s = samples[0]
     came = f"{[round(v, 3) for v in s.tolist()]} for rewards {[round(v, 2) for v in r.tolist()]}"
     alone = all(abs(s.sum()) < 1e-2 * s.abs().max() for *_, s in samples)
@@ -291,8 +291,10 @@ def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor
     report.add(False, "weights", came, _rows(form)[0][0], cause, EQUATION)
 
 
-def _fits(seen: Tensor, expected: Tensor) -> bool:
-    return seen.shape == expected.shape and bool((seen - expected).abs().max() < 1e-2 * expected.abs().max().clamp(min=1e-12))
+def _size(seen: Tensor, expected: Tensor) -> float:
+    """k in seen = k expected; 0 if it is no multiple."""
+    k = ((seen * expected).sum() / expected.square().sum().clamp(min=1e-30)).item()
+    return k if seen.shape == expected.shape and bool((seen - k * expected).norm() < 1e-2 * seen.norm()) else 0.0
 
 
 @guarded("the negative embedding")

@@ -1,21 +1,22 @@
 """The exact world that submissions are run in: latents of Stable Diffusion's shape, a prediction that is known.
 
-    p_0(x | e) = sum_k pi_k N(x; mu_k + M e, diag(s)),     eps_hat = E[eps | x_t, e] = -sigma_t grad log p_t(x_t | e)
+    p_0(x | e) = sum_k pi_k N(x; mu_k + M e, diag(s(e))),    log s(e) = log s_0 + V e
+    eps_hat    = E[eps | x_t, e] = -sigma_t grad log p_t(x_t | e)
 
-e is a prompt's embedding, averaged over its tokens. The variances s differ from pixel to pixel, so that the denoiser's
-Jacobian is no multiple of the identity, and M e moves every pixel, so that prompts differ in direction: each noise
-prediction, the noise and x are linearly independent, and a gradient made of them can be taken apart.
+e is a prompt's embedding, averaged over its tokens. Variances differ from pixel to pixel and from prompt to prompt, so that
+the denoiser's Jacobian is no multiple of the identity, and the predictions for two prompts differ by another vector at every
+x_t: all noise predictions, the noises and x are linearly independent, and a gradient made of them can be taken apart.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_mini.priors.mixture import GaussianMixture
 from psd_mini.schedule import scaled_linear_schedule
 
 SHAPE = (4, 64, 64)  # a latent of Stable Diffusion: means over its elements divide by 16384
@@ -31,15 +32,26 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Law(NamedTuple):
+    """The mixture at e = 0: means mu_k (2, d), variances s_0 (d,); what an embedding changes: M and V (WIDTH, d)."""
+
+    means: Tensor
+    variances: Tensor
+    shift: Tensor
+    spread: Tensor
+
+
+LOG_WEIGHTS = torch.tensor([0.4, 0.6], dtype=torch.float64).log()
+
+
 @lru_cache
-def _mixture(size: int, q: bool) -> tuple[GaussianMixture, Tensor]:
-    """The mixture on R^size and M (WIDTH, size); with q, the Gaussian law of the renders, which knows no prompt."""
+def law(size: int, q: bool = False) -> Law:
+    """The prior on R^size, or q, the law of the renders: one Gaussian that knows no prompt."""
     centre, bump, spread = normal(3, size, seed=11 + q)
+    bump = bump * (0 if q else 2 / size**0.5)
     variances = 0.3 + spread.abs()
-    if q:
-        return GaussianMixture(torch.ones(1), centre[None], variances[None] / 4, SCHEDULE), torch.zeros(WIDTH, size).double()
-    means = torch.stack((0.6 * centre - 2 * bump / size**0.5, 0.6 * centre + 2 * bump / size**0.5))
-    return GaussianMixture(torch.tensor([0.4, 0.6]), means, variances.expand(2, -1), SCHEDULE), 2 * normal(WIDTH, size, seed=13)
+    shift, width = (0 if q else 1) * normal(2, WIDTH, size, seed=13)
+    return Law(torch.stack((0.6 * centre - bump, 0.6 * centre + bump)), variances, 2 * shift, width)
 
 
 def predict(
@@ -47,16 +59,16 @@ def predict(
 ) -> Float[Tensor, "b *event"]:
     """Exact noise prediction, one embedding per sample; differentiable in x_t and in the embeddings, float64.
 
-    A mixture shifted by M e is the same mixture seen from x_t - alpha_t M e. NaN answers NaN, as a network would.
+    NaN answers NaN, as a network would.
     """
-    x_t = x_t.double()
-    if not bool(x_t.isfinite().all()):
-        return x_t * torch.nan
-    mixture, lift = _mixture(x_t[0].numel(), q)
-    if embeddings is not None and not q:
-        shift = (embeddings.double().mean(1) @ lift).reshape(x_t.shape)
-        x_t = x_t - SCHEDULE.alpha_sigma(t, x_t)[0] * shift
-    return mixture.predict_noise(x_t, t)[0]
+    means, variances, shift, spread = law(x_t[0].numel(), q)
+    e = embeddings.double().mean(1)[:, None] if embeddings is not None else torch.zeros(1, 1, WIDTH).double()
+    abar = SCHEDULE.alphas_cumprod[t].reshape(-1, 1, 1)
+    # C = alpha_t^2 s(e) + sigma_t^2, z_k = x_t - alpha_t (mu_k + M e), eps_hat = sigma_t sum_k g_k z_k / C
+    c = abar * variances * torch.exp(e @ spread) + 1 - abar
+    z = x_t.double().flatten(1)[:, None] - abar.sqrt() * (means + e @ shift)
+    g = torch.softmax(LOG_WEIGHTS - 0.5 * (z**2 / c).sum(-1), -1)
+    return ((1 - abar).sqrt() * (g[..., None] * z / c).sum(1, keepdim=True)).reshape(x_t.shape)
 
 
 def embedding(kind: str, batch: int) -> Float[Tensor, "b tokens width"]:

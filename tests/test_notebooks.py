@@ -1,0 +1,146 @@
+"""The course notebooks: cells and outputs belong together, every one has what a reader needs, and they run (marker notebooks)."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+import run_notebooks as tools
+
+PATHS = sorted(tools.NOTEBOOKS.glob("*.ipynb"))
+each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+NO_EXERCISES = {"psd_in_one_notebook"}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def solutions(notebook):
+    """The folded code under each exercise, in order."""
+    return re.findall(r"<details>.*?```python\n(.*?)```.*?</details>", prose(notebook), re.DOTALL)
+
+
+def texts(cell):
+    """All text that a cell wrote."""
+    return "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+
+
+def test_there_are_notebooks():
+    assert PATHS
+
+
+@each
+def test_outputs_come_from_these_cells(path):
+    notebook = read(path)
+    remedy = f"run python tests/tools/run_notebooks.py {path.stem}"
+    assert notebook.metadata.get("psd_mini", {}).get("code_hash") == tools.code_hash(notebook), remedy
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), remedy
+    assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"], remedy
+
+
+def test_the_hash_sees_a_changed_cell_but_not_the_address():
+    notebook = read(PATHS[0])
+    before = tools.code_hash(notebook)
+    code_cells(notebook)[-1].source += "\n1 + 1"
+    assert tools.code_hash(notebook) != before
+    notebook = read(PATHS[0])
+    for cell in tools.tagged(notebook, tools.INSTALL):
+        cell.source += "  # another address"
+    assert tools.code_hash(notebook) == before
+
+
+@each
+def test_badge_and_install_cell_are_generated(path):
+    notebook, fresh = read(path), tools.generated_cells(path.stem)
+    assert notebook.cells[0].source == fresh[0].source
+    assert [c.source for c in tools.tagged(notebook, tools.INSTALL)] == [c.source for c in fresh[1:]]
+    if path.stem in tools.SELF_CONTAINED:
+        assert "psd_mini" not in "\n".join(re.findall(r"^\s*(?:import|from) .*", code_of(notebook), re.MULTILINE))
+
+
+def code_of(notebook):
+    return "\n".join(cell.source for cell in code_cells(notebook))
+
+
+def test_the_install_cell_does_nothing_where_the_package_is(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it installed something"))
+    exec(tools.install_cell(), {})
+
+
+def test_all_notebooks_together_stay_small():
+    assert sum(path.stat().st_size for path in PATHS) < 12e6
+
+
+@pytest.mark.skipif(shutil.which("ruff") is None, reason="ruff is not here")
+def test_notebooks_are_linted():
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(["ruff", *command, *map(str, PATHS)], cwd=tools.ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@each
+def test_a_reader_finds_what_every_notebook_has(path):
+    words = prose(read(path))
+    for needed in ("you will be able to", "Minutes and hardware", "Predict before you run", "What to try next", "## References"):
+        assert needed.lower() in words.lower(), needed
+    assert re.search(r"arXiv \d{4}\.\d{5}", words)
+    n = len(re.findall(r"^#+ Exercise \d", words, re.MULTILINE))
+    if path.stem not in NO_EXERCISES:
+        assert n >= 3
+        assert n == len(solutions(read(path))) == len(tools.tagged(read(path), "stub")) == len(tools.tagged(read(path), "check"))
+
+
+@each
+def test_every_section_has_a_picture(path):
+    pictures, title = {}, None
+    for cell in read(path).cells:
+        heading = re.match(r"## (\d+\. .*)", cell.source) if cell.cell_type == "markdown" else None
+        for part in re.findall(r"^## (\d+\. .*)", cell.source, re.MULTILINE) if heading or "## " in cell.source else []:
+            title = part
+            pictures.setdefault(title, 0)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if title and ("image/png" in data or "<img" in data.get("text/html", "")):
+                pictures[title] += 1
+    assert pictures and all(pictures.values()), [title for title, n in pictures.items() if not n]
+
+
+def test_cells_are_short():
+    for path in PATHS:
+        for cell in code_cells(read(path)):
+            lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
+            assert len(lines) <= 20 or tools.INSTALL in cell.metadata.get("tags", []), f"{path.stem}: {lines[0]}"
+
+
+def test_nothing_of_this_machine():
+    for path in PATHS:
+        assert not re.search(r"/home/|/tmp/|/root/|site-packages", path.read_text()), path.stem
+
+
+@pytest.mark.notebooks
+@each
+def test_it_runs_and_the_solutions_pass(path):
+    notebook = read(path)
+    stubs, checks = tools.tagged(notebook, "stub"), tools.tagged(notebook, "check")
+    for solution, check in zip(solutions(notebook), checks, strict=True):  # after the stubs, in the same kernel
+        notebook.cells += [nbformat.v4.new_code_cell(source) for source in (solution, check.source)]
+    print(f"{path.stem}, fast: {tools.execute(notebook, fast=True, timeout=300):.0f} s")
+    for cell in checks:
+        assert re.search(r"WRONG|not yet", texts(cell)), f"the stub passes, or its checker says nothing: {texts(cell)}"
+    for cell in notebook.cells[len(notebook.cells) - 2 * len(stubs) + 1 :: 2] if stubs else []:
+        assert re.search(r": right", texts(cell)), texts(cell)
