@@ -263,7 +263,10 @@ class A(StarterA):
 
     def predict(self, noisy, t, cond, uncond, g):
         with torch.no_grad():
-            c, u = self.unet(noisy, t, encoder_hidden_states=cond).sample, self.unet(noisy, t, encoder_hidden_states=uncond).sample
+            c, u = (
+                self.unet(noisy, t, encoder_hidden_states=cond).sample,
+                self.unet(noisy, t, encoder_hidden_states=uncond).sample,
+            )
         return u + g * (c - u)
 
     def weight(self, t):

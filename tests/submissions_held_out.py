@@ -23,7 +23,9 @@ def threestudio_style(self, latents, t, text_embeddings, guidance_scale=100):
     with torch.no_grad():
         noise = torch.randn_like(latents)
         latents_noisy = self.scheduler.add_noise(latents, noise, t)
-        pred = self.unet(torch.cat([latents_noisy] * 2, dim=0), torch.cat([t] * 2), encoder_hidden_states=text_embeddings).sample
+        pred = self.unet(
+            torch.cat([latents_noisy] * 2, dim=0), torch.cat([t] * 2), encoder_hidden_states=text_embeddings
+        ).sample
     uncond, text = pred.chunk(2)
     noise_pred = uncond + guidance_scale * (text - uncond)
     w = (1 - self.alphas[t]).view(-1, 1, 1, 1)
@@ -278,7 +280,7 @@ class PairClass:
             r = reward_fn((zt - (1 - a).sqrt() * e) / a.sqrt()).view(2, b)
         h1, h2 = (e - n).chunk(2)
         sign = torch.where(r[0] > r[1], 1.0, -1.0).view(-1, 1, 1, 1)
-        w = (1 - a[:b])
+        w = 1 - a[:b]
         return (w * ((h1 + h2) / 2 + lambda_ * sign * (h1 - h2)) * latents).sum() / b
 
 

@@ -115,7 +115,9 @@ def psd_without_preference(h, predictions, r, noises, lam):
 
 
 @wrong("psd", "mean over elements", "swapped")
-def psd_two_mistakes(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
+def psd_two_mistakes(
+    x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod
+):
     h, _, r = pair(x, t, (eps_1, eps_2), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
     grad = (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[1] - r[0]) * (h[0] - h[1])
     return 0.5 * ((x - (x - grad).detach()) ** 2).sum() / x.numel()
@@ -149,7 +151,9 @@ def psd_two_t(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_
 
 
 @wrong("psd", "differentiated")
-def psd_reward_backprop(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
+def psd_reward_backprop(
+    x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod
+):
     h, _, r = pair(x, t, (eps_1, eps_2), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
     grad = (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[0] - r[1]) * (h[0] - h[1])
     return (grad * x).sum() - reward(x).sum()
@@ -157,7 +161,9 @@ def psd_reward_backprop(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward,
 
 @wrong("psd", "never asked")
 def psd_without_reward(x, t, eps_1, eps_2, predict_noise, cond, uncond, guidance_scale, preference_weight, alphas_cumprod):
-    h, _, _ = pair(x, t, (eps_1, eps_2), predict_noise, cond, uncond, lambda i: i.mean((1, 2, 3)), guidance_scale, alphas_cumprod)
+    h, _, _ = pair(
+        x, t, (eps_1, eps_2), predict_noise, cond, uncond, lambda i: i.mean((1, 2, 3)), guidance_scale, alphas_cumprod
+    )
     return (h[0] + h[1]) / 2 + preference_weight * (h[0] - h[1])
 
 

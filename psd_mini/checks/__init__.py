@@ -17,8 +17,9 @@ from psd_mini.checks.derivation import (
     numeric_gradient,
     reward_objective,
 )
+from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.offline import offline_diffusers
-from psd_mini.checks.preference import check_negative_embedding, check_psd
+from psd_mini.checks.preference import check_psd
 from psd_mini.checks.report import Finding, Report
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
 from psd_mini.checks.world_checks import check_renderer, check_schedule

@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 
 
 def kl_objective(prior: GaussianMixture, embeddings: Tensor | None = None) -> Objective:
-    """The part of KL(q_t || p_t) that depends on x: -log p_t(x_t | e), whose mean over q_t = N(alpha_t x, sigma_t^2 I) it is."""
+    """-log p_t(x_t | e): its mean over q_t = N(alpha_t x, sigma_t^2 I) is the part of KL(q_t || p_t) that depends on x."""
     return lambda x_t, t: -prior.log_prob(x_t, t, embeddings)[0]
 
 

@@ -67,7 +67,7 @@ def level(table: Sequence[tuple[str, Level, str]], values: Iterable[tuple[int, f
         if all(abs(value - formula(t)) <= tolerance * max(abs(formula(t)), 0.02) for t, value in values):
             return name, cause
     t, value = values[0]
-    return f"{value:.4g} at t = {t}", f"expected {table[0][0]} = {table[0][1](t):.4g} at t = {t}"
+    return f"{value:.4g} at t = {t}", f"{value:.4g} came at t = {t}, expected {table[0][0]} = {table[0][1](t):.4g}"
 
 
 # hypotheses for eps_hat = c eps_cond + u eps_uncond at guidance scale g; the first is right
@@ -116,7 +116,10 @@ def guidance(seen: Sequence[tuple[float, float, float]], tolerance: float) -> tu
         if all(max(abs(c - row(g)[0]), abs(u - row(g)[1])) <= tolerance * (1 + abs(g)) for g, c, u in seen):
             return name, cause
     g, c, u = seen[0]
-    return f"{c:.3g} cond {u:+.3g} uncond at g = {g:g}", f"expected {g:g} cond {1 - g:+g} uncond: uncond + g (cond - uncond)"
+    return (
+        f"{c:.3g} cond {u:+.3g} uncond at g = {g:g}",
+        f"{c:.3g} cond {u:+.3g} uncond came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond",
+    )
 
 
 WEIGHTS: dict[str, Level] = {

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 
 from psd_mini.checks.derivation import check_gradient
+from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.offline import offline_diffusers
-from psd_mini.checks.preference import check_negative_embedding, check_psd
+from psd_mini.checks.preference import check_psd
 from psd_mini.checks.probe import describe
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
@@ -120,8 +121,9 @@ def grade(paths: Sequence[str], kind: str = "sds", timeout: float = 20.0, worker
         One dictionary each, in order: path, ok, causes, findings, seconds, output (the end of what it printed).
     """
     torch.set_num_threads(1)  # threads do not survive a fork
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
-    waiting, running = list(enumerate(paths))[::-1], {}
+    context: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
+    waiting = list(enumerate(paths))[::-1]
+    running: dict[Connection, tuple[int, str, Any, float, str]] = {}
     results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         while waiting or running:
@@ -134,7 +136,7 @@ def grade(paths: Sequence[str], kind: str = "sds", timeout: float = 20.0, worker
                 sender.close()
                 running[receiver] = (i, path, process, time.monotonic(), output)
             left = min(started + timeout - time.monotonic() for *_, started, _ in running.values())
-            ready = set(wait(list(running), timeout=max(left, 0)))
+            ready = set(wait([*running], timeout=max(left, 0)))
             for receiver, (i, path, process, started, output) in list(running.items()):
                 seconds = time.monotonic() - started
                 if receiver in ready or seconds >= timeout:
@@ -178,8 +180,8 @@ def expand(path: str) -> Iterator[str]:
 def summary(results: Sequence[dict[str, Any]]) -> str:
     """One line per submission: verdict, seconds, what is likely wrong."""
     name = max((len(Path(r["path"]).name) for r in results), default=0)
-    lines = [
-        f"{'right' if r['ok'] else 'WRONG'}  {Path(r['path']).name:<{name}}  {r['seconds']:5.1f} s  {'; '.join(r['causes'])}".rstrip()
-        for r in results
-    ]
+    lines = []
+    for r in results:
+        verdict, file = "right" if r["ok"] else "WRONG", Path(r["path"]).name
+        lines.append(f"{verdict}  {file:<{name}}  {r['seconds']:5.1f} s  {'; '.join(r['causes'])}".rstrip())
     return "\n".join([*lines, f"{sum(r['ok'] for r in results)} of {len(results)} right"])

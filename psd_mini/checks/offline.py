@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from psd_mini.checks.stand_ins import Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet, VAE
+from psd_mini.checks.stand_ins import VAE, Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet
 
 LIBRARIES = ("diffusers", "transformers")
 STAND_INS: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Checks of preference gradients (PSD, DreamDPO, RewardSDS), and of the gradient of a negative embedding.
+"""Checks of preference gradients: PSD, DreamDPO, RewardSDS.
 
 All preference methods on noises are weights W_i of the residuals of N noised versions of one picture, decided by rewards:
 
@@ -15,25 +15,24 @@ read off the gradient and compared with rows of hypotheses, right and wrong ones
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
+from psd_mini.checks.judging import basics, judge_graph, judge_noise
 from psd_mini.checks.probe import Prober, Reading, Run
 from psd_mini.checks.report import Report
-from psd_mini.checks.sds import basics, judge_graph, judge_noise
 from psd_mini.checks.stand_ins import VAE
-from psd_mini.checks.submission import Unreadable, prepare
+from psd_mini.checks.submission import prepare
 from psd_mini.checks.trace import current, flows
 from psd_mini.formulas import cfg, omega
-from psd_mini.methods.context import Context
 from psd_mini.methods.rewardsds import reward_weights
-from psd_mini.negative import negative_loss
 
 FORMS = ("psd", "dreamdpo", "best", "softmax", "min-max")
 LAMBDA = 0.7  # preference_weight in most runs
@@ -41,9 +40,14 @@ EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
 Weights = Callable[[Tensor, float, float], Tensor]  # rewards (N,), lambda, sigma_t -> W (N,)
 
 
+@lru_cache
+def _direction(shape: torch.Size) -> Tensor:
+    return world.normal(*shape, seed=61)
+
+
 def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
     """A linear reward of pictures of any shape, (B,); it remembers what it was shown."""
-    direction = world.normal(*images.shape[1:], seed=61).to(images)
+    direction = _direction(images.shape[1:]).to(images)
     scores = 3 * (images * direction).flatten(1).sum(1) / direction.norm()
     if images.requires_grad:
         images.retain_grad()
@@ -64,12 +68,11 @@ def _pair(base: float, sign: float, kind: str, noisy: bool, shift: float = 0.0, 
 
 def _rows(form: str) -> list[tuple[str, Weights, str]]:
     """Hypotheses (name, weights, cause) for one form; an empty cause is right."""
-    softmax = "softmax of minus the reward: the worst noise gets the largest weight (wrong sign)"
+    swapped = "the worst noise gets the largest weight: wrong sign of the reward (softmax), or sorted the wrong way round"
     if form in ("best", "softmax", "min-max"):
         return [
             (form, lambda r, *_: reward_weights(r[:, None], form)[:, 0], ""),
-            (f"{form} of -R", lambda r, *_: reward_weights(-r[:, None], form)[:, 0], softmax if form == "softmax" else "best and "
-             "worst are swapped: the rewards are sorted the wrong way round"),
+            (f"{form} of -R", lambda r, *_: reward_weights(-r[:, None], form)[:, 0], swapped),
             ("exp(R)", lambda r, *_: r.exp(), "the weights are not normalised: exp(R) without its sum"),
             ("R", lambda r, *_: r, "the weights are not normalised: the rewards themselves"),
             ("1/N", lambda r, *_: torch.ones_like(r) / len(r), "the rewards have no influence: every noise weighs the same"),
@@ -154,7 +157,7 @@ def _judge_pair(report: Report, runs: list[Run]) -> None:
 
 def _judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor]]:
     """What was the reward shown? Returns the readings with the reward of each of their groups."""
-    scored, shown, vae = [], set(), VAE()
+    scored, shown = [], set()
     for run in runs:
         reading = run.readings[0]
         scores: dict[int, float] = {}
@@ -169,7 +172,7 @@ def _judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor
                             candidates.append((name, i, (group.x_t - sigma_t * e) / alpha_t))
                     candidates.append(("the noisy x_t", i, group.x_t))
                 candidates.append(("x itself", 0, reading.x))
-                like = [_alike(image, c if image.shape == c.shape else _decoded(vae, c)) for *_, c in candidates]
+                like = [_alike(image, c) for *_, c in candidates]
                 name, i, _ = candidates[max(range(len(like)), key=like.__getitem__)]
                 shown.add(name if max(like) > 0.98 else "something else")
                 scores[i] = value
@@ -194,15 +197,13 @@ def _judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor
     return scored
 
 
-def _alike(u: Tensor, v: Tensor) -> float:
-    """Correlation of two pictures; 0 for pictures of different shape."""
-    if u.shape != v.shape:
+def _alike(image: Tensor, latents: Tensor) -> float:
+    """Correlation of a picture that the reward was shown with latents, or with what the autoencoder makes of them."""
+    if image.shape != latents.shape:
+        image, latents = F.avg_pool2d(image, 8), torch.einsum("lc,lhw->chw", VAE.mix, latents)
+    if image.shape != latents.shape:
         return 0.0
-    return torch.corrcoef(torch.stack((u.flatten(), v.flatten())))[0, 1].item()
-
-
-def _decoded(vae: VAE, latents: Tensor) -> Tensor:
-    return vae.decode(latents[None] / world.SCALING).sample[0]
+    return torch.corrcoef(torch.stack((image.flatten(), latents.flatten())))[0, 1].item()
 
 
 def _judge_residuals(report: Report, runs: list[Run]) -> None:
@@ -268,11 +269,11 @@ def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor
             seen = [(t, 1, 1.0, abs(k)) for (t, *_), k in zip(samples, sizes, strict=True)]
             ok, w, slip = diagnosis.size(seen, runs[0].style, None, 1e-2)
             flipped = "the sign is flipped: descent along it would climb (ascent)" if sizes[0] < 0 else ""
-            causes = [part for part in (cause, slip if ok is False else "", flipped) if part]
-            matches.append((len(causes) + 1.5 * (ok == "note"), ok, f"{name}; {w}", "; ".join(causes)))
+            wrong = [part for part in (cause, slip if ok is False else "", flipped) if part]
+            matches.append((len(wrong) + 1.5 * (ok == "note"), ok, f"{name}; {w}", "; ".join(wrong)))
     if matches:  # the fewest mistakes that explain it
-        count, ok, came, causes = min(matches, key=lambda match: match[0])
-        report.add(ok if not causes else False, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
+        _, ok, came, causes = min(matches, key=lambda match: match[0])
+        report.add(False if causes else ok, "weights", came, f"{_rows(form)[0][0]} or its like", causes, EQUATION)
         return
     _, r, s = samples[0]
     came = f"{[round(v, 3) for v in s.tolist()]} for rewards {[round(v, 2) for v in r.tolist()]}"
@@ -295,102 +296,3 @@ def _size(seen: Tensor, expected: Tensor) -> float:
     """k in seen = k expected; 0 if it is no multiple."""
     k = ((seen * expected).sum() / expected.square().sum().clamp(min=1e-30)).item()
     return k if seen.shape == expected.shape and bool((seen - k * expected).norm() < 1e-2 * seen.norm()) else 0.0
-
-
-@guarded("the negative embedding")
-def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
-    """Is this the loss (or its gradient) that moves a negative embedding n to where the denoised image is rewarded?
-
-        L(n) = -mean r( decode( x0_hat(n) ) ),    d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
-
-    Args:
-        fn: takes by name x, t, eps, predict_noise or unet, cond, n (requires a gradient), reward, guidance_scale, ...; it
-            returns the loss, or the gradient with respect to n.
-        names: parameter -> key of `submission.NAMES`.
-    """
-    report = Report("check of the negative embedding")
-    fn, equation = prepare(fn, ("negative_loss", "loss", "forward"), names), "L(n) = -mean r(decode(x0_hat(n)))"
-    ratios: list[tuple[float, int, int, float, float]] = []  # g, t, batch, ratio, cosine
-    leaks: set[str] = set()
-    largest = 0.0
-    for g, t, batch in ((7.5, 500, 1), (3.0, 300, 1), (3.0, 500, 2), (1.0, 500, 1)):
-        given = {
-            "x": world.picture(batch, 1).float().requires_grad_(),
-            "cond": world.embedding("cond", batch).requires_grad_(),
-            "n": world.embedding("negative", 1).requires_grad_(),
-            "eps": world.normal(batch, *world.SHAPE, seed=7).float(),
-            "t": torch.full((batch,), t),
-        }
-        given["uncond"] = given["n"]
-        try:
-            answer, _ = Prober(fn, names, {"reward": reward, "guidance_scale": g}).ask(given)
-        except Unreadable:
-            if batch > 1:  # written for one picture: that is allowed
-                continue
-            raise
-        gradient = _gradient_in(given["n"], answer)
-        if gradient is None or not bool(gradient.isfinite().all()):
-            came = "None" if gradient is None else "NaN or infinity"
-            cause = "n receives no gradient: is eps(x_t; n) computed under no_grad, or the loss detached?"
-            report.add(False, "gradient", came, "a gradient of n's shape", cause if gradient is None else "", equation)
-            return report
-        leaks |= {name for name in ("x", "cond") if flows(given[name])}
-        largest = max(largest, gradient.abs().max().item())
-        if g == 1.0:
-            zero = gradient.abs().max().item() <= 1e-3 * largest
-            cause = "at g = 1 the negative embedding has no influence: the factor is g - 1, not g"
-            report.add(zero, "g = 1", "zero" if zero else "not zero", "zero", cause, "d x0_hat/dn carries g - 1")
-            continue
-        exact = _exact_negative(given, t, g)
-        ratio = ((gradient * exact).sum() / exact.square().sum()).item()
-        ratios.append((g, t, batch, ratio, ratio * exact.norm().item() / max(gradient.norm().item(), 1e-30)))
-    cause = f"a gradient leaks into {' and '.join(sorted(leaks))}: only n may move; detach the rest"
-    report.add(not leaks, "what else moves", ", ".join(sorted(leaks)) or "nothing", "nothing", cause)
-    worst = min(abs(row[4]) for row in ratios)
-    cause = "the gradient is exactly zero: is n in the loss at all?" if largest == 0 else "it is not the gradient of this loss"
-    report.add(worst > 0.999, "direction", f"cosine {worst:.4f}", "cosine 1", cause, equation)
-    rows: list[tuple[str, Callable[[float, int, int], float], str]] = [
-        ("1", lambda g, t, b: 1.0, ""),
-        ("B", lambda g, t, b: float(b), ""),
-        ("g/(g-1)", lambda g, t, b: g / (g - 1), "the factor g stands where g - 1 should: cond + g (cond - n) is not diffusers' guidance"),
-        ("1/(1-g)", lambda g, t, b: 1 / (1 - g), "x0_hat is made of eps(n) alone: it must be made of the guided prediction"),
-        ("alpha/sigma", lambda g, t, b: diagnosis._alpha(t) / diagnosis._sigma(t), "x0_hat lacks sigma_t / alpha_t"),
-        ("alpha", lambda g, t, b: diagnosis._alpha(t), "x0_hat is not divided by alpha_t"),
-        ("1/sigma", lambda g, t, b: 1 / diagnosis._sigma(t), "x0_hat = (x_t - sigma_t eps)/alpha_t: sigma_t is missing"),
-        ("2", lambda g, t, b: 2.0, "twice the reference"),
-        ("1/2", lambda g, t, b: 0.5, "half the reference"),
-    ]  # fmt: skip
-    for (name, factor, cause), sign in product(rows, (1, -1)):
-        if worst > 0.999 and all(abs(row[3] / (sign * factor(*row[:3])) - 1) < 1e-2 for row in ratios):
-            if sign < 0:
-                cause = "; ".join(p for p in ("the sign is flipped: n would move to where the reward is lower", cause) if p)
-            report.add(not cause, "size", f"{'-' if sign < 0 else ''}{name} of the reference", "1", cause, equation)
-            return report
-    report.add(worst <= 0.999, "size", f"{ratios[0][3]:.4g} of the reference", "1", "the size is wrong", equation)
-    return report
-
-
-def _gradient_in(n: Tensor, answer: Any) -> Tensor | None:
-    """What arrived at n, back-propagating a loss where one came; or the answer itself where it has n's shape."""
-    if isinstance(answer, tuple | list) and answer:
-        answer = answer[0]
-    if isinstance(answer, Tensor) and answer.shape == n.shape:
-        return answer.detach().double()
-    if n.grad is None and isinstance(answer, Tensor) and answer.requires_grad and answer.numel() == 1:
-        answer.backward()
-    return None if n.grad is None else n.grad.double()
-
-
-def _exact_negative(run: Mapping[str, Any], t: int, g: float) -> Tensor:
-    """The package's own `negative_loss`, differentiated, in this world."""
-    n = run["n"].detach().double().requires_grad_()
-
-    def predict_noise(x_t: Tensor, times: Tensor, embeddings: Tensor, cameras: Any) -> Tensor:
-        return torch.stack([world.predict(x_t, times, e.expand(len(x_t), -1, -1)) for e in embeddings])
-
-    prior = SimpleNamespace(schedule=world.SCHEDULE, predict_noise=predict_noise, decode=lambda x: x)
-    embeddings = torch.stack((run["cond"][0].detach().double(), n.detach()[0]))
-    context = Context(prior, embeddings, reward=lambda images, prompts: reward(images), prompts=["a"] * len(run["x"]))
-    times = torch.full((len(run["x"]),), t)
-    loss = negative_loss(n[0], run["x"].detach().double(), times, run["eps"].double()[None], context, g)
-    return torch.autograd.grad(loss, n)[0]

@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from psd_mini.checks import world
-from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke, keys
+from psd_mini.checks.stand_ins import TextEncoder
+from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke, key_of, keys
 from psd_mini.checks.trace import Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
@@ -34,6 +34,7 @@ class Group:
     t: float
     x_t: Tensor
     eps_hat: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
     a: float = 0.0
     s: float = 0.0
     eps: Tensor | None = None
@@ -139,9 +140,8 @@ class Prober:
             both = torch.cat((kinds["uncond"], kinds["cond"]))  # diffusers stacks the unconditional one first
             given = {name: both if value is kinds["cond"] else value for name, value in given.items()}
         before = {name: value.detach().clone() for name, value in given.items() if isinstance(value, Tensor)}
-        state, legacy = torch.get_rng_state(), np.random.get_state()
+        state = torch.get_rng_state()
         torch.manual_seed(seed)
-        np.random.seed(seed)
         try:
             with torch.enable_grad(), Trace() as trace:
                 if {"eps_cond", "eps_uncond", "x_t"} & {name for name, value in given.items() if value is None}:
@@ -160,7 +160,6 @@ class Prober:
             raise Unreadable(describe(error), verdict=False) from error
         finally:
             torch.set_rng_state(state)
-            np.random.set_state(legacy)
         changed = [name for name, value in before.items() if not torch.equal(value, given[name].detach().to(value))]
         latents = (
             trace.encoded[-1].detach().double() * world.SCALING if trace.encoded and trace.encoded[-1].requires_grad else x
@@ -194,12 +193,7 @@ class Prober:
             ready = {"x_t": x_t} | {
                 f"eps_{k}": values["unet"](x_t, values["t"], encoder_hidden_states=kinds[k]).sample for k in ("cond", "uncond")
             }
-        from psd_mini.checks.submission import KNOWN
-
-        return {
-            name: ready.get((self.names or {}).get(name) or KNOWN.get(name, name)) if value is None else value
-            for name, value in given.items()
-        }
+        return {name: ready.get(key_of(name, self.names)) if value is None else value for name, value in given.items()}
 
     def _gradient(self, result: Any, x: Tensor, trace: Trace) -> tuple[Tensor, str, Tensor | None]:
         """The gradient with respect to the latents, x itself or what the autoencoder made of the picture."""
@@ -248,7 +242,11 @@ def fit(target: Tensor, vectors: list[Tensor]) -> tuple[list[float], float]:
 def _read(g: float, x: Tensor, gradient: Tensor, trace: Trace, kinds: Mapping[str, Tensor], eps: list[Tensor]) -> list[Reading]:
     """Take every picture of a run apart. x and gradient (B, ...), eps: the noises that were given."""
     batch, event = len(x), x.shape[1:]
-    pictures = [Reading(g, batch, x[i], gradient[i], []) for i in range(batch)] if gradient.shape == x.shape and gradient.isfinite().all() else []
+    pictures = (
+        [Reading(g, batch, x[i], gradient[i], []) for i in range(batch)]
+        if gradient.shape == x.shape and gradient.isfinite().all()
+        else []
+    )
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *event), x.shape) for d in drawn] + eps
     flat = x.flatten(1)
@@ -266,24 +264,22 @@ def _read(g: float, x: Tensor, gradient: Tensor, trace: Trace, kinds: Mapping[st
                 same = [Group(t, asked[row])]
                 groups.append(same[0])
             same[0].eps_hat[label] = call.eps_hat[row].detach().double()
+            if call.embeddings is not None:
+                same[0].embeddings[label] = call.embeddings[row].detach()
     for i, picture in enumerate(pictures):
         if not any("cond" in group.eps_hat for group in picture.groups):  # own text encoder: the only prompt is the prompt
             for group in picture.groups:
-                group.eps_hat = {("cond" if k == "other" else k): v for k, v in group.eps_hat.items()}
+                for known in (group.eps_hat, group.embeddings):
+                    known |= {"cond": known.pop("other")} if "other" in known else {}
         _take_apart(picture, [noise[i] for noise in noises])
     return pictures
 
 
 def _label(e: Tensor, kinds: Mapping[str, Tensor]) -> str:
     """Which of the known embeddings this is."""
-    near = [kind for kind, known in kinds.items() if torch.allclose(e.detach().double(), known[0].double(), atol=2e-3)]
-    return near[0] if near else "uncond" if _is_empty_prompt(e) else "other"
-
-
-def _is_empty_prompt(e: Tensor) -> bool:
-    from psd_mini.checks.stand_ins import TextEncoder
-
-    return torch.allclose(e.detach().double(), TextEncoder.table[ord(" ")].double(), atol=2e-3)
+    e, empty = e.detach().double(), TextEncoder.table[ord(" ")].double()
+    near = [kind for kind, known in kinds.items() if torch.allclose(e, known[0].double(), atol=2e-3)]
+    return near[0] if near else "uncond" if torch.allclose(e, empty.expand_as(e), atol=2e-3) else "other"
 
 
 def _take_apart(picture: Reading, noises: list[Tensor]) -> None:
@@ -302,20 +298,26 @@ def _take_apart(picture: Reading, noises: list[Tensor]) -> None:
             group.a, group.s = (c[0] if left < 5e-3 else alpha_t), sigma_t
             group.eps = (group.x_t - group.a * picture.x) / sigma_t
     unused = [n for n in noises if not any(g.eps is not None and abs(_cosine(n, g.eps)) > 0.99 for g in picture.groups)]
-    vectors, places, used = [picture.x], [(-1, "x")], []  # type: ignore[var-annotated]
+    vectors, places = [picture.x], [(-1, "x")]
+    seen: list[Tensor] = []
     for i, group in enumerate(picture.groups):
         known = group.eps_hat | ({"noise": group.eps} if group.eps is not None else {})
         for label, vector in known.items():
             # antithetic pairs share one noise: its second appearance adds nothing that the fit could tell apart
-            if label != "noise" or not any(v is not None and abs(_cosine(v, vector)) > 0.99 for v in used):
+            if label != "noise" or not any(v is not None and abs(_cosine(v, vector)) > 0.99 for v in seen):
                 vectors.append(vector)
-                used += [vector] if label == "noise" else []
+                seen += [vector] if label == "noise" else []
                 places.append((i, label))
     c, picture.leftover = fit(picture.gradient, vectors + unused)
     picture.coefficients = [{} for _ in picture.groups]
     for (i, label), value in zip(places, c, strict=False):
         if i >= 0:
             picture.coefficients[i][label] = value
+    for group, parts in zip(picture.groups, picture.coefficients, strict=True):
+        # a noise of another size, 0.1 eps, say: then it is subtracted at that size too, while a wrong sigma_t is not
+        ratio, total = group.s / world.alpha_sigma(round(group.t))[1], parts.get("cond", 0.0) + parts.get("uncond", 0.0)
+        if group.eps is not None and abs(ratio - 1) > 0.02 and abs(parts.get("noise", 0.0) + ratio * total) < 1e-2 * abs(total):
+            group.eps, group.s, parts["noise"] = group.eps * ratio, group.s / ratio, parts["noise"] / ratio
     picture.b, rest = c[0], c[len(vectors) :]
     picture.other = max(rest, key=abs) if rest else 0.0
 

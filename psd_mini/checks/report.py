@@ -49,7 +49,9 @@ class Report:
     def causes(self) -> list[str]:
         """What is likely wrong, most basic first; empty when all is right."""
         wrong = [finding for finding in self.findings if not finding.ok]
-        return [f.cause for f in wrong if f.cause] or [f"{f.name}: {f.came}, expected {f.expected}" for f in wrong]
+        return list(dict.fromkeys(f.cause for f in wrong if f.cause)) or [
+            f"{f.name}: {f.came}, expected {f.expected}" for f in wrong
+        ]
 
     def add(self, ok: bool | str, name: str, came: Any, expected: Any = "", cause: str = "", equation: str = "") -> None:
         """Append a row; ok is True, False or "note". A cause is kept only where something is to be said."""
@@ -68,7 +70,7 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        rows = [("", "checked", "came", "expected")]
+        rows: list[tuple[str, ...]] = [("", "checked", "came", "expected")]
         rows += [(f.status, *(_short(cell) for cell in (f.name, f.came, f.expected))) for f in self.findings]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [f"{self.title}: {'right' if self.ok else 'WRONG'}"]

@@ -37,7 +37,7 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "uncond": "uncond uncond_embeddings text_embeddings_uncond uncond_emb null e_uncond e_neg uncond_embedding emb_uncond "
     "unconditional uncond_text_embeddings empty negative_prompt_embeds neg negative null_embedding uc neg_emb uncond_embeds",
     "n": "n negative_embedding negative_embeddings n_emb neg_embedding",
-    "eps_cond": "eps_cond noise_pred_text noise_pred_cond cond_pred eps_y e_y noise_cond pred_cond noise_pred_pos eps_c eps_text",
+    "eps_cond": "eps_cond noise_pred_text noise_pred_cond cond_pred eps_y e_y noise_cond pred_cond noise_pred_pos eps_c",
     "eps_uncond": "eps_uncond noise_pred_uncond uncond_pred eps_neg eps_n e_n noise_uncond pred_uncond eps_u eps_null",
     "guidance_scale": "guidance_scale cfg cfg_scale g guidance scale s w_cfg",
     "alphas_cumprod": "alphas_cumprod alphas abar alpha_bar alpha_bars alphas_bar",
@@ -61,6 +61,19 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "background": "background bg bg_color background_color white_bkgd bkgd",
 }
 KNOWN = {name: key for key, names in NAMES.items() for name in names.split()}
+PARTS = {  # for names nobody has thought of: the first of these that occurs in it
+    **dict.fromkeys(("uncond", "null", "neg", "empty"), "uncond"),
+    **dict.fromkeys(("text", "prompt", "emb", "cond"), "cond"),
+    **{"latent": "x", "guid": "guidance_scale", "scale": "guidance_scale", "reward": "reward", "lora": "q"},
+    **{"unet": "unet", "alpha": "alphas_cumprod", "sched": "scheduler", "time": "t", "image": "image", "img": "image"},
+    **{"rgb": "image", "noise": "eps", "eps": "eps", "model": "predict_noise", "lam": "preference_weight"},
+}
+
+
+def key_of(name: str, names: Mapping[str, str] | None = None, guess: bool = True) -> str:
+    """Which of the things that can be given a parameter of this name asks for; the name itself if nobody knows."""
+    known = (names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower())
+    return known or next((key for part, key in PARTS.items() if guess and part in name.lower()), name)
 
 
 class Unreadable(ValueError):
@@ -77,7 +90,7 @@ class Unreadable(ValueError):
 def keys(fn: Callable, names: Mapping[str, str] | None = None) -> set[str]:
     """What a function asks for, by the keys of `NAMES`."""
     parameters = inspect.signature(fn).parameters
-    return {(names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower(), name) for name in parameters}
+    return {key_of(name, names, p.default is p.empty) for name, p in parameters.items()}
 
 
 def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -95,13 +108,14 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] 
     for name, parameter in inspect.signature(fn).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        key = (names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower(), name)
+        key = key_of(name, names, guess=parameter.default is parameter.empty)
         key = "x" if key == "image" and "image" not in values else key
+        key = "args" if name == "cfg" and "guidance_scale" not in values else key  # a constructor's configuration
         if key in values:
             given[name] = values[key]
         elif parameter.default is parameter.empty:
-            known = "; ".join(f"{key}: {NAMES.get(key, key)}" for key in values)
-            raise Unreadable(f"parameter {name!r} is not known here; say names={{{name!r}: ...}} or rename it. Known: {known}")
+            known = ", ".join(values)
+            raise Unreadable(f"parameter {name!r} is not known here: rename it, or say names={{{name!r}: one of {known}}}")
     return given
 
 

@@ -39,7 +39,7 @@ class Trace(TorchFunctionMode):
         self.encoded: list[Tensor] = []
         self.draws: list[Tensor] = []
         self.on_graph: list[Tensor] = []
-        self.rewarded: list[Tensor] = []
+        self.rewarded: list[tuple[Tensor, Tensor]] = []  # pictures and their scores
         self.recording = True
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -68,8 +68,8 @@ def _composite(
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     opacity = weights.sum(-1, keepdim=True)
-    back = {"(1 - opacity) b": (1 - opacity) * b, "none": torch.zeros_like(opacity), "b": b, "opacity b": opacity * b}[how[2]]
-    return torch.einsum("ns,nsc->nc", weights, c) + back, weights
+    share = {"(1 - opacity) b": 1 - opacity, "none": 0 * opacity, "b": 1 + 0 * opacity, "opacity b": opacity}[how[2]]
+    return torch.einsum("ns,nsc->nc", weights, c) + share * b, weights
 
 
 @guarded("the renderer")

@@ -1,0 +1,141 @@
+"""Derivation checks against closed forms; the exact world against the package's mixture; reports; offline diffusers."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from psd_mini import SDS, GaussianMixture, scaled_linear_schedule
+from psd_mini.checks import (
+    check_cfg,
+    check_gradient,
+    check_schedule,
+    gradient_statistics,
+    kl_objective,
+    numeric_gradient,
+    offline_diffusers,
+    reward_objective,
+    world,
+)
+
+SCHEDULE = scaled_linear_schedule()
+S = torch.tensor([[0.8, 0.3], [0.3, 0.6]], dtype=torch.float64)
+MU = torch.tensor([0.4, -1.0], dtype=torch.float64)
+GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
+X = torch.tensor([1.5, 0.5], dtype=torch.float64)
+
+
+def closed_form(t):
+    """grad KL = alpha^2 C^-1 (x - mu), and alpha / sigma."""
+    abar = SCHEDULE.alphas_cumprod[t]
+    gradient = abar * torch.linalg.solve(abar * S + (1 - abar) * torch.eye(2, dtype=torch.float64), X - MU)
+    return gradient, (abar / (1 - abar)).sqrt()
+
+
+@pytest.mark.parametrize("t", [100, 500, 900])
+def test_numeric_gradient_of_the_kl(t):
+    exact, _ = closed_form(t)
+    estimate = numeric_gradient(kl_objective(GAUSS), X, t, GAUSS)
+    assert estimate.agrees(exact)
+    assert not estimate.agrees(-exact) and not estimate.agrees(1.05 * exact)
+
+
+def test_numeric_gradient_of_a_reward_objective():
+    """Linear reward: the objective's gradient is beta grad KL - J^T v, with J = alpha d x0_hat / d x_t."""
+    v, beta, t = torch.tensor([1.0, 2.0]).double(), 0.5, 400
+    abar = SCHEDULE.alphas_cumprod[t]
+    jacobian = abar * S @ torch.linalg.inv(abar * S + (1 - abar) * torch.eye(2).double())
+    estimate = numeric_gradient(reward_objective(GAUSS, lambda x: x @ v, beta), X, t, GAUSS)
+    assert estimate.agrees(beta * closed_form(t)[0] - jacobian.T @ v)
+
+
+def test_statistics_of_sds():
+    """E[G] = sigma / alpha grad KL; Cov = (alpha^2 S C^-1)^2; a method of twice the size is biased."""
+    t = 300
+    kl, ratio = closed_form(t)
+    abar = SCHEDULE.alphas_cumprod[t]
+    gain = abar * S @ torch.linalg.inv(abar * S + (1 - abar) * torch.eye(2).double())
+    method = SDS(weighting="uniform")
+    stats = gradient_statistics(method, t, prior=GAUSS, x=X, reference=kl / ratio)
+    assert stats.unbiased
+    assert stats.variance == pytest.approx(torch.trace(gain @ gain.T).item(), rel=0.05)
+    assert stats.snr == pytest.approx((kl / ratio).square().sum().item() / stats.variance, rel=0.1)
+    doubled = gradient_statistics(lambda *a: 2 * method(*a)[0], t, prior=GAUSS, x=X, reference=kl / ratio)
+    assert not doubled.unbiased
+
+
+def test_check_gradient_tells_direction_from_size():
+    reference = lambda x: 2 * x  # noqa: E731
+    check_gradient(lambda x: (x**2).sum(), reference).require()
+    check_gradient(lambda x: 2 * x, reference, torch.randn(3, 4)).require()
+    for wrong, words in (
+        (lambda x: (x**2).mean(), "1/16384"),
+        (lambda x: -(x**2).sum(), "ascent"),
+        (lambda x: (x**3).sum(), "another direction"),
+        (lambda x: 0 * x, "exactly zero"),
+        (lambda x: (x.detach() ** 2).sum(), "no gradient path"),
+        (lambda x: 1 / 0, "ZeroDivisionError"),
+    ):
+        report = check_gradient(wrong, reference)
+        assert not report.ok and words in "; ".join(report.causes), report
+
+
+def test_the_exact_world_is_a_mixture():
+    """world.predict against GaussianMixture with the prompt's own means and variances."""
+    e = torch.randn(1, 3, world.WIDTH, generator=torch.Generator().manual_seed(1)).double()
+    law = world.law(10)
+    means, variances = law.means + e.mean(1) @ law.shift, law.variances * torch.exp(e.mean(1) @ law.spread)[0]
+    prior = GaussianMixture(world.LOG_WEIGHTS.exp(), means, variances.expand(2, -1), SCHEDULE)
+    x_t, t = world.normal(1, 10, seed=3), torch.tensor([420])
+    torch.testing.assert_close(world.predict(x_t, t, e), prior.predict_noise(x_t, t)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_predictions_are_independent_of_the_batch_and_differentiable():
+    x = world.picture(3, 0).requires_grad_()
+    e = world.embedding("cond", 3).double().requires_grad_()
+    t = torch.tensor([50, 500, 900])
+    together = world.predict(x, t, e)
+    alone = torch.cat([world.predict(x[i : i + 1], t[i : i + 1], e[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    for gradient in torch.autograd.grad(together.square().sum(), (x, e)):
+        assert bool((gradient != 0).any())
+
+
+def test_report_in_all_forms():
+    report = check_cfg(lambda c, u, g: c + g * (c - u))
+    assert "s+1" in str(report) and "<table>" in report._repr_html_()
+    assert report.to_dict()["ok"] is False and report.to_dict()["causes"] == report.causes
+    with pytest.raises(AssertionError, match="s\\+1"):
+        report.require()
+    assert check_schedule(lambda betas: torch.cumprod(1 - betas, 0)).require().ok
+
+
+def test_stand_ins_answer_like_diffusers():
+    before = {name for name in sys.modules if name.split(".")[0] in ("diffusers", "transformers")}
+    with offline_diffusers():
+        from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+        from diffusers.utils.import_utils import is_xformers_available
+
+        assert not is_xformers_available()
+        pipe = StableDiffusionPipeline.from_pretrained("nobody/nothing", torch_dtype=torch.float16).to("cpu")
+        pipe.enable_attention_slicing()
+        assert isinstance(pipe.unet, UNet2DConditionModel) and pipe.unet.dtype is torch.float16
+        scheduler = DDIMScheduler.from_pretrained("nobody/nothing", subfolder="scheduler")
+        x, e = torch.randn(2, 4, 64, 64), torch.randn(2, 77, world.WIDTH)
+        for t in (500, torch.tensor(500), torch.tensor([500]), torch.tensor([500, 500])):
+            a = pipe.unet(x, t, encoder_hidden_states=e).sample
+            torch.testing.assert_close(a, pipe.unet(x, t, e, return_dict=False)[0])
+        latents = pipe.vae.encode(torch.rand(1, 3, 512, 512)).latent_dist.sample() * pipe.vae.config.scaling_factor
+        assert pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.shape == (1, 3, 512, 512)
+        scheduler.set_timesteps(10)
+        assert scheduler.step(a, scheduler.timesteps[0], x).prev_sample.shape == x.shape
+        assert pipe.unet.requires_grad_(False).half().to(torch.float32) is pipe.unet
+    assert before == {name for name in sys.modules if name.split(".")[0] in ("diffusers", "transformers")}
+
+
+def test_importing_the_package_does_not_import_the_checkers():
+    code = "import sys, psd_mini; assert 'psd_mini.checks' not in sys.modules"
+    code += "; psd_mini.check_sds; assert 'psd_mini.checks' in sys.modules"
+    code += "; assert not {'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

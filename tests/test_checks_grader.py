@@ -1,0 +1,90 @@
+"""Files and folders: each submission in a process of its own, and a verdict whatever it does."""
+
+import inspect
+import json
+import time
+from pathlib import Path
+
+import pytest
+import submissions
+
+from psd_mini.checks.grader import grade, summary
+from psd_mini.cli import main
+
+HEAD = (
+    "import os, sys, time, math\nimport torch\nimport torch.nn.functional as F\n" + inspect.getsource(submissions.levels) + "\n"
+)
+GOOD = HEAD + inspect.getsource(submissions.plain_gradient).replace('@right("sds")\n', "").replace(
+    "plain_gradient", "sds_gradient"
+)
+STARTER = (
+    HEAD
+    + "from diffusers import DDIMScheduler, StableDiffusionPipeline\nfrom transformers import CLIPTextModel\n"
+    + inspect.getsource(submissions.StarterA)
+    + inspect.getsource(submissions.StarterASolved).replace('@right("sds")\n', "")
+)
+FILES = {
+    "good.py": (GOOD, ""),
+    "starter.py:StarterASolved": (STARTER, ""),
+    "talks.py": (GOOD + "print('hello ' * 100_000)\n", ""),
+    "broken.py": ("def sds(:\n", "does not import"),
+    "missing.py": ("import a_package_that_nobody_has\n", "does not import"),
+    "exits_on_import.py": (GOOD + "sys.exit(0)\n", "does not import"),
+    "hard_exit.py": (HEAD + "def sds(x):\n    os._exit(0)\n", "ended the process"),
+    "endless.py": (HEAD + "def sds(x):\n    while True:\n        pass\n", "did not return within 4 s"),
+    "empty.py": ("x = 1\n", "Name it"),
+    "several.py": (GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n", "Name it"),
+    "unknown_parameter.py": (HEAD + "def sds(x, wibble):\n    return x\n", "'wibble' is not known"),
+    "none.py": (HEAD + "def sds(x):\n    return None\n", "returned None"),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("submissions")
+    for name, (source, _) in FILES.items():
+        (folder / name.split(":")[0]).write_text(source)
+    started = time.monotonic()
+    graded = grade([str(folder / name) for name in FILES], "sds", timeout=4)
+    assert time.monotonic() - started < 60
+    return {Path(result["path"]).name: result for result in graded}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_verdict_of_a_file(results, name):
+    words = FILES[name][1]
+    result = results[name]
+    assert result["ok"] == (not words), result
+    assert words in "; ".join(result["causes"])
+    assert len(result["output"]) <= 2000
+    json.dumps(result)
+
+
+def test_summary_has_a_line_for_each(results):
+    lines = summary(list(results.values())).splitlines()
+    assert len(lines) == len(FILES) + 1
+    assert lines[-1] == f"3 of {len(FILES)} right"
+
+
+def command(capsys, *args):
+    """Exit status and output of `psd-mini check`."""
+    try:
+        main(["check", *map(str, args)])
+        status = 0
+    except SystemExit as leaving:
+        status = leaving.code
+    return status, capsys.readouterr().out
+
+
+def test_command_line(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    status, out = command(capsys, f"{file}:sds_gradient", "--kind", "sds")
+    assert status == 0 and "check of SDS: right" in out, out
+    (tmp_path / "other.py").write_text(GOOD.replace(" - eps", " + eps"))
+    status, out = command(capsys, tmp_path, "--json")
+    assert status == 1
+    mine, other = json.loads(out)
+    assert mine["ok"] and not other["ok"] and "added instead of subtracted" in other["causes"][0]
+    assert command(capsys, file, "--kind", "nonsense")[0] == 2
+    assert "not a security sandbox" in " ".join(command(capsys, "--help")[1].split())
