@@ -6,7 +6,8 @@ axes of `cameras` (z up), a vertex p lands at
     right = -p_x sin a + p_y cos a,    up = p_z cos e - (p_x cos a + p_y sin a) sin e
     depth = (p_x cos a + p_y sin a) cos e + p_z sin e
 
-and dragging changes a and e. Notebook pages that are only looked at (on a code host, say) show no scripts: a still picture stands beside.
+and dragging changes a and e. Pages that only show notebooks (a code host's, say) run no scripts: a still picture stands
+beside it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from torch import Tensor
 from psd_mini.mesh import Mesh
 from psd_mini.viz import to_uint8
 
-PAGE = """<!DOCTYPE html><body style="margin:0;background:white"><canvas width=@SIZE@ height=@SIZE@ style="cursor:grab;touch-action:none">
-</canvas><script>
+PAGE = """<!DOCTYPE html><body style="margin:0;background:white">
+<canvas width=@SIZE@ height=@SIZE@ style="cursor:grab;touch-action:none"></canvas><script>
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
 const canvas = document.querySelector("canvas"), gl = canvas.getContext("webgl2"), program = gl.createProgram();
 const shader = (kind, source) => {
@@ -34,7 +35,8 @@ in vec3 p; in vec3 c; uniform vec2 a; out vec3 colour;
 void main() {
   float forward = p.x * cos(a.x) + p.y * sin(a.x);
   float depth = forward * cos(a.y) + p.z * sin(a.y), near = 3.0 - depth;
-  gl_Position = vec4(2.7 * (p.y * cos(a.x) - p.x * sin(a.x)), 2.7 * (p.z * cos(a.y) - forward * sin(a.y)), -depth * near / 4.0, near);
+  vec2 across = vec2(p.y * cos(a.x) - p.x * sin(a.x), p.z * cos(a.y) - forward * sin(a.y));
+  gl_Position = vec4(2.7 * across, -depth * near / 4.0, near);
   colour = c; }`);
 shader(gl.FRAGMENT_SHADER, `#version 300 es
 precision mediump float; in vec3 colour; out vec4 o; void main() { o = vec4(colour, 1.0); }`);
