@@ -1,7 +1,7 @@
 """The course notebooks: cells and outputs belong together, each has what a reader needs, and they run (marker notebooks)."""
 
+import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,10 +86,12 @@ def test_all_notebooks_together_stay_small():
     assert sum(path.stat().st_size for path in PATHS) < 12e6
 
 
-@pytest.mark.skipif(shutil.which("ruff") is None, reason="ruff is not here")
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not here")
 def test_notebooks_are_linted():
     for command in (["check"], ["format", "--check"]):
-        done = subprocess.run(["ruff", *command, *map(str, PATHS)], cwd=tools.ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *map(str, PATHS)], cwd=tools.ROOT, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
