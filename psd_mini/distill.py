@@ -137,7 +137,8 @@ def distill(
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
     settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    settings |= {"negative": repr(negative), **(config or {})}
+    reward_name = getattr(reward, "__name__", type(reward).__name__)
+    settings |= {"negative": repr(negative), "reward": reward_name, "background": repr(background), **(config or {})}
     _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
     embeddings = prior.embed([prompt, negative_prompt])
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,7 @@
-"""Submissions that were written after the checkers, in styles that they had not been designed for (then kept as tests)."""
+"""Submissions that were written after the checkers, in styles that they had not been designed for (then kept as tests).
+
+The verdict and its words were right at the first attempt for 19 of 23 in the first round, and 11 of 14 in the second.
+"""
 
 import math
 import random
@@ -302,3 +305,169 @@ def psd_loser_wins(x, t, unet, cond, uncond, reward, guidance_scale, lam, schedu
 @held("schedule", "reversed")
 def schedule_reversed(betas):
     return torch.cumprod(1 - betas.flip(0), 0).flip(0) * 0 + torch.cumprod(1 - betas, 0).flip(0)
+
+
+# ---------------------------------------------------------------------------------- a second round
+
+
+@held("sds")
+class Guidance(torch.nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        from diffusers import StableDiffusionPipeline
+
+        self.pipe = StableDiffusionPipeline.from_pretrained("x")
+        self.unet = self.pipe.unet
+        self.alphas = self.pipe.scheduler.alphas_cumprod
+        for p in self.unet.parameters():
+            p.requires_grad_(False)
+
+    def forward(self, rgb, prompt_embeds, neg_embeds, guidance_scale=7.5):
+        z = self.pipe.vae.encode(rgb * 2 - 1).latent_dist.sample() * self.pipe.vae.config.scaling_factor
+        t = torch.randint(20, 980, [z.shape[0]])
+        n = torch.randn_like(z)
+        with torch.no_grad():
+            zt = self.pipe.scheduler.add_noise(z, n, t)
+            e = self.unet(
+                torch.cat([zt] * 2), torch.cat([t] * 2), encoder_hidden_states=torch.cat([neg_embeds, prompt_embeds])
+            ).sample
+            u, c = e.chunk(2)
+            e = u + guidance_scale * (c - u)
+        w = (1 - self.alphas[t])[:, None, None, None]
+        g = w * (e - n)
+        return 0.5 * torch.nn.functional.mse_loss(z, (z - g).detach(), reduction="sum") / z.shape[0]
+
+
+@held("sds")
+def sjc(x, t, eps, unet, cond, uncond, cfg_scale, alphas_cumprod):
+    a, s = levels(alphas_cumprod, t)
+    sb = s / a
+    with torch.no_grad():
+        z = x + sb * eps
+        inp = z / torch.sqrt(1 + sb**2)
+        c = unet(inp, t, cond).sample
+        u = unet(inp, t, uncond).sample
+        D = z - sb * (u + cfg_scale * (c - u))
+    return -(D - x) / sb
+
+
+@held("sds")
+def no_cfg(latents, t, noise, unet, text_embeddings, scheduler):
+    with torch.no_grad():
+        return unet(scheduler.add_noise(latents, noise, t), t, text_embeddings).sample - noise
+
+
+@held("sds")
+def hand_rolled_loop(z, text_z, uncond_z, unet, scheduler, guidance_scale):
+    """one picture at a time, torch.normal, einsum"""
+    outs = []
+    for i in range(z.shape[0]):
+        t = int(torch.randint(1, 1000, (1,)))
+        n = torch.normal(0.0, 1.0, size=z[i : i + 1].shape)
+        ab = scheduler.alphas_cumprod[t]
+        with torch.no_grad():
+            zt = ab.sqrt() * z[i : i + 1] + (1 - ab).sqrt() * n
+            c = unet(zt, torch.tensor(t), encoder_hidden_states=text_z[i : i + 1]).sample
+            u = unet(zt, torch.tensor(t), encoder_hidden_states=uncond_z[i : i + 1]).sample
+        outs.append(torch.einsum("bchw,bchw->", (u + guidance_scale * (c - u) - n), z[i : i + 1]))
+    return torch.stack(outs).sum()
+
+
+@held("sds", "guidance scale is ignored")
+class NoGuidance(StarterA):
+    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+        t = torch.randint(self.min_step, self.max_step, (len(latents),))
+        n = torch.randn_like(latents)
+        with torch.no_grad():
+            e = self.unet(self.scheduler.add_noise(latents, n, t), t, encoder_hidden_states=text_embeddings).sample
+        w = 1 - self.alphas[t]
+        return 0.5 * ((latents - (latents - w.view(-1, 1, 1, 1) * (e - n)).detach()) ** 2).sum()
+
+
+@held("sds", "off by one")
+def unet_next(x, t, eps, unet, cond, uncond, guidance_scale, scheduler):
+    with torch.no_grad():
+        xt = scheduler.add_noise(x, eps, t)
+        u = unet(xt, t + 1, uncond).sample
+        return u + guidance_scale * (unet(xt, t + 1, cond).sample - u) - eps
+
+
+@held("sds", "redrawn", "factor 1/2", "mean")
+class Three(StarterB):
+    def get_sds_loss(self, latents, text_embeddings, guidance_scale=100, grad_scale=1):
+        t = self.draw(latents)
+        with torch.no_grad():
+            e = self.get_noise_preds(
+                self.scheduler.add_noise(latents, torch.randn_like(latents), t), t, text_embeddings, guidance_scale
+            )
+        return torch.nn.functional.mse_loss(latents, (latents - (e - torch.randn_like(latents))).detach())
+
+
+@held("sds", "through the UNet")
+def undetached_target(x, t, eps, unet, cond, uncond, guidance_scale, scheduler):
+    xt = scheduler.add_noise(x, eps, t)
+    u = unet(xt, t, uncond).sample
+    g = u + guidance_scale * (unet(xt, t, cond).sample - u) - eps
+    return 0.5 * torch.nn.functional.mse_loss(x, x - g, reduction="sum")
+
+
+@held("sds", "uniform")
+def centred_uniform(x, t, unet, cond, uncond, guidance_scale, scheduler):
+    n = torch.rand(x.shape) * 2 - 1
+    with torch.no_grad():
+        xt = scheduler.add_noise(x, n, t)
+        u = unet(xt, t, uncond).sample
+        return u + guidance_scale * (unet(xt, t, cond).sample - u) - n
+
+
+@held("sds", "no gradient path")
+def item_loss(x, t, eps, unet, cond, scheduler):
+    with torch.no_grad():
+        e = unet(scheduler.add_noise(x, eps, t), t, cond).sample
+        return 0.5 * ((e - eps) ** 2).sum()
+
+
+@held("sds", "x0_hat")
+def x0_loss_wrong(x, t, eps, unet, cond, uncond, guidance_scale, scheduler, alphas_cumprod):
+    """denoise, but forgets to divide by alpha"""
+    a, s = levels(alphas_cumprod, t)
+    with torch.no_grad():
+        xt = scheduler.add_noise(x, eps, t)
+        u = unet(xt, t, uncond).sample
+        e = u + guidance_scale * (unet(xt, t, cond).sample - u)
+        x0 = xt - s * e
+    return 0.5 * ((x - x0) ** 2).sum()
+
+
+@held("sds", "same for all")
+def same_noise_level(x, eps, unet, cond, uncond, guidance_scale, scheduler, t):
+    ab = scheduler.alphas_cumprod[t[0]]
+    with torch.no_grad():
+        xt = ab.sqrt() * x + (1 - ab).sqrt() * eps
+        u = unet(xt, t, uncond).sample
+        return u + guidance_scale * (unet(xt, t, cond).sample - u) - eps
+
+
+@held("vsd", "mean over elements")
+def vsd_mean(latents, t, noise, unet, lora, text_embeddings, uncond_embeddings, scheduler, guidance_scale):
+    with torch.no_grad():
+        xt = scheduler.add_noise(latents, noise, t)
+        u = unet(xt, t, uncond_embeddings).sample
+        g = u + guidance_scale * (unet(xt, t, text_embeddings).sample - u) - lora(xt, t, text_embeddings).sample
+    return (g * latents).mean()
+
+
+@held("psd", "raw form")
+def raw_cfg_like(x, t, unet, cond, uncond, reward, guidance_scale, lam, scheduler):
+    e = torch.randn_like(x)
+    P = []
+    R = []
+    with torch.no_grad():
+        for n in (e, -e):
+            xt = scheduler.add_noise(x, n, t)
+            u = unet(xt, t, uncond).sample
+            p = u + guidance_scale * (unet(xt, t, cond).sample - u)
+            P.append(p)
+            R.append(reward(scheduler.step(p, t[0], xt).pred_original_sample))
+        s = torch.sign(R[0] - R[1]).view(-1, 1, 1, 1)
+        return ((P[0] - e) + (P[1] + e)) / 2 + lam * s * (P[0] - P[1])

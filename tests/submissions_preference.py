@@ -65,6 +65,18 @@ def psd_antithetic_loss(latents, text_embeddings, uncond_embeddings, unet, sched
     return (grad * latents).sum()
 
 
+@wrong("psd", "the preference term is twice lambda omega")
+@psd_args
+def psd_twice(h, predictions, r, noises, lam):
+    return (h[0] + h[1]) / 2 + 2 * lam * torch.tanh((r[0] - r[1]) / 2) * (h[0] - h[1])
+
+
+@wrong("psd", "the preference term is half lambda omega")
+@psd_args
+def psd_half(h, predictions, r, noises, lam):
+    return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (h[0] - h[1]) / 2
+
+
 @wrong("psd", "swapped")
 @psd_args
 def psd_swapped(h, predictions, r, noises, lam):

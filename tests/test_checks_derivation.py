@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from psd_mini.checks import (
     reward_objective,
     world,
 )
+from psd_mini.checks.stand_ins import Pipeline, Scheduler, UNet
 
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3], [0.3, 0.6]], dtype=torch.float64)
@@ -139,3 +141,37 @@ def test_importing_the_package_does_not_import_the_checkers():
     code += "; psd_mini.check_sds; assert 'psd_mini.checks' in sys.modules"
     code += "; assert not {'diffusers', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_offline_reaches_classes_that_are_loaded_already(monkeypatch):
+    """Who imported the real classes first holds them, or their library: both answer with stand-ins, and only within."""
+    library, part = ModuleType("diffusers"), ModuleType("diffusers.schedulers")
+
+    class ConfigMixin:
+        @classmethod
+        def from_config(cls, config):
+            return "real"
+
+        @classmethod
+        def from_pretrained(cls, name):
+            raise OSError(f"{name}: no network")
+
+    class DDIMScheduler(ConfigMixin):
+        pass
+
+    class StableDiffusionPipeline(ConfigMixin):
+        pass
+
+    library.StableDiffusionPipeline, part.DDIMScheduler = StableDiffusionPipeline, DDIMScheduler
+    monkeypatch.setitem(sys.modules, "diffusers", library)
+    monkeypatch.setitem(sys.modules, "diffusers.schedulers", part)
+    with offline_diffusers(), offline_diffusers():  # a class is made within a check: nested
+        pipe = StableDiffusionPipeline.from_pretrained("id")
+        assert isinstance(pipe, Pipeline) and isinstance(library.StableDiffusionPipeline.from_pretrained("id"), Pipeline)
+        assert isinstance(DDIMScheduler.from_config(pipe.scheduler.config), Scheduler)
+        assert library.UNet2DConditionModel is UNet
+    assert sys.modules["diffusers"] is library and sys.modules["diffusers.schedulers"] is part
+    assert DDIMScheduler.from_config({}) == "real" and not {"from_config", "from_pretrained"} & set(vars(DDIMScheduler))
+    assert library.StableDiffusionPipeline is StableDiffusionPipeline and not hasattr(library, "UNet2DConditionModel")
+    with pytest.raises(OSError, match="no network"):
+        StableDiffusionPipeline.from_pretrained("id")

@@ -186,6 +186,8 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
         ({"seed": 7}, "made with seed = 0, this run has 7"),
         ({"size": 16}, "made with size = 8, this run has 16"),
         ({"method": SDS(3.0)}, r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0"),
+        ({"background": 0.0}, "background = '1.0', this run has '0.0'"),
+        ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'NoneType', this run has '<lambda>'"),
         ({"config": {"field": "triplane"}}, "field = None, this run has 'triplane'"),
     ):
         with pytest.raises(ValueError, match=message):

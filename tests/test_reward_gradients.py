@@ -188,6 +188,19 @@ def test_straight_through_drops_the_jacobian():
     torch.testing.assert_close(dps.flatten(1), alpha / sigma**2 * covariance @ V, rtol=1e-9, atol=1e-9)
 
 
+def test_prior_is_asked_once_except_by_dps():
+    """Evaluations per picture: one for SDS, and one more where the reward's gradient goes through the denoiser."""
+    x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
+    for kind in KINDS:
+        asked = context(PAIR, LinearReward(V), ONLY, 4)
+        gradient, _ = RewardGradient(kind, SDS(), 5.0)(x, t, eps, asked)
+        assert asked.cost.prior_evaluations == (8 if kind == "dps" else 4), kind
+        slope = reward_gradient(kind, x, SCHEDULE.add_noise(x, eps[0], t), t, context(PAIR, LinearReward(V), ONLY, 4), SDS())
+        base, _ = SDS()(x, t, eps, context(PAIR, None, ONLY))
+        abar = SCHEDULE.alphas_cumprod[t].view(-1, 1, 1, 1)
+        torch.testing.assert_close(gradient, base - 5.0 * (1 - abar) ** 1.5 * slope, rtol=1e-12, atol=1e-12)
+
+
 def test_method_puts_the_gradient_into_the_bracket():
     """G = w (h - sigma lambda grad r): by hand for pixel-clean."""
     x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)

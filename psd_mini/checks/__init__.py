@@ -5,7 +5,7 @@
 
 A submission (function, loss or class, see `submission`) is run in an exact world (`world`) with stand-ins for diffusers
 (`stand_ins`, `offline`) that write down what they were asked (`trace`); its gradient is taken apart into the vectors that it
-is made of (`probe`), and the coefficients are put into words (`diagnosis`). Checks report (`report`) and never raise.
+is made of (`reading`), and the coefficients are put into words (`diagnosis`). Checks report (`report`) and never raise.
 """
 
 from psd_mini.checks.derivation import (

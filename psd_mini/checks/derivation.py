@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.checks import world
+from psd_mini.checks.diagnosis import explain, slips_of_size
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.report import Report
 from psd_mini.checks.submission import Unreadable, gradient_of
@@ -158,24 +159,17 @@ def check_gradient(
     got = got.double()
     if want.shape != got.shape:
         raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}")
-    if not bool(got.isfinite().all()) or not bool((got != 0).any()):
-        zero = bool(got.isfinite().all())
-        cause = "the gradient is exactly zero: was the target detached?" if zero else "division by zero?"
-        report.add(False, "gradient", "exactly zero" if zero else "NaN or infinity", "finite, not zero", cause)
+    finite, zero = bool(got.isfinite().all()), bool((got == 0).all())
+    came = f"a {style}" if finite and not zero else "exactly zero" if zero else "NaN or infinity"
+    cause = f"the gradient is {came}: {'was the target detached?' if zero else 'division by zero?'}"
+    report.add(finite and not zero, "gradient", came, "finite, not zero", cause)
+    if not report.ok:
         return report
-    report.add(True, "gradient", f"a {style}", "a gradient or a loss")
     ratio = ((got * want).sum() / want.square().sum()).item()
     cosine = ratio * want.norm().item() / got.norm().item()
     sign = "the sign is flipped: descent along it would climb (ascent)" if cosine < -1 + tolerance else "another direction"
     report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", sign)
-    slips = {
-        1 / x.numel(): f"the size is 1/{x.numel()} of the reference: mean over elements instead of sum?",
-        2.0: "twice the reference: the factor 1/2 of 0.5 ||x - target||^2 is missing?",
-        2 / x.numel(): f"mean over {x.numel()} elements instead of sum, and the factor 1/2 is missing",
-        0.5: "half the reference: one factor 1/2 too many?",
-        1 / len(x): "divided by the batch",
-    }
-    close = [text for value, text in slips.items() if abs(abs(ratio) / value - 1) < tolerance]
-    cause = close[0] if close else f"the size is {abs(ratio):.4g} times the reference"
-    report.add(abs(abs(ratio) - 1) < tolerance, "size", f"{abs(ratio):.4g}", "1", cause)
+    words = explain([((1, len(x), 1.0), abs(ratio))], slips_of_size((x.numel(), 1)), tolerance)
+    words = [f"the size is {abs(ratio):.4g} times the reference"] if words is None else words
+    report.add(not words, "size", f"{abs(ratio):.4g}", "1", "; ".join(words))
     return report

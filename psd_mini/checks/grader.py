@@ -9,6 +9,7 @@ your rights: this is isolation from accidents (endless loops, exit, crashes), no
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -17,13 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from psd_mini.checks.derivation import check_gradient
 from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.offline import offline_diffusers
 from psd_mini.checks.preference import check_psd
@@ -49,7 +49,6 @@ HINTS = {
     "schedule": ("noise", "schedule", "alpha"),
 }
 OUTPUT_KEPT = 2000  # characters of a submission's own output that are kept
-__all__ = ["KINDS", "check_gradient", "find", "grade", "summary"]
 
 
 def find(module: Any, name: str | None, kind: str) -> Any:
@@ -68,11 +67,11 @@ def find(module: Any, name: str | None, kind: str) -> Any:
     own = {k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__}
     own = {k: v for k, v in own.items() if not k.startswith("_")}
     hints = HINTS.get(kind, (kind,))
-    likely = {k: v for k, v in own.items() if any(h in k.lower() or any(h in m for m in vars(v)) for h in hints)} or own
+    likely = {k: v for k, v in own.items() if any(h in name.lower() for h in hints for name in (k, *vars(v)))} or own
     classes = {k: v for k, v in likely.items() if isinstance(v, type)}
-    chosen = likely if len(likely) == 1 else classes if len(classes) == 1 else {}
-    if kind in own or chosen:
-        return own.get(kind) or next(iter(chosen.values()))
+    for chosen in ({k: v for k, v in own.items() if k == kind}, likely, classes):
+        if len(chosen) == 1:
+            return next(iter(chosen.values()))
     raise Unreadable(f"which one is it? Name it as file.py:name; there are: {', '.join(own) or 'none'}")
 
 
@@ -98,17 +97,49 @@ def check_file(path: str, kind: str) -> Report:
     return report
 
 
-def _child(path: str, kind: str, answer: Connection, output: str) -> None:
-    """In the forked process: own group, own output, one thread."""
-    os.setsid()
-    torch.set_num_threads(1)
-    with open(output, "w") as sink:
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
-        sys.stdout = sys.stderr = sink
-        answer.send(check_file(path, kind).to_dict())
-        answer.close()
-        os._exit(0)
+class _Job:
+    """One submission in a forked process: own group, own output, one thread."""
+
+    def __init__(self, path: str, kind: str, output: Path):
+        context: Any = multiprocessing.get_context("fork")
+        self.path, self.kind, self.output, self.started = path, kind, output, time.monotonic()
+        self.receiver, self.sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=self._work, daemon=True)
+        self.process.start()
+        self.sender.close()
+
+    def _work(self) -> None:
+        os.setsid()
+        with self.output.open("w") as sink:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            sys.stdout = sys.stderr = sink
+            self.sender.send(check_file(self.path, self.kind).to_dict())
+            self.sender.close()
+            os._exit(0)
+
+    def result(self, timeout: float) -> dict[str, Any] | None:
+        """What it answered, or the verdict on its silence, and then it is gone, with its children; None if it still works."""
+        seconds, report, answer = time.monotonic() - self.started, Report(f"check of {self.kind}"), None
+        if not self.receiver.poll() and seconds < timeout:
+            return None
+        try:
+            if self.receiver.poll():
+                answer = self.receiver.recv()
+            else:
+                text = f"it did not return within {timeout:g} s"
+                report.add(False, "runs", text, "an answer", text)
+        except (EOFError, OSError):
+            self.process.join(1)
+            came = f"it ended the process (exit code {self.process.exitcode})"
+            report.add(False, "runs", came, "an answer", f"{came}: does it call os._exit, or crash?")
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.receiver.close()
+        printed = self.output.read_text(errors="replace")[-OUTPUT_KEPT:] if self.output.exists() else ""
+        return (answer or report.to_dict()) | {"path": self.path, "seconds": round(seconds, 2), "output": printed}
 
 
 def grade(paths: Sequence[str], kind: str = "sds", timeout: float = 20.0, workers: int | None = None) -> list[dict[str, Any]]:
@@ -119,54 +150,27 @@ def grade(paths: Sequence[str], kind: str = "sds", timeout: float = 20.0, worker
 
     Returns:
         One dictionary each, in order: path, ok, causes, findings, seconds, output (the end of what it printed).
+
+    Raises:
+        OSError: this system cannot fork (Windows): call the check itself, `check_sds(fn)`, there.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise OSError("files are graded in forked processes, which this system has not: call check_sds(fn) itself")
     torch.set_num_threads(1)  # threads do not survive a fork
-    context: Any = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     waiting = list(enumerate(paths))[::-1]
-    running: dict[Connection, tuple[int, str, Any, float, str]] = {}
+    running: dict[int, _Job] = {}
     results: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         while waiting or running:
             while waiting and len(running) < (workers or os.cpu_count() or 1):
                 i, path = waiting.pop()
-                receiver, sender = context.Pipe(duplex=False)
-                output = os.path.join(folder, f"{i}.txt")
-                process = context.Process(target=_child, args=(path, kind, sender, output), daemon=True)
-                process.start()
-                sender.close()
-                running[receiver] = (i, path, process, time.monotonic(), output)
-            left = min(started + timeout - time.monotonic() for *_, started, _ in running.values())
-            ready = set(wait([*running], timeout=max(left, 0)))
-            for receiver, (i, path, process, started, output) in list(running.items()):
-                seconds = time.monotonic() - started
-                if receiver in ready or seconds >= timeout:
-                    results[i] = _result(receiver, receiver in ready, process, timeout, kind)
-                    printed = Path(output).read_text(errors="replace")[-OUTPUT_KEPT:] if os.path.exists(output) else ""
-                    results[i] |= {"path": path, "seconds": round(seconds, 2), "output": printed}
-                    del running[receiver]
+                running[i] = _Job(path, kind, Path(folder) / f"{i}.txt")
+            left = min(job.started for job in running.values()) + timeout - time.monotonic()
+            wait([job.receiver for job in running.values()], timeout=max(left, 0))
+            done = {i: result for i, job in running.items() if (result := job.result(timeout)) is not None}
+            results |= done
+            running = {i: job for i, job in running.items() if i not in done}
     return [results[i] for i in range(len(paths))]
-
-
-def _result(receiver: Connection, ready: bool, process: Any, timeout: float, kind: str) -> dict[str, Any]:
-    """What the process answered, or the verdict on its silence; the process and its children are gone afterwards."""
-    report = Report(f"check of {kind}")
-    result = None
-    if ready:
-        try:
-            result = receiver.recv()
-        except (EOFError, OSError):
-            process.join(1)
-            came = f"it ended the process (exit code {process.exitcode})"
-            report.add(False, "runs", came, "an answer", f"{came}: does it call os._exit, or crash?")
-    else:
-        report.add(False, "runs", f"no answer within {timeout:g} s", "an answer", f"it did not return within {timeout:g} s")
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
-    process.join()
-    receiver.close()
-    return result or report.to_dict()
 
 
 def expand(path: str) -> Iterator[str]:

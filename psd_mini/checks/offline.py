@@ -7,11 +7,13 @@ is served too: their loaded classes get the stand-ins' `from_pretrained`. All of
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -42,7 +44,7 @@ class _Light(ModuleType):
             raise AttributeError(name)
         if name in STAND_INS or name[:1].isupper():
             return STAND_INS.get(name, Part)
-        return __import__("importlib").import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
+        return importlib.import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -69,12 +71,13 @@ def offline_diffusers() -> Iterator[None]:
         undo.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
-    for library in LIBRARIES:
-        for name, stand_in in STAND_INS.items() if library in real else ():
-            loaded = vars(real[library]).get(name)
-            if isinstance(loaded, type):  # somebody may hold the class itself
-                patch(loaded, "from_pretrained", stand_in.from_pretrained)
-            patch(real[library], name, stand_in)  # or the module
+    for module, (name, stand_in) in product(real.values(), STAND_INS.items()):
+        loaded = vars(module).get(name)
+        if isinstance(loaded, type) and not issubclass(loaded, Part | Scheduler):  # somebody may hold the class itself
+            for maker in ("from_pretrained", "from_config"):
+                patch(loaded, maker, getattr(stand_in, maker))
+        if module.__name__ in LIBRARIES:  # or the library
+            patch(module, name, stand_in)
     for name in real:
         del sys.modules[name]
     finder = _Finder()

@@ -113,9 +113,7 @@ class Scheduler:
 
     def __init__(self, *_: Any, **__: Any):
         self.alphas_cumprod = SCHEDULE.alphas_cumprod.float()
-        self.alphas = torch.cat(
-            (SCHEDULE.alphas_cumprod[:1], SCHEDULE.alphas_cumprod[1:] / SCHEDULE.alphas_cumprod[:-1])
-        ).float()
+        self.alphas = (SCHEDULE.alphas_cumprod / torch.cat((torch.ones(1), SCHEDULE.alphas_cumprod[:-1]))).float()
         self.betas = 1 - self.alphas
         self.final_alpha_cumprod = self.alphas_cumprod[0]
         self.timesteps = torch.arange(T - 1, -1, -1)

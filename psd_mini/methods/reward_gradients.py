@@ -37,7 +37,13 @@ KINDS = ("pixel-noisy", "pixel-clean", "straight-through", "dps")
 
 
 def reward_gradient(
-    kind: str, x: Float[Tensor, "b *event"], x_t: Float[Tensor, "b *event"], t: Tensor, context: Context, base: SDS
+    kind: str,
+    x: Float[Tensor, "b *event"],
+    x_t: Float[Tensor, "b *event"],
+    t: Tensor,
+    context: Context,
+    base: SDS,
+    eps_hat: Float[Tensor, "b *event"] | None = None,
 ) -> Float[Tensor, "b *event"]:
     """The stand-in for grad V_t, by name (equations: the module's docstring).
 
@@ -47,6 +53,7 @@ def reward_gradient(
         t: (B,) timesteps.
         context: prior, embeddings, cameras, prompts and a differentiable reward.
         base: its guided prediction denoises, for the last two.
+        eps_hat: that prediction in x_t, if it is known; straight-through then asks the prior nothing.
 
     Returns:
         Gradient, same shape as x, in reward units per unit of x.
@@ -61,16 +68,15 @@ def reward_gradient(
     with torch.enable_grad():
         if kind in ("pixel-noisy", "pixel-clean"):
             return _grad(score(context.reward, prior.decode(leaf), context.prompts), leaf)
-        embeddings = context.embeddings if base.guidance_scale != 1.0 else context.embeddings[:1]
-        context.cost.prior_evaluations += len(embeddings) * len(x)
         if kind == "straight-through":
             with torch.no_grad():
-                x0_hat = _denoise(leaf, t, embeddings, context, base)
-            x0_hat = x0_hat.requires_grad_()
+                eps_hat = _guided(leaf, t, context, base) if eps_hat is None else eps_hat
+                x0_hat = schedule.x0_from_eps(leaf, eps_hat, t)
+            x0_hat.requires_grad_()
             gradient = _grad(score(context.reward, prior.decode(x0_hat), context.prompts), x0_hat)
             return gradient / schedule.alpha_sigma(t, x)[0]
         # J^T grad r: the chain rule through the denoiser
-        x0_hat = _denoise(leaf, t, embeddings, context, base)
+        x0_hat = schedule.x0_from_eps(leaf, _guided(leaf, t, context, base), t)
         return _grad(score(context.reward, prior.decode(x0_hat), context.prompts), leaf)
 
 
@@ -80,10 +86,11 @@ def _grad(scores: Tensor, leaf: Tensor) -> Tensor:
     return torch.autograd.grad(scores.sum(), leaf)[0]
 
 
-def _denoise(x_t: Tensor, t: Tensor, embeddings: Tensor, context: Context, base: SDS) -> Tensor:
+def _guided(x_t: Tensor, t: Tensor, context: Context, base: SDS) -> Tensor:
+    embeddings = context.embeddings if base.guidance_scale != 1.0 else context.embeddings[:1]
+    context.cost.prior_evaluations += len(embeddings) * len(x_t)
     eps_hat = context.prior.predict_noise(x_t, t, embeddings, context.cameras)
-    noise = base.noise(Predictions(x_t, eps_hat[0], eps_hat[-1]))
-    return context.prior.schedule.x0_from_eps(x_t, noise, t)
+    return base.noise(Predictions(x_t, eps_hat[0], eps_hat[-1]))
 
 
 @dataclass
@@ -109,7 +116,8 @@ class RewardGradient:
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         predictions = self.base.predict(x, t, eps, context)
         residual = self.base.residual(predictions, eps)[0]
-        slope = reward_gradient(self.kind, x, predictions.x_t[0], t, context, self.base)
+        eps_hat = self.base.noise(predictions)[0]
+        slope = reward_gradient(self.kind, x, predictions.x_t[0], t, context, self.base, eps_hat)
         schedule = context.prior.schedule
         sigma_t = schedule.alpha_sigma(t, x)[1]
         # G = w(t) ( h - sigma_t lambda grad r )

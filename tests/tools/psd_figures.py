@@ -36,22 +36,23 @@ def tidy(axis) -> None:
 
 
 def frontier(records: list[dict]) -> None:
-    """Reward against distance, a line per method, a point per weight."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.6), dpi=110, layout="constrained")
-    for method, colour in COLOURS.items():
-        points = means(records, "ratio", "of_best", method=method)
-        axis.plot([p[1] for p in points], [p[2] for p in points], marker="o", ms=4, color=colour, label=method)
-        for weight, x, y in points:
-            axis.annotate(f"{weight:g}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
-    axis.axhline(1, color="gray", linewidth=0.8)
-    axis.set(xlabel="true-view distance / oracle's (1: as good as this field can be)", ylabel="reward / best true object's")
-    axis.set(xscale="log", xticks=[1, 1.5, 2, 3, 5], xticklabels=["1", "1.5", "2", "3", "5"])
-    axis.minorticks_off()
-    axis.set_title(
-        "Each point is a preference weight; above 1 a reward is hacked, to the right the object is lost", fontsize=10
-    )
-    axis.legend(frameon=False, fontsize=9)
-    tidy(axis)
+    """Reward against distance, a line per method, a point per weight; beginning at high noise, and in a settled object."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), dpi=110, layout="constrained", sharey=True)
+    for axis, start in zip(axes, ({}, {"times": "low"}), strict=True):
+        for method, colour in COLOURS.items():
+            points = means(records, "ratio", "of_best", method=method, **start)
+            if points:
+                axis.plot([p[1] for p in points], [p[2] for p in points], marker="o", ms=4, color=colour, label=method)
+            for weight, x, y in points:
+                axis.annotate(f"{weight:g}", (x, y), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
+        axis.axhline(1, color="gray", linewidth=0.8)
+        axis.set(xlabel="true-view distance / oracle's (1: as good as this field can be)", xscale="log")
+        axis.set(xticks=[1, 1.5, 2, 3, 5], xticklabels=["1", "1.5", "2", "3", "5"], xlim=(0.9, 8))
+        axis.minorticks_off()
+        axis.set_title(f"t begins {'in [0.02, 0.98]' if start else 'in [0.9, 1]'}", fontsize=10)
+        tidy(axis)
+    axes[0].set_ylabel("reward / best true object's (above 1: hacked)")
+    axes[0].legend(frameon=False, fontsize=9)
     figure.savefig(IMAGES / "psd_frontier.png")
 
 

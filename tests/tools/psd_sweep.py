@@ -32,6 +32,9 @@ VARIANTS = [
     {"method": "psd", "weight": 1.0, **DEFAULTS, "antithetic": False},
     *({"method": "psd", "weight": 1.0, **DEFAULTS, "pair_base": base} for base in ("winner", "fresh")),
     *({"method": "pixel-clean", "weight": w} for w in (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0)),
+    # hypothesis: a settled object is where pixel gradients hack (gradient_figure.py), so begin low and compare
+    *({"method": "psd", "weight": w, **DEFAULTS, "times": "low"} for w in (16.0, 64.0)),
+    *({"method": "pixel-clean", "weight": w, "times": "low"} for w in (10.0, 100.0, 300.0, 1000.0)),
     *({"method": kind, "weight": w} for kind in ("pixel-noisy", "straight-through", "dps") for w in (1.0, 10.0, 100.0, 1000.0)),
 ]
 
