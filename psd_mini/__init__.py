@@ -71,24 +71,8 @@ __all__ = [
     "surrogate_loss",
 ]
 
-LAZY = (
-    "check_cfg",
-    "check_csd",
-    "check_gradient",
-    "check_negative_embedding",
-    "check_psd",
-    "check_renderer",
-    "check_schedule",
-    "check_sds",
-    "check_vsd",
-    "gradient_statistics",
-    "numeric_gradient",
-    "offline_diffusers",
-)
-
-
 def __getattr__(name: str) -> Any:
     """Checkers, which notebooks about other things do not need, load on first use."""
-    if name in LAZY:
+    if name in __all__:  # and not imported above
         return getattr(import_module("psd_mini.checks"), name)
     raise AttributeError(f"module 'psd_mini' has no attribute {name!r}")
