@@ -71,6 +71,7 @@ __all__ = [
     "surrogate_loss",
 ]
 
+
 def __getattr__(name: str) -> Any:
     """Checkers, which notebooks about other things do not need, load on first use."""
     if name in __all__:  # and not imported above
