@@ -34,8 +34,8 @@ from psd_mini.world.metrics import Judgement, judge, judge_views
 from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
 
-JUDGED = ("exact",)  # priors of the toy world, whose results have a truth to be compared with
-GUIDANCE_SCALES = {"exact": 1.0, "real": 50.0}  # defaults per prior; 7.5 for a model by folder or id
+JUDGED = ("exact", "toy")  # priors of the toy world, whose results have a truth to be compared with
+GUIDANCE_SCALES = {"exact": 1.0, "toy": 7.5, "real": 50.0}  # defaults per prior; 7.5 for a model by folder or id
 ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
 # Where a preference can act: x_t leaves open which of two pictures it holds only while alpha_t^2 ||mu_1 - mu_2||^2 / sigma_t^2
 # is of order 1. With 3,072 numbers a picture that ratio, between a grey object and its other colours, is 0.6 to 4.3 for t
@@ -119,7 +119,7 @@ def generate(
         method: a name in `psd_mini.methods.METHODS`, or a method of your own. The default adds a preference to SDS.
             Where a prompt leaves nothing open it changes nothing that can be seen.
         field: "voxel" or "triplane".
-        prior: "exact", "real" (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
+        prior: "exact", "toy" (the small trained model in `psd_mini.toy`), "real" (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
         guidance_scale: g of classifier-free guidance (1 = none); default per prior.
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem);
@@ -223,12 +223,10 @@ def generate(
 
 
 def make_negative(prior: Any, negative_prompt: str, guidance_scale: float) -> NegativeEmbedding:
-    """A negative embedding that starts at a prompt, with step, trust region and times that suit the kind of its prior."""
+    """A negative embedding that starts at a prompt, with the step, trust region and times that its prior asks for."""
     start = prior.embed([negative_prompt])[0]
-    if isinstance(prior, ToyWorldPrior):
-        return NegativeEmbedding(start, guidance_scale)
-    # a text encoder's units: ReNeg (arXiv 2412.19637) moves 5e-3 a step; d x0_hat / dn grows like sigma_t / alpha_t
-    return NegativeEmbedding(start, guidance_scale, lr=1e-3, radius=0.2 * start.norm().item(), t_range=(0.02, 0.5))
+    settings = prior.negative_settings(start) if hasattr(prior, "negative_settings") else {}
+    return NegativeEmbedding(start, guidance_scale, **settings)
 
 
 def caption_of(judgement: Judgement) -> str:

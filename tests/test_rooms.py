@@ -6,8 +6,8 @@ from pathlib import Path
 import psd_mini
 
 ROOMS = (
-    *("files", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards"),
-    *("priors", "methods", "negative", "checkpoint", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare", "bench"),
+    *("files", "checkpoint", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas", "rewards", "toy"),
+    *("priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare", "bench"),
     *("checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent

@@ -6,6 +6,7 @@ encode(images (B, 3, H, W) in [0, 1]) -> x (B, C, h, w)          differentiable
 decode(x) -> images in [0, 1]
 predict_noise(x_t, t, embeddings, cameras) -> eps_hat (K, B, C, h, w)   all K embeddings in one call
 embed_views(prompts) -> the same shape                           optional: the prompt worded for each view
+negative_settings(start) -> settings of a NegativeEmbedding      optional
 draw_cameras(n, generator) -> Cameras                            where the loop may look from
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PRIORS = ("exact", "real")  # and any folder or hub id of a model in diffusers' format
+PRIORS = ("exact", "toy", "real")  # and any folder or hub id of a model in diffusers' format
 
 
 def make_prior(
@@ -22,7 +23,7 @@ def make_prior(
     """A prior by name, folder or hub id.
 
     Args:
-        prior: "exact", "real" (Stable Diffusion) or where a model in diffusers' format is.
+        prior: "exact", "toy" (the small trained model in `psd_mini.toy`), "real" (Stable Diffusion) or where a model in diffusers' format is.
         resolution: of the exact world's pictures; learned priors resize what they get to their own size.
         conditioning: what it knows of the camera, see `ToyWorldPrior`; a learned one is told in words or, with "none", nothing.
         device, dtype: of a learned prior; None is what there is.
@@ -36,11 +37,14 @@ def make_prior(
         from psd_mini.priors.toy_world import ToyWorldPrior
 
         return ToyWorldPrior(resolution, conditioning)
+    from psd_mini import toy
     from psd_mini.priors.stable_diffusion import VIEW_WORDS, StableDiffusionPrior
 
-    return StableDiffusionPrior.from_pretrained(
-        None if prior == "real" else prior,
-        view_words=None if conditioning == "none" else VIEW_WORDS,
-        device=device,
-        dtype=dtype,
+    source: Any = {"real": None, "toy": toy.FOLDER}.get(prior, prior)
+    words = toy.VIEW_WORDS if prior == "toy" else VIEW_WORDS
+    settings = {"elevations": toy.ELEVATIONS} if prior == "toy" else {}
+    the_prior = StableDiffusionPrior.from_pretrained(
+        source, view_words=None if conditioning == "none" else words, device=device, dtype=dtype, **settings
     )
+    the_prior.name = "toy" if prior == "toy" else the_prior.name
+    return the_prior

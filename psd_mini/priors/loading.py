@@ -117,7 +117,7 @@ def load_model(
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         where = Path(name)  # as a path, owner/name has the same spelling
     else:
-        raise ValueError(f"prior: {name!r} is not known; choose exact, real, a folder or a hub id (owner/name)")
+        raise ValueError(f"prior: {name!r} is not known; choose exact, toy, real, a folder or a hub id (owner/name)")
     with one_line(f"prior {name}"):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer

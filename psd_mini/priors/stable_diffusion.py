@@ -35,8 +35,9 @@ from psd_mini.failures import memory_error_in_one_line
 from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
 from psd_mini.priors.loading import TINY_ID, load_model, load_tiny_autoencoder
 from psd_mini.schedule import NoiseSchedule
+from psd_mini.world.text import DIRECTIONS
 
-# quadrant (as seen from azimuth 0, 90, 180, 270 degrees) or "overhead" -> what becomes of the prompt there
+# where the camera is (one of `world.text.DIRECTIONS`, from azimuth 0 on) or "overhead" -> what becomes of the prompt there
 VIEW_WORDS = {
     "front": "{}, front view",
     "right": "{}, side view",
@@ -45,7 +46,7 @@ VIEW_WORDS = {
     "overhead": "{}, overhead view",
 }
 OVERHEAD = math.radians(60)  # elevation from which a camera looks from above (DreamFusion)
-ELEVATIONS = (-10.0, 75.0)  # degrees, where `draw_cameras` stands
+ELEVATIONS = (-10.0, 75.0)  # degrees
 
 
 class StableDiffusionPrior:
@@ -58,7 +59,9 @@ class StableDiffusionPrior:
             go again at the next noise prediction.
         tiny: gives an AutoencoderTiny of the same latents, when first needed; or None.
         tiny_encode: encode with it too, instead of only decoding: ten times cheaper, but the gradient is another network's.
-        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as it stands.
+        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as it stands. Directions between
+            the four sides ("front right") divide the circle into eight instead of four.
+        elevations: between which `draw_cameras` stands, degrees.
         resize: enlarge or shrink images to the model's own size before encoding.
         device, dtype: where the networks live and in which precision; x, embeddings and gradients are always float32.
 
@@ -78,6 +81,7 @@ class StableDiffusionPrior:
         tiny: Callable[[], nn.Module] | None = None,
         tiny_encode: bool = False,
         view_words: Mapping[str, str] | None = VIEW_WORDS,
+        elevations: tuple[float, float] = ELEVATIONS,
         resize: bool = True,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -99,7 +103,7 @@ class StableDiffusionPrior:
         self.vae = self._place(vae)
         self.stride = 2 ** (len(vae.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
         self.size = unet.config.sample_size * self.stride  # type: ignore[union-attr,operator]
-        self.view_words = dict(view_words or {})
+        self.view_words, self.elevations = dict(view_words or {}), elevations
         self.resize, self.tiny_encode = resize, tiny_encode
         self._load_text, self._load_tiny = load_text, tiny
         self._text: tuple[Any, nn.Module] | None = None
@@ -167,20 +171,28 @@ class StableDiffusionPrior:
         variants = [[prompt, *(words.format(prompt) for words in self.view_words.values())] for prompt in prompts]
         return torch.stack([torch.stack([self._hidden_state(text) for text in texts]) for texts in variants])
 
+    def negative_settings(self, start: Tensor) -> dict[str, Any]:
+        """How a `NegativeEmbedding` that starts here should move, in a text encoder's units: guesses, never tuned at full size.
+
+        ReNeg (arXiv 2412.19637) moves 5e-3 a step; at high noise d x0_hat / dn grows like sigma_t / alpha_t.
+        """
+        return {"lr": 1e-3, "radius": 0.2 * start.norm().item(), "t_range": (0.02, 0.5)}
+
     def view_index(self, cameras: Cameras) -> Int[Tensor, " b"]:
-        """Which variant each camera picks: "overhead" above 60 degrees, else its quadrant; 0 where there is no word for it."""
+        """Which variant each camera picks: "overhead" above 60 degrees, else its side; 0 where there is no word for it."""
         names = [0, *self.view_words]
-        quadrant = torch.round(cameras.azimuth / (math.pi / 2)).long() % 4
-        place = [names.index(view) if view in names else 0 for view in ("front", "right", "back", "left")]
-        index = torch.tensor(place, device=quadrant.device)[quadrant]
+        directions = DIRECTIONS if any(corner in names for corner in DIRECTIONS[1::2]) else DIRECTIONS[::2]
+        side = torch.round(cameras.azimuth * len(directions) / (2 * math.pi)).long() % len(directions)
+        place = [names.index(view) if view in names else 0 for view in directions]
+        index = torch.tensor(place, device=side.device)[side]
         if "overhead" in names:
             index[cameras.elevation > OVERHEAD] = names.index("overhead")
         return index
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
-        """n cameras all around, at `ELEVATIONS` degrees above the horizon, uniform in both angles, on the prior's device."""
+        """n cameras all around, at `elevations` above the horizon, uniform in both angles, on the prior's device."""
         u = torch.rand(2, n, generator=generator)
-        low, high = (math.radians(bound) for bound in ELEVATIONS)
+        low, high = (math.radians(bound) for bound in self.elevations)
         angles = torch.stack((2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0))).to(self.device)
         return Cameras(angles[0], angles[1], angles[2], math.radians(40))
 

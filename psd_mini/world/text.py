@@ -24,6 +24,8 @@ from psd_mini.world.objects import COLOURS, OBJECTS
 # thousands of nats; a prompt must outweigh that, or a red mushroom that looks a little pink turns pink.
 WORD_STRENGTH = 1e4
 VIEWS = ("front", "right", "back", "left")  # azimuths 0, 90, 180, 270 degrees: where the viewer who faces the front walks to
+# the same and the corners between them, for captions that place a camera to 22.5 degrees
+DIRECTIONS = ("front", "front right", "right", "back right", "back", "back left", "left", "front left")
 VOCABULARY = (*OBJECTS, *COLOURS, *VIEWS)
 SYNONYMS = {"grey": "gray", "doughnut": "donut", "sphere": "ball", "box": "cube", "behind": "back"}
 FILLERS = {"a", "an", "the", "of", "from", "seen", "photo", "picture", "view", "side", "in", "at"}
