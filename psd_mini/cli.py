@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("prompt", help='what to make, for example "a red mushroom"')
     make.add_argument("--method", default="psd", choices=METHODS)
     make.add_argument("--field", default="voxel", choices=FIELDS)
-    make.add_argument("--prior", default="exact", help="exact, toy (small, trained), real (Stable Diffusion), or a folder or hub id")
+    make.add_argument("--prior", default="exact", help="exact, toy (trained), real (Stable Diffusion), or a folder or hub id")
     make.add_argument("--device", help="where a learned prior runs, for example cuda or cpu (default: what there is)")
     make.add_argument("--dtype", help="float32, float16 or bfloat16 (default: what the device is fast in)")
     make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")

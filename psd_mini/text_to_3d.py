@@ -119,7 +119,8 @@ def generate(
         method: a name in `psd_mini.methods.METHODS`, or a method of your own. The default adds a preference to SDS.
             Where a prompt leaves nothing open it changes nothing that can be seen.
         field: "voxel" or "triplane".
-        prior: "exact", "toy" (the small trained model in `psd_mini.toy`), "real" (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
+        prior: "exact", "toy" (the small trained model in `psd_mini.toy`), "real" (Stable Diffusion), or the folder
+            or hub id of a model in diffusers' format.
         guidance_scale: g of classifier-free guidance (1 = none); default per prior.
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows the Janus problem);

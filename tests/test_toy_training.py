@@ -127,7 +127,9 @@ SMALL = {"autoencoder": {"batch": 2, "steps": 3, "lr": 1e-3}, "denoiser": {"batc
 
 
 def weights(folder):
-    return {f"{file.parent.name} {key}": v for file in sorted(folder.rglob("*.safetensors")) for key, v in load_file(file).items()}
+    return {
+        f"{file.parent.name} {key}": v for file in sorted(folder.rglob("*.safetensors")) for key, v in load_file(file).items()
+    }
 
 
 @pytest.fixture(scope="module")

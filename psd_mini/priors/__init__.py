@@ -23,7 +23,8 @@ def make_prior(
     """A prior by name, folder or hub id.
 
     Args:
-        prior: "exact", "toy" (the small trained model in `psd_mini.toy`), "real" (Stable Diffusion) or where a model in diffusers' format is.
+        prior: "exact", "toy" (the small trained model in `psd_mini.toy`), "real" (Stable Diffusion) or where a
+            model in diffusers' format is.
         resolution: of the exact world's pictures; learned priors resize what they get to their own size.
         conditioning: what it knows of the camera, see `ToyWorldPrior`; a learned one is told in words or, with "none", nothing.
         device, dtype: of a learned prior; None is what there is.

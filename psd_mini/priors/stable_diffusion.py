@@ -59,8 +59,8 @@ class StableDiffusionPrior:
             go again at the next noise prediction.
         tiny: gives an AutoencoderTiny of the same latents, when first needed; or None.
         tiny_encode: encode with it too, instead of only decoding: ten times cheaper, but the gradient is another network's.
-        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as it stands. Directions between
-            the four sides ("front right") divide the circle into eight instead of four.
+        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as it stands. Directions
+            between the four sides ("front right") divide the circle into eight instead of four.
         elevations: between which `draw_cameras` stands, degrees.
         resize: enlarge or shrink images to the model's own size before encoding.
         device, dtype: where the networks live and in which precision; x, embeddings and gradients are always float32.

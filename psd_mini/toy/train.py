@@ -4,9 +4,9 @@
     2. latents        x = mu(p) / std of all mu(p), for every object, colour and camera
     3. denoiser       minimise  || v_hat(x_t, t, text) - v ||^2,   x_t = alpha_t x + sigma_t eps,  v = alpha_t eps - sigma_t x
 
-n = 3 * 64 * 64 and d = 4 * 16 * 16 count the numbers in a picture and in its latents; s = 0.05 is how exactly the decoder should
-paint, in [-1, 1] units: both terms together are the negative evidence bound of a Gaussian decoder of that width, times 2 s^2 / n
-(Kingma & Welling 2014, arXiv 1312.6114). Half of the autoencoder's pictures are blends of two, because distillation starts in fog.
+n = 3 * 64 * 64 and d = 4 * 16 * 16 count the numbers in a picture and in its latents; s = 0.05 is how exactly the decoder
+should paint, in [-1, 1] units: both terms together are the negative evidence bound of a Gaussian decoder of that width, times
+2 s^2 / n (Kingma & Welling 2014, arXiv 1312.6114). Half of the pictures are blends of two: distillation starts in fog.
 
 Why v and not eps: at t near 1 the signal has the weight alpha_t = 0.07, so an error of eps_hat is 15 times as large in x0_hat.
 
@@ -151,7 +151,12 @@ def denoiser_loss(
 
 
 def train(
-    folder: Path, work: Path, autoencoder: dict = AUTOENCODER, denoiser: dict = DENOISER, n_cameras: int = N_CAMERAS, seed: int = 0
+    folder: Path,
+    work: Path,
+    autoencoder: dict = AUTOENCODER,
+    denoiser: dict = DENOISER,
+    n_cameras: int = N_CAMERAS,
+    seed: int = 0,
 ) -> None:
     """All stages: the finished model into `folder`, what is under way into `work`.
 

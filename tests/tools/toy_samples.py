@@ -80,7 +80,10 @@ def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
         "object and colour right": f"{total - len(failures)} of {total}",
         "direction of the nearest view right": f"{places} of {total}",
         "distance to the nearest view, median": round(statistics.median(distances), 4),
-        "autoencoder, root mean square error, median and largest": [round(error.median().item(), 4), round(error.max().item(), 4)],
+        "autoencoder, root mean square error, median and largest": [
+            round(error.median().item(), 4),
+            round(error.max().item(), 4),
+        ],
         "one UNet evaluation of 8 pictures, ms": round(1e3 * statistics.median(seconds), 1),
         "threads": torch.get_num_threads(),
         "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),

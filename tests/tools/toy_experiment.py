@@ -1,0 +1,126 @@
+"""Distillation from the toy checkpoint: how its defaults were chosen, and PSD against SDS with a learned prior.
+
+    python tests/tools/toy_experiment.py sweep         tests/results/toy_sweep.jsonl
+    python tests/tools/toy_experiment.py methods       tests/results/toy_experiment.jsonl, notebooks/images/toy_psd.png
+
+Both resumable, one single-threaded process per core. Rewards are measured on the 24 judging views of the finished object and
+compared with the prompt's mean reward and that of the best true object, as in `psd_mini.compare`; an exact optimum to compare
+with does not exist here.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from jobs import run_jobs
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / "tests" / "results"
+PICTURES = Path(__file__).parent / "pictures"
+SWEEP = {  # one thing at a time from the defaults
+    "guidance_scale": (3.0, 7.5, 15.0),
+    "steps": (150, 300),
+    "t_max_end": (0.2, 0.5),
+    "entropy_weight": (0.01, 0.1),
+    "lr_scale": (0.5, 1.0),
+}
+CENTRE = {"guidance_scale": 7.5, "steps": 300, "t_max_end": 0.3, "entropy_weight": 0.03, "lr_scale": 1.0}
+SWEEP_PROMPTS = ("a red mushroom", "a blue chair", "a pink house")
+METHODS = ("sds2", "psd", "rewardsds", "pixel-clean")
+PROMPTS = ("a mushroom", "a car", "a house", "a ball")
+SEEDS = 3
+
+
+def work(job: dict) -> dict:
+    import torch
+
+    from psd_mini import generate, render_views
+    from psd_mini.compare import ground_truth
+    from psd_mini.rewards import make_reward, score
+    from psd_mini.world.metrics import judge_views
+
+    options = {name: job[name] for name in ("guidance_scale", "steps", "entropy_weight", "lr_scale") if name in job}
+    if "t_max_end" in job:
+        options["t_max"] = (0.98, job["t_max_end"])
+    if job.get("preference_weight"):
+        options["preference_weight"] = job["preference_weight"]
+    if job.get("t_start"):
+        options |= {"t_min": (job["t_start"], 0.02), "t_max": (1.0, 0.3)}
+    result = generate(
+        job["prompt"], method=job["method"], prior="toy", seed=job["seed"], reward="colorfulness", progress=False, **options
+    )
+    views = judge_views()
+    pictures = render_views(result.field, views.cameras, views.size)
+    PICTURES.mkdir(exist_ok=True)
+    torch.save(pictures[::3].mul(255).round().byte(), picture_of(job))
+    value = score(make_reward("colorfulness"), pictures, [job["prompt"]] * len(pictures)).mean().item()
+    truth = ground_truth(job["prompt"], "colorfulness")
+    return {
+        "recognised": result.metrics["recognised"],
+        "distance": round(result.metrics["true_view_distance"], 5),
+        "oracle": round(result.metrics["oracle_distance"], 5),
+        "reward": round(value, 5),
+        **{name: round(number, 5) for name, number in truth.items()},
+        "prior_evaluations": result.cost["prior_evaluations"],
+        "seconds": round(result.seconds, 1),
+    }
+
+
+def picture_of(job: dict) -> Path:
+    return PICTURES / ("toy-" + "-".join(str(job[key]).replace(" ", "_") for key in sorted(job)) + ".pt")
+
+
+def sheet(rows: list[list[dict]], labels: list[str], target: Path, title: str = "") -> None:
+    import torch
+
+    from psd_mini.viz import contact_sheet, save_png
+
+    strips = []
+    for row in rows:
+        strips.append(torch.cat([torch.load(picture_of(job), weights_only=True)[[1, 4]] / 255 for job in row]))
+    save_png(contact_sheet(strips, labels, title=title), target)
+
+
+def error(values: list[float]) -> str:
+    return f"{mean(values):.3f} ± {stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def sweep() -> None:
+    settings = [CENTRE] + [{**CENTRE, name: value} for name, values in SWEEP.items() for value in values]
+    settings = [s for k, s in enumerate(settings) if s not in settings[:k]]
+    jobs = [{**s, "method": "sds", "seed": 0, "prompt": prompt} for s in settings for prompt in SWEEP_PROMPTS]
+    records = run_jobs(jobs, work, RESULTS / "toy_sweep.jsonl")
+    rows, labels = [], []
+    for s in settings:
+        mine = [r for r in records if all(r[name] == value for name, value in s.items())]
+        changed = {name: value for name, value in s.items() if value != CENTRE[name]}
+        ratio = mean(r["distance"] / r["oracle"] for r in mine)
+        right = sum(r["recognised"] == r["prompt"] for r in mine)
+        print(f"| {changed or 'centre'} | {right} of {len(mine)} | {ratio:.2f} | {mean(r['seconds'] for r in mine):.0f} |")
+        rows.append([job for job in jobs if all(job[name] == value for name, value in s.items())])
+        labels.append(" ".join(map(str, changed.values())) or "centre")
+    sheet(rows, labels, PICTURES / "toy_sweep.png")
+
+
+def methods() -> None:
+    jobs = [{"prompt": p, "method": m, "seed": seed} for seed in range(SEEDS) for p in PROMPTS for m in METHODS]
+    records = run_jobs(jobs, work, RESULTS / "toy_experiment.jsonl")
+    print("| method | runs | gain | reward / best true view | distance / oracle | object right | seconds |")
+    print("|---|---|---|---|---|---|---|")
+    for name in METHODS:
+        mine = [r for r in records if r["method"] == name]
+        gain = error([(r["reward"] - r["r_prior"]) / (r["r_opt"] - r["r_prior"]) for r in mine])
+        best = error([r["reward"] / r["r_best"] for r in mine])
+        ratio = error([r["distance"] / r["oracle"] for r in mine])
+        right = sum(r["recognised"].split()[-1] == r["prompt"].split()[-1] for r in mine)
+        seconds = f"{mean(r['seconds'] for r in mine):.0f}"
+        print(f"| {name} | {len(mine)} | {gain} | {best} | {ratio} | {right} of {len(mine)} | {seconds} |")
+    rows = [[job for job in jobs if job["method"] == m and job["seed"] == seed] for m in METHODS for seed in range(SEEDS)]
+    labels = [f"{m}, seed {seed}" for m in METHODS for seed in range(SEEDS)]
+    sheet(rows, labels, ROOT / "notebooks" / "images" / "toy_psd.png", "two views of each: " + ", ".join(PROMPTS))
+
+
+if __name__ == "__main__":
+    {"sweep": sweep, "methods": methods}[sys.argv[1]]()
