@@ -8,7 +8,7 @@ from psd_mini.schedule import scaled_linear_schedule
 
 
 class Gaussian:
-    """N(mean, s^2 I) for "a", N(0, I) for the null prompt: eps_hat = sigma_t (x_t - alpha_t mean) / (alpha_t^2 s^2 + sigma_t^2)."""
+    """N(mean, s^2 I) for "a", N(0, I) for "": eps_hat = sigma_t (x_t - alpha_t mean) / (alpha_t^2 s^2 + sigma_t^2)."""
 
     schedule = scaled_linear_schedule()
 
@@ -38,7 +38,7 @@ def test_a_point_is_reached_exactly_in_any_number_of_steps(steps):
 
 
 def test_many_steps_are_the_probability_flow():
-    """dx/dt of the flow keeps the quantile: x_0 = mean + s (x_T - alpha_T mean) / sqrt(alpha_T^2 s^2 + sigma_T^2), up to O(1/n)."""
+    """The flow keeps quantiles: x_0 = mean + s (x_T - alpha_T mean) / sqrt(alpha_T^2 s^2 + sigma_T^2), up to O(1/n)."""
     mean, s = 2.0, 0.3
     alpha, sigma = (v.flatten()[0] for v in Gaussian.schedule.alpha_sigma(torch.tensor([999]), NOISE))
     expected = mean + s * (NOISE - alpha * mean) / (alpha**2 * s**2 + sigma**2).sqrt()
