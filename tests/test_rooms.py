@@ -6,22 +6,9 @@ from pathlib import Path
 import psd_mini
 
 ROOMS = (
-    *(
-        "files",
-        "checkpoint",
-        "failures",
-        "precision",
-        "schedule",
-        "cameras",
-        "fields",
-        "rendering",
-        "world",
-        "formulas",
-        "rewards",
-        "toy",
-    ),
-    *("priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare", "bench"),
-    *("checks", "cli"),
+    *("files", "checkpoint", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas"),
+    *("rewards", "toy", "priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare"),
+    *("bench", "checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 

@@ -102,7 +102,7 @@ def test_stage_1_minimises_the_evidence_bound(world):
 
 
 def test_stage_3_is_zero_at_v_and_asks_with_the_right_caption(world):
-    """A model that is told everything and answers v = (alpha_t x_t - x) / sigma_t has no loss; one that answers -v has 4 E v^2."""
+    """A model that is told x and answers v = (alpha_t x_t - x) / sigma_t has no loss; one that answers -v has 4 E v^2."""
     cameras, _ = world
     schedule = scaled_linear_schedule()
     latents = torch.randn(12, 8, 16, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

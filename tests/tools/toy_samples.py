@@ -2,9 +2,9 @@
 
     python tests/tools/toy_samples.py [FOLDER] [--guidance 3]
 
-For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what it is nearest to, among all
-objects and colours at the 128 cameras of the pool, by root mean square difference at 32 x 32. Also: the autoencoder's error, the
-time of one UNet evaluation of 8 pictures, and the size of the folder.
+For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what it is nearest to, among
+all objects and colours at the 128 cameras of the pool, by root mean square difference at 32 x 32. Also: the autoencoder's
+error, the time of one UNet evaluation of 8 pictures, and the size of the folder.
 """
 
 from __future__ import annotations
