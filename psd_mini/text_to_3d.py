@@ -208,7 +208,8 @@ def generate(
         judgement = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size))
         metrics = {
             "true_view_distance": judgement.true_view_distance,
-            "oracle_distance": oracle_distance(field, judgement.recognised, resolution),
+            # one yardstick for every learned prior: the oracle of the exact world's default
+            "oracle_distance": oracle_distance(field, judgement.recognised, resolution if prior == "exact" else 32),
             "log_density_gap": judgement.log_density_gap,
             "recognised": caption_of(judgement),
         }
