@@ -1,8 +1,8 @@
 """psd_mini: score distillation with human preference, in modules that read like textbook pages.
 
-The ladder of rooms, each importing only from those above it: files, failures, precision, schedule, cameras, fields, rendering,
-world, formulas, rewards, priors, methods, negative, checkpoint, distill, viz, mesh, viewer, text_to_3d, compare, bench, checks,
-cli. The names below are what a notebook needs; those of `psd_mini.checks` load when first used.
+The ladder of rooms, each importing only from those above it: files, checkpoint, failures, precision, schedule, cameras,
+fields, rendering, world, formulas, rewards, toy, priors, methods, negative, distill, viz, mesh, viewer, text_to_3d, compare,
+bench, checks, cli. The names below are what a notebook needs; those of `psd_mini.checks` load when first used.
 """
 
 from importlib import import_module
@@ -13,7 +13,9 @@ from psd_mini.distill import distill
 from psd_mini.fields import TriplaneField, VoxelField, load_field, make_field, save_field
 from psd_mini.formulas import cfg, guidance_from_imagen, omega, sds_residual, surrogate_loss
 from psd_mini.methods import CSD, METHODS, PSD, SDS, Context, Regression, psd_gradient, sds_gradient
+from psd_mini.priors import make_prior
 from psd_mini.priors.mixture import GaussianMixture
+from psd_mini.priors.sampling import ddim_sample
 from psd_mini.priors.toy_world import ToyWorldPrior
 from psd_mini.rendering import render
 from psd_mini.rewards import make_reward
@@ -49,6 +51,7 @@ __all__ = [
     "check_vsd",
     "contact_sheet",
     "curves",
+    "ddim_sample",
     "distill",
     "generate",
     "gradient_statistics",
@@ -56,6 +59,7 @@ __all__ = [
     "judge",
     "load_field",
     "make_field",
+    "make_prior",
     "make_reward",
     "numeric_gradient",
     "offline_diffusers",
