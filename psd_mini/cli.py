@@ -77,7 +77,7 @@ def run_generate(args: argparse.Namespace) -> None:
     try:
         result = generate(args.prompt, out=out, **settings)
     except KeyboardInterrupt:
-        raise SystemExit(f"interrupted; the same command with --resume continues from {out}/checkpoint.pt") from None
+        raise SystemExit(f"interrupted, see {out}/views.png; the same command with --resume goes on from there") from None
     print(result.summary())
     print(f"{result.seconds:.0f} s; look at {out}/turntable.gif (also views.png, curves.png, mesh.glb, run.json)")
 

@@ -13,6 +13,7 @@ the same bits as one that was not.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +77,27 @@ def deterministic():
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+@contextmanager
+def interrupts_deferred():
+    """Let the first Ctrl-C wait for the end of a step: yields a list that is empty until then. A second one acts at once."""
+    interrupted: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield interrupted
+        return
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
 def distill(
     radiance_field: nn.Module,
     prior: Any,
@@ -133,6 +155,7 @@ def distill(
 
     Raises:
         ValueError: a value out of range, or a checkpoint that does not fit, named.
+        KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished and a checkpoint written first.
         NonFiniteError: NaN or infinity; the field is back in its last good state and the last checkpoint is untouched.
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
@@ -161,11 +184,19 @@ def distill(
         generator.set_state(state["generator"])
         run = Run(state["history"], Cost(**state["cost"]), state["step"])
 
+    def save() -> None:
+        if path is not None:
+            state = {name: part.state_dict() for name, part in stateful.items()}
+            state |= {"config": settings, "step": run.steps, "generator": generator.get_state()}
+            write_checkpoint(path, {**state, "history": run.history, "cost": vars(run.cost)})
+
     last_good = _copy(radiance_field)
+    between_steps = True
     bar = _progress_bar(steps, run.steps, prompt, progress)
     try:
-        with deterministic():
+        with deterministic(), interrupts_deferred() as interrupted:
             for step in range(run.steps, steps):
+                between_steps = False
                 with run.cost.timed("total"):
                     with run.cost.timed("render"):
                         cameras = prior.draw_cameras(cameras_per_step, generator)
@@ -204,16 +235,20 @@ def distill(
 
                 run.steps = step + 1
                 run.history.append({"step": step, "opacity": rendering.opacity.mean().item(), **metrics, **moved})
+                between_steps = True
                 if callback is not None:
                     seen = ("step", "cameras", "rendering", "x", "t", "eps", "context", "gradient", "metrics", "loss", "run")
                     callback({name: value for name, value in locals().items() if name in seen} | stateful)
                 bar.update(1)
                 if run.steps % checkpoint_every == 0 or run.steps == steps:
                     _check_finite(step, dict(radiance_field.named_parameters(prefix="field")))
-                    if path is not None:
-                        state = {name: part.state_dict() for name, part in stateful.items()}
-                        state |= {"config": settings, "step": run.steps, "generator": generator.get_state()}
-                        write_checkpoint(path, {**state, "history": run.history, "cost": vars(run.cost)})
+                    save()
+                if interrupted and run.steps < steps:
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        if between_steps:  # else the last checkpoint is what there is
+            save()
+        raise
     except NonFiniteError as error:
         radiance_field.load_state_dict(last_good)
         kept = f"; the checkpoint in {path} is untouched" if path is not None and path.exists() else ""

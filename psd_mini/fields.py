@@ -202,7 +202,8 @@ def load_field(path, expect: dict | None = None) -> nn.Module:
         if settings.get(name) != wanted:
             raise ValueError(f"{path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it without `expect`")
     try:
-        field = make_field(settings.pop("kind"), **settings)
+        with torch.device("meta"):  # no memory before the shapes are known to agree
+            field = make_field(settings.pop("kind"), **settings)
         field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # torch spreads it over several lines

@@ -184,24 +184,30 @@ def generate(
     if prior != "exact":
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
-    run = distill(
-        the_field,
-        the_prior,
-        the_method,
-        prompt,
-        negative_prompt=negative_prompt,
-        steps=steps,
-        size=resolution,
-        reward=the_reward,
-        negative=the_negative,
-        seed=seed,
-        callback=callback,
-        checkpoint=folder and folder / "checkpoint.pt",
-        resume=resume,
-        config=config,
-        progress=progress,
-        **options,
-    )
+    try:
+        run = distill(
+            the_field,
+            the_prior,
+            the_method,
+            prompt,
+            negative_prompt=negative_prompt,
+            steps=steps,
+            size=resolution,
+            reward=the_reward,
+            negative=the_negative,
+            seed=seed,
+            callback=callback,
+            checkpoint=folder and folder / "checkpoint.pt",
+            resume=resume,
+            config=config,
+            progress=progress,
+            **options,
+        )
+    except KeyboardInterrupt:
+        if folder is not None:  # how far it came can be looked at; `resume` goes on from there
+            frames = viz.render_views(the_field.cpu(), viz.turntable_cameras(8), 64)
+            viz.save_png(viz.contact_sheet(frames, title=f"{prompt}, interrupted"), folder / "views.png")
+        raise
     the_field.cpu()
     metrics: dict[str, Any] = {}
     if prior in JUDGED:

@@ -29,7 +29,7 @@ SETS = {
     "oldest": ["diffusers==0.35.2", "transformers==4.57.6", "huggingface_hub==0.36.2", "numpy==1.26.4", "pillow==10.1.0"],
 }
 OTHERS = ["safetensors", "jaxtyping>=0.3,<0.4", "scikit-image", "matplotlib", "tqdm", "pytest"]
-TESTS = [f"tests/test_{name}.py" for name in ("stable_diffusion_prior", "real_rung", "image_reward")]
+TESTS = [f"tests/test_{name}.py" for name in ("stable_diffusion_prior", "real_rung", "image_reward", "toy_checkpoint")]
 
 
 def run_set(name: str) -> tuple[bool, str]:

@@ -1,0 +1,183 @@
+"""Faults that must cost nothing: kill -9 at any moment, Ctrl-C, hostile files."""
+
+import json
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+from psd_mini import SDS, ToyWorldPrior, VoxelField, distill, load_field, save_field
+from psd_mini.cli import main
+from psd_mini.world.pool import make_views, pool_cameras
+
+# PSD with the negative embedding on, the run with the most state. It tells its step, and can die in a checkpoint's write.
+SCRIPT = textwrap.dedent(
+    """
+    import os, signal, sys, torch
+    from psd_mini import PSD, SDS, ToyWorldPrior, VoxelField, distill, files, make_reward
+    from psd_mini.negative import NegativeEmbedding
+    from psd_mini.world.pool import make_views, pool_cameras
+    torch.set_num_threads(1)
+    folder, kill_write = sys.argv[1], int(sys.argv[2])
+    fsync, written = os.fsync, []
+    def dying_fsync(number):
+        written.append(number)
+        if len(written) == kill_write:  # the new file is there in half, and not yet renamed
+            os.truncate(number, os.fstat(number).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(number)
+    os.fsync = dying_fsync
+    prior = ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+    field, path = VoxelField(8), folder + "/c.pt"
+    negative = NegativeEmbedding(prior.embed([""])[0], 2.0)
+    distill(field, prior, PSD(SDS(2.0)), "a mushroom", steps=40, size=8, cameras_per_step=2, n_samples=8, progress=False,
+            checkpoint=path, checkpoint_every=2, resume=os.path.exists(path), reward=make_reward("colorfulness"),
+            negative=negative, callback=lambda info: print(info["step"], flush=True))
+    torch.save({**field.state_dict(), "negative": negative.embedding.detach()}, folder + "/field.pt")
+    """
+)
+
+
+def start(folder, kill_write=0):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(kill_write)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert start(folder).wait() == 0
+    return torch.load(folder / "field.pt", weights_only=True)
+
+
+def check_end(folder, unbroken):
+    """Resume to the end in a new process: the same bits as the run that nobody killed."""
+    assert start(folder).wait() == 0
+    broken = torch.load(folder / "field.pt", weights_only=True)
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+
+
+def kill_at_random(folder, rng):
+    """kill -9 after a random step and a random fraction of the next one."""
+    process, last = start(folder), rng.randrange(38)
+    for line in process.stdout:
+        if int(line) >= last:
+            break
+    time.sleep(rng.random() * 0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_at_a_random_moment(unbroken, tmp_path):
+    kill_at_random(tmp_path, random.Random(0))
+    check_end(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("write", [1, 7])
+def test_killed_in_the_write_of_a_checkpoint(unbroken, tmp_path, write):
+    """The half-written file stands beside the old checkpoint and is not taken for it."""
+    assert start(tmp_path, write).wait() == -signal.SIGKILL
+    assert (tmp_path / "c.pt").exists() == (write > 1)
+    check_end(tmp_path, unbroken)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_killed_at_twenty_random_moments(unbroken, tmp_path, seed):
+    kill_at_random(tmp_path, random.Random(seed))
+    check_end(tmp_path, unbroken)
+
+
+OPTIONS = {"steps": 6, "size": 8, "cameras_per_step": 2, "n_samples": 8, "progress": False, "checkpoint_every": 100}
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+
+
+def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
+    """The signal comes amid step 3: that is finished and in the checkpoint; a resumed run ends in the same bits."""
+    whole = VoxelField(8)
+    distill(whole, prior, SDS(), "a red mushroom", **OPTIONS)
+    seen = []
+
+    class Interrupted(SDS):
+        def __call__(self, *args):
+            if len(seen) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__call__(*args)
+
+        def __repr__(self):
+            return repr(SDS())
+
+    path, field = tmp_path / "c.pt", VoxelField(8)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        options = {**OPTIONS, "callback": lambda info: seen.append(info["step"])}
+        distill(field, prior, Interrupted(), "a red mushroom", checkpoint=path, **options)
+    assert seen == [0, 1, 2, 3] and signal.getsignal(signal.SIGINT) is before
+    assert torch.load(path, weights_only=True)["step"] == 4
+    field = VoxelField(8)
+    distill(field, prior, SDS(), "a red mushroom", checkpoint=path, resume=True, **OPTIONS)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
+
+
+def test_a_second_ctrl_c_acts_at_once(prior, tmp_path):
+    """Pressed twice within a step, it does not wait, and writes nothing of the half-done step."""
+
+    class Stuck(SDS):
+        def __call__(self, *args):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(VoxelField(8), prior, Stuck(), "a red mushroom", checkpoint=tmp_path / "c.pt", **OPTIONS)
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_ctrl_c_at_the_command_line_leaves_a_picture_and_says_how_to_go_on(tmp_path, monkeypatch):
+    """The picture shows the field as it is; the message names the flag."""
+    from psd_mini import text_to_3d
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_to_3d, "distill", interrupted)
+    with pytest.raises(SystemExit, match=r"interrupted, see .*views\.png; the same command with --resume goes on from there"):
+        main(["generate", "a red ball", "--out", str(tmp_path)])
+    assert (tmp_path / "views.png").stat().st_size > 1000
+
+
+def field_file(path, settings, header_length=None):
+    """A file in the format of safetensors with the header that we like."""
+    header = json.dumps({"__metadata__": {"psd_mini_field": json.dumps(settings)}}).encode()
+    path.write_bytes(struct.pack("<Q", header_length or len(header)) + header)
+    return path
+
+
+def test_a_huge_field_is_refused_before_memory_is_taken(tmp_path):
+    """A header that promises 10^18 voxels, or a header of 2^60 bytes: an error, and no memory for it."""
+    whole = tmp_path / "whole.safetensors"
+    save_field(VoxelField(8), whole)
+    huge = field_file(tmp_path / "huge.safetensors", {"kind": "voxel", "resolution": 10**6})
+    with pytest.raises(ValueError, match="huge.safetensors: the field's header and tensors disagree"):
+        load_field(huge)
+    with pytest.raises(ValueError, match="long.safetensors: not a field file of psd-mini, or damaged"):
+        load_field(field_file(tmp_path / "long.safetensors", {"kind": "voxel"}, 2**60))
+    assert load_field(whole).settings["resolution"] == 8
+
+
+def test_a_field_file_cannot_name_a_place(tmp_path):
+    """The kind in a file's header is looked up among the known fields, not imported or opened."""
+    for kind in ("../../somewhere", "os.system", "", 3):
+        with pytest.raises(ValueError, match="header and tensors disagree"):
+            load_field(field_file(tmp_path / "f.safetensors", {"kind": kind}))
