@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--reward", help="colorfulness, color:NAME, image-reward or image-reward:FILE, for a preference")
     make.add_argument("--preference-weight", type=float, help="how strongly the reward pulls (default: the method's)")
     make.add_argument("--negative", action="store_true", help="optimise the negative embedding too (guidance scale not 1)")
-    make.add_argument("--steps", type=int, default=120)
+    make.add_argument("--steps", type=int, help="optimiser steps (default: per prior)")
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--resolution", type=int, help="pixels per side while training, 32 or 64 by prior (results are 64)")
     make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")

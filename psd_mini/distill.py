@@ -111,7 +111,7 @@ def distill(
     n_samples: int = 32,
     t_min: tuple[float, float] = (0.02, 0.02),
     t_max: tuple[float, float] = (0.98, 0.2),
-    lr_scale: float = 1.0,
+    lr_scale: float | tuple[float, float] = 1.0,
     entropy_weight: float = 0.01,
     background: float | Tensor = 1.0,
     reward: Callable | None = None,
@@ -137,7 +137,7 @@ def distill(
         n_samples: samples per ray.
         t_min, t_max: lowest and highest timestep, fractions of the schedule: each (at the first step, at the last), linear
             between.
-        lr_scale: multiplies the field's own learning rates.
+        lr_scale: multiplies the field's own learning rates; a pair is for its two groups (voxels: density, colour).
         entropy_weight: weight of `opacity_entropy`, per pixel of x.
         background: colour behind the object, in [0, 1].
         reward: handed to the method through the context.
@@ -166,7 +166,11 @@ def distill(
     # a text prior words the prompt for each view, but not what guidance pushes away from
     embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), prior.embed([negative_prompt])))
     generator = torch.Generator().manual_seed(seed)
-    groups = [{**group, "lr": group["lr"] * lr_scale} for group in radiance_field.parameter_groups()]  # type: ignore
+    groups = radiance_field.parameter_groups()  # type: ignore[operator]
+    scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
+    if len(scales) != len(groups):
+        raise ValueError(f"lr_scale: expected a number, or one for each of the field's {len(groups)} groups, got {lr_scale!r}")
+    groups = [{**group, "lr": group["lr"] * scale} for group, scale in zip(groups, scales, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
     run, T = Run(), prior.schedule.num_timesteps
     path = Path(checkpoint) if checkpoint is not None else None

@@ -35,13 +35,20 @@ from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
 
 JUDGED = ("exact", "toy")  # priors of the toy world, whose results have a truth to be compared with
-GUIDANCE_SCALES = {"exact": 1.0, "toy": 7.5, "real": 50.0}  # defaults per prior; 7.5 for a model by folder or id
 ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
 # Where a preference can act: x_t leaves open which of two pictures it holds only while alpha_t^2 ||mu_1 - mu_2||^2 / sigma_t^2
 # is of order 1. With 3,072 numbers a picture that ratio, between a grey object and its other colours, is 0.6 to 4.3 for t
 # from 1 to 0.9 and already 48 to 113 at t = 0.5. So runs with a preference begin up there and come down; with t from 0.02
 # on, the nearest colour has won before any reward is heard (tests/results/psd.md).
 PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
+# Defaults per prior. Those of the toy checkpoint come from tests/results/toy.md: fine patterns of colour hardly change the
+# latents, so their gradient is mostly noise, and Adam makes whole steps of it: colours must learn slowly. And a run that
+# begins at low noise keeps the ball that it starts from.
+GUIDANCE_SCALES = {"exact": 1.0, "toy": 7.5, "real": 50.0}  # 7.5 for a model by folder or id
+OPTIONS: dict[str, dict[str, Any]] = {
+    "toy": {"lr_scale": (1.0, 0.15), **PREFERENCE_TIMES},
+    "real": {"cameras_per_step": 1},  # at 512 pixels one camera a step is what fits beside the rest on a GPU of 15 GB
+}
 
 
 @dataclass
@@ -101,7 +108,7 @@ def generate(
     reward: str | Callable | None = None,
     preference_weight: float | None = None,
     negative: bool | NegativeEmbedding = False,
-    steps: int = 120,
+    steps: int | None = None,
     seed: int = 0,
     resolution: int | None = None,
     device: str | None = None,
@@ -130,7 +137,7 @@ def generate(
         negative: optimise the negative embedding along with the field (needs a guidance scale other than 1, and a reward);
             a `NegativeEmbedding` of your own has its own schedule.
         preference_weight: how strongly the reward pulls; None is the method's default.
-        steps: optimiser steps.
+        steps: optimiser steps; default 120 in the toy world, 5,000 for full-size models.
         seed: of everything random; one seed, one machine and one thread count give one result, bit for bit.
         resolution: pixels per side of the training renders, default 32, for learned priors 64 (they enlarge them to their
             own size). Results are always rendered at 64 x 64, and judged where the prior is of the toy world.
@@ -152,8 +159,8 @@ def generate(
     if negative or (isinstance(method, str) and method in PREFERENCE_METHODS):
         reward = "colorfulness" if reward is None else reward
         options = {**PREFERENCE_TIMES, **options}
-    if prior == "real":  # at 512 pixels one camera a step is what fits beside the rest on a GPU of 15 GB
-        options = {"cameras_per_step": 1, **options}
+    options = {**OPTIONS.get(prior, {}), **options}
+    steps = (120 if prior in JUDGED else 5000) if steps is None else steps
     g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
     the_reward = make_reward(reward, device) if isinstance(reward, str) else reward

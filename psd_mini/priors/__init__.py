@@ -43,7 +43,7 @@ def make_prior(
 
     source: Any = {"real": None, "toy": toy.FOLDER}.get(prior, prior)
     words = toy.VIEW_WORDS if prior == "toy" else VIEW_WORDS
-    settings = {"elevations": toy.ELEVATIONS} if prior == "toy" else {}
+    settings: dict[str, Any] = {"elevations": toy.ELEVATIONS} if prior == "toy" else {}
     the_prior = StableDiffusionPrior.from_pretrained(
         source, view_words=None if conditioning == "none" else words, device=device, dtype=dtype, **settings
     )

@@ -81,7 +81,7 @@ def load_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(str(folder))
 
 
-def autoencoder() -> nn.Module:
+def autoencoder() -> Any:
     """AutoencoderKL, 64 x 64 pixels to 4 x 16 x 16 numbers, 0.4 million parameters, random weights."""
     from diffusers import AutoencoderKL
 
@@ -115,7 +115,7 @@ def text_encoder(vocabulary: int) -> nn.Module:
     )
 
 
-def unet() -> nn.Module:
+def unet() -> Any:
     """UNet2DConditionModel on 16 x 16 latents, attention at 8 x 8 only (there it is cheap), 3.2 million parameters."""
     from diffusers import UNet2DConditionModel
 

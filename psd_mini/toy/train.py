@@ -140,7 +140,7 @@ def denoiser_loss(
 ) -> Tensor:
     """The objective of stage 3 on one random batch."""
     generator = generator_of(seed, step)
-    items = data.draw_items(batch, tuple(latents.shape[:3]), generator)
+    items = data.draw_items(batch, (len(latents), latents.shape[1], latents.shape[2]), generator)
     x = latents[items[0], items[1], items[2]]
     texts = data.captions(items, directions, generator)
     t = torch.randint(schedule.num_timesteps, (batch,), generator=generator)

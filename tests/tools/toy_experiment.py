@@ -20,15 +20,15 @@ ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "tests" / "results"
 PICTURES = Path(__file__).parent / "pictures"
 SWEEP = {  # one thing at a time from the defaults
-    "guidance_scale": (3.0, 7.5, 15.0),
-    "steps": (150, 300),
-    "t_max_end": (0.2, 0.5),
-    "entropy_weight": (0.01, 0.1),
-    "lr_scale": (0.5, 1.0),
+    "guidance_scale": (3.0, 15.0),
+    "lr_scale": ([1.0, 0.05], [1.0, 1.0], [0.3, 0.3]),
+    "steps": (240,),
+    "t_start": (0.02, 0.5),
+    "entropy_weight": (0.1,),
 }
-CENTRE = {"guidance_scale": 7.5, "steps": 300, "t_max_end": 0.3, "entropy_weight": 0.03, "lr_scale": 1.0}
+CENTRE = {"guidance_scale": 7.5, "steps": 120, "t_start": 0.9, "entropy_weight": 0.01, "lr_scale": [1.0, 0.15]}
 SWEEP_PROMPTS = ("a red mushroom", "a blue chair", "a pink house")
-METHODS = ("sds2", "psd", "rewardsds", "pixel-clean")
+METHODS = ("sds2", "psd")
 PROMPTS = ("a mushroom", "a car", "a house", "a ball")
 SEEDS = 3
 
@@ -41,13 +41,9 @@ def work(job: dict) -> dict:
     from psd_mini.rewards import make_reward, score
     from psd_mini.world.metrics import judge_views
 
-    options = {name: job[name] for name in ("guidance_scale", "steps", "entropy_weight", "lr_scale") if name in job}
-    if "t_max_end" in job:
-        options["t_max"] = (0.98, job["t_max_end"])
-    if job.get("preference_weight"):
-        options["preference_weight"] = job["preference_weight"]
-    if job.get("t_start"):
-        options |= {"t_min": (job["t_start"], 0.02), "t_max": (1.0, 0.3)}
+    options = {name: job[name] for name in ("guidance_scale", "steps", "entropy_weight") if name in job}
+    if "lr_scale" in job:
+        options |= {"lr_scale": tuple(job["lr_scale"]), "t_min": (job["t_start"], 0.02)}
     result = generate(
         job["prompt"], method=job["method"], prior="toy", seed=job["seed"], reward="colorfulness", progress=False, **options
     )
