@@ -222,7 +222,9 @@ def generate(
         metrics = {
             "true_view_distance": judgement.true_view_distance,
             # one yardstick for every learned prior: the oracle of the exact world's default
-            "oracle_distance": oracle_distance(field, judgement.recognised, resolution if prior == "exact" else 32),
+            "oracle_distance": oracle_distance(
+                field, judgement.recognised, resolution if prior == "exact" else 32, min(steps, ORACLE_STEPS)
+            ),
             "log_density_gap": judgement.log_density_gap,
             "recognised": caption_of(judgement),
         }
@@ -249,15 +251,16 @@ def caption_of(judgement: Judgement) -> str:
     return world.text.caption(*judgement.recognised)
 
 
-def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32) -> float:
+def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32, steps: int = ORACLE_STEPS) -> float:
     """What a field of this kind can express: its `true_view_distance` after regression to the true views.
 
     The field starts as for distillation and sees the same cameras with the same optimiser, but is pulled to the true
-    pictures of `target` = (object, colour) (see `methods.regression`). The number is kept in the cache folder.
+    pictures of `target` = (object, colour) (see `methods.regression`), for as many steps as the run that it is compared
+    with, at most `ORACLE_STEPS`. The number is kept in the cache folder.
     """
     prior = ToyWorldPrior(resolution)
     the_field = fields.make_field(field)
-    digest = hashlib.sha256(repr((field, the_field.settings, target, resolution, ORACLE_STEPS)).encode())
+    digest = hashlib.sha256(repr((field, the_field.settings, target, resolution, steps)).encode())
     for module in (fields, rendering, world.objects, world.views, world.pool):
         digest.update(Path(module.__file__ or "").read_bytes())
     path = cache_folder() / f"oracle-{digest.hexdigest()[:16]}.json"
@@ -266,7 +269,7 @@ def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32) -
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there yet, or damaged: fit it
     caption = world.text.caption(*target)
-    distill(the_field, prior, Regression(target), caption, steps=ORACLE_STEPS, size=resolution, progress=False)
+    distill(the_field, prior, Regression(target), caption, steps=steps, size=resolution, progress=False)
     distance = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size)).distances[
         world.text.components().index(target)
     ]

@@ -121,6 +121,8 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
             output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
             if output.output_type == "execute_result":
                 output.execution_count = count
+            if "image/png" in output.get("data", {}):
+                output.data.pop("image/jpeg", None)  # PIL sends each picture twice
             for text in [output] if "text" in output else [output.get("data", {})]:
                 for key in ("text", "text/plain"):
                     if key in text:
