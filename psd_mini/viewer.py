@@ -70,6 +70,9 @@ class Html(NamedTuple):
     def _repr_html_(self) -> str:
         return self.data
 
+    def __repr__(self) -> str:  # a notebook stores it beside the page
+        return f"<a page of {len(self.data)} characters>"
+
 
 def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, size: int = 240) -> Html:
     """The mesh in a frame of `size` pixels, to be turned with the mouse, and the still picture beside it.
