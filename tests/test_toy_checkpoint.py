@@ -75,17 +75,19 @@ def test_low_noise_needs_no_words(prior, truth):
     assert (x0_hat - x).square().mean((1, 2, 3, 4)).max() < 0.02
 
 
-def test_the_direction_is_heard(prior, truth):
-    """A house at t = 950 from behind: the prompt for the back is nearer than the one for the front, which has the door."""
-    x = prior.encode(truth.pictures(torch.tensor([12]))[:, components().index(("house", "yellow"))]).repeat(16, 1, 1, 1)
+@pytest.mark.parametrize("camera, right, wrong", [(12, "back", "left"), (18, "left", "back")])
+def test_the_direction_is_heard(prior, truth, camera, right, wrong):
+    """A house at t = 950, from its gable (azimuth 180) and from its eaves (270): the prompt for the side seen is nearer.
+
+    Front and back of it, which differ in a door of some ten pixels, are not told apart at this level.
+    """
+    x = prior.encode(truth.pictures(torch.tensor([camera]))[:, components().index(("house", "yellow"))]).repeat(16, 1, 1, 1)
     eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     t = torch.full((16,), 950)
     x_t = prior.schedule.add_noise(x, eps, t)
-    prompts = [toy.VIEW_WORDS[d].format("a yellow house") for d in ("back", "front", "left")]
-    errors = [
-        (prior.schedule.x0_from_eps(x_t, e, t) - x).square().mean() for e in prior.predict_noise(x_t, t, prior.embed(prompts))
-    ]
-    assert errors[0] < 0.9 * min(errors[1:])
+    eps_hat = prior.predict_noise(x_t, t, prior.embed([toy.VIEW_WORDS[d].format("a yellow house") for d in (right, wrong)]))
+    near, far = ((prior.schedule.x0_from_eps(x_t, e, t) - x).square().mean() for e in eps_hat)
+    assert near < 0.6 * far, (near, far)
 
 
 @pytest.mark.parametrize("prompt", ["a red mushroom", "a blue chair"])
