@@ -27,7 +27,7 @@ FILES = {
     "good.py": (GOOD, ""),
     "starter.py:StarterASolved": (STARTER, ""),
     "talks.py": (GOOD + "print('hello ' * 100_000)\n", ""),
-    "broken.py": ("def sds(:\n", "does not import"),
+    "broken.py": ("\ndef sds(:\n", "SyntaxError (line 2)"),
     "missing.py": ("import a_package_that_nobody_has\n", "does not import"),
     "exits_on_import.py": (GOOD + "sys.exit(0)\n", "does not import"),
     "hard_exit.py": (HEAD + "def sds(x):\n    os._exit(0)\n", "ended the process"),

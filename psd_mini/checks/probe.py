@@ -176,6 +176,8 @@ def describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" (line {frames[-1].lineno} of {frames[-1].name})" if frames else ""
     text = " ".join(str(error).split())[:300]
+    if isinstance(error, SyntaxError):  # the frames are the importer's
+        where, text = f" (line {error.lineno})", error.msg
     words = f"{type(error).__name__} {text}".lower()
     hint = next((f": {reason}" for sign, reason in USUAL_REASONS.items() if sign in words), "")
     return f"it raised {type(error).__name__}{where}: {text}{hint}"
