@@ -74,7 +74,7 @@ def generated_cells(name: str) -> list[nbformat.NotebookNode]:
     """What every notebook begins with: its badge and, unless it is self-contained, its install cell."""
     cells = [nbformat.v4.new_markdown_cell(badge(name), id=BADGE, metadata={"tags": [BADGE]})]
     if name not in SELF_CONTAINED:
-        cells.append(nbformat.v4.new_code_cell(install_cell(), id=INSTALL, metadata={"tags": [INSTALL]}))
+        cells.append(nbformat.v4.new_code_cell(install_cell(), id=INSTALL, execution_count=1, metadata={"tags": [INSTALL]}))
     return cells
 
 
