@@ -157,11 +157,6 @@ def save_checkpoint(folder: Path, networks: dict[str, nn.Module]) -> None:
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
 
 
-def count(network: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def seeded(build: Any, seed: int, *args: Any) -> nn.Module:
     """A network whose random weights depend on the seed alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
