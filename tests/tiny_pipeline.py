@@ -1,26 +1,17 @@
 """A model of Stable Diffusion's shape with random weights, made at test time (files of one version of transformers do not all
 load in another): tokenizer, CLIP text model, UNet, autoencoder and scheduler, about 1 MB, 16 x 16 pixels."""
 
-import json
 from pathlib import Path
 
 import torch
 
+from psd_mini.toy import parts
+
 
 def tiny_tokenizer(folder: Path):
-    """Bytes, bytes at a word's end, a few merges and CLIP's two special tokens."""
-    from transformers import CLIPTokenizer
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # the reversible map from bytes to printable characters of byte-level BPE (Radford et al. 2019)
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    characters = [chr(b) for b in printable] + [chr(256 + k) for k in range(256 - len(printable))]
-    merges = ["r e", "re d</w>", "b a", "l l</w>", "ba ll</w>"]
-    words = [*characters, *(c + "</w>" for c in characters), *(m.replace(" ", "") for m in merges)]
-    vocabulary = {word: k for k, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    """Single bytes, two words and CLIP's two special tokens, 16 tokens long."""
+    parts.save_tokenizer(folder, ["red", "ball"])
+    return parts.load_tokenizer(folder)
 
 
 def tiny_components(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> dict:

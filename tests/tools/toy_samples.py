@@ -22,6 +22,7 @@ from psd_mini import toy
 from psd_mini.cameras import orbit
 from psd_mini.priors.sampling import ddim_sample
 from psd_mini.priors.stable_diffusion import StableDiffusionPrior
+from psd_mini.toy.data import directions_of
 from psd_mini.viz import contact_sheet, save_png
 from psd_mini.world.metrics import squared_distances
 from psd_mini.world.objects import COLOURS, OBJECTS
@@ -41,7 +42,7 @@ def nearest(image, views, directions):
 def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
     prior = StableDiffusionPrior.from_pretrained(folder, view_words=toy.VIEW_WORDS, elevations=toy.ELEVATIONS)
     views = make_views(pool_cameras(), 32)
-    directions = (torch.round(views.cameras.azimuth * 4 / torch.pi).long() % 8).tolist()
+    directions = directions_of(views.cameras).tolist()
     generator = torch.Generator().manual_seed(seed)
     cameras = orbit([45.0 * k for k in range(8)], 20.0)
     rows: list[torch.Tensor] = []
