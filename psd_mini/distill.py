@@ -250,7 +250,7 @@ def distill(
                 if interrupted and run.steps < steps:
                     raise KeyboardInterrupt
     except KeyboardInterrupt:
-        if between_steps:  # else the last checkpoint is what there is
+        if between_steps and all(p.isfinite().all() for p in radiance_field.parameters()):  # else the last one stays
             save()
         raise
     except NonFiniteError as error:
