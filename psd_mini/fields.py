@@ -25,6 +25,7 @@ DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent 
 BALL_RADIUS = 0.8  # the soft ball in which optimisation starts, world units
 BALL_SHARPNESS = 4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
 BALL_OFFSET = -1.0  # raw density at that radius
+SLABS = 4  # on a CPU grid_sample uses one thread per element of its batch, so voxels hand it the points in four slabs
 
 
 def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
@@ -64,11 +65,12 @@ class VoxelField(nn.Module):
         self.colour = nn.Parameter(torch.zeros(1, channels, *(resolution,) * 3))
 
     def forward(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
-        grid = torch.cat((self.density, self.colour), dim=1)
+        grid = torch.cat((self.density, self.colour), dim=1).expand(SLABS, -1, -1, -1, -1)
         # grid_sample reads its last coordinate axis as (x, y, z) against a grid laid out [z, y, x]
-        where = (points / self.bound).view(1, 1, 1, -1, 3)
-        raw = F.grid_sample(grid, where, align_corners=True, padding_mode="border").view(grid.shape[1], -1)
-        return DENSITY_SCALE * F.softplus(raw[0]), torch.sigmoid(raw[1:].T)
+        where = F.pad(points / self.bound, (0, 0, 0, -len(points) % SLABS)).view(SLABS, 1, 1, -1, 3)
+        raw = F.grid_sample(grid, where, align_corners=True, padding_mode="border")
+        raw = raw.transpose(0, 1).reshape(grid.shape[1], -1)[:, : len(points)]
+        return DENSITY_SCALE * F.softplus(raw[0]), torch.sigmoid(raw[1:]).T
 
     def parameter_groups(self) -> list[dict]:
         """Adam's groups with the learning rates found in tests/results/field_sweep.md."""

@@ -136,7 +136,7 @@ def render(
     density, colour = field(points.reshape(-1, 3))
     weights, opacity = compositing_weights(density.view(shape), widths)
     # sum_i w_i c_i, and the mean of z under the weights
-    foreground = torch.einsum("ns,nsc->nc", weights, colour.view(*shape, colour.shape[-1]))
+    foreground = (weights[..., None] * colour.view(*shape, colour.shape[-1])).sum(1)
     depth = (weights * z).sum(-1) / opacity.clamp(min=1e-8)
 
     def to_picture(values: Tensor) -> Tensor:
