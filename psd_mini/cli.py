@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="show where the time of a step goes")
     bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up")
+    bench.add_argument("--growth", metavar="FILE.png", help="also draw how the time of a step grows with every size (minutes)")
     bench.set_defaults(run=run_bench)
 
     check = commands.add_parser(
@@ -79,6 +80,8 @@ def run_generate(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise SystemExit(f"interrupted, see {out}/views.png; the same command with --resume goes on from there") from None
     print(result.summary())
+    if result.out is None:
+        raise OSError(f"the files in {out} are incomplete; make room, and the same command with --resume writes them")
     print(f"{result.seconds:.0f} s; look at {out}/turntable.gif (also views.png, curves.png, mesh.glb, run.json)")
 
 
@@ -92,10 +95,14 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> None:
-    """Time steps of every method and print a table."""
+    """Time steps of every method and print a table; with --growth also how the time grows."""
     from psd_mini.bench import bench
 
     bench(args.steps)
+    if args.growth is not None:
+        from psd_mini.growth import growth_of_cost
+
+        growth_of_cost(args.growth)
 
 
 def run_check(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ the same bits as one that was not.
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,11 +71,15 @@ def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
 def deterministic():
     """Switch torch's deterministic algorithms on for a block (they only warn where a GPU kernel has none)."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # nothing here reads such memory, and filling it takes time
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = fills
 
 
 @contextmanager
@@ -145,7 +150,8 @@ def distill(
         seed: of every random choice of the run.
         callback: called after every step with a dictionary of all intermediates: step, cameras, rendering, x, t, eps, gradient,
             loss, metrics, field, optimizer, run, and context, whose `predictions` are x_t and the predicted noises.
-        checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none.
+        checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A write that fails
+            (a full disk) warns, keeps the older file and goes on.
         resume: go on from that file.
         config: what else identifies the run (prompt, method, ...); must be equal on resume.
         progress: show a progress bar.
@@ -192,7 +198,10 @@ def distill(
         if path is not None:
             state = {name: part.state_dict() for name, part in stateful.items()}
             state |= {"config": settings, "step": run.steps, "generator": generator.get_state()}
-            write_checkpoint(path, {**state, "history": run.history, "cost": vars(run.cost)})
+            try:
+                write_checkpoint(path, {**state, "history": run.history, "cost": vars(run.cost)})
+            except OSError as error:  # a full disk must not cost the run; the older checkpoint is still there
+                warnings.warn(f"checkpoint of step {run.steps} not written, the run goes on: {error}", stacklevel=3)
 
     last_good = _copy(radiance_field)
     between_steps = True

@@ -11,6 +11,7 @@ import hashlib
 import json
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -231,11 +232,15 @@ def generate(
     if the_negative is not None and prior == "exact":
         metrics["negative_words"] = the_negative.read(world.text.VOCABULARY)
     result = Generation(prompt, the_field, config, metrics, asdict(run.cost), 0.0, run.history, folder)
-    if folder is not None:
-        save(result, folder)
-    result.seconds = time.perf_counter() - started
-    if folder is not None:
-        _write_run(result, folder)
+    try:
+        if folder is not None:
+            save(result, folder)
+        result.seconds = time.perf_counter() - started
+        if folder is not None:
+            _write_run(result, folder)
+    except OSError as error:  # a full disk must not cost the result
+        result.out = None
+        warnings.warn(f"the files of the result could not be written ({error}); it is still in memory", stacklevel=2)
     return result
 
 

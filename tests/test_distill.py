@@ -192,6 +192,16 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
     ):
         with pytest.raises(ValueError, match=message):
             run(prior, checkpoint=path, resume=True, **change)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ValueError, match=f"made with threads = {threads}, this run has {threads + 1}"):
+            run(prior, checkpoint=path, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    torch.save({**torch.load(path, weights_only=True), "format": "psd-mini checkpoint 0"}, path)
+    with pytest.raises(ValueError, match="is not a 'psd-mini checkpoint 1'"):
+        run(prior, checkpoint=path, resume=True)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(prior, tmp_path):

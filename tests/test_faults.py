@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 
-from psd_mini import SDS, ToyWorldPrior, VoxelField, distill, load_field, save_field
+from psd_mini import SDS, ToyWorldPrior, VoxelField, distill, files, generate, load_field, save_field
 from psd_mini.cli import main
 from psd_mini.world.pool import make_views, pool_cameras
 
@@ -88,6 +88,10 @@ def test_killed_in_the_write_of_a_checkpoint(unbroken, tmp_path, write):
     check_end(tmp_path, unbroken)
 
 
+def test_two_fresh_processes_end_in_the_same_bits(unbroken, tmp_path):
+    check_end(tmp_path, unbroken)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_killed_at_twenty_random_moments(unbroken, tmp_path, seed):
@@ -155,6 +159,55 @@ def test_ctrl_c_at_the_command_line_leaves_a_picture_and_says_how_to_go_on(tmp_p
     with pytest.raises(SystemExit, match=r"interrupted, see .*views\.png; the same command with --resume goes on from there"):
         main(["generate", "a red ball", "--out", str(tmp_path)])
     assert (tmp_path / "views.png").stat().st_size > 1000
+
+
+def full_disk(monkeypatch):
+    def fsync(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def read_only_folder(monkeypatch):
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "open", refuse, raising=False)  # chmod does not stop a superuser
+
+
+@pytest.mark.parametrize("fault", [full_disk, read_only_folder])
+def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monkeypatch, fault):
+    """It happens at step 4: the run ends as if nothing had been, and resumed from step 2's checkpoint it does so again."""
+    path, whole, field = tmp_path / "c.pt", VoxelField(8), VoxelField(8)
+    distill(whole, prior, SDS(), "a red mushroom", **OPTIONS)
+    options = {**OPTIONS, "checkpoint": path, "checkpoint_every": 2}
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning, match="checkpoint of step [46] not written, the run goes on"),
+    ):
+        distill(field, prior, SDS(), "a red mushroom", callback=lambda info: info["step"] == 2 and fault(patch), **options)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"] and torch.load(path, weights_only=True)["step"] == 2
+    field = VoxelField(8)
+    distill(field, prior, SDS(), "a red mushroom", resume=True, **options)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint of step")
+def test_results_that_cannot_be_written_stay_in_memory(tmp_path, monkeypatch, capsys):
+    """The disk is full when the run is over: the object is returned; at the command line one line, and --resume finishes."""
+    out = tmp_path / "out"
+    settings = {"method": "sds", "steps": 1, "progress": False, "checkpoint_every": 1}
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="still in memory"):
+        result = generate("a red ball", out=out, callback=lambda info: full_disk(patch), **settings)
+    assert result.out is None and result.metrics["recognised"]
+    command = ["generate", "a red ball", "--method", "sds", "--steps", "1", "--out", str(out)]
+    with monkeypatch.context() as patch, pytest.warns(UserWarning), pytest.raises(SystemExit) as status:
+        full_disk(patch)
+        main(command)
+    assert status.value.code == 2 and "with --resume writes them" in capsys.readouterr().err
+    main(command)
+    assert (out / "run.json").exists()
 
 
 def field_file(path, settings, header_length=None):

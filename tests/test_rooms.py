@@ -8,7 +8,7 @@ import psd_mini
 ROOMS = (
     *("files", "checkpoint", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas"),
     *("rewards", "toy", "priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare"),
-    *("bench", "checks", "cli"),
+    *("bench", "growth", "checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 
