@@ -28,7 +28,8 @@ SWEEP = {  # one thing at a time from the defaults
 }
 CENTRE = {"guidance_scale": 7.5, "steps": 120, "t_start": 0.9, "entropy_weight": 0.01, "lr_scale": [1.0, 0.15]}
 SWEEP_PROMPTS = ("a red mushroom", "a blue chair", "a pink house")
-METHODS = ("sds2", "psd", "psd x 4")  # "x 4": preference_weight 4 instead of 1
+# "x 4": preference_weight 4 instead of 1; "@ 3": guidance 3 instead of 7.5
+METHODS = ("sds2", "psd", "psd x 4", "sds2 @ 3", "psd @ 3")
 PROMPTS = ("a mushroom", "a car", "a house", "a ball")
 SEEDS = 3
 
@@ -44,8 +45,9 @@ def work(job: dict) -> dict:
     options = {name: job[name] for name in ("guidance_scale", "steps", "entropy_weight") if name in job}
     if "lr_scale" in job:
         options |= {"lr_scale": tuple(job["lr_scale"]), "t_min": (job["t_start"], 0.02)}
-    method, _, weight = job["method"].partition(" x ")
-    options |= {"prior": "toy", "reward": "colorfulness", "preference_weight": float(weight) if weight else None}
+    method, *changes = job["method"].split()
+    names = [{"x": "preference_weight", "@": "guidance_scale"}[sign] for sign in changes[::2]]
+    options |= {"prior": "toy", "reward": "colorfulness", **dict(zip(names, map(float, changes[1::2]), strict=True))}
     result = generate(job["prompt"], method=method, seed=job["seed"], progress=False, **options)
     views = judge_views()
     pictures = render_views(result.field, views.cameras, views.size)
