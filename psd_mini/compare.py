@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,7 +29,7 @@ from torch import Tensor
 from psd_mini.files import write_atomically
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
-from psd_mini.rewards import make_reward, score
+from psd_mini.rewards import identity, make_reward, score
 from psd_mini.text_to_3d import PREFERENCE_TIMES, generate
 from psd_mini.viz import contact_sheet, render_views, save_png
 from psd_mini.world import text
@@ -41,18 +43,21 @@ COLUMNS = (
 )
 
 
-def ground_truth(prompt: str, reward_name: str, beta: float = BETA) -> dict[str, float]:
+_OWN: dict[str, Any] = {}  # methods and the reward that `compare` was given as objects; forked processes inherit it
+
+
+def ground_truth(prompt: str, reward: str | Callable, beta: float = BETA) -> dict[str, float]:
     """What there is to gain: mean reward under the prompt, at the optimum, and of the best true object.
 
     Args:
         prompt: words the toy world knows.
-        reward_name: see `rewards.make_reward`.
+        reward: a name, see `rewards.make_reward`, or a function.
         beta: temperature of the objective, reward units.
 
     Returns:
         {"r_prior", "r_opt", "r_best"} in reward units (equations: the module's docstring).
     """
-    reward, views = make_reward(reward_name), judge_views()
+    reward, views = make_reward(reward), judge_views()
     prompts = [prompt] * len(text.components())
     per_camera = [score(reward, views.pictures(torch.tensor([p]))[0], prompts) for p in range(len(views.cameras))]
     r = torch.stack(per_camera).mean(0).double()
@@ -64,10 +69,11 @@ def ground_truth(prompt: str, reward_name: str, beta: float = BETA) -> dict[str,
 def run_one(job: dict[str, Any], folder: str) -> dict[str, Any]:
     """One method, one seed: the record without the optimum, which needs `exact`'s pictures; those of this run are kept."""
     name, with_negative = job["method"].removesuffix("+neg"), job["method"].endswith("+neg")
+    reward = _OWN.get("reward", job["reward"])
     result = generate(
         job["prompt"],
-        method=name,
-        reward=job["reward"],
+        method=_OWN.get(f"method {name}", name),
+        reward=reward,
         seed=job["seed"],
         steps=job["steps"],
         resolution=job["resolution"],
@@ -79,15 +85,15 @@ def run_one(job: dict[str, Any], folder: str) -> dict[str, Any]:
     views = judge_views()
     pictures = render_views(result.field, views.cameras, views.size)
     torch.save((255 * pictures).round().byte(), _pictures_of(job, Path(folder)))
-    value = score(make_reward(job["reward"]), pictures, [job["prompt"]] * len(pictures)).mean().item()
+    value = score(make_reward(reward), pictures, [job["prompt"]] * len(pictures)).mean().item()
     record = {**job, "score": value, **result.metrics, "prior_evaluations": result.cost["prior_evaluations"]}
     return {**record, "seconds": result.seconds}
 
 
 def compare(
     prompt: str,
-    methods: list[str],
-    reward: str = "colorfulness",
+    methods: Sequence[str] | Mapping[str, str | Callable],
+    reward: str | Callable = "colorfulness",
     seeds: int = 3,
     steps: int = 120,
     resolution: int = 32,
@@ -98,11 +104,13 @@ def compare(
 
     Args:
         prompt: what to make; one that leaves the colour open gives a preference something to choose.
-        methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is always run too.
-        reward: "colorfulness" or "color:NAME".
+        methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is always run too. Methods of
+            your own come as a dictionary, {"psd": "psd", "mine": MyMethod()}, whose keys name the rows.
+        reward: "colorfulness", "color:NAME" or a function of your own.
         seeds: how many, from 0. steps, resolution: as for `generate`.
         out: the folder.
-        resume: keep finished runs that are there (records.jsonl) instead of starting anew.
+        resume: keep finished runs that are there (records.jsonl) instead of starting anew; they are known by the names of
+            method and reward, so give a method that you changed another name.
 
     Returns:
         The records of compare.json, one per method and seed.
@@ -110,12 +118,20 @@ def compare(
     Raises:
         ValueError: an unknown method, prompt or reward, or no seed, before anything is run.
     """
+    if isinstance(methods, str) or not all(isinstance(name, str) for name in methods):
+        raise ValueError(f"methods: expected names, or a dictionary of names and methods of your own, got {methods!r}")
+    own = dict(methods) if isinstance(methods, Mapping) else {}
     for name in methods:
-        if name.removesuffix("+neg") not in METHODS:
+        if name not in own and name.removesuffix("+neg") not in METHODS:
             raise ValueError(f"methods: {name!r} is not known; choose from {', '.join(METHODS)}, with +neg if wanted")
+    _OWN.clear()
+    _OWN.update({f"method {name}": method for name, method in own.items()})
+    if not isinstance(reward, str):
+        _OWN["reward"] = reward
     if seeds < 1 or steps < 1:
         raise ValueError(f"seeds, steps: expected at least 1, got {seeds} and {steps}")
     truth, folder = ground_truth(prompt, reward), Path(out)
+    reward = reward if isinstance(reward, str) else identity(reward)
     methods = [*dict.fromkeys([*methods, "exact"])]
     settings = {"prompt": prompt, "reward": reward, "steps": steps, "resolution": resolution}
     jobs = [{**settings, "method": name, "seed": seed} for seed in range(seeds) for name in methods]
@@ -126,7 +142,10 @@ def compare(
     past = map(json.loads, log.read_text().splitlines() if log.exists() else [])
     done = {_key(r): r for r in past if _pictures_of(r, folder).exists()}
     waiting = [job for job in jobs if _key(job) not in done]
-    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool, log.open("a") as file:
+    # what is given as an object cannot be sent to another process, but a fork has it already
+    context = multiprocessing.get_context("fork") if _OWN else None
+    pool = ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,))
+    with pool, log.open("a") as file:
         futures = [pool.submit(run_one, job, str(folder)) for job in waiting]
         for count, future in enumerate(as_completed(futures), 1):
             record = future.result()

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from psd_mini.checkpoint import read_checkpoint, write_checkpoint
 from psd_mini.formulas import surrogate_loss
-from psd_mini.methods.context import Context, Cost
+from psd_mini.methods.context import Context, Cost, answer
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import render
+from psd_mini.rewards import identity
 from psd_mini.schedule import annealed, sample_timesteps
 
 
@@ -134,7 +135,8 @@ def distill(
     Args:
         radiance_field: the field, trained in place; see `psd_mini.fields`.
         prior: see `psd_mini.priors`.
-        method: see `psd_mini.methods`; one with `state_dict` and `load_state_dict` has its state in the checkpoint.
+        method: a function of your own or one of `psd_mini.methods`, which say what it is given and returns; one with
+            `state_dict` and `load_state_dict` has its state in the checkpoint.
         prompt, negative_prompt: what to make, and what guidance pushes away from ("" is the null prompt).
         steps: optimiser steps, at least 1.
         cameras_per_step: B, pictures rendered per step.
@@ -166,8 +168,7 @@ def distill(
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
     settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    reward_name = getattr(reward, "__name__", type(reward).__name__)
-    settings |= {"negative": repr(negative), "reward": reward_name, "background": repr(background), **(config or {})}
+    settings |= {"negative": repr(negative), "reward": identity(reward), "background": repr(background), **(config or {})}
     _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
     # a text prior words the prompt for each view, but not what guidance pushes away from
     embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), prior.embed([negative_prompt])))
@@ -225,13 +226,13 @@ def distill(
                     n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
                     t = sample_timesteps(n_timesteps, lowest, highest, generator)
                     t = t.expand(len(cameras))
-                    eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)  # type: ignore[attr-defined]
+                    eps = torch.randn(getattr(method, "n_noises", 1), *x.shape, generator=generator).to(x)
                     context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
                     moved: dict[str, float] = {}
                     if negative is not None:
                         moved = negative.step(progress_now, x.detach(), context, generator)
                         context.embeddings = torch.stack((embeddings[0], negative.embedding.detach()))
-                    gradient, metrics = method(x.detach(), t, eps, context)
+                    gradient, metrics = answer(method, x.detach(), t, eps, context)
 
                     with run.cost.timed("backward"):
                         loss = surrogate_loss(x, gradient)

@@ -26,11 +26,11 @@ from psd_mini import mesh as mesh_module
 from psd_mini.distill import distill
 from psd_mini.failures import memory_error_in_one_line
 from psd_mini.files import write_atomically
-from psd_mini.methods import PREFERENCE_METHODS, Regression, make_method
+from psd_mini.methods import BASES, PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors import make_prior
 from psd_mini.priors.toy_world import ToyWorldPrior
-from psd_mini.rewards import make_reward
+from psd_mini.rewards import identity, make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
 from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
@@ -145,7 +145,7 @@ def generate(
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the default is what there is.
         out: folder for results and checkpoints; None keeps everything in memory.
         resume: continue the run in `out`.
-        progress, callback, options: for `distill`, which documents them. Methods with a preference, by name, begin with
+        progress, callback, options: for `distill`, which documents them. Runs with a reward, but for sds, sds2 and csd, have
             `PREFERENCE_TIMES` as their range of timesteps.
 
     Returns:
@@ -159,12 +159,13 @@ def generate(
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
     if negative or (isinstance(method, str) and method in PREFERENCE_METHODS):
         reward = "colorfulness" if reward is None else reward
+    if negative or (reward is not None and not (isinstance(method, str) and method in BASES)):
         options = {**PREFERENCE_TIMES, **options}
     options = {**OPTIONS.get(prior, {}), **options}
     steps = (120 if prior in JUDGED else 5000) if steps is None else steps
     g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
-    the_reward = make_reward(reward, device) if isinstance(reward, str) else reward
+    the_reward = None if reward is None else make_reward(reward, device)
     folder = _writable(out)
     if resume and folder is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
@@ -184,7 +185,7 @@ def generate(
         "guidance_scale": g,
         "negative_prompt": negative_prompt,
         "negative": repr(the_negative),
-        "reward": reward if isinstance(reward, str | None) else getattr(reward, "__name__", repr(reward)),
+        "reward": reward if isinstance(reward, str | None) else identity(reward),
         "steps": steps,
         "seed": seed,
         "resolution": resolution,

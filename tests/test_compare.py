@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from psd_mini import cli
-from psd_mini.compare import ground_truth
+from psd_mini.compare import compare, ground_truth
 from psd_mini.rewards import Colorfulness
 from psd_mini.world.metrics import judge_views
 from psd_mini.world.text import components
@@ -74,3 +74,27 @@ def test_mistakes_come_before_the_runs(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_methods_and_rewards_of_ones_own(tmp_path):
+    """A plain function as method: its row has its name and what it computes (SDS, so SDS's numbers); a reward as well."""
+
+    def mine(x, t, eps, context):
+        schedule = context.prior.schedule
+        x_t = schedule.add_noise(x, eps[0], t)
+        eps_hat = context.prior.predict_noise(x_t, t, context.embeddings[:1], context.cameras)[0]
+        return schedule.weight(t, "sds", x) * (eps_hat - eps[0])
+
+    def redness(images, prompts):
+        assert set(prompts) == {"a ball"}  # exact asks for the run's prompt too, not for each component's caption
+        return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
+
+    settings = {"seeds": 1, "steps": 2, "resolution": 8, "out": tmp_path}
+    records = compare("a ball", {"sds": "sds", "mine": mine, "theirs": "sds2"}, redness, **settings)
+    row = {r["method"]: r for r in records}
+    assert list(row) == ["sds", "mine", "theirs", "exact"]
+    assert row["mine"]["distance_to_optimum"] == row["sds"]["distance_to_optimum"] != row["theirs"]["distance_to_optimum"]
+    assert row["mine"]["reward"] == row["sds"]["reward"] and row["sds"]["reward_name"].startswith("redness ")
+    for wrong in ("sds,psd", [mine]):
+        with pytest.raises(ValueError, match="methods: expected names, or a dictionary"):
+            compare("a ball", wrong, **settings)

@@ -14,6 +14,7 @@ from psd_mini import SDS, Regression, ToyWorldPrior, VoxelField, distill
 from psd_mini.checkpoint import read_checkpoint, write_checkpoint
 from psd_mini.distill import NonFiniteError, opacity_entropy
 from psd_mini.files import write_atomically
+from psd_mini.rewards import identity, make_reward
 from psd_mini.world.pool import make_views, pool_cameras
 
 STEPS = 8
@@ -187,7 +188,7 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
         ({"size": 16}, "made with size = 8, this run has 16"),
         ({"method": SDS(3.0)}, r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0"),
         ({"background": 0.0}, "background = '1.0', this run has '0.0'"),
-        ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'NoneType', this run has '<lambda>'"),
+        ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'NoneType', this run has '<lambda> "),
         ({"config": {"field": "triplane"}}, "field = None, this run has 'triplane'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -322,3 +323,27 @@ def test_deterministic_algorithms_are_switched_back(prior):
 
 def _assert_deterministic():
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_rewards_of_one_name_are_told_apart():
+    """Two lambdas differ in a constant, a name or an operation: three identities; the same code has the same."""
+    a, b, c = lambda i, p: i.mean((1, 2, 3)), lambda i, p: i.mean((2, 3)), lambda i, p: -i.mean((1, 2, 3))
+    d, same_as_a = lambda i, p: i.amax((1, 2, 3)), lambda i, p: i.mean((1, 2, 3))
+    assert len({identity(f) for f in (a, b, c, d)}) == 4 and identity(a) == identity(same_as_a)
+    assert identity(None) == "NoneType" and identity(make_reward("colorfulness")) == "Colorfulness"
+
+
+def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):
+    def zero(x, t, eps, context):
+        assert eps.shape == (1, *x.shape)
+        return torch.zeros_like(x)
+
+    assert same(run(prior, method=zero, entropy_weight=0.0)[0], VoxelField(8))
+    for wrong, came in (
+        (lambda x, t, eps, context: x.sum(), r"shape \(\)"),
+        (lambda x, t, eps, context: (eps, {}), r"shape \(1, 2, 3, 8, 8\)"),
+        (lambda x, t, eps, context: x[:1], r"shape \(1, 3, 8, 8\)"),
+        (lambda x, t, eps, context: None, "NoneType"),
+    ):
+        with pytest.raises(ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\) .*got {came}"):
+            run(prior, method=wrong)

@@ -70,6 +70,13 @@ def test_same_seed_same_object_and_resume_is_whole(tmp_path):
         assert all(torch.equal(x, y) for x, y in zip(a.field.parameters(), other.field.parameters(), strict=True))
 
 
+def test_a_method_given_as_object_runs_as_the_one_of_its_name():
+    """The range of timesteps, too, is that of a preference."""
+    options = {"steps": 3, "resolution": 8, "progress": False}
+    named, given = (generate("a cube", method=m, reward="colorfulness", **options) for m in ("psd", psd_mini.PSD()))
+    assert all(torch.equal(x, y) for x, y in zip(named.field.parameters(), given.field.parameters(), strict=True))
+
+
 def test_result_object_shows_itself():
     """turntable(), views() and mesh() without a folder; the gif is one a notebook can show."""
     result = generate("a yellow ball", steps=3, resolution=8, progress=False)
@@ -95,7 +102,7 @@ def test_own_method_and_own_reward():
         return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2))
 
     result = generate("a cube", method="psd", reward=redness, steps=2, resolution=8, progress=False)
-    assert result.config["reward"] == "redness" and seen == [False, False]
+    assert result.config["reward"].startswith("redness ") and seen == [False, False]
 
 
 @pytest.mark.parametrize("conditioning", ["words", "none"])

@@ -91,11 +91,11 @@ def test_every_method_refuses_a_misbehaving_reward(name, how):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reward_that_only_says_it_is_differentiable_is_named(kind):
-    """differentiable = True, but the scores are detached from the pictures: autograd's own message would name nothing."""
+def test_a_reward_without_a_gradient_is_named(kind):
+    """The scores are detached from the pictures: autograd's own message would name nothing."""
     answer = lambda i, p: (i.detach().flatten(1) ** 2).sum(-1)  # noqa: E731
     answer.differentiable = True
-    with pytest.raises(ValueError, match="^reward: it says that it is differentiable, but its scores carry no gradient"):
+    with pytest.raises(ValueError, match="^reward: its scores carry no gradient to the picture; a black box works"):
         RewardGradient(kind)(*case(RewardGradient(kind), answer))
 
 

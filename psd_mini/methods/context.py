@@ -4,8 +4,9 @@ A method is called as
 
     gradient, metrics = method(x (B, C, h, w), t (B,), eps (N, B, C, h, w), context)
 
-with N = method.n_noises independent noises per picture, and returns G, the direction in which its loss increases, of x's
-shape, and a dictionary of numbers worth plotting. Everything it needs to know of the world is in the context.
+with N = method.n_noises independent noises per picture (1 without that attribute), and returns G, the direction in which its
+loss increases, of x's shape, and a dictionary of numbers worth plotting, which may be left out. Everything it needs to know
+of the world is in the context. A plain function is a method.
 """
 
 from __future__ import annotations
@@ -76,6 +77,24 @@ class Context:
     reward: Callable | None = None
     cost: Cost = field(default_factory=Cost)
     predictions: Predictions | None = None
+
+
+def answer(
+    method: Callable, x: Float[Tensor, "b c h w"], t: Tensor, eps: Float[Tensor, "n b c h w"], context: Context
+) -> tuple[Float[Tensor, "b c h w"], dict[str, float]]:
+    """Ask a method for its gradient and its numbers, and refuse what is not a gradient.
+
+    Raises:
+        ValueError: something else than a tensor of x's shape, such as a loss, or one gradient for each of the N noises.
+    """
+    answered = method(x, t, eps, context)
+    gradient, metrics = answered if isinstance(answered, tuple) and len(answered) == 2 else (answered, {})
+    if not isinstance(gradient, Tensor) or gradient.shape != x.shape:
+        came = f"shape {tuple(gradient.shape)}" if isinstance(gradient, Tensor) else type(gradient).__name__
+        raise ValueError(
+            f"method: expected a gradient of shape {tuple(x.shape)} (not a loss, and averaged over the noises), got {came}"
+        )
+    return gradient, metrics
 
 
 def predict(

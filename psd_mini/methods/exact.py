@@ -45,11 +45,12 @@ class Exact:
             raise ValueError(f"beta: expected a positive temperature in reward units, got {self.beta!r}")
 
     def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
-        key = id(context.prior), id(context.reward)
+        prompt = context.prompts[0] if context.prompts else ""
+        key = id(context.prior), id(context.reward), prompt
         if key not in self._tilted:
             if not hasattr(context.prior, "tilted"):
                 raise ValueError("method: exact needs a prior with `tilted`, such as the toy world's; a learned prior has none")
-            self._tilted = {key: context.prior.tilted(context.reward, self.beta)}
+            self._tilted = {key: context.prior.tilted(context.reward, self.beta, prompt)}
         tilted = replace(context, prior=self._tilted[key])
         result = self.base(x, t, eps, tilted)
         context.predictions = tilted.predictions  # for callbacks, which watch the loop's own context

@@ -62,7 +62,7 @@ def reward_gradient(
         ValueError: no reward, one that is a black box, or one whose scores do not depend on the pictures; "dps" with a
             prior that keeps no graph of its denoiser.
     """
-    if context.reward is None or not getattr(context.reward, "differentiable", False):
+    if context.reward is None or not getattr(context.reward, "differentiable", True):
         raise ValueError(f"reward: {kind} needs a differentiable reward; a black box works with method psd")
     prior, schedule = context.prior, context.prior.schedule
     if kind == "dps" and not getattr(prior, "keeps_graph", True):
@@ -85,7 +85,7 @@ def reward_gradient(
 
 def _grad(scores: Tensor, leaf: Tensor) -> Tensor:
     if not scores.requires_grad:
-        raise ValueError("reward: it says that it is differentiable, but its scores carry no gradient; see rewards.black_box")
+        raise ValueError("reward: its scores carry no gradient to the picture; a black box works with method psd")
     return torch.autograd.grad(scores.sum(), leaf)[0]
 
 

@@ -96,28 +96,28 @@ class ToyWorldPrior:
         """n different cameras of the pool, at random; all of them in random order if n is larger."""
         return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
 
-    def component_rewards(self, reward: Callable | None) -> Float[Tensor, " m"]:
-        """r(mu_k) of every component: the mean reward of its pictures over the pool's cameras, (M,)."""
-        rewards = []
+    def component_rewards(self, reward: Callable | None, prompt: str) -> Float[Tensor, " m"]:
+        """r(mu_k, prompt) of every component: the mean reward of its pictures over the pool's cameras, (M,)."""
+        rewards, prompts = [], [prompt] * len(self.keys)
         for camera in range(len(self.views.cameras)):
             pictures = self.views.pictures(torch.tensor([camera]))[0]
-            prompts = [text.caption(name, colour) for name, colour in text.components()]
             with torch.no_grad():
                 rewards.append(score(reward, pictures, prompts))
         return torch.stack(rewards).mean(0)
 
-    def tilted(self, reward: Callable | None, beta: float) -> ToyWorldPrior:
-        """The optimum of "reward minus beta KL": the same pictures with weights pi_k exp(r(mu_k) / beta).
+    def tilted(self, reward: Callable | None, beta: float, prompt: str = "") -> ToyWorldPrior:
+        """The optimum of "reward minus beta KL": the same pictures with weights pi_k exp(r(mu_k, prompt) / beta).
 
         Exact as the kernel width goes to zero; at tau = 0.05 it neglects how the reward varies within a kernel.
 
         Args:
             reward: images, prompts -> scores; asked about every picture of the pool, without gradients.
             beta: temperature in reward units, positive.
+            prompt: what the reward is told that the picture should show, for rewards that listen.
         """
         if not beta > 0:
             raise ValueError(f"beta: expected a positive temperature in reward units, got {beta!r}")
-        log_prior = self.log_prior + self.component_rewards(reward) / beta
+        log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
         return ToyWorldPrior(conditioning=self.conditioning, views=self.views, log_prior=log_prior, schedule=self.schedule)
 
     def _mixture(self, embeddings: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,16 @@ A reward is anything that can be called as
 
     reward(images (B, 3, H, W) in [0, 1], prompts: B strings) -> scores (B,)
 
-higher is better. Its attribute `differentiable` says whether gradients may be taken through it; without the attribute it is
-a black box. `score` is the one place where a reward is asked: it checks what comes back.
+higher is better. A function of the pictures written in torch is differentiable as it is. One that is not is a black box:
+`black_box(function)` marks it so (its attribute `differentiable` is False), and PSD, which only compares scores, takes both.
+`score` is the one place where a reward is asked: it checks what comes back.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -19,18 +22,32 @@ from torch import Tensor
 
 from psd_mini.rewards.closed_form import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box
 
-__all__ = ["Colorfulness", "LinearReward", "NamedColor", "QuadraticReward", "WeightedSum", "black_box", "make_reward", "score"]
+__all__ = [
+    "Colorfulness",
+    "LinearReward",
+    "NamedColor",
+    "QuadraticReward",
+    "WeightedSum",
+    "black_box",
+    "identity",
+    "make_reward",
+    "score",
+]
 
 
-def make_reward(name: str, device: str | None = None) -> Callable:
+def make_reward(name: str | Callable, device: str | None = None) -> Callable:
     """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward" from the hub, or
-    "image-reward:FILE" from a file. `device` is where a network runs; None is what there is.
+    "image-reward:FILE" from a file; a function of your own is returned as it is.
+
+    `device` is where a network runs; None is what there is.
 
     Raises:
         ValueError: unknown (lists what there is), or it cannot be loaded.
     """
     from psd_mini.world.objects import COLOURS
 
+    if not isinstance(name, str):
+        return name
     kind, _, colour = name.partition(":")
     if kind == "colorfulness" and not colour:
         return Colorfulness()
@@ -44,6 +61,19 @@ def make_reward(name: str, device: str | None = None) -> Callable:
     raise ValueError(
         f"reward: {name!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
     )
+
+
+def identity(reward: Callable | None) -> str:
+    """What tells rewards apart when a run goes on from a checkpoint: the name, and of a function also a digest of its code.
+
+    Values that the function takes from outside itself are not in the digest.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+    code = getattr(reward, "__code__", None)
+    if code is None:
+        return name
+    constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
+    return f"{name} {hashlib.sha256(code.co_code + repr((constants, code.co_names)).encode()).hexdigest()[:8]}"
 
 
 def score(

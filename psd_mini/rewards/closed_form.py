@@ -106,7 +106,7 @@ class WeightedSum:
             if not isinstance(weight, int | float) or not abs(weight) < float("inf"):
                 raise ValueError(f"parts: expected finite weights, got {weight!r}")
         self.parts = list(parts)
-        self.differentiable = all(getattr(reward, "differentiable", False) for _, reward in parts)
+        self.differentiable = all(getattr(reward, "differentiable", True) for _, reward in parts)
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
         return torch.stack([weight * reward(images, prompts) for weight, reward in self.parts]).sum(0)
