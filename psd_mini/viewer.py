@@ -106,4 +106,5 @@ def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, size: int = 
         Image.fromarray(to_uint8(torch.as_tensor(still))).save(buffer, format="png")
         picture = f'<img width={size} height={size} src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
     frame = f'<iframe width={size} height={size} style="border:0" srcdoc="{html.escape(page)}"></iframe>'
-    return Html(f"{frame}{picture}")
+    # pages of notebooks put every picture on a line of its own, and may be dark
+    return Html(f'<div style="display:flex; background:white">{frame}{picture}</div>')

@@ -2,7 +2,7 @@
 
     python tests/tools/run_notebooks.py                 all of notebooks/*.ipynb, in full
     python tests/tools/run_notebooks.py 02 psd_in_one   those whose names begin so
-    python tests/tools/run_notebooks.py --cells-only    rewrite badges and install cells, run nothing
+    python tests/tools/run_notebooks.py --cells-only    rewrite badges and install cells, shrink pictures, run nothing
 
 Each notebook gets a badge and (but for the self-contained one) an install cell from the constants below, is executed, and is
 written with a hash of its own code cells: `tests/test_notebooks.py` fails when cells and outputs do not belong together.
@@ -11,7 +11,9 @@ written with a hash of its own code cells: `tests/test_notebooks.py` fails when 
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
+import io
 import os
 import re
 import sys
@@ -20,6 +22,9 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
+
+from psd_mini.viz import with_palette
 
 # The repository's address, in this one place: every badge and install cell is made from it. Put the owner's name here and run
 # `python tests/tools/run_notebooks.py --cells-only`.
@@ -104,6 +109,15 @@ def execute(notebook: nbformat.NotebookNode, fast: bool, timeout: int = 600) -> 
     return time.perf_counter() - started
 
 
+def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Give each picture the 256 colours that are nearest to its own, where that makes it smaller."""
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
+        picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
+        buffer = io.BytesIO()
+        with_palette(picture).save(buffer, format="png", optimize=True)
+        output.data["image/png"] = min(output.data["image/png"], base64.b64encode(buffer.getvalue()).decode(), key=len)
+
+
 def normalise(notebook: nbformat.NotebookNode) -> None:
     """Leave nothing of this machine or this hour: kernel's name, widgets, progress bars, memory addresses, paths."""
     notebook.metadata = nbformat.from_dict(
@@ -138,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of notebook names; none means all")
-    parser.add_argument("--cells-only", action="store_true", help="regenerate badge and install cells, run nothing")
+    parser.add_argument("--cells-only", action="store_true", help="regenerate badge and install cells, shrink pictures")
     options = parser.parse_args(arguments)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if options.names and not path.stem.startswith(tuple(options.names)):
@@ -148,6 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not options.cells_only:
             print(f"{path.name}: {execute(notebook, fast=False):.0f} s", flush=True)
             normalise(notebook)
+        shrink_pictures(notebook)
         nbformat.write(notebook, path)
 
 
