@@ -565,7 +565,7 @@ def three_mistakes(x, t, eps, predict_noise, cond, uncond, guidance_scale, alpha
 # ---------------------------------------------------------------------------------- CFG, CSD, VSD
 
 
-@wrong("cfg", "s+1")
+@wrong("cfg", "acts as g + 1", "DreamFusion's convention")
 def cfg_plus_one(noise_pred_text, noise_pred_uncond, guidance_scale):
     return noise_pred_text + guidance_scale * (noise_pred_text - noise_pred_uncond)
 
@@ -586,6 +586,13 @@ def sds_for_csd(x, t, eps, unet, cond, uncond, scheduler, guidance_scale):
     x_t = scheduler.add_noise(x, eps, t)
     c, u = unet(x_t, t, cond).sample, unet(x_t, t, uncond).sample
     return u + guidance_scale * (c - u) - eps
+
+
+@wrong("csd", "the two predictions are not at the same x_t")
+@torch.no_grad()
+def csd_of_two_noises(x, t, unet, cond, uncond, scheduler):
+    first, second = (scheduler.add_noise(x, torch.randn_like(x), t) for _ in range(2))
+    return unet(first, t, cond).sample - unet(second, t, uncond).sample
 
 
 @wrong("csd", "ascent")
@@ -671,3 +678,34 @@ def prints_a_lot(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_
         print("step", i, np.float64(i))
     _, c, u = sds(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod)
     return u + guidance_scale * (c - u) - eps
+
+
+@wrong("cfg", "in place")
+def cfg_in_place(eps_cond, eps_uncond, guidance_scale):
+    eps_cond -= eps_uncond
+    return eps_uncond + guidance_scale * eps_cond
+
+
+# ---------------------------------------------------------------------------------- slips seen in courses
+
+
+@wrong("sds", "interleaved")
+class EmbeddingsInterleaved(StarterB):
+    """[uncond, cond] repeated as a whole: right for one picture, in a batch each chunk holds both."""
+
+    def get_sds_loss(self, latents, text_embeddings, guidance_scale=100, grad_scale=1):
+        t, noise = self.draw(latents), torch.randn_like(latents)
+        two = text_embeddings[:: len(latents)].repeat(len(latents), 1, 1)
+        with torch.no_grad():
+            pred = self.get_noise_preds(self.scheduler.add_noise(latents, noise, t), t, two, guidance_scale)
+        return ((pred - noise) * latents).sum() / len(latents)
+
+
+@wrong("sds", "'NoneType'", "hand in the object instead of its class")
+class PromptFirst(StarterA):
+    """Its prompt is encoded by a method that nobody called."""
+
+    embeddings = None
+
+    def sds_loss(self, latents, guidance_scale=100):
+        return self.unet(latents, torch.tensor(500), self.embeddings.repeat(len(latents), 1, 1)).sample.sum()

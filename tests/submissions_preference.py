@@ -15,7 +15,16 @@ def pair(x, t, noises, net, cond, uncond, reward, g, abar, loser_guided=True, sh
         x_t = a * x + s * eps
         c, u = net(x_t, t, cond), net(x_t, t, uncond)
         e = u + g * (c - u)
-        rewards.append(reward({"x0": (x_t - s * e) / a, "x_t": x_t, "x": x}[shown]).view(-1, 1, 1, 1))
+        x0 = (x_t - s * e) / a
+        pictures = {
+            "x0": x0,
+            "x0_in_0_1": x0 / 2 + 0.5,
+            "x0_without_alpha": x_t - s * e,
+            "x0_over_alpha": x0 / a,
+            "x_t": x_t,
+            "x": x,
+        }
+        rewards.append(reward(pictures[shown]).view(-1, 1, 1, 1))
         predictions.append((c, e))
         h.append(e - eps)
     return h, predictions, rewards
@@ -89,6 +98,45 @@ def psd_raw(h, predictions, r, noises, lam):
     return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (predictions[0][1] - predictions[1][1])
 
 
+def _based(name, base, omega):
+    """PSD with another base: base(h_1, h_2, h_winner, h_loser)."""
+
+    @psd_args
+    def submission(h, predictions, r, noises, lam):
+        gap = r[0] - r[1]
+        winner, loser = (torch.where(gap > 0, a, b) for a, b in (h, h[::-1]))
+        return base(*h, winner, loser) + lam * omega(gap) * (h[0] - h[1])
+
+    submission.__name__ = f"psd_base_{name}"
+    return submission
+
+
+ONE_RESIDUAL = {
+    "the first": (_based("first", lambda first, second, winner, loser: first, torch.sign), ""),
+    "the first, weak": (_based("first", lambda first, second, winner, loser: first, lambda gap: torch.tanh(gap / 2)), ""),
+    "the second": (_based("second", lambda first, second, winner, loser: second, torch.sign), ""),
+    "the winner's": (_based("winner", lambda first, second, winner, loser: winner, torch.sign), "lambda = 0"),
+    "the loser's": (_based("loser", lambda first, second, winner, loser: loser, torch.sign), "lambda = 0"),
+}
+OWN_OMEGA = _based("mean", lambda first, second, winner, loser: (first + second) / 2, lambda gap: gap.sign() * gap.abs() ** 0.5)
+
+
+def _added(eps_1, eps_2):
+    def submission(x, t, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
+        e = torch.randn_like(x)
+        noises = eps_1(e), eps_2(e)
+        h, _, r = pair(x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+        h = [residual + 2 * eps for residual, eps in zip(h, noises, strict=True)]
+        return (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[0] - r[1]) * (h[0] - h[1])
+
+    submission.__name__ = "psd_noise_added" + "_to_an_antithetic_pair" * (eps_2 is torch.neg)
+    return submission
+
+
+wrong("psd", "the noise is added instead of subtracted")(_added(torch.clone, torch.randn_like))
+wrong("psd", "the noise is added instead of subtracted")(_added(torch.clone, torch.neg))
+
+
 @wrong("psd", "base is missing")
 @psd_args
 def psd_no_base(h, predictions, r, noises, lam):
@@ -145,6 +193,9 @@ def _shown(what):
     return submission
 
 
+right("psd")(_shown("x0_in_0_1"))
+wrong("psd", "not divided by alpha_t")(_shown("x0_without_alpha"))
+wrong("psd", "divided by alpha_t twice")(_shown("x0_over_alpha"))
 wrong("psd", "noisy x_t")(_shown("x_t"))
 wrong("psd", "render itself")(_shown("x"))
 
@@ -229,6 +280,7 @@ def negative(loss, guided=lambda c, e, g: e + g * (c - e), x0=lambda x_t, e, a, 
 
 NEGATIVE = {
     "right": (negative(lambda r: -r.mean()), ""),
+    "sum": (negative(lambda r: -r.sum()), "the sum over pictures instead of the mean"),
     "ascent": (negative(lambda r: r.mean()), "sign is flipped"),
     "s+1": (negative(lambda r: -r.mean(), guided=lambda c, e, g: c + g * (c - e)), "g stands where g - 1"),
     "n alone": (negative(lambda r: -r.mean(), guided=lambda c, e, g: e), "eps(n) alone"),
@@ -289,6 +341,10 @@ RENDERERS = {
     "reversed": (compose(reverse=True), "order is reversed"),
     "premultiplied": (compose(alpha=lambda r, d: (1 - torch.exp(-r * d)) ** 2), "multiplied by alpha twice"),
     "normalised": (compose(normalise=True), "divided by their sum"),
+    "no exponential": (compose(alpha=lambda r, d: r * d), "alpha = rho delta"),
+    "T rho": (compose(alpha=lambda r, d: r), "T rho"),
+    "wrong shape": (lambda density, colour, deltas: density * colour.mean(-1), "(64, 12) came, read as weights (rgb would be"),
+    "unknown name": (lambda density, colour, foo: density, "one of density, x, colour, image, t, z_vals, widths"),
     "two at once": (compose(inclusive=True, background=False), "inclusive"),
 }
 
@@ -332,6 +388,11 @@ def schedule_per_step(betas):
 def schedule_shifted(betas):
     abar = torch.cumprod(1 - betas, 0)
     return torch.cat((torch.ones(1), abar[:-1]))
+
+
+@wrong("schedule", "-2.06 came at t = 990, expected sqrt(abar_t) = 0.07205")
+def schedule_sum(betas):
+    return 1 - torch.cumsum(betas, 0)
 
 
 @wrong("schedule", "square root is missing")

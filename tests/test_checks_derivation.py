@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from psd_mini import SDS, GaussianMixture, scaled_linear_schedule
+from psd_mini import PSD, SDS, GaussianMixture, scaled_linear_schedule
 from psd_mini.checks import (
     check_cfg,
     check_gradient,
@@ -20,6 +20,7 @@ from psd_mini.checks import (
     world,
 )
 from psd_mini.checks.stand_ins import Pipeline, Scheduler, UNet
+from psd_mini.methods import Context
 
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3], [0.3, 0.6]], dtype=torch.float64)
@@ -67,6 +68,35 @@ def test_statistics_of_sds():
     assert not doubled.unbiased
 
 
+def test_the_truth_for_a_preference():
+    """Linear reward, one Gaussian: the optimum's mean is mu + S v / beta. `reward_objective` is beta times that, because
+    x0_hat's reward is the implicit one here; in a mixture it is not, and the two are different objectives."""
+    v, beta, t = torch.tensor([1.0, 2.0]).double(), 0.5, 400
+    abar = SCHEDULE.alphas_cumprod[t]
+    exact = abar * torch.linalg.solve(abar * S + (1 - abar) * torch.eye(2).double(), X - MU - S @ v / beta)
+    assert numeric_gradient(kl_objective(GAUSS.tilt_linear(v, beta)[0]), X, t, GAUSS).agrees(exact)
+    assert numeric_gradient(reward_objective(GAUSS, lambda x: x @ v, beta), X, t, GAUSS).agrees(beta * exact)
+    two = GaussianMixture(torch.ones(2) / 2, torch.stack((MU, -MU)), 0.1 * S.expand(2, 2, 2), SCHEDULE)
+    optimum = numeric_gradient(kl_objective(two.tilt_linear(v, beta)[0]), X, t, two)
+    assert not optimum.agrees(numeric_gradient(reward_objective(two, lambda x: x @ v, beta), X, t, two).value / beta)
+
+
+def test_statistics_refuse_to_rank_draws_together():
+    """Each draw must have a winner of its own: then draws are independent, and their mean's error is theirs / sqrt(n)."""
+    context = Context(GAUSS, torch.zeros(2, 1, dtype=torch.float64), prompts=[""] * 400, reward=lambda x, _: x.flatten(1)[:, 0])
+    with pytest.raises(ValueError, match="over_views=False"):
+        gradient_statistics(PSD(), 500, 400, prior=GAUSS, x=X, context=context)
+    several = [
+        gradient_statistics(
+            PSD(over_views=False), 500, 400, prior=GAUSS, x=X, context=context, generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in range(40)
+    ]
+    spread = torch.stack([stats.mean for stats in several]).std(0)
+    errors = torch.stack([stats.standard_error for stats in several]).mean(0)
+    assert ((spread / errors - 1).abs() < 4 / 80**0.5).all()  # a standard deviation of 40 is known to 1 / sqrt(80)
+
+
 def test_check_gradient_tells_direction_from_size():
     reference = lambda x: 2 * x  # noqa: E731
     check_gradient(lambda x: (x**2).sum(), reference).require()
@@ -74,6 +104,7 @@ def test_check_gradient_tells_direction_from_size():
     for wrong, words in (
         (lambda x: (x**2).mean(), "1/16384"),
         (lambda x: -(x**2).sum(), "ascent"),
+        (lambda x: 1.176 * 2 * x, "1.176 times the reference: try several t"),
         (lambda x: (x**3).sum(), "another direction"),
         (lambda x: 0 * x, "exactly zero"),
         (lambda x: (x.detach() ** 2).sum(), "no gradient path"),
@@ -106,7 +137,7 @@ def test_predictions_are_independent_of_the_batch_and_differentiable():
 
 def test_report_in_all_forms():
     report = check_cfg(lambda c, u, g: c + g * (c - u))
-    assert "s+1" in str(report) and "<table>" in report._repr_html_()
+    assert str(report).count("acts as g + 1") == 1 and "<table>" in report._repr_html_()
     assert report.to_dict()["ok"] is False and report.to_dict()["causes"] == report.causes
     with pytest.raises(AssertionError, match="s\\+1"):
         report.require()

@@ -4,11 +4,12 @@ import inspect
 import json
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import submissions
 
-from psd_mini.checks.grader import grade, summary
+from psd_mini.checks.grader import KINDS, find, grade, summary
 from psd_mini.cli import main
 
 HEAD = (
@@ -31,9 +32,10 @@ FILES = {
     "missing.py": ("import a_package_that_nobody_has\n", "does not import"),
     "exits_on_import.py": (GOOD + "sys.exit(0)\n", "does not import"),
     "hard_exit.py": (HEAD + "def sds(x):\n    os._exit(0)\n", "ended the process"),
+    "stub.py": (HEAD + "def sds(x):\n    raise NotImplementedError('your code here')\n", "your code here"),
     "endless.py": (HEAD + "def sds(x):\n    while True:\n        pass\n", "did not return within 10 s"),
-    "empty.py": ("x = 1\n", "Name it"),
-    "several.py": (GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n", "Name it"),
+    "empty.py": ("x = 1\n", "name it"),
+    "several.py": (GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n", "name it"),
     "unknown_parameter.py": (HEAD + "def sds(x, wibble):\n    return x\n", "'wibble' is not known"),
     "none.py": (HEAD + "def sds(x):\n    return None\n", "returned None"),
 }
@@ -58,12 +60,26 @@ def test_verdict_of_a_file(results, name):
     assert words in "; ".join(result["causes"])
     assert len(result["output"]) <= 2000
     json.dumps(result)
+    unanswered = {"stub.py": "not answered", "endless.py": "timed out"}
+    assert result["status"] == unanswered.get(name, "wrong" if words else "right")
 
 
 def test_summary_has_a_line_for_each(results):
     lines = summary(list(results.values())).splitlines()
     assert len(lines) == len(FILES) + 1
+    assert [line.split("  ")[0] for line in lines if "stub.py" in line or "endless.py" in line] == ["not answered", "timed out"]
     assert lines[-1] == f"3 of {len(FILES)} right"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_name_is_always_found(kind):
+    """The kind's name, among helpers whose names look like it."""
+    called, module = kind.replace("-", "_"), ModuleType("handed_in")
+    for name in ("helper", f"{called}_weight", called):
+        exec(f"def {name}(x): pass", vars(module) | {}, made := {})
+        made[name].__module__ = "handed_in"
+        setattr(module, name, made[name])
+    assert find(module, None, kind) is getattr(module, called)
 
 
 def command(capsys, *args):
@@ -87,4 +103,9 @@ def test_command_line(tmp_path, capsys):
     mine, other = json.loads(out)
     assert mine["ok"] and not other["ok"] and "added instead of subtracted" in other["causes"][0]
     assert command(capsys, file, "--kind", "nonsense")[0] == 2
+    assert command(capsys, f"{file}:sds_gradient", "--weighting", "uniform")[0] == 0  # w = 1
+    status, out = command(capsys, f"{file}:sds_gradient", "--weighting", "sds")
+    assert status == 1 and "w(t) = sigma_t^2 is expected" in out
+    assert command(capsys, file, "--kind", "cfg", "--weighting", "sds")[0] == 2
+    assert command(capsys, tmp_path, tmp_path / "none.py") == (2, "")  # nothing is graded
     assert "not a security sandbox" in " ".join(command(capsys, "--help")[1].split())

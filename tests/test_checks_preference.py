@@ -37,6 +37,21 @@ def test_reward_weighted_noises(name):
     verdict(check_psd(submission, form="softmax"), words)
 
 
+@pytest.mark.parametrize("name", more.ONE_RESIDUAL)
+def test_base_of_one_residual(name):
+    submission, words = more.ONE_RESIDUAL[name]
+    report = check_psd(submission)
+    verdict(report, words)
+    base = name.split(",")[0] + " residual"
+    assert f"{base} instead of the mean of both" in "; ".join(f.cause for f in report.findings)
+
+
+def test_omega_of_ones_own_is_a_note_where_there_is_one():
+    """Without a preference term the omega is not the news."""
+    assert [f.status for f in check_psd(more.OWN_OMEGA).require().findings if f.name == "strength"] == ["note"]
+    assert "strength" not in [f.name for f in check_psd(more.psd_without_preference).findings]
+
+
 def test_dreamdpo():
     verdict(check_psd(more.dreamdpo_formula, form="dreamdpo"), "")
     verdict(check_psd(more.dreamdpo_formula), "base is missing")

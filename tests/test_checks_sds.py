@@ -1,11 +1,17 @@
 """Right submissions pass in whatever style; wrong ones are told which mistake they made."""
 
-import pytest
-from submissions import RIGHT, WRONG
+from pathlib import Path
 
+import pytest
+import torch
+from submissions import RIGHT, WRONG
+from submissions_preference import psd_hard
+
+from psd_mini.checks import check_csd, check_psd, check_sds, diagnosis, world
 from psd_mini.checks.grader import KINDS
 
 BASIC = ("sds", "cfg", "csd", "vsd")
+TIMES = torch.tensor([90, 250, 500, 930])
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in BASIC])
@@ -23,3 +29,44 @@ def test_the_mistake_is_named(name):
         assert word in "; ".join(report.causes), f"{word!r} not in {report.causes}"
     with pytest.raises(AssertionError, match="WRONG"):
         report.require()
+
+
+@pytest.mark.parametrize("wanted", diagnosis.WEIGHTINGS)
+@pytest.mark.parametrize("came", diagnosis.WEIGHTINGS)
+def test_a_weighting_is_told_from_the_others(wanted, came):
+    """Sizes from the schedule's own w(t), and with a mean for a sum: two mistakes are two causes."""
+    for factor, slip in ((1.0, ""), (1 / 16384, "mean over elements")):
+        sizes = factor * world.SCHEDULE.weight(TIMES, came, torch.zeros(4, dtype=torch.float64))
+        seen = [(t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)]
+        ok, _, cause = diagnosis.size(seen, "gradient", 1e-2, wanted)
+        assert ok is (wanted == came and not slip)
+        assert ("is expected" in cause) is (wanted != came) and slip in cause
+        assert diagnosis.size(seen, "gradient", 1e-2)[0] is (not slip)
+
+
+def test_a_weight_that_is_none_of_them_or_no_weight_at_all():
+    odd = [(t, 1, 7.5, 1.5 + (t / 100) ** 2) for t in TIMES.tolist()]
+    clipped = [(500, 1, 7.5, 1.0), (500, 1, 7.5, 2.0), (90, 1, 7.5, 1.0)]
+    for seen in (odd, clipped):
+        assert diagnosis.size(seen, "gradient", 1e-2)[0] == "note"
+        assert diagnosis.size(seen, "gradient", 1e-2, "sds")[0] is False
+
+
+def test_checks_take_a_weighting():
+    """plain_gradient and psd_hard have w = 1, csd_scaled too, with a factor g that CSD may have."""
+    for check, fn in ((check_sds, RIGHT["plain_gradient"][1]), (check_csd, RIGHT["csd_scaled"][1]), (check_psd, psd_hard)):
+        check(fn, weighting="uniform").require()
+        assert "w(t) = 1 came, w(t) = sigma_t^2 is expected" in "; ".join(check(fn, weighting="sds").causes)
+    assert "choose from sds, uniform, fantasia3d" in check_sds(RIGHT["plain_gradient"][1], weighting="sigma").causes[0]
+
+
+def test_cfg_in_place_is_not_blamed_on_guidance():
+    report = KINDS["cfg"](WRONG["cfg_in_place"][1])
+    assert [finding.name for finding in report.findings if not finding.ok] == ["inputs"], report
+
+
+def test_the_readme_shows_what_is_printed(capsys):
+    section = (Path(__file__).parent.parent / "README.md").read_text().partition("## Check a formula")[2]
+    _, code, _, shown, *_ = section.split("```")
+    exec(code.removeprefix("python"), {})
+    assert capsys.readouterr().out.endswith(shown)

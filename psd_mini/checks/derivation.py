@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import at_least, in_words, validated
 from psd_mini.checks import world
 from psd_mini.checks.diagnosis import explain, slips_of_size
 from psd_mini.checks.guard import guarded
@@ -50,6 +51,7 @@ def reward_objective(
     return lambda x_t, t: beta * kl(x_t, t) - reward(prior.denoise(x_t, t, embeddings)[0])
 
 
+@validated
 def numeric_gradient(
     objective: Objective,
     x: Float[Tensor, " d"],
@@ -71,7 +73,14 @@ def numeric_gradient(
 
     Returns:
         `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], so E[G_SDS] = w (sigma_t / alpha_t) of it.
+
+    The truth for a preference, "reward minus beta KL", is the KL to its optimum: with `tilted, _ = prior.tilt_linear(v, beta)`
+    it is `kl_objective(tilted)`, whose gradient is (alpha_t / sigma_t) E[eps* - eps]. `reward_objective` is another objective,
+    in units of the reward: beta times the KL, and the reward of x0_hat in place of the implicit reward.
     """
+    at_least("n", n, 2)
+    if not step > 0:
+        raise ValueError(f"step: expected a positive length h, got {step}")
     x, d = x.double(), x.numel()
     generator = generator or torch.Generator().manual_seed(0)
     eps = torch.randn(n, d, generator=generator, dtype=torch.float64)
@@ -81,8 +90,10 @@ def numeric_gradient(
     for shift in step * torch.eye(d, dtype=torch.float64):
 
         def value(point: Tensor) -> Tensor:  # mean of an antithetic pair
-            sides = (objective(alpha_t * point + sign * sigma_t * eps, times) for sign in (1, -1))
-            return sum(sides, torch.zeros(n, dtype=torch.float64)) / 2
+            sides = [objective(alpha_t * point + sign * sigma_t * eps, times) for sign in (1, -1)]
+            if any(getattr(side, "shape", None) != (n,) for side in sides):
+                raise ValueError(f"objective: expected values ({n},), one per x_t, got {in_words(sides[0])}")
+            return (sides[0] + sides[1]) / 2
 
         columns.append((value(x + shift) - value(x - shift)) / (2 * step))
     samples = torch.stack(columns, -1)
@@ -105,14 +116,15 @@ class Statistics(NamedTuple):
         return None if self.bias is None else Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
 
 
+@validated
 def gradient_statistics(
-    method: Any,
+    method: Callable,
     t: int,
     n: int = 10_000,
     *,
     prior: GaussianMixture,
     x: Float[Tensor, " d"],
-    reference: Tensor | None = None,
+    reference: Float[Tensor, " d"] | None = None,
     context: Context | None = None,
     generator: torch.Generator | None = None,
 ) -> Statistics:
@@ -120,17 +132,32 @@ def gradient_statistics(
 
     Args:
         method: a method of this package, or fn(x, t, eps, context) -> gradient (or a pair that begins with it), in its shapes.
+            One that ranks needs over_views=False: the n draws are no views of one object.
         t: timestep. n: independent gradients.
         prior, x: the world and the point (d,) where it is measured.
         reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t) `numeric_gradient(kl_objective(prior), ...)`.
-        context: prompts, rewards; the prior's null prompt by default.
+            For a preference see `numeric_gradient`.
+        context: prompts, rewards; the prior's null prompt by default. Variances compare at equal cost only: each gradient
+            took context.cost.prior_evaluations / n evaluations of the prior, and the mean of two has half the variance.
+
+    Raises:
+        ValueError: a method that ranks all pictures together.
     """
+    at_least("n", n, 2)
+    if x.shape != prior.means.shape[1:]:
+        raise ValueError(f"x: expected a point {tuple(prior.means.shape[1:])} of the prior's world, got {tuple(x.shape)}")
     generator = generator or torch.Generator().manual_seed(0)
+    if getattr(method, "over_views", False):
+        name = type(method).__name__
+        raise ValueError(f"method: {name} ranks all pictures together, and here each is a draw of its own: over_views=False")
     xs = x.double().expand(n, -1)[..., None, None]
     eps = torch.randn(getattr(method, "n_noises", 1), *xs.shape, generator=generator, dtype=torch.float64)
     context = context or Context(prior, torch.zeros(2, len(prior.means), dtype=torch.float64))
     answer = method(xs, torch.full((n,), t), eps, context)
-    samples = (answer[0] if isinstance(answer, tuple) else answer).detach().double().reshape(n, -1)
+    gradient = answer[0] if isinstance(answer, tuple) else answer
+    if getattr(gradient, "shape", None) != xs.shape:
+        raise ValueError(f"method: expected a gradient {tuple(xs.shape)}, got {in_words(gradient)}")
+    samples = gradient.detach().double().reshape(n, -1)
     mean, error = samples.mean(0), samples.std(0) / n**0.5
     variance = samples.var(0).sum().item()
     signal = max(mean.square().sum().item() - variance / n, 0.0)
@@ -138,6 +165,7 @@ def gradient_statistics(
     return Statistics(mean, error, bias, variance, signal / max(variance, 1e-300))
 
 
+@validated
 @guarded("a gradient")
 def check_gradient(
     fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-3
@@ -170,6 +198,7 @@ def check_gradient(
     sign = "the sign is flipped: descent along it would climb (ascent)" if cosine < -1 + tolerance else "another direction"
     report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", sign)
     words = explain([((1, len(x), 1.0), abs(ratio))], slips_of_size((x.numel(), 1)), tolerance)
-    words = [f"the size is {abs(ratio):.4g} times the reference"] if words is None else words
+    other = f"the size is {abs(ratio):.4g} times the reference: try several t; if it changes with t, it is in w(t)"
+    words = [other] if words is None else words
     report.add(not words, "size", f"{abs(ratio):.4g}", "1", "; ".join(words))
     return report

@@ -74,14 +74,17 @@ def level(table: Sequence[tuple[str, Level, str]], values: Iterable[tuple[int, f
     for name, formula, cause in table:
         if all(abs(value - formula(t)) <= tolerance * max(abs(formula(t)), 0.02) for t, value in values):
             return name, cause
-    t, value = values[0]
+    t, value = max(values, key=lambda v: (math.isnan(v[1]), abs(v[1] - table[0][1](v[0]))))  # the largest error
     return f"{value:.4g} at t = {t}", f"{value:.4g} came at t = {t}, expected {table[0][0]} = {table[0][1](t):.4g}"
 
 
+S_PLUS_1 = (
+    "your scale acts as g + 1 (DreamFusion's convention, s+1): that is cond + g (cond - uncond); start from uncond instead"
+)
 # hypotheses for eps_hat = c eps_cond + u eps_uncond at guidance scale g: ((c, u) at g, cause); the first is right
 GUIDANCE: dict[str, tuple[Callable[[float], tuple[float, float]], str]] = {
     "uncond + g (cond - uncond)": (lambda g: (g, 1 - g), ""),
-    "cond + g (cond - uncond)": (lambda g: (1 + g, -g), "the scale behaves as s+1: cond + s (cond - uncond)"),
+    "cond + g (cond - uncond)": (lambda g: (1 + g, -g), S_PLUS_1),
     "cond + g (uncond - cond)": (
         lambda g: (1 - g, g),
         "conditional and unconditional predictions are swapped (order of the chunks?): flipped guidance, away from the prompt",
@@ -99,7 +102,7 @@ def guidance(seen: Sequence[tuple[float, float, float]], tolerance: float) -> tu
     """Which combination of predictions gives (g, c, u): its formula and what is wrong with it."""
     for name, (row, cause) in GUIDANCE.items():
         if all(max(abs(c - row(g)[0]), abs(u - row(g)[1])) <= tolerance * (1 + abs(g)) for g, c, u in seen):
-            return name, cause and f"{cause} ({name} came, uncond + g (cond - uncond) is expected)"
+            return name, cause
     g, c, u = seen[0]
     came = f"{c:.3g} cond {u:+.3g} uncond"
     return f"{came} at g = {g:g}", f"{came} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond (guidance)"
@@ -136,6 +139,7 @@ def _power(i: int, j: int) -> tuple[str, Level]:
 WEIGHTS: dict[str, Level] = dict(
     _power(i, j) for i, j in sorted(((i, j) for i in range(-2, 3) for j in range(-2, 5)), key=lambda p: abs(p[0]) + abs(p[1]))
 ) | {"1 - alpha_t": lambda t: 1 - _alpha(t), "t / T": lambda t: t / T}
+WEIGHTINGS = {"sds": "sigma_t^2", "uniform": "1", "fantasia3d": "alpha_t sigma_t^2"}  # schedule.weight's names for some
 SLIPPED_WEIGHTS: dict[str, tuple[Level, str]] = {
     "beta_t": (_beta, "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cumprod"),
     "sigma_{t+1}^2": (lambda t: _sigma(t + 1) ** 2, "the weight is taken at t + 1: t is off by one"),
@@ -164,12 +168,15 @@ def slips_of_size(shape: Sequence[int] = SHAPE, style: str = "gradient") -> list
     return slips if style == "gradient" else [*slips, (f"divided by the batch twice: {alone}", lambda t, b, g: 1 / b**2)]
 
 
-def size(seen: Sequence[tuple[int, int, float, float]], style: str, tolerance: float) -> tuple[bool | str, str, str]:
+def size(
+    seen: Sequence[tuple[int, int, float, float]], style: str, tolerance: float, weighting: str | None = None
+) -> tuple[bool | str, str, str]:
     """Which w(t) and which slips make these (t, batch, g, k), k the size of the gradient against eps_hat - eps.
 
     Args:
         seen: timestep, batch, guidance scale and size of every picture.
         style: "loss" or "gradient", see `slips_of_size`.
+        weighting: a key of `WEIGHTINGS` if only that w(t) is right.
 
     Returns:
         ok (True, False or "note"), what came, the cause.
@@ -184,11 +191,17 @@ def size(seen: Sequence[tuple[int, int, float, float]], style: str, tolerance: f
             found.append(([f"the size is {alone[0]:.4g} times the reference", "", ""], name))
         elif words is not None:
             found.append((words + [slipped] * bool(slipped), name))
+    wanted = WEIGHTINGS[weighting] if weighting else ""
     if found:
-        words, name = min(found, key=lambda entry: len(entry[0]))
-        return not words, f"w(t) = {name}" + ", times a factor" * bool(words), "; ".join(filter(None, words))
+        words, name = min(found, key=lambda entry: (len(entry[0]), entry[1] != wanted))
+        came = f"w(t) = {name}" + ", times a factor" * bool(words)
+        words += [f"w(t) = {name} came, w(t) = {wanted} is expected"] if wanted not in ("", name) else []
+        return not words, came, "; ".join(filter(None, words))
     spread = {t: {round(math.log(abs(k)), 2) for t2, b, _, k in seen if t2 == t and b == 1} for t, *_ in seen}
     if any(len(sizes) > 1 for sizes in spread.values()):
-        return "note", "not a function of t alone", "the size differs between pictures: was the gradient normalised or clipped?"
+        cause = "the size differs between pictures: was the gradient normalised or clipped?"
+        return not wanted and "note", "not a function of t alone", cause
     values = ", ".join(f"{k:.3g} at t={t}" for t, _, _, k in seen[:3])
+    if wanted:
+        return False, values, f"w(t) = {wanted} is expected, and this is no multiple of it"
     return "note", values, "a weight w(t) that is not in the list; any positive function of t is allowed"

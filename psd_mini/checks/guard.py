@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from psd_mini.checks.offline import offline_diffusers
-from psd_mini.checks.probe import describe
+from psd_mini.checks.probe import describe, unanswered
 from psd_mini.checks.report import Report
 from psd_mini.checks.submission import Unreadable
 
@@ -27,7 +27,8 @@ def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report
             except (Exception, SystemExit) as error:
                 text = str(error) if isinstance(error, Unreadable) else describe(error)
                 report = Report(f"check of {what}")
-                report.add(False, "runs", text, "a gradient or a loss", text)
+                status = "not answered" if unanswered(error.__cause__ or error) else "wrong"
+                report.add(status, "runs", text, "an answer", text)
                 return report
 
         return run

@@ -19,6 +19,7 @@ from psd_mini.formulas import cfg
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach the prediction, or call it under no_grad"
 ASCENT = "the sign is flipped: descent along it would climb (ascent)"
+ADDED = "the {} is added instead of subtracted"
 NOT_LINEAR = "of it is no combination of noise predictions, noise and x: a part is not linear in them"
 
 
@@ -103,8 +104,10 @@ def scales_of(kind: Kind, runs: list[Run]) -> list[Scale]:
     return [scale(kind, reading, run.tolerance) for run in runs for reading in run.readings]
 
 
-def judge(report: Report, kind: Kind, runs: list[Run], limits: list[Run], batched: list[Run], takes_g: bool) -> None:
-    """Direction, size and guidance, apart."""
+def judge(
+    report: Report, kind: Kind, runs: list[Run], limits: list[Run], batched: list[Run], takes_g: bool, weighting: str | None
+) -> None:
+    """Direction, size and guidance, apart. weighting: the name of w(t) if only that one is right."""
     tolerance = 5 * max(run.tolerance for run in runs)
     scales, together = scales_of(kind, runs), scales_of(kind, batched)
     if not takes_g and kind.subtracts:  # a scale of its own: whatever it is, if it is one
@@ -135,10 +138,11 @@ def judge(report: Report, kind: Kind, runs: list[Run], limits: list[Run], batche
     came = f"cosine {worst:.4f}: {shown}"
     report.add(straight and not causes, "direction", came, "cosine 1", "; ".join(causes), kind.equation)
     seen = [(s.reading.t, s.reading.batch, s.reading.g, abs(s.k)) for s in [*scales, *together]]
-    ok, came, cause = diagnosis.size(seen, runs[0].style, tolerance)
+    ok, came, cause = diagnosis.size(seen, runs[0].style, tolerance, weighting)
     if kind.subtracts is None and cause == "multiplied by the guidance scale":  # CSD may be
         ok = True
-    report.add(ok, "size", came, "any w(t) > 0", cause, kind.equation)
+    expected = f"w(t) = {diagnosis.WEIGHTINGS[weighting]}" if weighting else "any w(t) > 0"
+    report.add(ok, "size", came, expected, cause, kind.equation)
     report.add(not cause_g, "guidance", row, "uncond + g (cond - uncond)" if kind.subtracts else "cond - uncond", cause_g)
     for s, c in zip(scales_of(kind, limits), (1.0, 0.0), strict=True) if takes_g and kind.subtracts else ():
         right = abs(s.c - c) + abs(s.u - 1 + c) < tolerance
@@ -167,7 +171,7 @@ def _direction_causes(kind: Kind, runs: list[Run], scales: list[Scale], toleranc
         b = scales[0].reading.b
         causes.append(f"it contains the picture itself, {b:+.3g} x: x0_hat or the target is not what it should be")
     if all(s.added for s in scales):
-        causes.append(f"the {'noise' if kind.subtracts == 'noise' else 'second prediction'} is added instead of subtracted")
+        causes.append(ADDED.format("noise" if kind.subtracts == "noise" else "second prediction"))
     if missing and kind.subtracts == "q" and noise:
         causes.append("the noise is subtracted instead of q's prediction: this is SDS, not VSD")
     elif missing and all(abs(s.other) > tolerance for s in scales) and not noiseless:
@@ -182,6 +186,9 @@ def _direction_causes(kind: Kind, runs: list[Run], scales: list[Scale], toleranc
         causes.append("the noise appears beside q's prediction: VSD subtracts q's prediction only")
     elif noise and kind.subtracts is None:
         causes.append("the noise is subtracted: this is SDS; CSD is the difference of two predictions of the same x_t")
+    asked = [[set(group.eps_hat) - {"q"} for group in s.reading.groups] for s in scales]
+    if all(len(set().union(*labels)) > 1 and all(len(names) == 1 for names in labels) for labels in asked):
+        causes.append("the two predictions are not at the same x_t")
     if any(run.through_x_t() for run in runs):
         causes.append("the gradient flows through x_t, which brings an extra alpha_t: let it enter at x only")
     return causes
@@ -248,12 +255,17 @@ def judge_mean(report: Report, kind: Kind, runs: list[Run]) -> None:
 
 
 def judge_graph(report: Report, runs: list[Run]) -> None:
-    """Is the UNet's graph kept (memory, even where no gradient flows)? Are inputs left as they were?"""
+    """Is the UNet's graph kept (memory, even where no gradient flows)? Are inputs changed?"""
     kept = any(call.eps_hat.requires_grad for run in runs for call in run.trace.calls)
     cause = "the UNet is called with gradients on: right, but its graph costs memory and time; use torch.no_grad()"
     report.add("note" if kept else True, "graph of the UNet", "kept" if kept else "not kept", "not kept", cause)
-    changed = ", ".join(sorted({name for run in runs for name in run.changed}))
-    report.add(not changed, "inputs", changed or "unchanged", "unchanged", "it modifies its inputs in place")
+    judge_inputs(report, {name for run in runs for name in run.changed})
+
+
+def judge_inputs(report: Report, changed: set[str]) -> None:
+    """Are inputs left as they were?"""
+    came = ", ".join(sorted(changed)) or "unchanged"
+    report.add(not changed, "inputs", came, "unchanged", "it modifies its inputs in place")
 
 
 def judge_batch(report: Report, kind: Kind, batched: list[Run], failure: str) -> None:
@@ -264,5 +276,6 @@ def judge_batch(report: Report, kind: Kind, batched: list[Run], failure: str) ->
         return
     worst = min(abs(cosine(reading.gradient, reference(kind, reading))) for reading in batched[0].readings)
     fine, sound = worst > 1 - 5 * batched[0].tolerance, all(f.ok for f in report.findings)
-    cause = "pictures influence each other, or share a t or a weight that is not theirs" if sound else ""
+    cause = "pictures influence each other, share a t or a weight that is not theirs, or their embeddings are interleaved"
+    cause = f"{cause} (repeat for repeat_interleave?)" if sound else ""
     report.add(fine or (not sound and "note"), "batch of 3", f"cosine {worst:.4f}", "cosine 1 for each picture", cause)

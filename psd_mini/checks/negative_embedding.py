@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psd_mini.arguments import validated
 from psd_mini.checks import world
 from psd_mini.checks.diagnosis import Slip, explain
 from psd_mini.checks.guard import guarded
@@ -25,6 +26,7 @@ from psd_mini.checks.trace import flows
 from psd_mini.formulas import cfg
 
 
+@validated
 @guarded("the negative embedding")
 def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     """Is this the loss (or its gradient) that moves a negative embedding n to where the denoised image is rewarded?
@@ -82,7 +84,7 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
 
 
 SLIPS: list[Slip] = [  # factors of (g, t, batch)
-    ("", lambda g, t, b: float(b)),
+    ("multiplied by the batch: the sum over pictures instead of the mean?", lambda g, t, b: float(b)),
     ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
     ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
     ("x0_hat is made of eps(n) alone: it must be made of the guided prediction", lambda g, t, b: 1 / (1 - g)),

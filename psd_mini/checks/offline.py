@@ -63,7 +63,15 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextmanager
 def offline_diffusers() -> Iterator[None]:
-    """Within: `StableDiffusionPipeline.from_pretrained(id, ...)` and its like return exact stand-ins, offline."""
+    """Within: `StableDiffusionPipeline.from_pretrained(id, ...)` and its like return exact stand-ins, offline.
+
+    A check opens it by itself. Open it where an object has to be made ready first, and check the object:
+
+        with pm.offline_diffusers():
+            sd = StableDiffusion("cpu", fp16=False)
+            sd.get_text_embeds(["a"], [""])
+        check_sds(sd)
+    """
     real = {name: module for name, module in sys.modules.items() if name.split(".")[0] in LIBRARIES}
     undo: list[tuple[Any, str, Any]] = []  # object, attribute, what it was (None: it was not there)
 

@@ -15,7 +15,6 @@ read off the gradient.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -23,14 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from psd_mini.arguments import validated
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import ASCENT, JACOBIAN, basics, judge_graph, judge_noise
+from psd_mini.checks.judging import ADDED, ASCENT, JACOBIAN, basics, judge_graph, judge_noise
 from psd_mini.checks.probe import Prober, Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
 from psd_mini.checks.stand_ins import VAE
-from psd_mini.checks.submission import COURSE, keys, prepare
+from psd_mini.checks.submission import COURSE, Unreadable, keys, prepare
 from psd_mini.checks.trace import current, flows
 from psd_mini.formulas import cfg, omega
 from psd_mini.methods.rewardsds import reward_weights
@@ -41,14 +41,9 @@ EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
 PLAN = [(1, g, (t,), seed) for seed, (g, t) in enumerate(((7.5, 500), (3, 300), (7.5, 700), (3, 850), (7.5, 150), (7.5, 600)))]
 
 
-@lru_cache
-def _direction(shape: torch.Size) -> Tensor:
-    return world.normal(*shape, seed=61)
-
-
 def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
     """A linear reward of pictures of any shape, (B,); it remembers what it was shown."""
-    direction = _direction(images.shape[1:]).to(images)
+    direction = world.normal(*images.shape[1:], seed=61).to(images)
     scores = 3 * (images * direction).flatten(1).sum(1) / direction.norm()
     if images.requires_grad:
         images.retain_grad()
@@ -56,21 +51,24 @@ def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
     return scores
 
 
+@validated
 @guarded("PSD")
-def check_psd(fn: Any, *, form: str = "psd", names: Mapping[str, str] | None = None) -> Report:
+def check_psd(fn: Any, *, form: str = "psd", weighting: str | None = None, names: Mapping[str, str] | None = None) -> Report:
     """Is this a preference gradient on pairs of noises, and if not, what is it?
 
     Args:
         fn: takes by name, as far as it wants, x, t, eps_1, eps_2 (or draws its own), predict_noise or unet, cond, uncond,
             reward (images -> (B,), higher is better), guidance_scale, preference_weight, tau; a function, class or object.
         form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
+        weighting: the name of w(t) if only that one is right, as in `check_sds`.
         names: parameter -> key of `submission.NAMES`.
 
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
-    if form not in FORMS:
-        raise ValueError(f"form: {form!r} is not known; choose from {', '.join(FORMS)}")
+    for name, value, known in (("form", form, FORMS), ("weighting", weighting, (None, *diagnosis.WEIGHTINGS))):
+        if value not in known:
+            raise Unreadable(f"{name}: {value!r} is not known; choose from {', '.join(filter(None, known))}")
     report = Report(f"check of {form}")
     methods = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
     prober = Prober(prepare(fn, methods, names), names, {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA})
@@ -81,9 +79,11 @@ def check_psd(fn: Any, *, form: str = "psd", names: Mapping[str, str] | None = N
     _judge_pair(report, runs)
     scored = _judge_reward(report, runs)
     _judge_residuals(report, runs)
-    _judge_weights(report, form, scored, runs[0].style)
-    if form == "psd" and "preference_weight" in keys(prober.fn, names):
-        _judge_strength(report, scored)
+    strength = _strength(scored) if form == "psd" and "preference_weight" in keys(prober.fn, names) else None
+    signed = strength is not None and BASES[strength[0]][1] == "note"
+    _judge_weights(report, form, scored, runs[0].style, weighting, signed)
+    if strength is not None:
+        _judge_strength(report, *strength)
     judge_noise(report, runs)
     judge_graph(report, runs)
     return report
@@ -102,6 +102,8 @@ def _judge_pair(report: Report, runs: list[Run]) -> None:
 
 SEEN = {  # what the reward may have been shown: what is wrong with it
     "x0_hat": "",
+    "x0_hat times alpha_t": "x0_hat is not divided by alpha_t: it is (x_t - sigma_t eps_cfg)/alpha_t",
+    "x0_hat over alpha_t": "x0_hat is divided by alpha_t twice: it is (x_t - sigma_t eps_cfg)/alpha_t",
     "x0_hat without guidance": "the reward is shown x0_hat without guidance, while the gradient is guided",
     "the noisy x_t": "the reward is shown the noisy x_t, which no reward model has ever seen: denoise to x0_hat first",
     "x itself": "the reward is shown the render itself, which is the same for both noises: it must see x0_hat",
@@ -111,18 +113,20 @@ SEEN = {  # what the reward may have been shown: what is wrong with it
 
 def _judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor]]:
     """What was the reward shown? Returns the readings with the reward of each of their groups."""
-    scored, shown = [], set()
+    scored, shown, sizes = [], set(), []
     for run in runs:
         reading = run.readings[0]
         candidates = _candidates(reading)
         scores: dict[int, float] = {}
         for images, values in run.trace.rewarded:
             for image, value in zip(images.detach().double(), values.tolist(), strict=True):
-                likeness, name, i = max((_alike(image, c), name, i) for name, i, c in candidates)
+                (likeness, size), name, i = max((_alike(image, c), name, i) for name, i, c in candidates)
                 shown.add(name if likeness > 0.98 else "something else")
+                sizes.append((world.alpha_sigma(reading.t)[0], size))
                 scores[i] = value
         if len(scores) == len(reading.groups):
             scored.append((reading, torch.tensor([scores[i] for i in range(len(reading.groups))]).double()))
+    shown = {_sized(name, sizes) for name in shown}
     cause = "; ".join(SEEN[name] for name in sorted(shown) if SEEN[name]) if shown else "the reward is never asked"
     allowed = "note" if shown == {"x0_hat without guidance"} else not cause
     report.add(allowed, "reward sees", ", ".join(sorted(shown)) or "nothing", "x0_hat", cause, "R_i = r(decode(x0_hat_i))")
@@ -146,13 +150,24 @@ def _candidates(reading: Reading) -> list[tuple[str, int, Tensor]]:
     return found
 
 
-def _alike(image: Tensor, latents: Tensor) -> float:
-    """Correlation of a picture that the reward was shown with latents, or with what the autoencoder makes of them."""
+def _sized(name: str, sizes: list[tuple[float, float]]) -> str:
+    """Is x0_hat as large as it should be at every alpha_t? A common factor is fine: pictures come in several ranges."""
+    slips = (0, name), (1, "x0_hat times alpha_t"), (-1, "x0_hat over alpha_t")
+    for power, slip in slips if name.startswith("x0_hat") else ():
+        factors = [size / alpha_t**power for alpha_t, size in sizes]
+        if max(factors) - min(factors) < 2e-2 * max(factors):
+            return slip
+    return name
+
+
+def _alike(image: Tensor, latents: Tensor) -> tuple[float, float]:
+    """Correlation and slope of a picture that the reward was shown against latents, or what the autoencoder makes of them."""
     if image.shape != latents.shape:
         image, latents = F.avg_pool2d(image, 8), torch.einsum("lc,lhw->chw", VAE.mix, latents)
     if image.shape != latents.shape:
-        return 0.0
-    return torch.corrcoef(torch.stack((image.flatten(), latents.flatten())))[0, 1].item()
+        return 0.0, 0.0
+    (_, covariance), (_, variance) = torch.stack((image.flatten(), latents.flatten())).cov().tolist()
+    return torch.corrcoef(torch.stack((image.flatten(), latents.flatten())))[0, 1].item(), covariance / max(variance, 1e-30)
 
 
 def _judge_residuals(report: Report, runs: list[Run]) -> None:
@@ -197,28 +212,35 @@ def _noise_slip(reading: Reading, sums: list[float], slack: float) -> str:
     """What is wrong with the noises that are subtracted, in words; each should come as often as its prediction."""
     noises = [c["noise"] for c in reading.coefficients if "noise" in c]
     if len(noises) < len(sums):  # an antithetic pair has one noise: it should carry minus the difference of the weights
-        return RAW if abs(sum(noises)) < slack < abs(sums[0] - sums[1]) else ""
+        pull = sums[0] - sums[1]
+        added = len(sums) == 2 and abs(sum(noises) - pull) < slack < abs(pull)
+        return ADDED.format("noise") if added else RAW if abs(sum(noises)) < slack < abs(pull) else ""
     if all(abs(n) < slack for n in noises) and abs(reading.other) < slack:
         return BARE
+    if all(abs(n - s) < slack for n, s in zip(noises, sums, strict=True)):
+        return ADDED.format("noise")
     wrong = [abs(n + s) > slack for n, s in zip(noises, sums, strict=True)]
     return RAW if all(wrong) and max(noises) - min(noises) < slack else ONE_NOISE if all(wrong) else ""
 
 
-def _judge_weights(report: Report, form: str, scored: list[tuple[Reading, Tensor]], style: str) -> None:
-    """Which weights W_i(R) stand before the residuals?"""
+def _judge_weights(
+    report: Report, form: str, scored: list[tuple[Reading, Tensor]], style: str, weighting: str | None, signed: bool
+) -> None:
+    """Which weights W_i(R) stand before the residuals? signed: the sign of omega is known to be right."""
     samples = [(reading.t, r, torch.tensor(_sums(reading)).double()) for reading, r in scored if len(r) > 1]
     if not samples:
         report.add(False, "weights", "cannot be read", "weights of residuals", "no pair with rewards: see the rows above")
         return
     if form in ("psd", "dreamdpo"):
-        causes, sizes = _pair_causes(form, samples)
+        causes, sizes = _pair_causes(form, samples, signed)
     else:
         causes, sizes = _rule_causes(form, samples)
     _, r, w = samples[0]
     came = f"{[round(v, 3) for v in w.tolist()]} for rewards {[round(v, 2) for v in r.tolist()]}"
     ok: bool | str = not causes
     if sizes:
-        ok, found, slip = diagnosis.size([(t, 1, 1.0, abs(k)) for (t, *_), k in zip(samples, sizes, strict=True)], style, 1e-2)
+        seen = [(t, 1, 1.0, abs(k)) for (t, *_), k in zip(samples, sizes, strict=True)]
+        ok, found, slip = diagnosis.size(seen, style, 1e-2, weighting)
         came += f"; {found}"
         causes += [ASCENT] if all(k < 0 for k in sizes) and form != "dreamdpo" else []
         causes += [slip.replace("twice the reference:", TWICE)] if slip else []
@@ -235,7 +257,7 @@ TWICE = "twice the reference: is the base the sum of both residuals (it should b
 Samples = list[tuple[int, Tensor, Tensor]]  # t, rewards (N,), weights (N,)
 
 
-def _pair_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:
+def _pair_causes(form: str, samples: Samples, signed: bool) -> tuple[list[str], list[float]]:
     """Two weights are a base W_1 + W_2 and a pull W_1 - W_2, whose sign must be that of the rewards' difference.
 
     Every odd omega is right, so the size is read off the base (DreamDPO: of the pull, which stands alone).
@@ -249,9 +271,9 @@ def _pair_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:
     causes = []
     if absent:
         causes.append("the preference term is missing, the rewards have no influence: this is SDS with two noises")
-    elif bool((towards < 0).all()):
+    elif not signed and bool((towards < 0).all()):
         causes.append("winner and loser are swapped: the gradient moves to the worse one")
-    elif not bool((towards > 0).all()):
+    elif not signed and not bool((towards > 0).all()):
         causes.append("omega is not signed, it must change its sign with R_1 - R_2: here the first noise always wins")
     if form == "psd" and alone:
         causes.append("the base is missing: the pair alone does not pull to the prior")
@@ -261,26 +283,50 @@ def _pair_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:
     return causes, [] if alone is (form == "psd") else size.tolist()
 
 
-def _judge_strength(report: Report, scored: list[tuple[Reading, Tensor]]) -> None:
-    """Is the preference term lambda omega (h_1 - h_2) beside the mean of both residuals, or twice or half of that?
+MEAN = "the mean of both residuals"
+# h_1 alone: the mean of G over both orders of the noises is PSD; what the reward chose leaves no SDS at lambda = 0
+FAIR, CHOSEN = "right in expectation, with more noise", "chosen by the reward, it is not SDS at lambda = 0"
+BASES: dict[str, tuple[Callable[[Tensor], Tensor], bool | str, str]] = {  # what they add to W_1 - 1/2, of sign(R_1 - R_2)
+    MEAN: (lambda sign: 0 * sign, True, ""),
+    "the first residual": (lambda sign: sign**2 / 2, "note", f"the first residual instead of {MEAN}: {FAIR}"),
+    "the second residual": (lambda sign: -(sign**2) / 2, "note", f"the second residual instead of {MEAN}: {FAIR}"),
+    "the winner's residual": (lambda sign: sign / 2, False, f"the winner's residual instead of {MEAN}: {CHOSEN}"),
+    "the loser's residual": (lambda sign: -sign / 2, False, f"the loser's residual instead of {MEAN}: {CHOSEN}"),
+}
 
-    With the base as one, W_1 - W_2 = 2 lambda omega; lambda is the preference weight that was given, or that times sigma_t.
+
+def _strength(scored: list[tuple[Reading, Tensor]]) -> tuple[str, float, str] | None:
+    """Base, factor and omega of weights that sum to 1, W_1 = 1/2 + shift of the base + factor lambda omega.
+
+    lambda is the preference weight that was given, or that times sigma_t. Returns None where there is nothing to be read,
+    no omega ("") where it is not a known one.
     """
     pairs = [(reading.t, r[0] - r[1], _sums(reading)) for reading, r in scored if len(r) == 2]
     pairs = [(t, gap, w) for t, gap, w in pairs if abs(w[0] + w[1]) > 1e-2 * abs(w[0] - w[1]) > 0]
     if not pairs:
-        return
-    strength = torch.tensor([abs((w[0] - w[1]) / (w[0] + w[1])) / 2 for *_, w in pairs]).double()
+        return None
+    above = torch.tensor([(w[0] - w[1]) / (w[0] + w[1]) / 2 for *_, w in pairs]).double()
     gap = torch.stack([gap for _, gap, _ in pairs])
     sigma = torch.tensor([world.alpha_sigma(t)[1] for t, *_ in pairs]).double()
-    for kind, scale in product(("hard", "gap", "bt"), (torch.ones_like(sigma), sigma)):
-        ratio = strength / (LAMBDA * scale * omega(gap, kind, 1.0).abs())
-        for factor, name in ((1.0, ""), (2.0, "twice"), (0.5, "half")):
+    for base, kind, scale in product(BASES, ("hard", "gap", "bt"), (torch.ones_like(sigma), sigma)):
+        ratio = (above - BASES[base][0](gap.sign())) / (LAMBDA * scale * omega(gap, kind, 1.0))
+        ratio = ratio.abs() if base == MEAN else ratio  # whose wrong sign is named elsewhere
+        for factor in (1.0, 2.0, 0.5):
             if bool(((ratio / factor - 1).abs() < 2e-2).all()):
-                cause = f"the preference term is {name} lambda omega (h_1 - h_2), beside the mean of both residuals"
-                report.add(not name, "strength", f"{factor:g} lambda omega, {kind}", "lambda omega", cause)
-                return
-    report.add("note", "strength", "no omega that is known", "lambda omega", "its omega or lambda(t) is one of its own")
+                return base, factor, kind
+    return MEAN, 1.0, ""
+
+
+def _judge_strength(report: Report, base: str, factor: float, kind: str) -> None:
+    """Is it lambda omega (h_1 - h_2), or twice or half of that, and beside the mean of both residuals?"""
+    if kind:
+        report.add(BASES[base][1], "base", base, MEAN, BASES[base][2], EQUATION)
+        name = {2.0: "twice", 0.5: "half"}.get(factor)
+        cause = f"the preference term is {name} lambda omega (h_1 - h_2), beside {base}"
+        report.add(not name, "strength", f"{factor:g} lambda omega, {kind}", "lambda omega", cause)
+    elif report.findings[-1].ok:  # otherwise the weights are wrong, and how was said
+        cause = "the weights are 1/2 +- lambda omega for no omega of hard, gap, bt: is it, or lambda(t), one of your own?"
+        report.add("note", "strength", "no omega that is known", "lambda omega", cause)
 
 
 def _rule_causes(form: str, samples: Samples) -> tuple[list[str], list[float]]:

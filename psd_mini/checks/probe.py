@@ -167,8 +167,16 @@ USUAL_REASONS = {  # of an exception, by what its text contains
     "systemexit": "it calls exit",
     **dict.fromkeys(("leaf variable", "modified by an inplace"), "it changes its input in place"),
     **dict.fromkeys(("out of bounds", "out of range"), f"was t outside 0..{world.T - 1}?"),
+    "nonetype": "is something None that another method sets first? Make the object within offline_diffusers(), call that "
+    "method and hand in the object instead of its class",
     "graph a second time": "it back-propagates the same graph twice",
 }
+
+
+def unanswered(error: BaseException) -> bool:
+    """Is this a stub's `raise NotImplementedError`? torch raises it too, for what a device or dtype cannot do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, NotImplementedError) and "raise NotImplementedError" in (frames[-1].line or "")
 
 
 def describe(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 class Finding:
     """One row: what was checked, what came, what was expected, the likely cause, and the equation that decides.
 
-    status: "ok", "note" (worth knowing, not a mistake) or "wrong".
+    status: "ok", "note" (worth knowing, not a mistake), "wrong", or "not answered" or "timed out" where there is no answer.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Finding:
     @property
     def ok(self) -> bool:
         """Notes do not fail."""
-        return self.status != "wrong"
+        return self.status in ("ok", "note")
 
 
 @dataclass
@@ -46,6 +46,11 @@ class Report:
         return all(finding.ok for finding in self.findings)
 
     @property
+    def status(self) -> str:
+        """ "right"; or "wrong", or why there is no answer: "not answered", "timed out"."""
+        return "right" if self.ok else next(f.status for f in self.findings if not f.ok)
+
+    @property
     def causes(self) -> list[str]:
         """What is likely wrong, most basic first; empty when all is right."""
         wrong = [finding for finding in self.findings if not finding.ok]
@@ -54,14 +59,15 @@ class Report:
         ]
 
     def add(self, ok: bool | str, name: str, came: Any, expected: Any = "", cause: str = "", equation: str = "") -> None:
-        """Append a row; ok is True, False or "note". A cause is kept only where something is to be said."""
-        status = "note" if ok == "note" else "ok" if ok else "wrong"
+        """Append a row; ok is True, False or a status. A cause is kept only where something is to be said."""
+        status = ok if isinstance(ok, str) else "ok" if ok else "wrong"
         cause = "" if status == "ok" else cause
         self.findings.append(Finding(name, str(came), str(expected), status, cause, equation))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        return {"title": self.title, "ok": self.ok, "causes": self.causes, "findings": [asdict(f) for f in self.findings]}
+        rows = [asdict(finding) for finding in self.findings]
+        return {"title": self.title, "ok": self.ok, "status": self.status, "causes": self.causes, "findings": rows}
 
     def require(self) -> Report:
         """The report itself if all is right; otherwise an AssertionError that shows it."""
@@ -73,7 +79,7 @@ class Report:
         rows: list[tuple[str, ...]] = [("", "checked", "came", "expected")]
         rows += [(f.status, *(_short(cell) for cell in (f.name, f.came, f.expected))) for f in self.findings]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [f"{self.title}: {'right' if self.ok else 'WRONG'}"]
+        lines = [f"{self.title}: {in_capitals(self.status)}"]
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         for f in self.findings:
             if f.cause:
@@ -82,17 +88,21 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        colours = {"ok": "#2a7d2a", "note": "#96690a", "wrong": "#b3261e"}
+        colours = {"ok": "#2a7d2a", "note": "#96690a"}
 
         def row(cells: Sequence[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag} style='text-align:left'>{cell}</{tag}>" for cell in cells) + "</tr>"
 
         body = [row(("", "checked", "came", "expected", "likely cause", "equation"), "th")]
         for f in self.findings:
-            mark = f"<b style='color:{colours[f.status]}'>{f.status}</b>"
+            mark = f"<b style='color:{colours.get(f.status, '#b3261e')}'>{f.status}</b>"
             body.append(row((mark, *map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))), "td"))
-        verdict = "right" if self.ok else "wrong"
-        return f"<b>{html.escape(self.title)}: {verdict}</b><table>{''.join(body)}</table>"
+        return f"<b>{html.escape(self.title)}: {self.status}</b><table>{''.join(body)}</table>"
+
+
+def in_capitals(status: str) -> str:
+    """A status as tables show it: what is wrong should meet the eye."""
+    return status.upper() if status == "wrong" else status
 
 
 def _short(text: str, width: int = 70) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psd_mini.arguments import validated
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import Kind, basics, judge, judge_batch, judge_graph, judge_mean, judge_noise
+from psd_mini.checks.judging import Kind, basics, judge, judge_batch, judge_graph, judge_inputs, judge_mean, judge_noise
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
@@ -36,42 +37,51 @@ LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]
 BATCH = (3, 7.5, (150, 450, 800), 8)
 
 
+@validated
 @guarded("SDS")
-def check_sds(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
+def check_sds(fn: Any, *, weighting: str | None = None, names: Mapping[str, str] | None = None) -> Report:
     """Is this an SDS gradient, and if not, what is it?
 
     Args:
         fn: a function, a class, or an object with a method such as `sds_loss`; see `submission` for parameter names.
+        weighting: "sds" (sigma_t^2), "uniform" (1) or "fantasia3d" (alpha_t sigma_t^2) if only that w(t) is right; None
+            takes any.
         names: parameter -> key of `submission.NAMES`, for parameters with names of their own.
 
     Returns:
         A `Report`; it never raises, `report.require()` does.
     """
-    return _check(SDS, fn, names)
+    return _check(SDS, fn, names, weighting)
 
 
+@validated
 @guarded("CSD")
-def check_csd(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
+def check_csd(fn: Any, *, weighting: str | None = None, names: Mapping[str, str] | None = None) -> Report:
     """Is this a CSD gradient? Arguments as in `check_sds`; a factor g in front is allowed."""
-    return _check(CSD, fn, names)
+    return _check(CSD, fn, names, weighting)
 
 
+@validated
 @guarded("VSD")
-def check_vsd(fn: Any, *, train: Callable | None = None, names: Mapping[str, str] | None = None) -> Report:
+def check_vsd(
+    fn: Any, *, train: Callable | None = None, weighting: str | None = None, names: Mapping[str, str] | None = None
+) -> Report:
     """Is this a VSD gradient? Against the exact score of a Gaussian law q of the renders.
 
     Args:
         fn: as in `check_sds`; q's network is its parameter `unet_lora`, `unet_q`, `predict_q`, ...
         train: the training loss of q's network, fn(x, t, eps, unet_lora, ...), if it is to be checked too.
-        names: as in `check_sds`.
+        weighting, names: as in `check_sds`.
     """
-    report = _check(VSD, fn, names)
+    report = _check(VSD, fn, names, weighting)
     if train is not None:
         _check_training(report, train, names)
     return report
 
 
-def _check(kind: Kind, target: Any, names: Mapping[str, str] | None) -> Report:
+def _check(kind: Kind, target: Any, names: Mapping[str, str] | None, weighting: str | None) -> Report:
+    if weighting not in (None, *diagnosis.WEIGHTINGS):
+        raise Unreadable(f"weighting: {weighting!r} is not known; choose from {', '.join(diagnosis.WEIGHTINGS)}")
     report = Report(f"check of {kind.name}")
     fn = prepare(target, (*kind.methods, kind.name.lower()), names)
     prober = Prober(fn, names)
@@ -84,7 +94,7 @@ def _check(kind: Kind, target: Any, names: Mapping[str, str] | None) -> Report:
         batched, failure = [prober.run(*BATCH)], ""
     except Unreadable as error:
         batched, failure = [], str(error)
-    judge(report, kind, runs, limits, batched, "guidance_scale" in keys(fn, names))
+    judge(report, kind, runs, limits, batched, "guidance_scale" in keys(fn, names), weighting)
     judge_noise(report, [*runs, *batched])
     judge_mean(report, kind, runs)
     judge_graph(report, runs)
@@ -119,6 +129,7 @@ def _check_training(report: Report, train: Callable, names: Mapping[str, str] | 
     report.add(set(learnt) == {"noise"}, "training of q", came, "q learns +1 noise", cause, "min || eps_q(x_t) - eps ||^2")
 
 
+@validated
 @guarded("classifier-free guidance")
 def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     """Is fn(eps_cond, eps_uncond, guidance_scale) = eps_uncond + g (eps_cond - eps_uncond)?
@@ -128,17 +139,20 @@ def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     report = Report("check of classifier-free guidance")
     fn = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward"))
     cond, uncond = world.normal(2, 2, *world.SHAPE, seed=5)
-    both = torch.cat((uncond, cond))
     seen: dict[float, list[float]] = {}
+    changed: set[str] = set()
     left = 0.0
     for g in (7.5, 3.0, 0.5, 1.0, 0.0):
-        values = {"eps_cond": cond, "cond": cond, "eps_uncond": uncond, "uncond": uncond, "guidance_scale": g, "eps": both}
+        mine, free, both = cond.clone(), uncond.clone(), torch.cat((uncond, cond))  # a submission may change them in place
+        values = {"eps_cond": mine, "cond": mine, "eps_uncond": free, "uncond": free, "guidance_scale": g, "eps": both}
         try:
             named = arguments(fn, values, names)
-            by_name = len(named) == 2 or {id(cond), id(uncond)} <= set(map(id, named.values()))
+            by_name = len(named) == 2 or {id(mine), id(free)} <= set(map(id, named.values()))
         except Unreadable:
             by_name = False
-        result = invoke(fn, named) if by_name else fn(cond, uncond, g)
+        result = invoke(fn, named) if by_name else fn(mine, free, g)
+        pairs = {"eps_cond": (mine, cond), "eps_uncond": (free, uncond), "eps": (both, torch.cat((uncond, cond)))}
+        changed |= {name for name, (now, before) in pairs.items() if not torch.equal(now, before)}
         if not isinstance(result, Tensor) or result.shape != cond.shape:
             came = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
             cause = f"it returned {came}, expected a tensor like eps_cond"
@@ -153,5 +167,6 @@ def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     for g, wanted in ((1.0, "cond"), (0.0, "uncond")):
         c, u = seen[g]
         right = abs(c - g) + abs(u - 1 + g) < 1e-2
-        report.add(right, f"g = {g:g}", f"{c:.3g} cond {u:+.3g} uncond", wanted, cause or "the limit is wrong")
+        report.add(right, f"g = {g:g}", f"{c:.3g} cond {u:+.3g} uncond", wanted, "" if cause else "the limit is wrong")
+    judge_inputs(report, changed)
     return report

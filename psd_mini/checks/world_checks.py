@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psd_mini.arguments import validated
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import Unreadable, keys, prepare
+from psd_mini.checks.submission import Unreadable, environment, keys, prepare
 
 RENDER = "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
 
@@ -28,6 +29,7 @@ Rule = tuple[Callable[..., Tensor], str]  # a formula, and what is wrong with it
 ALPHAS: list[Rule] = [  # of rho, delta
     (lambda rho, delta: 1 - torch.exp(-rho * delta), ""),
     (lambda rho, delta: 1 - torch.exp(-rho), "delta is missing: opacity must not depend on the number of samples"),
+    (lambda rho, delta: rho, "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho"),
     (lambda rho, delta: rho * delta, "alpha = rho delta without the exponential: exact for thin fog only"),
     (lambda rho, delta: torch.exp(-rho * delta), "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes"),
 ]
@@ -52,6 +54,7 @@ BACKGROUNDS: list[Rule] = [  # of the opacity
 ]
 
 
+@validated
 @guarded("the renderer")
 def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     """Does fn(density (N, S), colour (N, S, 3), deltas (N, S), background) composite along rays as it should?
@@ -70,7 +73,7 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     # "sigma", "rgb" and "t" are other things to a renderer than to a denoiser
     values = {"density": rho, "x": rho, "colour": colour.clone(), "image": colour.clone(), "t": z, "z_vals": z}
     prober = Prober(fn, names, {**values, "widths": delta, "background": b})
-    prober.given.pop("alphas_cumprod")
+    prober.given = {k: v for k, v in prober.given.items() if k not in environment()} | {"device": torch.device("cpu")}
     answer, _ = prober.ask({})
     answer = list(answer.values()) if isinstance(answer, dict) else answer
     tensors = [p for p in (answer if isinstance(answer, tuple | list) else [answer]) if isinstance(p, Tensor)]
@@ -84,14 +87,16 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
         return report
     takes_background = "background" in keys(fn, names)
     best: tuple[list[str], Tensor] | None = None
-    for (alpha, c1), (light, c2), (weight, c3), (share, c4) in product(ALPHAS, TRANSMITTANCE, WEIGHTS, BACKGROUNDS):
+    rules = product(ALPHAS, TRANSMITTANCE, WEIGHTS, BACKGROUNDS, (True, False))
+    for (alpha, c1), (light, c2), (weight, c3), (share, c4), own in rules:  # T of its own alpha, or of exp(-rho delta)
         causes = [c for c in (c1, c2, c3, c4 if takes_background else "") if c]
         a = alpha(rho, delta)
-        w = weight(light(1 - a), a)
+        w = weight(light(1 - a if own else torch.exp(-rho * delta)), a)
         mine = w if rgb is None else torch.einsum("ns,nsc->nc", w, colour) + share(w.sum(-1, keepdim=True)) * b
         if torch.allclose(target.double(), mine, rtol=1e-4, atol=1e-5) and (best is None or len(causes) < len(best[0])):
             best = causes, mine
-    causes = ["it is none of the known slips"] if best is None else best[0]
+    read = "rgb" if rgb is not None else f"weights (rgb would be {(n, 3)})"
+    causes = [f"it is none of the known slips; {tuple(target.shape)} came, read as {read}"] if best is None else best[0]
     report.add(not causes, "compositing", "as it should" if not causes else "another", "the formula", "; ".join(causes), RENDER)
     if best is not None:
         _judge_gradient(report, target, best[1], rho)
@@ -112,6 +117,7 @@ def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -
 TIMES = (1, 30, 200, 500, 800, 990)
 
 
+@validated
 @guarded("the schedule")
 def check_schedule(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
     """Is this noise schedule, or this way to add noise, right? In all forms x_t = a x + s eps, and `diagnosis` knows a and s.
@@ -121,14 +127,8 @@ def check_schedule(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
             alphas_cumprod): returns x_t. Which one is seen from its parameters.
     """
     fn, report = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names), Report("check of the schedule")
-    try:
-        if {"eps", "x"} & keys(fn, names):
-            seen = [_mixed(Prober(fn, names), t) for t in TIMES]
-        else:
-            seen = _tabulated(Prober(fn, names))
-    except Unreadable as error:
-        report.add(False, "answer", str(error), "a schedule", str(error))
-        return report
+    mixes = {"eps", "x"} & keys(fn, names)
+    seen = [_mixed(Prober(fn, names), t) for t in TIMES] if mixes else _tabulated(Prober(fn, names))
     tables = ("signal", diagnosis.SIGNAL), ("noise", diagnosis.NOISE)
     for (row, table), values in zip(tables, zip(*seen, strict=True), strict=False):
         name, cause = diagnosis.level(table, list(zip(TIMES, values, strict=True)), 1e-3)
@@ -157,5 +157,5 @@ def _tabulated(prober: Prober) -> list[list[float]]:
     if not parts or any(p.shape != (world.T,) for p in parts):
         came = ", ".join(str(tuple(p.shape)) for p in parts) or type(answer).__name__
         raise Unreadable(f"it returned {came}, expected one number per timestep, ({world.T},)")
-    parts = [parts[0].double().sqrt()] if len(parts) == 1 else parts
+    parts = [parts[0].sign() * parts[0].double().abs().sqrt()] if len(parts) == 1 else parts  # a negative abar stays one
     return [[part[t].item() for part in parts] for t in TIMES]
