@@ -17,6 +17,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from psd_mini.arguments import at_least
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.distill import distill
 from psd_mini.fields import DENSITY_SCALE, VoxelField, make_field
@@ -40,8 +41,7 @@ def bench(steps: int = 30) -> list[dict]:
     Raises:
         ValueError: steps below 1.
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected a whole number of at least 1, got {steps!r}")
+    at_least("steps", steps, 1)
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows = methods_table(steps)
     for name in ("sds", "psd"):

@@ -21,13 +21,17 @@ ball of radius 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from psd_mini.arguments import at_least, validated
 
+
+@validated
 @dataclass(frozen=True)
 class Cameras:
     """A batch of B cameras on orbits around the origin, all with the same field of view.
@@ -48,13 +52,6 @@ class Cameras:
     fov: float
 
     def __post_init__(self) -> None:
-        for name in ("azimuth", "elevation", "distance"):
-            value = getattr(self, name)
-            if value.ndim != 1 or value.shape != self.azimuth.shape:
-                expected = tuple(self.azimuth.shape)[:1] or "(B,)"
-                raise ValueError(f"{name}: expected a tensor of shape {expected}, got {tuple(value.shape)}")
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{name}: expected finite numbers, got {value[~torch.isfinite(value)][0].item()}")
         if (self.elevation.abs() >= math.pi / 2).any():
             raise ValueError("elevation: expected angles strictly between -90 and 90 degrees (z is up); use 89 instead")
         if (self.distance <= 0).any():
@@ -65,7 +62,7 @@ class Cameras:
     def __len__(self) -> int:
         return self.azimuth.shape[0]
 
-    def __getitem__(self, index: Tensor | slice) -> Cameras:
+    def __getitem__(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> Cameras:
         """The cameras picked by a LongTensor, a boolean mask or a slice, in that order."""
         return Cameras(self.azimuth[index], self.elevation[index], self.distance[index], self.fov)
 
@@ -82,7 +79,11 @@ class Cameras:
         )
 
 
-def orbit(azimuth_degrees, elevation_degrees, distance: float = 3.0, fov_degrees: float = 40.0) -> Cameras:
+Angles = float | Sequence[float] | Float[Tensor, " b"]
+
+
+@validated
+def orbit(azimuth_degrees: Angles, elevation_degrees: Angles, distance: float = 3.0, fov_degrees: float = 40.0) -> Cameras:
     """Cameras from angles in degrees.
 
     Args:
@@ -105,6 +106,7 @@ def orbit(azimuth_degrees, elevation_degrees, distance: float = 3.0, fov_degrees
     return Cameras(azimuth.deg2rad(), elevation.deg2rad(), torch.full_like(azimuth, float(distance)), math.radians(fov_degrees))
 
 
+@validated
 def camera_rays(cameras: Cameras, height: int, width: int) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b h w 3"]]:
     """One ray through the centre of every pixel.
 
@@ -122,8 +124,8 @@ def camera_rays(cameras: Cameras, height: int, width: int) -> tuple[Float[Tensor
     Returns:
         origins (B, 3): the camera positions, and directions (B, height, width, 3): unit vectors.
     """
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: expected at least 1 pixel, got {height} x {width}")
+    at_least("height", height, 1)
+    at_least("width", width, 1)
     origins = cameras.positions()
     forward = -origins / origins.norm(dim=-1, keepdim=True)
     z_axis = torch.tensor([0.0, 0.0, 1.0], dtype=origins.dtype, device=origins.device).expand_as(forward)

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -14,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
     from psd_mini.fields import FIELDS
     from psd_mini.methods import METHODS
     from psd_mini.priors.toy_world import CONDITIONING
+    from psd_mini.schedule import WEIGHTINGS
 
     root = argparse.ArgumentParser(prog="psd-mini", description="Score distillation in small, exactly.")
     commands = root.add_subparsers(dest="command", required=True)
@@ -62,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("paths", nargs="+", metavar="path", help="file.py, file.py:function, file.py:Class or a folder")
     check.add_argument("--kind", default="sds", help="sds, cfg, csd, vsd, psd, negative-embedding, renderer or schedule")
+    check.add_argument("--weighting", choices=WEIGHTINGS, help="take only this w(t) for right (default: any)")
     check.add_argument("--json", action="store_true", help="print all findings as JSON")
     check.add_argument("--timeout", type=float, default=20.0, help="seconds for each file (default 20)")
     check.set_defaults(run=run_check)
@@ -98,6 +101,8 @@ def run_bench(args: argparse.Namespace) -> None:
     """Time steps of every method and print a table; with --growth also how the time grows."""
     from psd_mini.bench import bench
 
+    if args.growth is not None and not (args.growth.endswith(".png") and Path(args.growth).absolute().parent.is_dir()):
+        raise ValueError(f"growth: expected the name of a .png file in a folder that exists, got {args.growth!r}")
     bench(args.steps)
     if args.growth is not None:
         from psd_mini.growth import growth_of_cost
@@ -114,10 +119,12 @@ def run_check(args: argparse.Namespace) -> None:
 
     if args.kind not in KINDS:
         raise ValueError(f"kind: {args.kind!r} is not known; choose from {', '.join(KINDS)}")
+    if not 0 < args.timeout <= 86400:
+        raise ValueError(f"timeout: expected more than 0 and at most 86400 seconds, got {args.timeout:g}")
     paths = [path for given in args.paths for path in expand(given)]
     if not paths:
         raise ValueError(f"path: no .py files in {', '.join(args.paths)}")
-    results = grade(paths, args.kind, args.timeout)
+    results = grade(paths, args.kind, args.timeout, weighting=args.weighting)
     if args.json:
         print(json.dumps(results, indent=1))
     elif len(results) == 1:

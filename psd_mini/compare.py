@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psd_mini.arguments import at_least, validated
 from psd_mini.files import write_atomically
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
 from psd_mini.rewards import identity, make_reward, score
-from psd_mini.text_to_3d import PREFERENCE_TIMES, generate
+from psd_mini.text_to_3d import PREFERENCE_TIMES, generate, writable_folder
 from psd_mini.viz import contact_sheet, render_views, save_png
 from psd_mini.world import text
 from psd_mini.world.metrics import judge_views
@@ -90,6 +91,7 @@ def run_one(job: dict[str, Any], folder: str) -> dict[str, Any]:
     return {**record, "seconds": result.seconds}
 
 
+@validated
 def compare(
     prompt: str,
     methods: Sequence[str] | Mapping[str, str | Callable],
@@ -118,20 +120,19 @@ def compare(
     Raises:
         ValueError: an unknown method, prompt or reward, or no seed, before anything is run.
     """
-    if isinstance(methods, str) or not all(isinstance(name, str) for name in methods):
-        raise ValueError(f"methods: expected names, or a dictionary of names and methods of your own, got {methods!r}")
     own = dict(methods) if isinstance(methods, Mapping) else {}
     for name in methods:
         if name not in own and name.removesuffix("+neg") not in METHODS:
             raise ValueError(f"methods: {name!r} is not known; choose from {', '.join(METHODS)}, with +neg if wanted")
+    at_least("seeds", seeds, 1)
+    at_least("steps", steps, 1)
+    at_least("resolution", resolution, 8)
+    truth, folder = ground_truth(prompt, reward), Path(out)
+    writable_folder(folder)
     _OWN.clear()
     _OWN.update({f"method {name}": method for name, method in own.items()})
     if not isinstance(reward, str):
-        _OWN["reward"] = reward
-    if seeds < 1 or steps < 1:
-        raise ValueError(f"seeds, steps: expected at least 1, got {seeds} and {steps}")
-    truth, folder = ground_truth(prompt, reward), Path(out)
-    reward = reward if isinstance(reward, str) else identity(reward)
+        _OWN["reward"], reward = reward, identity(reward)
     methods = [*dict.fromkeys([*methods, "exact"])]
     settings = {"prompt": prompt, "reward": reward, "steps": steps, "resolution": resolution}
     jobs = [{**settings, "method": name, "seed": seed} for seed in range(seeds) for name in methods]

@@ -25,10 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psd_mini.arguments import at_least, needs, validated
 from psd_mini.checkpoint import read_checkpoint, write_checkpoint
 from psd_mini.formulas import surrogate_loss
 from psd_mini.methods.context import Context, Cost, answer
 from psd_mini.negative import NegativeEmbedding
+from psd_mini.priors import embed_negative
 from psd_mini.rendering import render
 from psd_mini.rewards import identity
 from psd_mini.schedule import annealed, sample_timesteps
@@ -104,6 +106,7 @@ def interrupts_deferred():
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
+@validated
 def distill(
     radiance_field: nn.Module,
     prior: Any,
@@ -119,7 +122,7 @@ def distill(
     t_max: tuple[float, float] = (0.98, 0.2),
     lr_scale: float | tuple[float, float] = 1.0,
     entropy_weight: float = 0.01,
-    background: float | Tensor = 1.0,
+    background: float | Float[Tensor, "..."] = 1.0,
     reward: Callable | None = None,
     negative: NegativeEmbedding | None = None,
     seed: int = 0,
@@ -169,9 +172,18 @@ def distill(
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
     settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     settings |= {"negative": repr(negative), "reward": identity(reward), "background": repr(background), **(config or {})}
-    _check(steps, cameras_per_step, t_min, t_max, checkpoint_every)
+    counts = {"steps": steps, "cameras_per_step": cameras_per_step, "size": size, "checkpoint_every": checkpoint_every}
+    for name, count in counts.items():
+        at_least(name, count, 1)
+    if not all(0 <= low <= high <= 1 for low, high in zip(t_min, t_max, strict=True)):
+        raise ValueError(f"t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends, got {t_min!r} and {t_max!r}")
+    needs("prior", prior, "schedule", "embed", "encode", "predict_noise", "draw_cameras")
+    needs("radiance_field", radiance_field, "parameter_groups")
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise ValueError(f"checkpoint: expected a file in a folder that exists, got {str(path)!r}")
     # a text prior words the prompt for each view, but not what guidance pushes away from
-    embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), prior.embed([negative_prompt])))
+    embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), embed_negative(prior, negative_prompt)))
     generator = torch.Generator().manual_seed(seed)
     groups = radiance_field.parameter_groups()  # type: ignore[operator]
     scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
@@ -180,7 +192,6 @@ def distill(
     groups = [{**group, "lr": group["lr"] * scale} for group, scale in zip(groups, scales, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
     run, T = Run(), prior.schedule.num_timesteps
-    path = Path(checkpoint) if checkpoint is not None else None
     stateful: dict[str, Any] = {"field": radiance_field, "optimizer": optimizer}
     if hasattr(method, "state_dict"):
         stateful["method"] = method
@@ -270,20 +281,6 @@ def distill(
     finally:
         bar.close()
     return run
-
-
-def _check(
-    steps: int, cameras_per_step: int, t_min: tuple[float, float], t_max: tuple[float, float], checkpoint_every: int
-) -> None:
-    counts = {"steps": steps, "cameras_per_step": cameras_per_step, "checkpoint_every": checkpoint_every}
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    for name, bound in {"t_min": t_min, "t_max": t_max}.items():
-        if not isinstance(bound, tuple) or len(bound) != 2:
-            raise ValueError(f"{name}: expected (first, last) fractions of the schedule, got {bound!r}")
-    if not all(0 <= low <= high <= 1 for low, high in zip(t_min, t_max, strict=True)):
-        raise ValueError(f"t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends, got {t_min!r} and {t_max!r}")
 
 
 def _check_finite(step: int, tensors: dict[str, Tensor | None]) -> None:

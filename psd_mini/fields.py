@@ -12,6 +12,7 @@ of radius `bound`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psd_mini.arguments import at_least, check_options, validated
 from psd_mini.files import write_atomically
 
+Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
 DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
 BALL_RADIUS = 0.8  # the soft ball in which optimisation starts, world units
 BALL_SHARPNESS = 4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
@@ -39,6 +42,7 @@ def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
     return BALL_SHARPNESS * (BALL_RADIUS - points.norm(dim=-1)) + BALL_OFFSET
 
 
+@validated
 class VoxelField(nn.Module):
     """A cube of R x R x R nodes, trilinearly interpolated.
 
@@ -64,7 +68,7 @@ class VoxelField(nn.Module):
         self.density = nn.Parameter(soft_ball(nodes.flip(-1).reshape(-1, 3)).reshape(1, 1, *(resolution,) * 3))
         self.colour = nn.Parameter(torch.zeros(1, channels, *(resolution,) * 3))
 
-    def forward(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+    def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
         grid = torch.cat((self.density, self.colour), dim=1).expand(SLABS, -1, -1, -1, -1)
         # grid_sample reads its last coordinate axis as (x, y, z) against a grid laid out [z, y, x]
         where = F.pad(points / self.bound, (0, 0, 0, -len(points) % SLABS)).view(SLABS, 1, 1, -1, 3)
@@ -77,6 +81,7 @@ class VoxelField(nn.Module):
         return [{"params": [self.density], "lr": 0.3}, {"params": [self.colour], "lr": 0.2}]
 
 
+@validated
 class TriplaneField(nn.Module):
     """Three feature planes, summed and decoded by a small network (Chan et al. 2022, arXiv 2112.07945, section 4.1).
 
@@ -122,7 +127,7 @@ class TriplaneField(nn.Module):
         self.w_2 = nn.Parameter(torch.randn(1 + channels, hidden, generator=generator) * 0.1 / hidden**0.5)
         self.b_2 = nn.Parameter(torch.zeros(1 + channels))
 
-    def forward(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+    def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
         p = points / self.bound
         where = torch.stack((p[:, [0, 1]], p[:, [0, 2]], p[:, [1, 2]]))[:, None]  # (3, 1, N, 2)
         planes = F.grid_sample(self.planes, where, align_corners=True, padding_mode="border")  # (3, F, 1, N)
@@ -141,15 +146,14 @@ FIELDS = {"voxel": VoxelField, "triplane": TriplaneField}
 
 
 def _check_settings(resolution: int, bound: float, **widths: int) -> None:
-    if not isinstance(resolution, int) or resolution < 2:
-        raise ValueError(f"resolution: expected a whole number of at least 2 nodes, got {resolution!r}")
+    at_least("resolution", resolution, 2)
     if not 0 < bound < float("inf"):
         raise ValueError(f"bound: expected a positive length in world units, got {bound!r}")
     for name, width in widths.items():
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {width!r}")
+        at_least(name, width, 1)
 
 
+@validated
 def make_field(kind: str, generator: torch.Generator | None = None, **settings) -> nn.Module:
     """A fresh field by name, "voxel" or "triplane", with the constructor's settings.
 
@@ -157,11 +161,13 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
         ValueError: unknown kind; lists the known ones.
     """
     if kind not in FIELDS:
-        raise ValueError(f"field: {kind!r} is not known; choose from {', '.join(FIELDS)}")
+        raise ValueError(f"field: kind {kind!r} is not known; choose from {', '.join(FIELDS)}")
+    check_options(FIELDS[kind].__init__, settings)  # type: ignore[misc]
     return FIELDS[kind](generator=generator, **settings)
 
 
-def save_field(field: nn.Module, path) -> None:
+@validated
+def save_field(field: nn.Module, path: str | Path) -> None:
     """Write a field to a safetensors file, its kind and settings in the header.
 
     Raises:
@@ -180,7 +186,8 @@ def save_field(field: nn.Module, path) -> None:
     write_atomically(path, save(state, header))
 
 
-def load_field(path, expect: dict | None = None) -> nn.Module:
+@validated
+def load_field(path: str | Path, expect: dict | None = None) -> nn.Module:
     """Read a field that `save_field` wrote.
 
     Args:
@@ -199,15 +206,15 @@ def load_field(path, expect: dict | None = None) -> nn.Module:
             settings = json.loads((file.metadata() or {})["psd_mini_field"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a field file of psd-mini, or damaged ({error}); use save_field") from None
+        raise ValueError(f"path: {path} is not a field file of psd-mini, or damaged ({error}); use save_field") from None
     for name, wanted in (expect or {}).items():
         if settings.get(name) != wanted:
-            raise ValueError(f"{path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it without `expect`")
+            raise ValueError(f"path: {path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it without `expect`")
     try:
         with torch.device("meta"):  # no memory before the shapes are known to agree
             field = make_field(settings.pop("kind"), **settings)
         field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # torch spreads it over several lines
-        raise ValueError(f"{path}: the field's header and tensors disagree ({reason}); save the field again") from None
+        raise ValueError(f"path: {path}: the field's header and tensors disagree ({reason}); save the field again") from None
     return field

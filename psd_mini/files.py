@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +15,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         OSError: the folder does not exist, cannot be written or is full; an older file of this name stays as it was.
     """
     path = Path(path)
+    if not path.name:  # "" and "."
+        raise IsADirectoryError(errno.EISDIR, "a path to a file is needed, not a folder", str(path))
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
@@ -21,6 +25,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; choose a folder that exists and is writable", str(path)) from None
+        remedy = "choose a path in a folder that exists and is writable"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error above says what is wrong
+            partial.unlink(missing_ok=True)

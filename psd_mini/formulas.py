@@ -11,8 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import validated
 
-def cfg(eps_cond: Float[Tensor, "..."], eps_neg: Float[Tensor, "..."], guidance_scale: float) -> Float[Tensor, "..."]:
+
+@validated
+def cfg(eps_cond: Float[Tensor, "*shape"], eps_neg: Float[Tensor, "*shape"], guidance_scale: float) -> Float[Tensor, "*shape"]:
     """Classifier-free guidance: push the noise prediction away from the negative prompt, towards the prompt.
 
         eps_hat = eps_neg + g (eps_cond - eps_neg)
@@ -26,13 +29,15 @@ def cfg(eps_cond: Float[Tensor, "..."], eps_neg: Float[Tensor, "..."], guidance_
         guidance_scale: g, dimensionless. Large g sharpens and saturates.
 
     Returns:
-        The guided noise prediction, same shape and units.
+        The guided noise prediction, same shape and units. Digits: what the two predictions have lost counts up to
+        g + |g - 1| times: at g = 100 the rounding of float16 alone is noise of 0.03.
 
     Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6, in diffusers' parametrisation.
     """
     return eps_neg + guidance_scale * (eps_cond - eps_neg)
 
 
+@validated
 def guidance_from_imagen(w: float) -> float:
     """Guidance scale g of `cfg` from the weight w of papers that write eps_cond + w (eps_cond - eps_neg): g = 1 + w.
 
@@ -42,7 +47,8 @@ def guidance_from_imagen(w: float) -> float:
     return 1.0 + w
 
 
-def sds_residual(eps_hat: Float[Tensor, "..."], eps: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+@validated
+def sds_residual(eps_hat: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """What the prior sees in x_t beyond the noise that was put there: the heart of score distillation.
 
         h = eps_hat - eps = (alpha_t / sigma_t) (x - x0_hat)
@@ -55,14 +61,16 @@ def sds_residual(eps_hat: Float[Tensor, "..."], eps: Float[Tensor, "..."]) -> Fl
         eps: the noise that made x_t, same shape.
 
     Returns:
-        h, same shape, in units of the standard normal.
+        h, same shape, in units of the standard normal. Digits: small beside eps where alpha_t / sigma_t is, so that the
+        rounding of a float16 eps_hat is 0.02% of h at t = 0 and 0.25% at Stable Diffusion's last t.
 
     Source: Poole et al. 2022 (DreamFusion, arXiv 2209.14988), eq. 3.
     """
     return eps_hat - eps
 
 
-def surrogate_loss(x: Float[Tensor, "b ..."], gradient: Float[Tensor, "b ..."]) -> Float[Tensor, ""]:
+@validated
+def surrogate_loss(x: Float[Tensor, "b *event"], gradient: Float[Tensor, "b *event"]) -> Float[Tensor, ""]:
     """A loss whose gradient with respect to x is a given direction, divided by the batch.
 
         L = (1 / B) * 0.5 || x - stopgrad(x - G) ||^2   =>   dL/dx = G / B
@@ -72,7 +80,8 @@ def surrogate_loss(x: Float[Tensor, "b ..."], gradient: Float[Tensor, "b ..."]) 
         gradient: G, same shape; no gradient flows through it.
 
     Returns:
-        A scalar; its value is 0.5 ||G||^2 / B and means nothing, only its gradient counts.
+        A scalar; its value is 0.5 ||G||^2 / B and means nothing, only its gradient counts. Digits: G is rounded beside x,
+        with an error of 6e-8 (|x| + 2 |G|) in float32, and gone where it is below 3e-8 |x|.
 
     Source: Poole et al. 2022 (arXiv 2209.14988) inject G by hand; this form is the one of threestudio (2023).
     """
@@ -83,7 +92,8 @@ def surrogate_loss(x: Float[Tensor, "b ..."], gradient: Float[Tensor, "b ..."]) 
 OMEGAS = ("hard", "gap", "bt", "gated")
 
 
-def omega(gap: Float[Tensor, "..."], kind: str, tau: float | Tensor = 1.0) -> Float[Tensor, "..."]:
+@validated
+def omega(gap: Float[Tensor, "..."], kind: str, tau: float | Float[Tensor, "..."] = 1.0) -> Float[Tensor, "..."]:
     """What a difference of rewards is worth: the weight of the winner-minus-loser direction. Odd in the gap.
 
         "hard"   sign(gap), 0 for a tie               only who won counts; any increasing map of the reward is the same
@@ -99,7 +109,8 @@ def omega(gap: Float[Tensor, "..."], kind: str, tau: float | Tensor = 1.0) -> Fl
         tau: temperature or threshold, in reward units, positive (a number or a tensor that broadcasts).
 
     Returns:
-        omega(gap), same shape, dimensionless.
+        omega(gap), same shape, dimensionless. Digits: none are lost here, but R_1 - R_2 of float32 rewards is noise below
+        1e-7 |R|, and "hard" counts that noise in full.
 
     Raises:
         ValueError: unknown kind, or tau not positive.
@@ -108,8 +119,8 @@ def omega(gap: Float[Tensor, "..."], kind: str, tau: float | Tensor = 1.0) -> Fl
     2305.18290); gated is DreamDPO's threshold (Zhou et al. 2025, arXiv 2502.04370).
     """
     if kind not in OMEGAS:
-        raise ValueError(f"omega: {kind!r} is not known; choose from {', '.join(OMEGAS)}")
-    if not bool((torch.as_tensor(tau) > 0).all()):
+        raise ValueError(f"omega: kind {kind!r} is not known; choose from {', '.join(OMEGAS)}")
+    if not bool((torch.as_tensor(tau, dtype=torch.float64) > 0).all()):
         raise ValueError(f"tau: expected a positive reward difference, got {tau}")
     if kind == "hard":
         return torch.sign(gap)

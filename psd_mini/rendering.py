@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import at_least, in_words, validated
 from psd_mini.cameras import Cameras, camera_rays
 
 
@@ -79,6 +80,19 @@ def ball_interval(
     return middle - half, middle + half
 
 
+def evaluate(
+    field: Callable[[Tensor], tuple[Tensor, Tensor]], points: Float[Tensor, "n 3"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+    """field(points), after a look at the shapes; ValueError where they are not density (N,) and colour (N, C)."""
+    answer = field(points)
+    shapes: list[tuple[int, ...]] = [getattr(part, "shape", ()) for part in answer] if isinstance(answer, tuple | list) else []
+    if len(shapes) != 2 or shapes[0] != (len(points),) or len(shapes[1]) != 2 or shapes[1][0] != len(points):
+        came = [tuple(shape) for shape in shapes] or in_words(answer)
+        raise ValueError(f"field: expected density ({len(points)},) and colour ({len(points)}, C), got {came}")
+    return answer[0], answer[1]
+
+
+@validated
 def render(
     field: Callable[[Tensor], tuple[Tensor, Tensor]],
     cameras: Cameras,
@@ -86,7 +100,7 @@ def render(
     width: int | None = None,
     *,
     n_samples: int = 32,
-    background: float | Tensor = 1.0,
+    background: float | Float[Tensor, "..."] = 1.0,
     radius: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Rendering:
@@ -112,8 +126,7 @@ def render(
     if radius is None:
         raise ValueError("radius: expected world units, got None and a field without `bound`; pass for example 1.0")
     width = height if width is None else width
-    if n_samples < 1:
-        raise ValueError(f"n_samples: expected at least 1 sample per ray, got {n_samples}")
+    at_least("n_samples", n_samples, 1)
     if (cameras.distance <= radius).any():
         raise ValueError(
             f"distance: a camera at {cameras.distance.min().item():g} is inside the field's bounding radius "
@@ -133,7 +146,7 @@ def render(
     z = near[:, None] + widths * (torch.arange(n_samples).to(near) + offsets)
     points = origins[hit, None] + z[..., None] * directions[hit, None]
 
-    density, colour = field(points.reshape(-1, 3))
+    density, colour = evaluate(field, points.reshape(-1, 3))
     weights, opacity = compositing_weights(density.view(shape), widths)
     # sum_i w_i c_i, and the mean of z under the weights
     foreground = (weights[..., None] * colour.view(*shape, colour.shape[-1])).sum(1)

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from psd_mini import fields, rendering, viz, world
 from psd_mini import mesh as mesh_module
+from psd_mini.arguments import check_options, validated
 from psd_mini.distill import distill
 from psd_mini.failures import memory_error_in_one_line
 from psd_mini.files import write_atomically
 from psd_mini.methods import BASES, PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
-from psd_mini.priors import make_prior
+from psd_mini.priors import embed_negative, make_prior
 from psd_mini.priors.toy_world import ToyWorldPrior
 from psd_mini.rewards import identity, make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
@@ -52,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@validated
 @dataclass
 class Generation:
     """A finished object and everything that is known about it.
@@ -89,13 +91,15 @@ class Generation:
         """One line: what was asked, what the judge saw."""
         m = self.metrics
         if "recognised" not in m:
-            return f"{self.prompt}: {self.config['steps']} steps against {self.config['prior']}, {self.config['method']}"
+            steps, prior, method = (self.config.get(name, "unknown") for name in ("steps", "prior", "method"))
+            return f"{self.prompt}: {steps} steps against {prior}, {method}"
         return (
             f"{self.prompt}: recognised as {m['recognised']}, true-view distance {m['true_view_distance']:.3f} "
             f"(oracle {m['oracle_distance']:.3f})"
         )
 
 
+@validated
 @memory_error_in_one_line()
 def generate(
     prompt: str,
@@ -155,6 +159,7 @@ def generate(
         ValueError: an argument that cannot be used, named, with the remedy; nothing already saved is touched.
     """
     started = time.perf_counter()
+    check_options(distill, options)
     if not (words(prompt) if prior in JUDGED else prompt.strip()):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
     if negative or (isinstance(method, str) and method in PREFERENCE_METHODS):
@@ -166,12 +171,12 @@ def generate(
     g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
     the_reward = None if reward is None else make_reward(reward, device)
-    folder = _writable(out)
+    folder = writable_folder(out)
     if resume and folder is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
 
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
-    resolution = resolution or (32 if prior == "exact" else 64)
+    resolution = (32 if prior == "exact" else 64) if resolution is None else resolution
     the_prior = make_prior(prior, resolution, conditioning, device, dtype)
     the_negative = negative if isinstance(negative, NegativeEmbedding) else None
     if negative is True:
@@ -247,7 +252,7 @@ def generate(
 
 def make_negative(prior: Any, negative_prompt: str, guidance_scale: float) -> NegativeEmbedding:
     """A negative embedding that starts at a prompt, with the step, trust region and times that its prior asks for."""
-    start = prior.embed([negative_prompt])[0]
+    start = embed_negative(prior, negative_prompt)[0]
     settings = prior.negative_settings(start) if hasattr(prior, "negative_settings") else {}
     return NegativeEmbedding(start, guidance_scale, **settings)
 
@@ -323,7 +328,7 @@ def _own_version() -> str:
         return "not installed"
 
 
-def _writable(out: str | Path | None) -> Path | None:
+def writable_folder(out: str | Path | None) -> Path | None:
     """The output folder, made if need be, after trying that a file can be written there."""
     if out is None:
         return None

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from psd_mini.arguments import at_least, validated
 from psd_mini.cameras import Cameras, orbit
 from psd_mini.files import write_atomically
 from psd_mini.rendering import render
@@ -62,8 +63,9 @@ def save_png(image: Float[Tensor, "3 h w"] | Image.Image, path: str | Path) -> N
     write_atomically(path, buffer.getvalue())
 
 
+@validated
 def contact_sheet(
-    rows: Sequence[Float[Tensor, "n 3 h w"]] | Float[Tensor, "n 3 h w"],
+    rows: Sequence[Float[Tensor, "_ 3 _ _"]] | Float[Tensor, "n 3 h w"],
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     title: str | None = None,
@@ -89,7 +91,7 @@ def contact_sheet(
     n_columns = max(len(row) for row in rows)
     for name, labels, n in (("row_labels", row_labels, len(rows)), ("column_labels", column_labels, n_columns)):
         if labels is not None and len(labels) != n:
-            raise ValueError(f"{name}: expected {n} texts, got {len(labels)}")
+            raise ValueError(f"{name}: expected {n} texts, as rows has so many or so long ones; got {len(labels)}")
 
     cells = [_pictures(row, CELL_WIDTH) for row in rows]
     width, height = next(cell.size for row in cells for cell in row)
@@ -120,6 +122,7 @@ def contact_sheet(
     return sheet
 
 
+@validated
 @torch.no_grad()
 def render_views(
     field: Callable, cameras: Cameras, size: int, n_samples: int = 64, background: float = 1.0
@@ -133,6 +136,8 @@ def render_views(
         n_samples: bins per ray.
         background: brightness behind the field.
     """
+    at_least("size", size, 1)
+    at_least("n_samples", n_samples, 1)
     n = max(1, POINTS_AT_ONCE // (size * size * n_samples))
     groups = [cameras[i : i + n] for i in range(0, len(cameras), n)]
     return torch.cat([render(field, g, size, n_samples=n_samples, background=background).rgb for g in groups]).clamp(0, 1)
@@ -140,6 +145,7 @@ def render_views(
 
 def turntable_cameras(n_frames: int = 24, elevation_degrees: float = 20.0, **settings: float) -> Cameras:
     """One turn around z: azimuth_k = 360 k / n degrees. `settings` are `orbit`'s distance and fov_degrees."""
+    at_least("n_frames", n_frames, 1)
     return orbit([360.0 * k / n_frames for k in range(n_frames)], elevation_degrees, **settings)
 
 
@@ -157,7 +163,7 @@ def _nearest(x: Float[np.ndarray, "k 3"], palette: Float[np.ndarray, "j 3"]) -> 
     return ((palette**2).sum(axis=1) / 2 - x @ palette.T).argmin(axis=1)
 
 
-def _with_palette(picture: Image.Image) -> Image.Image:
+def with_palette(picture: Image.Image) -> Image.Image:
     """The same picture with 256 colours: weighted k-means over its distinct colours x_k, which occur n_k times.
 
         palette_j = sum_k n_k x_k / sum_k n_k   over those k whose nearest palette entry is j;  two rounds
@@ -207,7 +213,7 @@ def gif(
     if n == 0 or seconds < 0.02 * n:
         raise ValueError(f"seconds: expected frames, and 0.02 s or more for each, got {n} frames in {seconds:g} s")
     pictures = _pictures(frames, FRAME_WIDTH if scale is None else scale * frames.shape[-1])
-    first, *others = map(_with_palette, pictures)
+    first, *others = map(with_palette, pictures)
     ends = [round(100 * seconds * k / n) for k in range(n + 1)]
     durations = [10 * (end - start) for start, end in zip(ends[:-1], ends[1:], strict=True)]
     buffer = io.BytesIO()
@@ -228,6 +234,7 @@ def running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return (total[k + half + 1] - total[k - half]) / (2 * half + 1)
 
 
+@validated
 def curves(history: Sequence[Mapping], path: str | Path | None = None) -> Image.Image:
     """One small panel per metric over the steps: the numbers in pale, their running mean in dark.
 

@@ -64,7 +64,7 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
 def test_mistakes_come_before_the_runs(tmp_path, capsys):
     for arguments, message in (
         (["a ball", "--methods", "sds,magic"], "methods: 'magic' is not known"),
-        (["a ball", "--seeds", "0"], "seeds, steps: expected at least 1, got 0"),
+        (["a ball", "--seeds", "0"], "seeds: expected a whole number of at least 1, got 0"),
         (["a hippo"], "the toy world does not know 'hippo'"),
         (["a ball", "--reward", "nice"], "reward: 'nice' is not known"),
         (["a ball", "--out", "/dev/null/folder"], "Not a directory"),
@@ -96,5 +96,5 @@ def test_methods_and_rewards_of_ones_own(tmp_path):
     assert row["mine"]["distance_to_optimum"] == row["sds"]["distance_to_optimum"] != row["theirs"]["distance_to_optimum"]
     assert row["mine"]["reward"] == row["sds"]["reward"] and row["sds"]["reward_name"].startswith("redness ")
     for wrong in ("sds,psd", [mine]):
-        with pytest.raises(ValueError, match="methods: expected names, or a dictionary"):
+        with pytest.raises(ValueError, match="^methods: expected a list"):
             compare("a ball", wrong, **settings)

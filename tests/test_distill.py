@@ -246,11 +246,11 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left on device; choose a folder"):
+    with pytest.raises(OSError, match="No space left on device; choose a path"):
         write_checkpoint(path, {"config": {}, "step": 2})
     assert read_checkpoint(path, {})["step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
-    with pytest.raises(OSError, match="choose a folder that exists"):
+    with pytest.raises(OSError, match="choose a path in a folder that exists"):
         write_atomically(tmp_path / "nowhere" / "file", b"")
 
 
@@ -306,8 +306,8 @@ def test_opacity_entropy():
         ({"steps": -3}, "steps: expected a whole number of at least 1, got -3"),
         ({"cameras_per_step": 1.5}, "cameras_per_step: expected a whole number"),
         ({"t_min": (0.5, 0.5), "t_max": (0.9, 0.2)}, "t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends"),
-        ({"t_min": 0.5}, r"t_min: expected \(first, last\) fractions of the schedule, got 0.5"),
-        ({"n_samples": 0}, "n_samples: expected at least 1 sample"),
+        ({"t_min": 0.5}, r"t_min: expected \(a finite number, a finite number\), got 0.5"),
+        ({"n_samples": 0}, "n_samples: expected a whole number of at least 1"),
     ],
 )
 def test_bad_values_are_named(prior, options, message):

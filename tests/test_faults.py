@@ -224,7 +224,7 @@ def test_a_huge_field_is_refused_before_memory_is_taken(tmp_path):
     huge = field_file(tmp_path / "huge.safetensors", {"kind": "voxel", "resolution": 10**6})
     with pytest.raises(ValueError, match="huge.safetensors: the field's header and tensors disagree"):
         load_field(huge)
-    with pytest.raises(ValueError, match="long.safetensors: not a field file of psd-mini, or damaged"):
+    with pytest.raises(ValueError, match="long.safetensors is not a field file of psd-mini, or damaged"):
         load_field(field_file(tmp_path / "long.safetensors", {"kind": "voxel"}, 2**60))
     assert load_field(whole).settings["resolution"] == 8
 

@@ -119,7 +119,7 @@ def test_other_conditionings_run(conditioning):
         (["generate", "a purple hippo"], "prompt: the toy world does not know 'hippo'; objects: ball, cube"),
         (["generate", "a cube", "--steps", "0"], "steps: expected a whole number of at least 1, got 0"),
         (["generate", "a cube", "--steps", "-4"], "steps: expected a whole number of at least 1, got -4"),
-        (["generate", "a cube", "--resolution", "2"], "size: expected at least 8 pixels"),
+        (["generate", "a cube", "--resolution", "2"], "resolution: expected a whole number of at least 8"),
         (["generate", "a cube", "--resume", *SMALL], "there is no checkpoint at"),
         (["generate", "a cube", "--negative", *SMALL], "guidance_scale: at 1 the negative embedding has no effect"),
         (["generate", "a cube", "--method", "sds", "--preference-weight", "2"], "preference_weight: sds has no such weight"),
@@ -155,7 +155,7 @@ def test_resuming_another_run_changes_nothing(tmp_path, capsys):
 def test_unknown_names_in_python():
     for arguments, message in (
         ({"method": "magic"}, "method: 'magic' is not known; choose from"),
-        ({"field": "octree"}, "field: 'octree' is not known; choose from voxel, triplane"),
+        ({"field": "octree"}, "field: kind 'octree' is not known; choose from voxel, triplane"),
         ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, toy, real, a folder"),
         ({"resume": True}, "resume: needs `out`"),
     ):

@@ -279,10 +279,10 @@ def test_running_median_is_state():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"omega": "soft"}, "omega: 'soft' is not known; choose from hard, gap, bt, gated"),
+        ({"omega": "soft"}, "omega: kind 'soft' is not known; choose from hard, gap, bt, gated"),
         ({"pair_base": "loser"}, "pair_base: 'loser' is not known"),
         ({"tau": 0.0, "omega": "bt"}, "tau: expected a positive reward difference"),
-        ({"preference_weight": float("nan")}, "preference_weight: expected a finite number of at least 0, got nan"),
+        ({"preference_weight": float("nan")}, "preference_weight: expected a finite number, got nan"),
         ({"preference_weight": -1.0}, "preference_weight: expected a finite number of at least 0, got -1.0"),
     ],
 )

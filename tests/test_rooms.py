@@ -6,9 +6,9 @@ from pathlib import Path
 import psd_mini
 
 ROOMS = (
-    *("files", "checkpoint", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world", "formulas"),
-    *("rewards", "toy", "priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d", "compare"),
-    *("bench", "growth", "checks", "cli"),
+    *("arguments", "files", "checkpoint", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world"),
+    *("formulas", "rewards", "toy", "priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d"),
+    *("compare", "bench", "growth", "checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 

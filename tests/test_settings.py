@@ -32,7 +32,7 @@ WEIGHTED = {"PSD": PSD, **{kind: partial(RewardGradient, kind) for kind in KINDS
 @pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.parametrize("weight", [-1.0, NAN, INF, -INF, "1", None])
 def test_preference_weight_is_finite_and_not_negative(name, weight):
-    with pytest.raises(ValueError, match="^preference_weight: expected a finite number of at least 0, got ") as error:
+    with pytest.raises(ValueError, match="^preference_weight: expected a finite number( of at least 0)?, got ") as error:
         WEIGHTED[name](preference_weight=weight)
     assert "\n" not in str(error.value)
 
@@ -45,21 +45,21 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         (lambda: SDS("7.5"), "guidance_scale: expected a finite number, got '7.5'"),
         (lambda: make_method("psd", NAN), "guidance_scale: expected a finite number, got nan"),
         (lambda: make_method("sds2", -INF), "guidance_scale: expected a finite number, got -inf"),
-        (lambda: make_method("dps", 2.0, NAN), "preference_weight: expected a finite number of at least 0, got nan"),
-        (lambda: make_method("rewardsds", 2.0, NAN), "preference_weight: rewardsds has no such weight"),
+        (lambda: make_method("dps", 2.0, -1.0), "preference_weight: expected a finite number of at least 0, got -1.0"),
+        (lambda: make_method("rewardsds", 2.0, 1.0), "preference_weight: rewardsds has no such weight"),
         (lambda: make_method("dreamdpo", 2.0, 1.0), "preference_weight: dreamdpo has no such weight"),
         (lambda: SDS(weighting="dreamfusion"), "weighting: 'dreamfusion' is not known; choose from sds, uniform, fantasia3d"),
         (lambda: SDS(n_noises=0), "n_noises: expected a whole number of at least 1, got 0"),
-        (lambda: RewardSDS(n_noises=1), "n_noises: expected at least 2 noises to choose from, got 1"),
-        (lambda: RewardSDS(n_noises=2.5), "n_noises: expected at least 2 noises to choose from, got 2.5"),
+        (lambda: RewardSDS(n_noises=1), "n_noises: expected a whole number of at least 2, got 1"),
+        (lambda: RewardSDS(n_noises=2.5), "n_noises: expected a whole number, got 2.5"),
         (lambda: RewardSDS(strategy="worst"), "strategy: 'worst' is not known; choose from best, softmax, min-max"),
-        (lambda: DreamDPO(tau=-0.001), "tau: expected a reward difference of at least 0, got -0.001"),
-        (lambda: DreamDPO(tau=NAN), "tau: expected a reward difference of at least 0, got nan"),
-        (lambda: PSD(tau=NAN), "tau: expected a positive reward difference, got nan"),
+        (lambda: DreamDPO(tau=-0.001), "tau: expected a finite number of at least 0, got -0.001"),
+        (lambda: DreamDPO(tau=NAN), "tau: expected a finite number, got nan"),
+        (lambda: PSD(tau=NAN), "tau: expected a finite number or None, got nan"),
         (lambda: PSD(tau=-1.0), "tau: expected a positive reward difference, got -1.0"),
         (lambda: Exact(beta=0.0), "beta: expected a positive temperature in reward units, got 0.0"),
         (lambda: Exact(beta=-1.0), "beta: expected a positive temperature in reward units, got -1.0"),
-        (lambda: Exact(beta=NAN), "beta: expected a positive temperature in reward units, got nan"),
+        (lambda: Exact(beta=NAN), "beta: expected a finite number, got nan"),
     ],
 )
 def test_bad_settings_are_named_in_one_line(call, message):
@@ -144,6 +144,6 @@ def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, wha
 
 
 def test_exact_needs_a_prior_that_can_be_tilted():
-    context = Context(object(), torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3)))
+    context = Context(PRIOR, torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3)))
     with pytest.raises(ValueError, match="method: exact needs a prior with `tilted`"):
         Exact()(torch.zeros(1, 3, 4, 4), torch.tensor([5]), torch.zeros(1, 1, 3, 4, 4), context)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from psd_mini.arguments import validated
 from psd_mini.methods.context import Context, Cost, Predictions, predict
 from psd_mini.methods.csd import CSD, csd_gradient
 from psd_mini.methods.dreamdpo import DreamDPO
@@ -27,26 +28,27 @@ WEIGHTED = ("psd", *KINDS)
 METHODS: dict[str, Callable] = {**BASES, **PREFERENCE_METHODS}
 
 
-def make_method(name: str, guidance_scale: float = 1.0, preference_weight: float | None = None) -> Callable:
+@validated
+def make_method(method: str, guidance_scale: float = 1.0, preference_weight: float | None = None) -> Callable:
     """A method by name, on an SDS base with this guidance scale.
 
     Args:
-        name: one of `METHODS`.
+        method: one of `METHODS`.
         guidance_scale: g of classifier-free guidance.
         preference_weight: strength of the preference term, for methods that have one; None is the method's own default.
 
     Raises:
         ValueError: unknown name, or a weight for a method without one.
     """
-    if name not in METHODS:
-        raise ValueError(f"method: {name!r} is not known; choose from {', '.join(METHODS)}")
-    if name in BASES and preference_weight is None:
-        return BASES[name](guidance_scale=guidance_scale)
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+    if method in BASES and preference_weight is None:
+        return BASES[method](guidance_scale=guidance_scale)
     if preference_weight is None:
-        return METHODS[name](base=SDS(guidance_scale))
-    if name not in WEIGHTED:
-        raise ValueError(f"preference_weight: {name} has no such weight; methods that have: {', '.join(WEIGHTED)}")
-    return METHODS[name](base=SDS(guidance_scale), preference_weight=preference_weight)
+        return METHODS[method](base=SDS(guidance_scale))
+    if method not in WEIGHTED:
+        raise ValueError(f"preference_weight: {method} has no such weight; methods that have: {', '.join(WEIGHTED)}")
+    return METHODS[method](base=SDS(guidance_scale), preference_weight=preference_weight)
 
 
 __all__ = [

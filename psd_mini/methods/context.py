@@ -11,18 +11,17 @@ of the world is in the context. A plain function is a method.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
+from psd_mini.arguments import needs, validated
 from psd_mini.cameras import Cameras
 
 
@@ -46,11 +45,9 @@ class Cost:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
 
-def checked(name: str, value: float, at_least: float = -math.inf) -> None:
-    """Refuse a setting that is not a finite number of at least `at_least`, with a ValueError that names it."""
-    if not isinstance(value, Real) or not at_least <= value or not abs(value) < math.inf:
-        bound = "" if at_least == -math.inf else f" of at least {at_least:g}"
-        raise ValueError(f"{name}: expected a finite number{bound}, got {value!r}")
+Render = Float[Tensor, "b c h w"]
+Times = Int[Tensor, "b"]
+Noises = Float[Tensor, "n b c h w"]
 
 
 class Predictions(NamedTuple):
@@ -61,6 +58,7 @@ class Predictions(NamedTuple):
     eps_neg: Float[Tensor, "n b c h w"]
 
 
+@validated
 @dataclass
 class Context:
     """What a method may use.
@@ -71,12 +69,15 @@ class Context:
     """
 
     prior: Any
-    embeddings: Tensor
+    embeddings: Real[Tensor, "k *embedding"]
     cameras: Cameras | None = None
     prompts: list[str] = field(default_factory=list)
     reward: Callable | None = None
     cost: Cost = field(default_factory=Cost)
     predictions: Predictions | None = None
+
+    def __post_init__(self) -> None:
+        needs("prior", self.prior, "schedule", "predict_noise")
 
 
 def answer(
@@ -97,9 +98,7 @@ def answer(
     return gradient, metrics
 
 
-def predict(
-    x: Float[Tensor, "b c h w"], t: Tensor, eps: Float[Tensor, "n b c h w"], context: Context, negative: bool = True
-) -> Predictions:
+def predict(x: Render, t: Times, eps: Noises, context: Context, negative: bool = True) -> Predictions:
     """Noise a render N times and ask the prior about all of it in one batched call, without keeping its graph.
 
         x_t = alpha_t x + sigma_t eps,    eps_cond = eps_hat(x_t; prompt),    eps_neg = eps_hat(x_t; negative prompt)

@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.methods.context import Context, Predictions, predict
+from psd_mini.arguments import validated
+from psd_mini.methods.context import Context, Noises, Predictions, Render, Times, predict
 from psd_mini.methods.sds import SDS
 
 
+@validated
 def csd_gradient(
-    eps_cond: Float[Tensor, "..."], eps_neg: Float[Tensor, "..."], weight_t: Float[Tensor, "..."] | float = 1.0
-) -> Float[Tensor, "..."]:
+    eps_cond: Float[Tensor, "*shape"], eps_neg: Float[Tensor, "*shape"], weight_t: Float[Tensor, "..."] | float = 1.0
+) -> Float[Tensor, "*shape"]:
     """The CSD direction: G = w(t) (eps_cond - eps_neg).
 
     Args:
@@ -44,13 +46,14 @@ def csd_gradient(
     return weight_t * (eps_cond - eps_neg)
 
 
+@validated
 @dataclass
 class CSD(SDS):
     """CSD as a method; settings and loop are those of `SDS`. `guidance_scale` only guides the denoised image of methods
     that rank with it (`SDS.noise`)."""
 
-    def predict(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> Predictions:
+    def predict(self, x: Render, t: Times, eps: Noises, context: Context) -> Predictions:
         return predict(x, t, eps, context, negative=True)
 
-    def residual(self, predictions: Predictions, eps: Tensor) -> Tensor:
+    def residual(self, predictions: Predictions, eps: Noises) -> Tensor:
         return csd_gradient(predictions.eps_cond, predictions.eps_neg)

@@ -27,11 +27,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from psd_mini.methods.context import Context
+from psd_mini.arguments import at_least, validated
+from psd_mini.methods.context import Context, Noises, Render, Times
 from psd_mini.methods.ranked import rank
 from psd_mini.methods.sds import SDS
 
 
+@validated
 @dataclass
 class DreamDPO:
     """DreamDPO as a method.
@@ -45,13 +47,12 @@ class DreamDPO:
     base: SDS = field(default_factory=SDS)
     tau: float = 0.001
     published_code: bool = False
-    n_noises: int = 2
+    n_noises: int = field(default=2, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.tau >= 0:
-            raise ValueError(f"tau: expected a reward difference of at least 0, got {self.tau!r}")
+        at_least("tau", self.tau, 0, whole=False)
 
-    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         ranked = rank(self.base, x, t, eps, context)
         gap = ranked.rewards[0] - ranked.rewards[1]
         first_wins = (gap >= 0).view(-1, *[1] * (x.ndim - 1))  # a tie goes to the first, as in the published code

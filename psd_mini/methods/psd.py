@@ -42,14 +42,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import at_least, validated
 from psd_mini.formulas import omega
-from psd_mini.methods.context import Context, checked
+from psd_mini.methods.context import Context, Noises, Render, Times
 from psd_mini.methods.ranked import rank
 from psd_mini.methods.sds import SDS
 
 BASES = ("mean", "winner", "fresh")
 
 
+@validated
 def psd_gradient(
     base: Float[Tensor, "b *event"],
     h_1: Float[Tensor, "b *event"],
@@ -78,6 +80,7 @@ def psd_gradient(
     return weight_t * (base + lambda_t * weight * (h_1 - h_2))
 
 
+@validated
 @dataclass
 class PSD:
     """PSD as a method: any base plus the preference term.
@@ -99,12 +102,12 @@ class PSD:
     pair_base: str = "mean"
     antithetic: bool = True
     over_views: bool = True
-    median_gap: float = field(default=0.0, repr=False)
+    median_gap: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.pair_base not in BASES:
             raise ValueError(f"pair_base: {self.pair_base!r} is not known; choose from {', '.join(BASES)}")
-        checked("preference_weight", self.preference_weight, at_least=0)
+        at_least("preference_weight", self.preference_weight, 0, whole=False)
         omega(torch.zeros(1), self.omega, 1.0 if self.tau is None else self.tau)  # names and signs are checked there
 
     @property
@@ -116,7 +119,7 @@ class PSD:
     def shared_timestep(self) -> bool:
         return self.over_views
 
-    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         eps = torch.cat((eps[:1], -eps[:1], eps[1:])) if self.antithetic else eps
         ranked = rank(self.base, x, t, eps, context, self.over_views)
         h_1, h_2 = ranked.residuals[:2]
@@ -135,7 +138,7 @@ class PSD:
             "preference_share": ((lambda_t * (h_1 - h_2)).norm() / base.norm().clamp(min=1e-12)).item(),
         }
 
-    def strength(self, sigma_t: Tensor) -> Tensor:
+    def strength(self, sigma_t: Float[Tensor, "..."]) -> Tensor:
         """lambda(t) = preference_weight sigma_t, the shape of sigma_t; override it for another dependence on t."""
         return self.preference_weight * sigma_t
 
@@ -154,4 +157,5 @@ class PSD:
         return {"median_gap": self.median_gap}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        at_least("state: median_gap", state.get("median_gap"), 0, whole=False)
         self.median_gap = state["median_gap"]

@@ -10,14 +10,16 @@ that it keeps is the field's own limit and not the method's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from psd_mini.methods.context import Context
+from psd_mini.arguments import validated
+from psd_mini.methods.context import Context, Render, Times
 from psd_mini.world.text import components
 
 
+@validated
 @dataclass
 class Regression:
     """Pull every render to the toy world's own picture of one (object, colour) at the same camera.
@@ -27,9 +29,9 @@ class Regression:
     """
 
     target: tuple[str, str]
-    n_noises: int = 0
+    n_noises: int = field(default=0, init=False, repr=False)
 
-    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Render, t: Times, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         views = context.prior.views
         pictures = views.pictures(views.index_of(context.cameras))[:, components().index(self.target)]
         # G = x - x*

@@ -29,7 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.methods.context import Context, Predictions, checked
+from psd_mini.arguments import at_least, validated
+from psd_mini.methods.context import Context, Noises, Predictions, Render, Times
 from psd_mini.methods.sds import SDS
 from psd_mini.rewards import score
 
@@ -96,6 +97,7 @@ def _guided(x_t: Tensor, t: Tensor, context: Context, base: SDS) -> Tensor:
     return base.noise(Predictions(x_t, eps_hat[0], eps_hat[-1]))
 
 
+@validated
 @dataclass
 class RewardGradient:
     """A base method plus the gradient of the reward, taken in one of four ways.
@@ -109,14 +111,14 @@ class RewardGradient:
     kind: str
     base: SDS = field(default_factory=SDS)
     preference_weight: float = 50.0
-    n_noises: int = 1
+    n_noises: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: {self.kind!r} is not known; choose from {', '.join(KINDS)}")
-        checked("preference_weight", self.preference_weight, at_least=0)
+        at_least("preference_weight", self.preference_weight, 0, whole=False)
 
-    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         predictions = self.base.predict(x, t, eps, context)
         residual = self.base.residual(predictions, eps)[0]
         eps_hat = self.base.noise(predictions)[0]

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.methods.context import Context
+from psd_mini.arguments import at_least, validated
+from psd_mini.methods.context import Context, Noises, Render, Times
 from psd_mini.methods.ranked import rank
 from psd_mini.methods.sds import SDS
 
@@ -50,6 +51,7 @@ def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor
     return 0.9 / k * (place < k).to(rewards) - 0.1 / k * (place >= n - k).to(rewards)
 
 
+@validated
 @dataclass
 class RewardSDS:
     """RewardSDS as a method.
@@ -67,10 +69,9 @@ class RewardSDS:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}")
-        if not isinstance(self.n_noises, int) or self.n_noises < 2:
-            raise ValueError(f"n_noises: expected at least 2 noises to choose from, got {self.n_noises}")
+        at_least("n_noises", self.n_noises, 2)
 
-    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         ranked = rank(self.base, x, t, eps, context)
         weights = reward_weights(ranked.rewards, self.strategy).view(*ranked.rewards.shape, *[1] * (x.ndim - 1))
         # G = w(t) sum_i weight_i h_i

@@ -34,18 +34,20 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import at_least, validated
 from psd_mini.formulas import cfg, sds_residual
-from psd_mini.methods.context import Context, Predictions, checked, predict
+from psd_mini.methods.context import Context, Noises, Predictions, Render, Times, predict
 from psd_mini.schedule import WEIGHTINGS
 
 
+@validated
 def sds_gradient(
-    eps_cond: Float[Tensor, "..."],
-    eps_neg: Float[Tensor, "..."],
-    eps: Float[Tensor, "..."],
+    eps_cond: Float[Tensor, "*shape"],
+    eps_neg: Float[Tensor, "*shape"],
+    eps: Float[Tensor, "*shape"],
     guidance_scale: float,
     weight_t: Float[Tensor, "..."] | float = 1.0,
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, "*shape"]:
     """The SDS direction: weighted difference between guided noise prediction and noise.
 
         G = w(t) ( eps_neg + g (eps_cond - eps_neg) - eps )
@@ -64,6 +66,7 @@ def sds_gradient(
     return weight_t * sds_residual(cfg(eps_cond, eps_neg, guidance_scale), eps)
 
 
+@validated
 @dataclass
 class SDS:
     """SDS as a method of the loop, averaged over N noises per picture.
@@ -79,13 +82,11 @@ class SDS:
     n_noises: int = 1
 
     def __post_init__(self) -> None:
-        checked("guidance_scale", self.guidance_scale)
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"weighting: {self.weighting!r} is not known; choose from {', '.join(WEIGHTINGS)}")
-        if not isinstance(self.n_noises, int) or self.n_noises < 1:
-            raise ValueError(f"n_noises: expected a whole number of at least 1, got {self.n_noises!r}")
+        at_least("n_noises", self.n_noises, 1)
 
-    def predict(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> Predictions:
+    def predict(self, x: Render, t: Times, eps: Noises, context: Context) -> Predictions:
         """The prior's answers that `residual` needs: the negative prompt's only if g differs from 1."""
         return predict(x, t, eps, context, negative=self.guidance_scale != 1.0)
 
@@ -93,11 +94,11 @@ class SDS:
         """The guided noise prediction eps_cfg, (N, B, C, h, w): what the denoised image is made of."""
         return cfg(predictions.eps_cond, predictions.eps_neg, self.guidance_scale)
 
-    def residual(self, predictions: Predictions, eps: Tensor) -> Tensor:
+    def residual(self, predictions: Predictions, eps: Noises) -> Tensor:
         """Unweighted direction for each of the N noises, (N, B, C, h, w): eps_cfg - eps."""
         return sds_gradient(predictions.eps_cond, predictions.eps_neg, eps, self.guidance_scale)
 
-    def __call__(self, x: Tensor, t: Tensor, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         residual = self.residual(self.predict(x, t, eps, context), eps).mean(0)
         # G = w(t) mean_i (eps_cfg(x_t^i) - eps^i)
         gradient = context.prior.schedule.weight(t, self.weighting, x) * residual

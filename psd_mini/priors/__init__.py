@@ -14,9 +14,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from psd_mini.arguments import at_least, validated
+
 PRIORS = ("exact", "toy", "real")  # and any folder or hub id of a model in diffusers' format
 
 
+def embed_negative(prior: Any, negative_prompt: str) -> Any:
+    """The embedding of what guidance pushes away from; where the prior does not know it, the error says which prompt."""
+    try:
+        return prior.embed([negative_prompt])
+    except ValueError as error:
+        raise ValueError(f"negative_prompt: {str(error).removeprefix('prompt: ')}") from None
+
+
+@validated
 def make_prior(
     prior: str, resolution: int = 32, conditioning: str = "camera", device: str | None = None, dtype: str | None = None
 ) -> Any:
@@ -32,6 +43,7 @@ def make_prior(
     Raises:
         ValueError: it cannot be loaded, or does not run there.
     """
+    at_least("resolution", resolution, 8)
     if prior == "exact":
         if device not in (None, "cpu") or dtype not in (None, "float32"):
             raise ValueError(f"device, dtype: the exact world runs on the cpu in float32, not {device} {dtype}; leave them out")

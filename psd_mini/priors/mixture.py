@@ -18,19 +18,19 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
-from psd_mini.schedule import NoiseSchedule
+from psd_mini.arguments import as_numbers, at_least, validated
+from psd_mini.schedule import NoiseSchedule, Times
 
 Batch = Float[Tensor, "b *event"]  # B samples of any event shape
-Times = Int[Tensor, "b"] | None  # a timestep for each
-Prompts = Float[Tensor, "e m"] | None  # E prompts: log-weights to be added to those of the M components
+Prompts = Real[Tensor, "e m"] | None  # E prompts: log-weights to be added to those of the M components
 
 
 def _checked(name: str, value: Any, shape: tuple[int, ...], like: Tensor, allow_minus_inf: bool = False) -> Tensor:
     """`value` as a tensor in like's dtype, or a one-line error that names the argument."""
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    value = as_numbers(name, value, dtype=like.dtype, device=like.device)
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
     if not bool((value.isfinite() | (value == -math.inf) if allow_minus_inf else value.isfinite()).all()):
@@ -57,6 +57,7 @@ def _check_beta(beta: float) -> None:
         raise ValueError(f"beta must be positive and finite (it is the temperature of the reward), got {beta}")
 
 
+@validated
 class GaussianMixture:
     """Exact diffusion prior p_0 = sum_k pi_k N(mu_k, S_k), for tests, plots and two-dimensional worlds.
 
@@ -78,22 +79,18 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Any, means: Float[Tensor, "m d"], covariances: Any, schedule: NoiseSchedule) -> None:
-        if not isinstance(means, Tensor) or not means.is_floating_point():
-            raise TypeError("means must be a floating-point tensor of shape (M, d): use torch.tensor([[0.0, 1.0]])")
-        if means.ndim != 2 or means.numel() == 0:
-            raise ValueError(f"means must have shape (M, d) with M, d >= 1, got {tuple(means.shape)}")
         m, d = means.shape
-        self.schedule, self.means = schedule, _checked("means", means, (m, d), means)
+        self.schedule, self.means = schedule, means
         weights = _checked("weights", weights, (m,), means)
         if bool((weights < 0).any()) or not bool(weights.sum() > 0):
             raise ValueError(f"weights must be nonnegative with a positive sum, got a minimum of {weights.min():.6g}")
         self.log_weights = torch.log(weights / weights.sum())
 
-        cov = torch.as_tensor(covariances, dtype=means.dtype, device=means.device)
+        cov = as_numbers("covariances", covariances, dtype=means.dtype, device=means.device)
         forms = {(): (1, 1), (m,): (m, 1), (m, 1): (m, 1), (m, d): (m, d), (m, d, d): (m, d, d)}
         if tuple(cov.shape) not in forms:
             expected = f"(), ({m},), ({m}, {d}) or ({m}, {d}, {d})"
-            raise ValueError(f"covariances must have shape {expected}, got {tuple(cov.shape)}")
+            raise ValueError(f"covariances must have shape {expected} for means {(m, d)}, got {tuple(cov.shape)}")
         cov = _checked("covariances", cov.reshape(forms[tuple(cov.shape)]), forms[tuple(cov.shape)], means)
         # S_k = U_k diag(eigenvalues_k) U_k^T; no eigenvectors: U_k = I; eigenvalues (M, 1): all equal
         self.eigenvectors: Tensor | None = None
@@ -110,11 +107,11 @@ class GaussianMixture:
         root = self._root(self.eigenvalues)
         return root @ root.mT
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Float[Tensor, "..."]) -> Tensor:
         """This world's samples are its pictures: x = image."""
         return images
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Float[Tensor, "..."]) -> Tensor:
         """image = x, not clamped."""
         return x
 
@@ -129,17 +126,17 @@ class GaussianMixture:
         u = torch.eye(self.means.shape[1]).to(self.means) if self.eigenvectors is None else self.eigenvectors
         return u * eigenvalues.sqrt()[..., None, :]
 
-    def _log_weights(self, embeddings: Prompts) -> Float[Tensor, "e 1 m"]:
+    def _log_weights(self, embeddings: Prompts, name: str = "embeddings") -> Float[Tensor, "e 1 m"]:
         """log w_k(e) = log softmax_k(log pi_k + e_k); an entry of -inf switches its component off."""
         if embeddings is None:
             return self.log_weights[None, None]
         shape = (len(embeddings), len(self.means))
-        logits = self.log_weights + _checked("embeddings", embeddings, shape, self.means, allow_minus_inf=True)
+        logits = self.log_weights + _checked(name, embeddings, shape, self.means, allow_minus_inf=True)
         if not bool(logits.isfinite().any(-1).all()):
-            raise ValueError("embeddings must leave at least one component with positive weight in every row")
+            raise ValueError(f"{name} must leave at least one component with positive weight in every row")
         return torch.log_softmax(logits, -1)[:, None]
 
-    def _components(self, x_t: Batch, t: Times) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _components(self, x_t: Batch, t: Times | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What every formula needs, per sample and component.
 
         Returns alpha_t (B,1,1), sigma_t (B,1,1), c (B,M,d or 1) the eigenvalues of C_k, z (B,M,d) the residual
@@ -160,22 +157,25 @@ class GaussianMixture:
         log_n = -0.5 * (z**2 / c + torch.log(2 * math.pi * c)).sum(-1)
         return alpha_t, sigma_t, c, z, log_n
 
-    def log_prob(self, x_t: Batch, t: Times = None, embeddings: Prompts = None) -> Float[Tensor, "e b"]:
-        """Log-density in nats, log p_t(x_t | e) = log sum_k w_k(e) N(x_t; alpha_t mu_k, C_k), shape (E, B)."""
+    def log_prob(self, x_t: Batch, t: Times | None = None, embeddings: Prompts = None) -> Float[Tensor, "e b"]:
+        """Log-density in nats, log p_t(x_t | e) = log sum_k w_k(e) N(x_t; alpha_t mu_k, C_k), shape (E, B).
+
+        Digits: float32 is right to 1e-6 of the value, so far from all components nats are lost.
+        """
         return torch.logsumexp(self._log_weights(embeddings) + self._components(x_t, t)[-1], -1)
 
-    def responsibilities(self, x_t: Batch, t: Times = None, embeddings: Prompts = None) -> Float[Tensor, "e b m"]:
+    def responsibilities(self, x_t: Batch, t: Times | None = None, embeddings: Prompts = None) -> Float[Tensor, "e b m"]:
         """P(component k | x_t, e): g_k = w_k N(x_t; alpha_t mu_k, C_k) / p_t(x_t | e), shape (E, B, M)."""
         return torch.softmax(self._log_weights(embeddings) + self._components(x_t, t)[-1], -1)
 
-    def score(self, x_t: Batch, t: Times = None, embeddings: Prompts = None) -> Float[Tensor, "e b *event"]:
+    def score(self, x_t: Batch, t: Times | None = None, embeddings: Prompts = None) -> Float[Tensor, "e b *event"]:
         """grad_{x_t} log p_t(x_t | e) = -sum_k g_k C_k^-1 (x_t - alpha_t mu_k), shape (E, B, *event)."""
         _, _, c, z, log_n = self._components(x_t, t)
         g = torch.softmax(self._log_weights(embeddings) + log_n, -1)
         return -torch.einsum("ebm,bmd->ebd", g, self._from_eigenbasis(z / c)).reshape(-1, *x_t.shape)
 
     def predict_noise(
-        self, x_t: Batch, t: Times, embeddings: Prompts = None, cameras: Any = None
+        self, x_t: Batch, t: Times | None, embeddings: Prompts = None, cameras: Any = None
     ) -> Float[Tensor, "e b *event"]:
         """The noise prediction of a perfect network, eps_hat = E[eps | x_t, e] = -sigma_t grad log p_t(x_t | e).
 
@@ -189,12 +189,12 @@ class GaussianMixture:
             raise TypeError("t must be given: noise can only be predicted for a noised sample")
         return self.schedule.eps_from_score(self.score(x_t, t, embeddings).transpose(0, 1), t).transpose(0, 1)
 
-    def denoise(self, x_t: Batch, t: Times, embeddings: Prompts = None) -> Float[Tensor, "e b *event"]:
+    def denoise(self, x_t: Batch, t: Times | None, embeddings: Prompts = None) -> Float[Tensor, "e b *event"]:
         """One-step denoised sample, x0_hat = E[x_0 | x_t, e] = sum_k g_k m_k, shape (E, B, *event)."""
         g, m, _ = self._posterior(x_t, t, embeddings)
         return torch.einsum("ebm,bmd->ebd", g, m).reshape(-1, *x_t.shape)
 
-    def posterior_covariance(self, x_t: Batch, t: Times, embeddings: Prompts = None) -> Float[Tensor, "e b d d"]:
+    def posterior_covariance(self, x_t: Batch, t: Times | None, embeddings: Prompts = None) -> Float[Tensor, "e b d d"]:
         """Covariance of the clean sample given the noised one, over the flattened event, shape (E, B, d, d).
 
             Cov(x_0 | x_t) = sum_k g_k ( Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T )
@@ -207,7 +207,7 @@ class GaussianMixture:
         within = torch.einsum("ebm,bmij->ebij", g, root @ root.mT)
         return within + torch.einsum("ebm,ebmi,ebmj->ebij", g, spread, spread)
 
-    def _posterior(self, x_t: Batch, t: Times, embeddings: Prompts) -> tuple[Tensor, Tensor, Tensor]:
+    def _posterior(self, x_t: Batch, t: Times | None, embeddings: Prompts) -> tuple[Tensor, Tensor, Tensor]:
         """The mixture p(x_0 | x_t, e): weights g (E,B,M), means m_k (B,M,d), eigenvalues of Lam_k (B,M,d)."""
         alpha_t, sigma_t, c, z, log_n = self._components(x_t, t)
         g = torch.softmax(self._log_weights(embeddings) + log_n, -1)
@@ -215,20 +215,21 @@ class GaussianMixture:
         m = self.means + self._from_eigenbasis(alpha_t * self.eigenvalues / c * z)
         return g, m, (sigma_t**2 * self.eigenvalues / c).expand_as(z)
 
-    def sample(self, n: int, generator: torch.Generator, embedding: Float[Tensor, "m"] | None = None) -> Float[Tensor, "n d"]:
+    def sample(self, n: int, generator: torch.Generator, embedding: Real[Tensor, "m"] | None = None) -> Float[Tensor, "n d"]:
         """n independent clean samples, shape (n, d): k ~ w(e), x = mu_k + U_k diag(l_k)^(1/2) z with z ~ N(0, I)."""
-        log_w = self._log_weights(None if embedding is None else embedding[None])[0, 0]
+        at_least("n", n, 1)
+        log_w = self._log_weights(None if embedding is None else embedding[None], "embedding")[0, 0]
         k = torch.multinomial(log_w.exp(), n, replacement=True, generator=generator)
         means = self.means[k]
         z = self.eigenvalues[k].sqrt() * torch.empty_like(means).normal_(generator=generator)
         return means + (z if self.eigenvectors is None else torch.einsum("nj,ndj->nd", z, self.eigenvectors[k]))
 
-    def condition(self, embedding: Float[Tensor, "m"]) -> "GaussianMixture":
+    def condition(self, embedding: Real[Tensor, "m"]) -> "GaussianMixture":
         """The world of one prompt as a mixture of its own: weights proportional to pi_k exp(e_k), e of shape (M,).
 
         An entry of -inf removes its component.
         """
-        return self._reweighted(self._log_weights(embedding[None])[0, 0])[0]
+        return self._reweighted(self._log_weights(embedding[None], "embedding")[0, 0])[0]
 
     def tilt_components(self, r: Float[Tensor, "m"], beta: float) -> tuple["GaussianMixture", Float[Tensor, ""]]:
         """Optimum of "reward minus beta KL" when component k earns the reward r_k, whatever the point.
@@ -270,7 +271,7 @@ class GaussianMixture:
         return self._reweighted(log_weights, means=self.means + shift)
 
     def tilt_quadratic(
-        self, b: Float[Tensor, "d"], Q: Float[Tensor, "d d"], beta: float
+        self, b: Float[Tensor, "d"], Q: Float[Tensor, "_ _"], beta: float
     ) -> tuple["GaussianMixture", Float[Tensor, ""]]:
         """Optimum of "reward minus beta KL" for r(x) = -1/2 (x - b)^T Q (x - b); Q and S_k may be singular.
 
@@ -313,7 +314,7 @@ class GaussianMixture:
 
 
 def implicit_reward(
-    prior: GaussianMixture, tilted: GaussianMixture, log_z: Tensor, beta: float, x_t: Batch, t: Times = None
+    prior: GaussianMixture, tilted: GaussianMixture, log_z: Tensor, beta: float, x_t: Batch, t: Times | None = None
 ) -> Float[Tensor, "b"]:
     """The reward of a noised sample that is consistent with the optimum p* proportional to p_0 exp(r/beta).
 
@@ -327,7 +328,7 @@ def implicit_reward(
         x_t: noised samples, shape (B, *event). t: timesteps, shape (B,), or None for clean samples.
 
     Returns:
-        V_t in reward units, shape (B,).
+        V_t in reward units, shape (B,). Digits: a difference of log-densities, so the error is beta times theirs.
 
     Source: p*_t(x_t) = integral of p*(x_0) N(x_t; alpha_t x_0, sigma_t^2 I) dx_0 = p_t(x_t) E[exp(r/beta) | x_t] / Z,
     by Bayes' rule, p_0(x_0) N(x_t; alpha_t x_0, sigma_t^2 I) = p_t(x_t) p(x_0 | x_t).

@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import needs, validated
 from psd_mini.cameras import Cameras
 from psd_mini.formulas import cfg
+from psd_mini.priors import embed_negative
 
 
+@validated
 @torch.no_grad()
 def ddim_sample(
     prior: Any,
@@ -48,12 +51,13 @@ def ddim_sample(
     Raises:
         ValueError: steps out of range.
     """
+    needs("prior", prior, "schedule", "embed", "predict_noise")
     schedule = prior.schedule
     if not 1 <= steps <= schedule.num_timesteps:
         raise ValueError(f"steps: expected 1 to {schedule.num_timesteps}, got {steps}")
     embeddings = getattr(prior, "embed_views", prior.embed)([prompt])
     if guidance_scale != 1:
-        embeddings = torch.cat((embeddings, prior.embed([negative_prompt])))
+        embeddings = torch.cat((embeddings, embed_negative(prior, negative_prompt)))
     grid = torch.linspace(schedule.num_timesteps - 1, 0, steps + 1).round().long()[:-1].tolist()
     x = noise
     for now, after in zip(grid, [*grid[1:], None], strict=True):

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import validated
 from psd_mini.rewards.closed_form import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box
 
 __all__ = [
@@ -35,7 +36,8 @@ __all__ = [
 ]
 
 
-def make_reward(name: str | Callable, device: str | None = None) -> Callable:
+@validated
+def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
     """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward" from the hub, or
     "image-reward:FILE" from a file; a function of your own is returned as it is.
 
@@ -46,9 +48,9 @@ def make_reward(name: str | Callable, device: str | None = None) -> Callable:
     """
     from psd_mini.world.objects import COLOURS
 
-    if not isinstance(name, str):
-        return name
-    kind, _, colour = name.partition(":")
+    if not isinstance(reward, str):
+        return reward
+    kind, _, colour = reward.partition(":")
     if kind == "colorfulness" and not colour:
         return Colorfulness()
     if kind == "image-reward":
@@ -59,7 +61,7 @@ def make_reward(name: str | Callable, device: str | None = None) -> Callable:
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
     raise ValueError(
-        f"reward: {name!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
+        f"reward: {reward!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
     )
 
 

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.arguments import validated
 from psd_mini.world.objects import COLOURS
 from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
@@ -82,6 +83,7 @@ def log_mixture_per_dimension(squared: Float[Tensor, "p m"], dimension: int) -> 
     return torch.logsumexp(-dimension * squared / (2 * KERNEL_WIDTH**2), dim=1) / dimension
 
 
+@validated
 def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> Judgement:
     """Judge a finished object by its pictures at the judging cameras.
 
@@ -95,7 +97,7 @@ def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> 
     views = views or judge_views()
     expected = (len(views.cameras), 3, views.size, views.size)
     if tuple(images.shape) != expected:
-        raise ValueError(f"images: expected {expected}, one per judging camera in [0, 1], got {tuple(images.shape)}")
+        raise ValueError(f"images: expected {expected}, one per camera of views, in [0, 1]; got {tuple(images.shape)}")
     squared = squared_distances(images, views)
     distances = squared.sqrt().mean(dim=0)
     best = int(distances.argmin())
