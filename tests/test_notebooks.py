@@ -178,3 +178,17 @@ def test_it_runs_and_the_solutions_pass(path):
         assert re.search(r"WRONG|not yet", texts(cell)), f"the stub passes, or its checker says nothing: {texts(cell)}"
     for cell in notebook.cells[len(notebook.cells) - 2 * len(stubs) + 1 :: 2] if stubs else []:
         assert re.search(r": right", texts(cell)), texts(cell)
+
+
+def test_handouts_have_the_exercises_and_not_the_solutions(tmp_path):
+    """Outputs and solutions are gone, everything else is there; the originals are untouched."""
+    before = [path.read_bytes() for path in PATHS]
+    tools.main(["--handout", str(tmp_path)])
+    assert [path.read_bytes() for path in PATHS] == before
+    for path in PATHS:
+        whole, handed = (nbformat.read(folder / path.name, as_version=4) for folder in (path.parent, tmp_path))
+        texts = "\n".join(cell.source for cell in handed.cells)
+        assert not any(cell.get("outputs") for cell in handed.cells) and "<details>" not in texts
+        assert tools.code_hash(handed) == tools.code_hash(whole)
+        kept = re.sub("<details>.*?</details>", "", "\n".join(cell.source for cell in whole.cells), flags=re.S)
+        assert all(line in texts for line in kept.splitlines())

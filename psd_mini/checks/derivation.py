@@ -168,7 +168,7 @@ def gradient_statistics(
 @validated
 @guarded("a gradient")
 def check_gradient(
-    fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-3
+    fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor | float, tolerance: float = 1e-3
 ) -> Report:
     """Does fn give the gradient that `reference` gives? Direction and size apart.
 
@@ -179,7 +179,10 @@ def check_gradient(
         tolerance: relative.
     """
     report = Report("check of a gradient")
-    x = (inputs[0] if inputs else world.picture(1, 0)).detach().clone()
+    first = inputs[0] if inputs else world.picture(1, 0)
+    if not isinstance(first, Tensor):
+        raise Unreadable(f"inputs: expected x, a tensor, as the first of them, got {first!r}")
+    x = first.detach().clone()
     want = reference(x.clone(), *inputs[1:]).detach().double()
     leaf = x.clone().requires_grad_()
     with torch.enable_grad():

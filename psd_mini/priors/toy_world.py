@@ -90,7 +90,7 @@ class ToyWorldPrior:
             )
         return 2 * images - 1
 
-    def decode(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def decode(self, x: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
         """image = (x + 1) / 2, clamped to [0, 1]."""
         return ((x + 1) / 2).clamp(0, 1)
 

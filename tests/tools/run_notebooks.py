@@ -3,6 +3,7 @@
     python tests/tools/run_notebooks.py                 all of notebooks/*.ipynb, in full
     python tests/tools/run_notebooks.py 02 psd_in_one   those whose names begin so
     python tests/tools/run_notebooks.py --cells-only    rewrite badges and install cells, shrink pictures, run nothing
+    python tests/tools/run_notebooks.py --handout DIR   copies for students: without outputs and without the folded solutions
 
 Each notebook gets a badge and (but for the self-contained one) an install cell from the constants below, is executed, and is
 written with a hash of its own code cells: `tests/test_notebooks.py` fails when cells and outputs do not belong together.
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -110,12 +112,14 @@ def execute(notebook: nbformat.NotebookNode, fast: bool, timeout: int = 600) -> 
 
 
 def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Give each picture the 256 colours that are nearest to its own, where that makes it smaller."""
+    """Give each picture 256 colours, where nobody sees it (a difference of less than 1.5 of 255, RMS) and it gets smaller."""
     for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
         picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
-        buffer = io.BytesIO()
-        with_palette(picture).save(buffer, format="png", optimize=True)
-        output.data["image/png"] = min(output.data["image/png"], base64.b64encode(buffer.getvalue()).decode(), key=len)
+        indexed, buffer = with_palette(picture), io.BytesIO()
+        indexed.save(buffer, format="png", optimize=True)
+        difference = np.asarray(indexed.convert("RGB"), float) - np.asarray(picture, float)
+        if (difference**2).mean() < 1.5**2:
+            output.data["image/png"] = min(output.data["image/png"], base64.b64encode(buffer.getvalue()).decode(), key=len)
 
 
 def normalise(notebook: nbformat.NotebookNode) -> None:
@@ -148,17 +152,31 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         raise ValueError(f"outputs name paths of this machine: {', '.join(private)}")
 
 
+def hand_out(notebook: nbformat.NotebookNode) -> None:
+    """Take outputs and folded solutions away."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        cell.source = re.sub(r"<details><summary>(<b>)?Solution.*?</details>\s*", "", cell.source, flags=re.DOTALL)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of notebook names; none means all")
     parser.add_argument("--cells-only", action="store_true", help="regenerate badge and install cells, shrink pictures")
+    parser.add_argument("--handout", metavar="DIR", type=Path, help="write copies without outputs and solutions there instead")
     options = parser.parse_args(arguments)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if options.names and not path.stem.startswith(tuple(options.names)):
             continue
         notebook = nbformat.read(path, as_version=4)
         with_generated_cells(notebook, path.stem)
+        if options.handout:
+            hand_out(notebook)
+            options.handout.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, options.handout / path.name)
+            continue
         if not options.cells_only:
             print(f"{path.name}: {execute(notebook, fast=False):.0f} s", flush=True)
             normalise(notebook)
