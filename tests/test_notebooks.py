@@ -1,7 +1,9 @@
 """The course notebooks: cells and outputs belong together, each has what a reader needs, and they run (marker notebooks)."""
 
 import ast
+import base64
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -10,7 +12,9 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import run_notebooks as tools
@@ -87,6 +91,20 @@ def test_the_install_cell_does_nothing_where_the_package_is(monkeypatch):
 
 def test_all_notebooks_together_stay_small():
     assert sum(path.stat().st_size for path in PATHS) < 12e6
+
+
+def test_pictures_get_smaller_but_keep_their_colours():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    flat = np.repeat(np.arange(0, 250, dtype=np.uint8), 64).reshape(125, 128, 1).repeat(3, 2)
+    for pixels, shrinks in ((noise, False), (flat, True)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format="png", compress_level=0)
+        before = base64.b64encode(buffer.getvalue()).decode()
+        output = nbformat.v4.new_output("display_data", {"image/png": before})
+        tools.shrink_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]))
+        after = output.data["image/png"]
+        assert (after != before) == shrinks
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")), pixels)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not here")
