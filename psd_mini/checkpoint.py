@@ -7,9 +7,12 @@ torch's `weights_only=True`: a file that would run code when unpickled is refuse
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
+import re
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -17,6 +20,24 @@ import torch
 from psd_mini.files import write_atomically
 
 FORMAT = "psd-mini checkpoint 1"
+
+
+def identity(thing: Any) -> str:
+    """What tells methods, rewards and priors apart when a run goes on from a checkpoint, in this process or another.
+
+    Of a function the name and a digest of its code (not of what it takes from outside itself), else what repr says, without
+    memory addresses; a class that has no __repr__ of its own goes by its name alone. A long text becomes a digest.
+    """
+    code = getattr(thing, "__code__", None)
+    if code is not None:
+        constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
+        return f"{thing.__name__} {_digest(code.co_code + repr((constants, code.co_names)).encode())}"
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+    return text if len(text) <= 400 else f"{type(thing).__name__} {_digest(text.encode())}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:8]
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from psd_mini.arguments import at_least, validated
+from psd_mini.checkpoint import identity
 from psd_mini.files import write_atomically
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
-from psd_mini.rewards import identity, make_reward, score
+from psd_mini.rewards import make_reward, score
 from psd_mini.text_to_3d import PREFERENCE_TIMES, generate, writable_folder
 from psd_mini.viz import contact_sheet, render_views, save_png
 from psd_mini.world import text

@@ -4,7 +4,7 @@
         camera ~ the prior's cameras,  t ~ U{t_min(step) .. t_max(step)},  eps ~ N(0, I)
         x = encode(render(field, camera))
         G = method(x, t, eps)                        a direction in x, same shape
-        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2      + opacity_entropy * H(opacity)
+        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2      + entropy_weight * C h w * H(opacity)       x is (B, C, h, w)
         field <- Adam(field, dL/dfield)
 
 One torch.Generator makes every random choice, and it is part of the checkpoint: a run that was killed and resumed ends in
@@ -26,13 +26,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psd_mini.arguments import at_least, needs, validated
-from psd_mini.checkpoint import read_checkpoint, write_checkpoint
+from psd_mini.checkpoint import identity, read_checkpoint, write_checkpoint
+from psd_mini.failures import NonFiniteError, check_finite
 from psd_mini.formulas import surrogate_loss
 from psd_mini.methods.context import Context, Cost, answer
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors import embed_negative
 from psd_mini.rendering import render
-from psd_mini.rewards import identity
 from psd_mini.schedule import annealed, sample_timesteps
 
 
@@ -53,10 +53,6 @@ SETTINGS = {
     *("prompt", "negative_prompt", "steps", "cameras_per_step", "size", "n_samples", "t_min", "t_max", "lr_scale"),
     *("entropy_weight", "seed"),
 }
-
-
-class NonFiniteError(FloatingPointError):
-    """A NaN or infinity turned up; the message names the step and the first tensor that had it."""
 
 
 def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -148,7 +144,7 @@ def distill(
         t_min, t_max: lowest and highest timestep, fractions of the schedule: each (at the first step, at the last), linear
             between.
         lr_scale: multiplies the field's own learning rates; a pair is for its two groups (voxels: density, colour).
-        entropy_weight: weight of `opacity_entropy`, per pixel of x.
+        entropy_weight: weight of `opacity_entropy`, per number of a picture x.
         background: colour behind the object, in [0, 1].
         reward: handed to the method through the context.
         negative: a negative embedding that is optimised along with the field; replaces `negative_prompt`.
@@ -167,11 +163,15 @@ def distill(
     Raises:
         ValueError: a value out of range, or a checkpoint that does not fit, named.
         KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished and a checkpoint written first.
-        NonFiniteError: NaN or infinity; the field is back in its last good state and the last checkpoint is untouched.
+        NonFiniteError: NaN or infinity; names the first tensor that had it among the field, the render, the prior's noise
+            prediction, the negative embedding's gradient, the method's, the loss's; the field is back in its last good
+            state and the last checkpoint is untouched.
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
-    settings |= {"method": repr(method), "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    settings |= {"negative": repr(negative), "reward": identity(reward), "background": repr(background), **(config or {})}
+    settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "background": repr(background)}
+    objects = {"method": method, "prior": prior, "reward": reward, "negative": negative}
+    settings |= {name: identity(thing) for name, thing in objects.items()}
+    settings |= {"field": f"{type(radiance_field).__name__} {getattr(radiance_field, 'settings', '')}", **(config or {})}
     counts = {"steps": steps, "cameras_per_step": cameras_per_step, "size": size, "checkpoint_every": checkpoint_every}
     for name, count in counts.items():
         at_least(name, count, 1)
@@ -188,7 +188,9 @@ def distill(
     groups = radiance_field.parameter_groups()  # type: ignore[operator]
     scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
     if len(scales) != len(groups):
-        raise ValueError(f"lr_scale: expected a number, or one for each of the field's {len(groups)} groups, got {lr_scale!r}")
+        raise ValueError(f"lr_scale: expected a number, the field has {len(groups)} groups of parameters; got {lr_scale!r}")
+    for scale in scales:
+        at_least("lr_scale", scale, 0, whole=False)
     groups = [{**group, "lr": group["lr"] * scale} for group, scale in zip(groups, scales, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
     run, T = Run(), prior.schedule.num_timesteps
@@ -215,6 +217,7 @@ def distill(
             except OSError as error:  # a full disk must not cost the run; the older checkpoint is still there
                 warnings.warn(f"checkpoint of step {run.steps} not written, the run goes on: {error}", stacklevel=3)
 
+    check_finite(dict(radiance_field.named_parameters(prefix="field")))
     last_good = _copy(radiance_field)
     between_steps = True
     bar = _progress_bar(steps, run.steps, prompt, progress)
@@ -229,6 +232,7 @@ def distill(
                             radiance_field, cameras, size, n_samples=n_samples, background=background, generator=generator
                         )
                         x = prior.encode(rendering.rgb)
+                    check_finite({"the render": x})
                     run.cost.renders += len(cameras)
 
                     # t ~ U{t_min .. t_max}, both moving over the run
@@ -254,7 +258,7 @@ def distill(
                     gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
                     # Adam divides by the root of squares: infinite ones would stop the field without a word
                     seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
-                    _check_finite(step, {"the render": x, "the method's gradient": gradient, **seen_by_adam})
+                    check_finite({"the method's gradient": gradient, **seen_by_adam})
                     last_good = _copy(radiance_field)
                     optimizer.step()
 
@@ -266,7 +270,7 @@ def distill(
                     callback({name: value for name, value in locals().items() if name in seen} | stateful)
                 bar.update(1)
                 if run.steps % checkpoint_every == 0 or run.steps == steps:
-                    _check_finite(step, dict(radiance_field.named_parameters(prefix="field")))
+                    check_finite(dict(radiance_field.named_parameters(prefix="field")))
                     save()
                 if interrupted and run.steps < steps:
                     raise KeyboardInterrupt
@@ -277,16 +281,10 @@ def distill(
     except NonFiniteError as error:
         radiance_field.load_state_dict(last_good)
         kept = f"; the checkpoint in {path} is untouched" if path is not None and path.exists() else ""
-        raise NonFiniteError(f"{error}; the field is back in its last good state{kept}") from None
+        raise NonFiniteError(f"step {step}: {error}; the field is back in its last good state{kept}") from None
     finally:
         bar.close()
     return run
-
-
-def _check_finite(step: int, tensors: dict[str, Tensor | None]) -> None:
-    for name, value in tensors.items():
-        if value is not None and not value.abs().max().isfinite():  # NaN is the largest of all; a tenth of isfinite().all()
-            raise NonFiniteError(f"step {step}: {name} is not finite (NaN or infinity)")
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -206,6 +206,8 @@ def load_field(path: str | Path, expect: dict | None = None) -> nn.Module:
     try:
         with safe_open(path, framework="pt") as file:
             settings = json.loads((file.metadata() or {})["psd_mini_field"])
+            if not isinstance(settings, dict):
+                raise ValueError(f"its settings are {settings!r:.40}")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"path: {path} is not a field file of psd-mini, or damaged ({error}); use save_field") from None

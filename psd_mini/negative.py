@@ -38,6 +38,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.failures import check_finite
 from psd_mini.formulas import cfg
 from psd_mini.methods.context import Context
 from psd_mini.rewards import score
@@ -158,6 +159,7 @@ class NegativeEmbedding:
         with torch.enable_grad():
             loss = negative_loss(self.embedding, x, t, eps, context, self.guidance_scale, self.objective)
             (self.embedding.grad,) = torch.autograd.grad(loss, self.embedding)
+        check_finite({"the gradient of the negative embedding": self.embedding.grad})
         self.optimizer.step()
         with torch.no_grad():
             away = self.embedding - self.start

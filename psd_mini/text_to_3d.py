@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from psd_mini import fields, rendering, viz, world
 from psd_mini import mesh as mesh_module
 from psd_mini.arguments import check_options, validated
+from psd_mini.checkpoint import identity
 from psd_mini.distill import distill
 from psd_mini.failures import memory_error_in_one_line
 from psd_mini.files import write_atomically
@@ -31,7 +32,7 @@ from psd_mini.methods import BASES, PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors import embed_negative, make_prior
 from psd_mini.priors.toy_world import ToyWorldPrior
-from psd_mini.rewards import identity, make_reward
+from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
 from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
@@ -183,7 +184,7 @@ def generate(
         the_negative = make_negative(the_prior, negative_prompt, g)
     config = {
         "prompt": prompt,
-        "method": repr(the_method),
+        "method": identity(the_method),
         "field": {"kind": field, **the_field.settings},  # type: ignore[dict-item]
         "prior": prior,
         "conditioning": conditioning,

@@ -10,11 +10,12 @@ import textwrap
 import pytest
 import torch
 
-from psd_mini import SDS, Regression, ToyWorldPrior, VoxelField, distill
-from psd_mini.checkpoint import read_checkpoint, write_checkpoint
+from psd_mini import PSD, SDS, Regression, ToyWorldPrior, TriplaneField, VoxelField, distill
+from psd_mini.checkpoint import identity, read_checkpoint, write_checkpoint
 from psd_mini.distill import NonFiniteError, opacity_entropy
 from psd_mini.files import write_atomically
-from psd_mini.rewards import identity, make_reward
+from psd_mini.negative import NegativeEmbedding
+from psd_mini.rewards import make_reward
 from psd_mini.world.pool import make_views, pool_cameras
 
 STEPS = 8
@@ -180,6 +181,68 @@ def test_nan_from_a_method_is_named(prior):
         run(prior, method=Broken())
 
 
+class BrokenPrior(ToyWorldPrior):
+    def predict_noise(self, x_t, t, embeddings, cameras):
+        return super().predict_noise(x_t, t, embeddings, cameras) * torch.nan
+
+
+class BrokenSlope(torch.autograd.Function):
+    """Brightness, with a NaN for a gradient."""
+
+    @staticmethod
+    def forward(context, images):
+        context.save_for_backward(images)
+        return images.mean((1, 2, 3))
+
+    @staticmethod
+    def backward(context, slope):
+        return context.saved_tensors[0] * torch.nan
+
+
+def test_the_first_tensor_with_a_nan_is_named(prior):
+    """Not what it spoils later: a prior's NaN is not the method's or the reward's, a reward's not the embedding's."""
+    broken, reward = BrokenPrior(views=prior.views), make_reward("colorfulness")
+    for method in (SDS(), PSD()):
+        with pytest.raises(NonFiniteError, match="step 0: the prior's noise prediction is not finite"):
+            run(broken, method=method, reward=reward)
+    negative = NegativeEmbedding(prior.embed([""])[0], 2.0)
+    with pytest.raises(NonFiniteError, match="step 0: the gradient of the negative embedding is not finite"):
+        run(prior, method=SDS(2.0), negative=negative, reward=lambda images, prompts: BrokenSlope.apply(images))
+    assert bool(negative.embedding.isfinite().all())
+    field = VoxelField(8)
+    field.density.data[0, 0, 0, 0, 0] = torch.nan  # a corner, which no ray meets
+    with pytest.raises(NonFiniteError, match="field.density is not finite"):
+        run(prior, field)
+
+
+def test_a_function_as_method_is_known_again_in_another_process(prior, tmp_path):
+    """Its name and code tell it, not where it lies in memory; another function of the same name is another method."""
+
+    def made(factor):
+        source = f"def mine(x, t, eps, context):\n    return {factor} * x, {{}}"
+        space = {}
+        exec(source, space)
+        return space["mine"]
+
+    class Plain:
+        def __call__(self, x, t, eps, context):
+            return x, {}
+
+    assert identity(made(1.0)) == identity(made(1.0)) != identity(made(2.0))
+    assert identity(Plain()) == identity(Plain()) and "0x" not in identity(Plain())
+    path = tmp_path / "checkpoint.pt"
+    run(prior, method=made(1.0), checkpoint=path)
+    run(prior, method=made(1.0), checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="method = 'mine .*this run has 'mine "):
+        run(prior, method=made(2.0), checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("lr_scale", [-1.0, (1.0, -0.1)])
+def test_a_negative_learning_rate_is_refused(prior, lr_scale):
+    with pytest.raises(ValueError, match="lr_scale: expected"):
+        run(prior, lr_scale=lr_scale)
+
+
 def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_path):
     path = tmp_path / "checkpoint.pt"
     run(prior, checkpoint=path)
@@ -188,11 +251,15 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
         ({"size": 16}, "made with size = 8, this run has 16"),
         ({"method": SDS(3.0)}, r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0"),
         ({"background": 0.0}, "background = '1.0', this run has '0.0'"),
-        ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'NoneType', this run has '<lambda> "),
-        ({"config": {"field": "triplane"}}, "field = None, this run has 'triplane'"),
+        ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'None', this run has '<lambda> "),
+        ({"field": VoxelField(16)}, "field = \"VoxelField {'resolution': 8.*this run has \"VoxelField {'resolution': 16"),
+        ({"field": TriplaneField(8)}, "field = .VoxelField .*this run has .TriplaneField "),
+        ({"config": {"kind": "triplane"}}, "kind = None, this run has 'triplane'"),
+        ({"prior": ToyWorldPrior(views=prior.views, conditioning="none")}, r"prior = .*'camera'.*this run has .*'none'"),
+        ({"prior": prior.tilted(make_reward("colorfulness"), 0.1)}, "prior = .*this run has 'ToyWorldPrior "),
     ):
         with pytest.raises(ValueError, match=message):
-            run(prior, checkpoint=path, resume=True, **change)
+            run(**{"prior": prior, **change}, checkpoint=path, resume=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -200,7 +267,11 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
             run(prior, checkpoint=path, resume=True)
     finally:
         torch.set_num_threads(threads)
-    torch.save({**torch.load(path, weights_only=True), "format": "psd-mini checkpoint 0"}, path)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "config": {**state["config"], "torch": "1.0"}}, path)
+    with pytest.raises(ValueError, match=r"made with torch = '1.0', this run has '\d"):
+        run(prior, checkpoint=path, resume=True)
+    torch.save({**state, "format": "psd-mini checkpoint 0"}, path)
     with pytest.raises(ValueError, match="is not a 'psd-mini checkpoint 1'"):
         run(prior, checkpoint=path, resume=True)
 
@@ -330,7 +401,7 @@ def test_rewards_of_one_name_are_told_apart():
     a, b, c = lambda i, p: i.mean((1, 2, 3)), lambda i, p: i.mean((2, 3)), lambda i, p: -i.mean((1, 2, 3))
     d, same_as_a = lambda i, p: i.amax((1, 2, 3)), lambda i, p: i.mean((1, 2, 3))
     assert len({identity(f) for f in (a, b, c, d)}) == 4 and identity(a) == identity(same_as_a)
-    assert identity(None) == "NoneType" and identity(make_reward("colorfulness")) == "Colorfulness"
+    assert identity(None) == "None" and identity(make_reward("colorfulness")) == "Colorfulness()"
 
 
 def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):

@@ -341,6 +341,9 @@ def test_files_that_are_no_fields(tmp_path):
     for path in (tmp_path / "missing.safetensors", tmp_path, foreign, pickled):
         assert_one_line_error(lambda path=path: load_field(path), str(path), "not a field file", "save_field")
     assert not trace.exists()
+    for header in ("3", '"x"', "null", "[]"):  # JSON, but no settings
+        save_file({"weight": torch.zeros(3)}, foreign, {"psd_mini_field": header})
+        assert_one_line_error(lambda: load_field(foreign, {"kind": "voxel"}), str(foreign), "not a field file")
     torch.save(VoxelField(4).state_dict(), pickled)
     assert_one_line_error(lambda: load_field(pickled), str(pickled), "not a field file")
 

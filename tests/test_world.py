@@ -1,7 +1,9 @@
 """The toy world's language, pool and judge."""
 
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,12 +88,19 @@ def test_pictures_are_the_tracer_in_the_named_colour(tmp_path, monkeypatch):
 
 
 def test_damaged_cache_is_drawn_again(tmp_path, monkeypatch):
-    """A truncated cache file is not an error and not believed."""
+    """A cache file that is cut off, foreign, of a huge shape or full of NaN is not an error and not believed."""
     monkeypatch.setenv("PSD_MINI_CACHE", str(tmp_path))
-    first = make_views(orbit(10.0, 20.0), 16)
+    first = make_views(orbit(10.0, 20.0), 8)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(make_views(orbit(10.0, 20.0), 16).layers, first.layers)
+    good, archive, nan = file.read_bytes(), io.BytesIO(), io.BytesIO()
+    np.savez(archive, a=np.zeros(3))
+    np.save(nan, np.full(first.layers.shape, np.nan, dtype=np.float32))
+    huge = good.replace(b"(12, 1, 4, 8, 8), }          ", b"(12, 1, 4, 8, 8000000000), }")
+    assert huge != good
+    for data in (good[:100], b"PK\x03\x04 not a zip", archive.getvalue(), nan.getvalue(), huge):
+        file.write_bytes(data)
+        assert torch.equal(make_views(orbit(10.0, 20.0), 8).layers, first.layers)
+        assert file.read_bytes() == good and list(tmp_path.iterdir()) == [file]
 
 
 def test_cache_that_cannot_be_written_only_warns(tmp_path, monkeypatch):

@@ -95,8 +95,9 @@ def _alike(image: Tensor, latents: Tensor) -> tuple[float, float]:
     if a.shape[1] < 256:
         return 0.0, 0.0
     free = torch.ones_like(a)
-    for level in (a.min(), a.max()):
-        free *= 1 if (a == level).sum() == 1 else a != level  # what comes more than once is clamped there
+    for level in (a.amin(1, keepdim=True), a.amax(1, keepdim=True)):  # of a channel; if it comes more than once, it is clamped
+        there = a == level
+        free *= ~there | (there.sum(1, keepdim=True) == 1)
     count = free.sum(1, keepdim=True).clamp(min=1)
     da, db = (free * (v - (free * v).sum(1, keepdim=True) / count) for v in (a, b))
     covariance, variance = (da * db).sum().item(), db.square().sum().item()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from psd_mini.arguments import needs, validated
 from psd_mini.cameras import Cameras
+from psd_mini.failures import check_finite
 
 
 @dataclass
@@ -121,6 +122,7 @@ def predict(x: Render, t: Times, eps: Noises, context: Context, negative: bool =
             cameras = cameras[torch.arange(len(cameras)).repeat(n)]
         embeddings = context.embeddings if negative else context.embeddings[:1]
         eps_hat = context.prior.predict_noise(x_t.flatten(0, 1), t.repeat(n), embeddings, cameras)
+        check_finite({"the prior's noise prediction": eps_hat})
         eps_hat = eps_hat.view(len(embeddings), *eps.shape)
     context.cost.prior_evaluations += eps_hat[:, :, :, 0, 0, 0].numel()
     context.predictions = Predictions(x_t, eps_hat[0], eps_hat[-1])

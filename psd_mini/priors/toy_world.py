@@ -74,6 +74,10 @@ class ToyWorldPrior:
             raise ValueError(f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}")
         self._all_means = torch.empty(0, dtype=torch.bool)  # of every picture of the pool, made when they are first needed
 
+    def __repr__(self) -> str:
+        weights = "" if not self.log_prior.any() else f", log_prior={self.log_prior.tolist()}"
+        return f"ToyWorldPrior({self.views.size}, {self.conditioning!r}, {len(self.views.cameras)} cameras{weights})"
+
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
         """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See `world.text.embed`."""
         return text.embed(prompts)

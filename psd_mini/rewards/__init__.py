@@ -11,9 +11,7 @@ higher is better. A function of the pictures written in torch is differentiable 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from types import CodeType
 from typing import Any
 
 import torch
@@ -23,17 +21,7 @@ from torch import Tensor
 from psd_mini.arguments import validated
 from psd_mini.rewards.closed_form import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box
 
-__all__ = [
-    "Colorfulness",
-    "LinearReward",
-    "NamedColor",
-    "QuadraticReward",
-    "WeightedSum",
-    "black_box",
-    "identity",
-    "make_reward",
-    "score",
-]
+__all__ = ["Colorfulness", "LinearReward", "NamedColor", "QuadraticReward", "WeightedSum", "black_box", "make_reward", "score"]
 
 
 @validated
@@ -63,19 +51,6 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
     raise ValueError(
         f"reward: {reward!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
     )
-
-
-def identity(reward: Callable | None) -> str:
-    """What tells rewards apart when a run goes on from a checkpoint: the name, and of a function also a digest of its code.
-
-    Values that the function takes from outside itself are not in the digest.
-    """
-    name = getattr(reward, "__name__", type(reward).__name__)
-    code = getattr(reward, "__code__", None)
-    if code is None:
-        return name
-    constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
-    return f"{name} {hashlib.sha256(code.co_code + repr((constants, code.co_names)).encode()).hexdigest()[:8]}"
 
 
 def score(

@@ -8,6 +8,7 @@ changes.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from psd_mini import cameras as cameras_module
 from psd_mini.cameras import Cameras, orbit
+from psd_mini.files import write_atomically
 from psd_mini.world import objects as objects_module
 from psd_mini.world import views as views_module
 from psd_mini.world.objects import COLOURS, OBJECTS
@@ -36,7 +38,7 @@ def pool_cameras(n: int = POOL_SIZE) -> Cameras:
 
 
 def fresh_cameras(n: int = 24) -> Cameras:
-    """Cameras outside the pool, on which results are judged: every 15 degrees, at elevations 8, 20 and 32 in turn."""
+    """Cameras outside the pool, on which results are judged: every 360 / n degrees, at elevations 8, 20 and 32 in turn."""
     index = torch.arange(n, dtype=torch.float64)
     return orbit(index * 360.0 / n, torch.tensor([8.0, 20.0, 32.0])[index.long() % 3])
 
@@ -69,7 +71,11 @@ class WorldViews:
             ValueError: a camera that is not one of these; the exact prior knows the world only from its own cameras.
         """
         distance, index = torch.cdist(cameras.positions().cpu().double(), self.cameras.positions().double()).min(dim=1)
-        if (distance > 1e-4).any() or abs(cameras.fov - self.cameras.fov) > 1e-6:
+        if abs(cameras.fov - self.cameras.fov) > 1e-6:
+            raise ValueError(
+                f"cameras: their fov is {cameras.fov:g} radians, that of the world's pool {self.cameras.fov:g}; use the same"
+            )
+        if (distance > 1e-4).any():
             raise ValueError(
                 f"cameras: camera {int(distance.argmax())} is not one of the {len(self.cameras)} cameras of the world's pool; "
                 "draw cameras with prior.draw_cameras, or make views of your own with make_views(cameras, size)"
@@ -104,17 +110,17 @@ def make_views(cameras: Cameras, size: int) -> WorldViews:
     path = cache_folder() / f"views-{len(cameras)}x{size}-{digest.hexdigest()[:16]}.npy"
     shape = (len(OBJECTS), len(cameras), 4, size, size)
     try:
-        layers = np.load(path, allow_pickle=False)
-        if layers.shape == shape and layers.dtype == np.float32:
-            return WorldViews(cameras, torch.from_numpy(layers))
-    except (OSError, ValueError, EOFError):
-        pass  # not there yet, or damaged: draw it
+        layers = np.load(path, mmap_mode="r", allow_pickle=False)  # maps: a huge shape in its header costs no memory
+        if layers.shape == shape and layers.dtype == np.float32 and np.isfinite(layers).all():
+            return WorldViews(cameras, torch.from_numpy(np.array(layers)))
+    except Exception:  # not there yet, or damaged, for which numpy has many kinds: draw it
+        pass
     layers = torch.stack([render_layers(name, cameras, size) for name in OBJECTS]).float()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial.npy")
-        np.save(partial, layers.numpy(), allow_pickle=False)
-        os.replace(partial, path)
+        buffer = io.BytesIO()
+        np.save(buffer, layers.numpy(), allow_pickle=False)
+        write_atomically(path, buffer.getvalue())
     except OSError as error:
         warnings.warn(f"views are not cached ({error}); set PSD_MINI_CACHE to a folder that can be written", stacklevel=2)
     return WorldViews(cameras, layers)
