@@ -3,6 +3,7 @@
 import torch
 
 from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_gradient
+from psd_mini.methods import predict
 
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
@@ -150,3 +151,16 @@ def test_fixed_point_and_collapse_to_the_mean():
         gradient, _ = method(as_picture(x), t, torch.cat((as_picture(eps), -as_picture(eps))), context(GAUSS))
         x = x - 0.5 * gradient.flatten(1)
     torch.testing.assert_close(x, MU[None], rtol=1e-9, atol=1e-9)
+
+
+def test_a_context_starts_empty_and_counts():
+    """Defaults of Context and Cost; predict asks for both prompts, adds pictures x noises x prompts and the seconds, and
+    leaves its answer for those who watch."""
+    ctx = context(GAUSS)
+    assert (ctx.cameras, ctx.prompts, ctx.reward, ctx.predictions) == (None, [], None, None)
+    assert (ctx.cost.prior_evaluations, ctx.cost.renders, ctx.cost.seconds) == (0, 0, {})
+    x, t = as_picture(normal(3, 3)), torch.tensor([10, 400, 950])
+    for calls in (1, 2):
+        answer = predict(x, t, normal(2, *x.shape), ctx)
+        assert ctx.predictions is answer and ctx.cost.prior_evaluations == calls * 3 * 2 * 2 and ctx.cost.renders == 0
+    assert list(ctx.cost.seconds) == ["prior"] and ctx.cost.seconds["prior"] > 0
