@@ -26,6 +26,7 @@ def test_abar_is_the_running_product_of_one_minus_beta():
         product *= 1 - (math.sqrt(0.00085) + t / (T - 1) * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
         assert SCHEDULE.alphas_cumprod[t].item() == pytest.approx(product, rel=1e-12)
     assert SCHEDULE.num_timesteps == T and SCHEDULE.alphas_cumprod.dtype == torch.float64
+    assert scaled_linear_schedule(1, 0.1, 0.2).alphas_cumprod.tolist() == pytest.approx([0.9], rel=1e-14)
     assert torch.equal(scaled_linear_schedule().alphas_cumprod, SCHEDULE.alphas_cumprod)  # the defaults are Stable Diffusion's
     betas = 1 - SCHEDULE.alphas_cumprod[1:] / SCHEDULE.alphas_cumprod[:-1]
     torch.testing.assert_close(betas[-1].item(), 0.012, rtol=1e-12, atol=0)
@@ -37,6 +38,15 @@ def test_a_scheduler_is_read_by_its_alphas_cumprod():
     read = NoiseSchedule.from_diffusers(SimpleNamespace(alphas_cumprod=single))
     assert read.alphas_cumprod.dtype == torch.float64 and torch.equal(read.alphas_cumprod, single.double())
     assert NoiseSchedule(torch.tensor([0.5])).log_snr(torch.tensor([0])).item() == 0
+    betas = torch.tensor([0.1, 0.2, 0.3])  # products of float32 numbers, but in float64
+    product = math.prod(1 - beta for beta in betas.tolist())
+    assert NoiseSchedule.from_betas(betas).alphas_cumprod[-1].item() == pytest.approx(product, rel=1e-14)
+
+
+def test_timesteps_of_any_integer_type():
+    """t in int8, int16 and int32 means what it means in int64 (torch itself takes no int16 as an index)."""
+    for kind in (torch.int8, torch.int16, torch.int32):
+        assert torch.equal(SCHEDULE.log_snr(torch.tensor([3, 120], dtype=kind)), SCHEDULE.log_snr(torch.tensor([3, 120])))
 
 
 def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
@@ -226,6 +236,11 @@ def test_square_root_schedule_is_annealing_at_the_root_of_progress():
             ValueError,
             "kind must be one of sds, uniform, fantasia3d, got",
         ),
+        (lambda: scaled_linear_schedule(0), ValueError, "^T: expected a whole number of at least 1, got 0"),
+        *[
+            (lambda b=b: scaled_linear_schedule(9, *b), ValueError, f"^beta_start, beta_end: .* got {b[0]} and {b[1]}")
+            for b in ((0.0, 0.5), (1.0, 0.5), (1.5, 0.5), (0.5, 0.0), (0.5, 1.0), (0.5, 1.5))
+        ],
         (lambda: annealed(1.5, 980, 200), ValueError, "progress must lie in"),
         (lambda: sample_timesteps(2, 7, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(2, -1, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),

@@ -54,7 +54,7 @@ TESTS = {
     "schedule": ("schedule", "not agrees_with_diffusers and not loop_anneals"),
     "formulas": ("formulas psd", ""),
     "methods/__init__": ("settings", ""),
-    "methods/context": ("settings sds", ""),
+    "methods/context": ("settings sds distill", "test_settings or test_sds or plain_function"),
     "methods/csd": ("settings reward_gradients relatives", "not thin_manifold"),
     "methods/dreamdpo": ("settings psd preference_relatives", ""),
     "methods/exact": ("settings reward_gradients", "not thin_manifold"),
@@ -65,9 +65,11 @@ TESTS = {
     "methods/rewardsds": ("settings psd", ""),
     "methods/sds": ("settings sds relatives", ""),
     "negative": ("negative", ""),
-    "priors/mixture": ("mixture tilted", ""),
     "priors/isotropic": ("isotropic toy_world_prior", ""),
+    "priors/mixture": ("mixture tilted", ""),
+    "priors/sampling": ("sampling", ""),
     "priors/toy_world": ("toy_world_prior reward_gradients", "not thin_manifold"),
+    "rendering": ("rendering", ""),
 }
 
 
@@ -258,7 +260,7 @@ def test_module(name: str) -> dict:
             file.write(json.dumps({"key": mutant.key, "module": name, "mutant": mutant.change, "by": by}) + "\n")
 
     files, left_out = TESTS[name]
-    arguments = [*"-s -q -n0 --tb=no -p no:cacheprovider -W ignore".split(), f"--basetemp={BUILD}/tmp", "-k", left_out]
+    arguments = ["-sq", "-n0", "--tb=no", "-pno:cacheprovider", "-Wignore", f"--basetemp={BUILD}/tmp", "-k", left_out]
     arguments += [f"{ROOT}/tests/test_{test}.py" for test in files.split()]
     waiting = [mutant for mutant in found if mutant.key not in kills]
     print(f"{name}: {len(found)} mutants, {len(waiting)} to try", flush=True)
