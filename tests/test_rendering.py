@@ -521,7 +521,7 @@ def test_near_blob_hides_far_blob():
         (lambda f: render(f, orbit(0, 0), 4, n_samples=0), r"n_samples: expected a whole number of at least 1, got 0"),
         (lambda f: render(f, orbit(0, 0), 0), r"height: expected a whole number of at least 1, got 0"),
         (lambda f: render(f, orbit(0, 0), 4, 0), r"width: expected a whole number of at least 1, got 0"),
-        (lambda f: render(f.forward, orbit(0, 0), 4), r"radius: expected world units, got None .* `bound`"),
+        (lambda f: render(f.forward, orbit(0, 0), 4), r"^radius: expected world units, got None .* `bound`"),
         (lambda f: render(f, orbit(0, 0), 4, background=torch.ones(5)), r"background: .* \(1, 3, 4, 4\), got \(5, 1, 1\)"),
         (lambda f: render(f, orbit(0, 0), 4, background=torch.ones(2, 3, 4, 4)), r"background: .* got \(2, 3, 4, 4\)"),
     ],
@@ -531,3 +531,22 @@ def test_bad_input_is_named_in_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call(VoxelField(4))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "came"),
+    [
+        (lambda rho, c: c, r"\(\d+, 3\) float32"),
+        (lambda rho, c: (rho, c, c), r"\[\((\d+),\), \(\1, 3\), \(\1, 3\)\]"),
+        (lambda rho, c: (rho[:, None], c), r"\[\((\d+), 1\), \(\1, 3\)\]"),
+        (lambda rho, c: (rho, rho), r"\[\((\d+),\), \(\1,\)\]"),
+        (lambda rho, c: (rho, c[:1]), r"\[\(\d+,\), \(1, 3\)\]"),
+        (lambda rho, c: (1.0, c), r"\[\(\), \(\d+, 3\)\]"),
+    ],
+)
+def test_a_field_answers_with_density_and_colour(answer, came):
+    """Anything but density (N,) and colour (N, C) is refused with the shapes that came; a list of the two will do."""
+    with pytest.raises(ValueError, match=rf"^field: expected density \(\d+,\) and colour \(\d+, C\), got {came}$"):
+        render(lambda points: answer(*fog(1.0)(points)), orbit(0, 0), 4, radius=1.0)
+    listed = render(lambda points: list(fog(1.0)(points)), orbit(0, 0), 4, radius=1.0)
+    assert torch.equal(listed.rgb, render(fog(1.0), orbit(0, 0), 4, radius=1.0).rgb)
