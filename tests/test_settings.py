@@ -10,7 +10,19 @@ import torch
 import psd_mini
 from psd_mini import PSD, SDS, Context, GaussianMixture, ToyWorldPrior, VoxelField, distill, scaled_linear_schedule
 from psd_mini.distill import NonFiniteError
-from psd_mini.methods import CSD, KINDS, METHODS, DreamDPO, Exact, RewardGradient, RewardSDS, make_method, rank, reward_weights
+from psd_mini.methods import (
+    CSD,
+    KINDS,
+    METHODS,
+    DreamDPO,
+    Exact,
+    Regression,
+    RewardGradient,
+    RewardSDS,
+    make_method,
+    rank,
+    reward_weights,
+)
 from psd_mini.methods.rewardsds import STRATEGIES
 from psd_mini.rewards import LinearReward, black_box, make_reward
 from psd_mini.world.pool import make_views, pool_cameras
@@ -94,6 +106,20 @@ def test_methods_by_name():
         weighted = make_method(name, 3.0, 7.0)
         assert repr(weighted).startswith(expected[name].split("base=")[0]) and weighted.base == SDS(3.0)
         assert weighted.preference_weight == 7.0
+    noises = {name: make_method(name).n_noises for name in METHODS}
+    assert noises == {
+        "sds": 1,
+        "sds2": 2,
+        "csd": 1,
+        "psd": 1,
+        "dreamdpo": 2,
+        "rewardsds": 4,
+        "exact": 1,
+        **dict.fromkeys(KINDS, 1),
+    }
+    for fixed in (DreamDPO, Exact, partial(RewardGradient, "dps"), partial(Regression, ("mushroom", "red"))):
+        with pytest.raises(TypeError, match="n_noises"):  # it follows from the method
+            fixed(n_noises=5)
     public = [getattr(psd_mini.methods, name) for name in psd_mini.methods.__all__]  # and none is a module of that name
     assert all(isinstance(one, dict | tuple) or one.__module__.startswith("psd_mini.methods") for one in public)
 
