@@ -6,7 +6,7 @@ from gaussian_world import EYE, MU, SCHEDULE, UNIFORM, WORLD, S, V, batch, conte
 
 from psd_mini import SDS
 from psd_mini.formulas import omega
-from psd_mini.methods import CSD, PSD, DreamDPO, RewardSDS, rank, reward_weights
+from psd_mini.methods import CSD, PSD, DreamDPO, RewardSDS, psd_gradient, rank, reward_weights
 from psd_mini.rewards import LinearReward, black_box
 
 
@@ -287,6 +287,18 @@ def test_running_median_is_state():
     other = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     other.load_state_dict(method.state_dict())
     assert other.median_gap == method.median_gap and "median_gap" not in repr(other)
+    with pytest.raises(ValueError, match="^state: median_gap: expected a finite number of at least 0, got -1.0"):
+        other.load_state_dict({"median_gap": -1.0})
+    with pytest.raises(TypeError, match="median_gap"):
+        PSD(median_gap=1.0)
+
+
+def test_the_gradient_without_a_weight():
+    """w(t) = 1 unless it is given: base + lambda omega (h_1 - h_2)."""
+    base, h_1, h_2 = normal(3, 2, 3, 1, 1)
+    torch.testing.assert_close(
+        psd_gradient(base, h_1, h_2, torch.ones(2), 0.5 * torch.ones(2, 1, 1, 1)), base + (h_1 - h_2) / 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -357,18 +357,26 @@ def test_exact_is_sds_on_the_tilted_weights():
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     # one method may meet several worlds and rewards: each has its own optimum
     method, blue = Exact(beta=0.05), make_reward("color:blue")
-    for world in (prior, by_hand):
-        for judge in (reward, blue):
-            used = Context(world, embeddings, views.cameras[:2], ["a mushroom"] * 2, judge)
-            again, _ = method(x, t, eps, used)
-            alone, _ = Exact(beta=0.05)(x, t, eps, used)
-            assert torch.equal(again, alone) and used.predictions.x_t.shape == eps.shape
+    for world, judge in ((prior, reward), (prior, blue), (by_hand, blue), (by_hand, reward)):
+        used = Context(world, embeddings, views.cameras[:2], ["a mushroom"] * 2, judge)
+        again, _ = method(x, t, eps, used)
+        alone, _ = Exact(beta=0.05)(x, t, eps, used)
+        assert torch.equal(again, alone) and used.predictions.x_t.shape == eps.shape
     plain, _ = SDS()(x, t, eps, Context(prior, embeddings, views.cameras[:2]))
     assert (got - plain).abs().max() > 1e-3
     cold, _ = Exact(beta=1e9)(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))
     torch.testing.assert_close(cold, plain, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="beta: expected a positive temperature"):
         prior.tilted(reward, 0.0)
+
+
+def test_exact_tilts_by_the_first_prompt():
+    """The reward that tilts hears the prompt that the loop's pictures have in common, or "" where there is none."""
+    asked, x = [], points(2)
+    prior = SimpleNamespace(schedule=SCHEDULE, predict_noise=PAIR.predict_noise, tilted=lambda *a: asked.append(a) or PAIR)
+    for prompts in (["a chair", "a chair"], []):
+        Exact(beta=0.3)(x, torch.tensor([5, 5]), x[None], Context(prior, ONLY, None, prompts, reward := LinearReward(V)))
+        assert asked.pop() == (reward, 0.3, prompts[0] if prompts else "")
 
 
 def test_regression_is_the_difference_to_the_true_picture():

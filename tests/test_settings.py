@@ -136,6 +136,7 @@ def test_metrics_are_what_they_are_called(name):
     preference_share = |preference term with omega = 1| / |base|, the base being PSD without weight."""
     method = METERED[name]()
     x, t, eps, context = case(method, LinearReward(V))
+    t = t + 499 if name == "fresh" else t  # there the base is smaller than 1
     gradient, metrics = method(x, t, eps, context)
     expected = {"gradient_rms": (gradient**2).mean().item() ** 0.5}
     if name in ("psd", "fresh", "dreamdpo", "rewardsds"):
