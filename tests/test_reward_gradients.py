@@ -390,3 +390,4 @@ def test_regression_is_the_difference_to_the_true_picture():
     torch.testing.assert_close(gradient, difference, rtol=0, atol=1e-6)
     assert metrics == {"gradient_rms": pytest.approx((difference**2).mean().item() ** 0.5)}
     assert Regression(target).n_noises == 0  # the loop draws none
+    assert repr(Regression(target)) == "Regression(target=('mushroom', 'red'))"

@@ -60,7 +60,7 @@ TESTS = {
     "methods/exact": ("settings reward_gradients", "not thin_manifold"),
     "methods/psd": ("settings psd", ""),
     "methods/ranked": ("settings psd", ""),
-    "methods/regression": ("reward_gradients", "regression"),
+    "methods/regression": ("settings reward_gradients", "test_settings or regression"),
     "methods/reward_gradients": ("settings reward_gradients", "not thin_manifold"),
     "methods/rewardsds": ("settings psd", ""),
     "methods/sds": ("settings sds relatives", ""),
