@@ -211,7 +211,6 @@ def test_a_step_is_one_of_adam_and_a_projection(objective, radius):
         seen.append(prompts)
         return LinearReward(V)(images)
 
-    reward.differentiable = True
     context.prior = SimpleNamespace(schedule=SCHEDULE, decode=WORLD.decode, predict_noise=asked)
     context.reward, context.prompts, context.cost.prior_evaluations = reward, list("abcd"), 5
     negative = NegativeEmbedding(start, 2.0, objective, lr=0.3, radius=radius, t_range=(1.0, 1.0))

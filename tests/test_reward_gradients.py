@@ -199,7 +199,6 @@ def test_where_each_gradient_is_taken(kind):
         seen.append(prompts)
         return QuadraticReward(b, Q)(images)
 
-    reward.differentiable = True
     prior = SimpleNamespace(schedule=SCHEDULE, decode=PAIR.decode, predict_noise=asked)
     everything = Context(prior, ONLY, VIEWS, ["one", "two", "three"], reward)
     got = reward_gradient(kind, x, x_t, t, everything, SDS(2.0))
