@@ -140,6 +140,7 @@ def test_limits_of_omega():
     assert omega(torch.tensor([0.5, -0.5]), "gated", 0.5).tolist() == [1, -1]
     torch.testing.assert_close(omega(gap, "gap", 0.5), 2 * gap)
     torch.testing.assert_close(omega(gap, "bt"), torch.tanh(gap / 2))
+    assert torch.equal(omega(gap, "bt", 1e-60), torch.sign(gap))  # less than float32 can hold
     for kind in ("hard", "gap", "bt", "gated"):
         torch.testing.assert_close(omega(-gap, kind, 0.3), -omega(gap, kind, 0.3))
         assert omega(torch.zeros(1), kind, 0.3).item() == 0
