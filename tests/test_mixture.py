@@ -234,6 +234,16 @@ def test_degenerate_worlds_stay_exact_and_finite():
         assert all(bool(out.isfinite().all()) and out.dtype == dtype for out in [*outputs, *gradients])
 
 
+@pytest.mark.parametrize("form", [(), (3,), (3, 2), (3, 2, 2)])
+def test_a_world_of_points(form):
+    """S_k = 0, in any form: x0_hat = sum_k g_k mu_k with g = softmax(log pi_k - |x_t - a mu_k|^2 / (2 s^2))."""
+    weights, means, _ = world(2)
+    prior, (x_t, t) = GaussianMixture(weights, means, torch.zeros(form), SCHEDULE), noisy(29, 5, 2)
+    a, s = levels(t)
+    g = (weights.log() - ((x_t[:, None] - a[:, None] * means) ** 2).sum(-1) / (2 * s**2)).softmax(-1)
+    close(prior.denoise(x_t, t)[0], g @ means)
+
+
 def test_a_singular_covariance_has_no_clean_density():
     """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny, of either sign."""
     for seed in range(10):
@@ -244,13 +254,13 @@ def test_a_singular_covariance_has_no_clean_density():
 
 
 def test_each_covariance_has_its_own_rounding():
-    """What is rounding beside 1e8 is accepted there, whatever the neighbour; beside 1 it would be refused, and 1e-3 is."""
+    """What is rounding beside 1e8 is accepted there, whatever the neighbour; beside 1 less of it is refused."""
     small, large = tensor([1, 0], [0, 1]), tensor([1e8, 0], [0, 1e8])
     crooked, negative = tensor([0, 1e-8], [0, 0]), tensor([0, 0], [0, -1e8 - 1e-8])
     weights, means = tensor(0.5, 0.5), torch.zeros(2, 2).double()
     for error in (crooked, negative):
         close(GaussianMixture(weights, means, torch.stack((large + error, small)), SCHEDULE).covariances[1], small)
-    for error, message in ((1e5 * crooked, "symmetric"), (tensor([0, 0], [0, -1.001]), "positive semidefinite")):
+    for error, message in ((crooked / 100, "symmetric"), (tensor([0, 0], [0, -1 - 1e-10]), "positive semidefinite")):
         with pytest.raises(ValueError, match=f"^covariances must be {message}"):
             GaussianMixture(weights, means, torch.stack((large, small + error)), SCHEDULE)
 
