@@ -143,6 +143,10 @@ def test_float32_agrees_with_float64(views):
         single = prior.predict_noise(x_t.float(), t, embeddings, CAMERAS)
         double = prior.predict_noise(x_t, t, embeddings.double(), CAMERAS)
         assert (single - double).abs().max() < 1e-3
+    for conditioning in ("camera", "none"):  # x_t decides, not the embedding's type nor the weights'
+        mixed = ToyWorldPrior(views=views, conditioning=conditioning, log_prior=LOG_PRIOR)
+        args = x_t.float(), embeddings.double(), CAMERAS
+        assert mixed.predict_noise(args[0], t, *args[1:]).dtype == mixed.log_prob(*args, t).dtype == torch.float32
 
 
 def test_encode_decode_and_drawing(views):
