@@ -249,7 +249,7 @@ def test_a_singular_covariance_has_no_clean_density():
     for seed in range(10):
         root = normal(seed, 1, 4, 3)
         prior = GaussianMixture([1.0], torch.zeros(1, 4).double(), root @ root.mT, SCHEDULE)
-        with pytest.raises(ValueError, match="t must be given: with a singular covariance"):
+        with pytest.raises(ValueError, match="^t must be given: with a singular covariance"):
             prior.log_prob(torch.zeros(1, 4))
 
 
@@ -293,7 +293,12 @@ def mixture(weights, means=TWO, covariances=1.0):
         (lambda: mixture([1.0]), r"weights must have shape \(2,\), got \(1,\)"),
         (lambda: mixture([1.5, -0.5]), "weights must be nonnegative"),
         (lambda: mixture([0.0, 0.0]), "weights must be nonnegative with a positive sum"),
-        (lambda: mixture([1.0, 1.0], covariances=torch.eye(3)), "covariances must have shape"),
+        (lambda: mixture(["a", "b"]), r"weights: expected real numbers, got \['a', 'b'\]"),
+        (lambda: mixture([1.0, 1.0], covariances="wide"), "covariances: expected real numbers, got 'wide'"),
+        (
+            lambda: mixture([1.0, 1.0], covariances=torch.eye(3)),
+            r"covariances must have shape \(\), \(2,\), \(2, 1\) or \(2, 1, 1\) for means \(2, 1\), got \(3, 3\)",
+        ),
         (lambda: mixture([1.0, 1.0], covariances=-1.0), "covariances must be positive semidefinite"),
         (lambda: mixture([1.0, 1.0], covariances=math.inf), "covariances must be finite"),
         (lambda: mixture([1.0, 1.0], covariances=-math.inf), "covariances must be finite"),

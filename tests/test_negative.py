@@ -253,7 +253,9 @@ def test_it_is_read_back_as_words():
 
 
 def test_guidance_of_one_says_why():
-    with pytest.raises(ValueError, match=r"^guidance_scale: at 1 the negative embedding has no effect.*g - 1 = 0"):
+    with pytest.raises(
+        ValueError, match=r"^guidance_scale: at 1 the negative embedding has no effect.*g - 1 = 0\); use for example 2$"
+    ):
         NegativeEmbedding(torch.zeros(3), 1.0)
     for settings, message in (
         ({"objective": "magic"}, "objective: 'magic' is not known; choose from reward, inversion"),

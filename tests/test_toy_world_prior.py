@@ -215,5 +215,5 @@ def test_errors_name_the_argument(views):
         ToyWorldPrior(views=views).draw_cameras(0, torch.Generator())
     with pytest.raises(ValueError, match=r"log_prior: expected \(96,\), got \(3,\)"):
         ToyWorldPrior(views=views, log_prior=torch.zeros(3))
-    with pytest.raises(ValueError, match=r"images: expected \(B, 3, 8, 8\), got \(1, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"images: expected \(B, 3, 8, 8\), got \(1, 3, 32, 32\); render at the prior's size"):
         ToyWorldPrior(views=views).encode(torch.zeros(1, 3, 32, 32))
