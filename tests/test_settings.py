@@ -120,6 +120,8 @@ def test_methods_by_name():
     for fixed in (DreamDPO, Exact, partial(RewardGradient, "dps"), partial(Regression, ("mushroom", "red"))):
         with pytest.raises(TypeError, match="n_noises"):  # it follows from the method
             fixed(n_noises=5)
+    with pytest.raises(TypeError, match="_tilted"):
+        Exact(_tilted={})
     public = [getattr(psd_mini.methods, name) for name in psd_mini.methods.__all__]  # and none is a module of that name
     assert all(isinstance(one, dict | tuple) or one.__module__.startswith("psd_mini.methods") for one in public)
 

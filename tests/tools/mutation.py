@@ -236,13 +236,13 @@ class QuickRound:
         return True
 
 
-def slow_round(name: str, mutant: Mutant, arguments: list[str]) -> int:
-    """Step 2: the exit code of the tests with the mutated file in place of the module."""
+def slow_round(name: str, source: str, arguments: list[str]) -> int:
+    """Step 2: the exit code of the tests with this text in place of the module's file."""
     forget_package()
     get_code = SourceFileLoader.get_code
 
     def mutated(self, module):
-        return compile(mutant.source, self.path, "exec") if self.path == file_of(name) else get_code(self, module)
+        return compile(source, self.path, "exec") if self.path == file_of(name) else get_code(self, module)
 
     SourceFileLoader.get_code = mutated  # type: ignore[method-assign]
     return int(pytest.main(["-x", *arguments]))
@@ -269,8 +269,10 @@ def test_module(name: str) -> dict:
     load(name)
     if pytest.main(arguments, plugins=[quick]) not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
         sys.exit(1)
+    if quick.undecided and in_fork(lambda: slow_round(name, Path(file_of(name)).read_text(), arguments)) != 0:
+        sys.exit(f"{name}: a test fails without any mutant")
     for mutant in quick.undecided:
-        code = in_fork(lambda mutant=mutant: slow_round(name, mutant, arguments))
+        code = in_fork(lambda mutant=mutant: slow_round(name, mutant.source, arguments))
         if code != 0:
             killed(mutant, f"exit code {code}")
     alive = [(mutant.line, mutant.change) for mutant in found if mutant.key not in kills]
