@@ -322,6 +322,7 @@ def mixture(weights, means=TWO, covariances=1.0):
         (lambda: PRIOR.tilt_quadratic(torch.zeros(2), torch.eye(3), 1.0), r"b must have shape \(3,\)"),
         (lambda: PRIOR.tilt_components(torch.zeros(3), 1.0), r"r must have shape \(2,\)"),
         (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta must be positive"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta must be positive"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
