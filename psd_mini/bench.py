@@ -127,15 +127,14 @@ def overhead(method_name: str, steps: int) -> float:
             for _ in range(evaluations):
                 prior.predict_noise(x_t, t, embeddings, cameras)
 
-    seconds: dict[str, list[float]] = {"step": [], "bare": []}
-    block = min(10, steps)
-    for _ in range(max(2, steps // 5)):  # a run of 10 steps, then 10 bare ones, in turns
-        seconds["step"].append(run(steps=block).cost.seconds["total"])
+    ratios, block = [], min(5, steps)
+    for _ in range(max(2, steps)):  # a few steps, then as many bare ones; neighbours share what else the machine is doing
+        seconds = run(steps=block).cost.seconds["total"]
         start = time.perf_counter()
         for _ in range(block):
             bare()
-        seconds["bare"].append(time.perf_counter() - start)
-    return statistics.median(seconds["step"]) / statistics.median(seconds["bare"])
+        ratios.append(seconds / (time.perf_counter() - start))
+    return statistics.median(ratios)
 
 
 def plain_render(field: VoxelField, cameras: Cameras, size: int, n_samples: int) -> torch.Tensor:

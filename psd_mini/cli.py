@@ -22,37 +22,56 @@ def parser() -> argparse.ArgumentParser:
 
     make = commands.add_parser("generate", help="make a 3D object from a prompt")
     make.add_argument("prompt", help='what to make, for example "a red mushroom"')
-    make.add_argument("--method", default="psd", choices=METHODS)
-    make.add_argument("--field", default="voxel", choices=FIELDS)
-    make.add_argument("--prior", default="exact", help="exact, toy (trained), real (Stable Diffusion), or a folder or hub id")
+    make.add_argument("--method", default="psd", choices=METHODS, help="default: %(default)s")
+    make.add_argument("--field", default="voxel", choices=FIELDS, help="default: %(default)s")
+    make.add_argument(
+        "--prior", default="exact", help="exact (default), toy (trained), real (Stable Diffusion), or a folder or hub id"
+    )
     make.add_argument("--device", help="where a learned prior runs, for example cuda or cpu (default: what there is)")
     make.add_argument("--dtype", help="float32, float16 or bfloat16 (default: what the device is fast in)")
-    make.add_argument("--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: per prior)")
+    make.add_argument(
+        "--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: 1 exact, 50 real, 7.5 others)"
+    )
     make.add_argument("--negative-prompt", default="", help="what guidance pushes away from")
-    make.add_argument("--conditioning", default="camera", choices=CONDITIONING, help="what the exact prior knows of the camera")
-    make.add_argument("--reward", help="colorfulness, color:NAME, image-reward or image-reward:FILE, for a preference")
+    make.add_argument(
+        "--conditioning",
+        default="camera",
+        choices=CONDITIONING,
+        help="what the exact prior knows of the camera (default: %(default)s)",
+    )
+    make.add_argument("--reward", help="colorfulness (default), color:NAME, image-reward or image-reward:FILE")
     make.add_argument("--preference-weight", type=float, help="how strongly the reward pulls (default: the method's)")
     make.add_argument("--negative", action="store_true", help="optimise the negative embedding too (guidance scale not 1)")
-    make.add_argument("--steps", type=int, help="optimiser steps (default: per prior)")
-    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--steps", type=int, help="optimiser steps (default: 120 in the toy world, 5000 for large models)")
+    make.add_argument("--seed", type=int, default=0, help="one seed, one result (default: %(default)s)")
     make.add_argument("--resolution", type=int, help="pixels per side while training, 32 or 64 by prior (results are 64)")
     make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")
     make.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     make.set_defaults(run=run_generate)
 
-    table = commands.add_parser("compare", help="run several methods and seeds on one prompt; table and picture")
+    table = commands.add_parser(
+        "compare", help="run several methods and seeds on one prompt; table and picture (some 20 s a run)"
+    )
     table.add_argument("prompt")
-    table.add_argument("--methods", default=",".join(DEFAULT_METHODS), help="comma-separated; +neg adds the negative embedding")
-    table.add_argument("--reward", default="colorfulness", help="colorfulness or color:NAME")
-    table.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
-    table.add_argument("--steps", type=int, default=120)
-    table.add_argument("--resolution", type=int, default=32)
-    table.add_argument("--out", default="psd_mini_out/compare", help="folder for compare.md, compare.json and compare.png")
+    table.add_argument(
+        "--methods",
+        default=",".join(DEFAULT_METHODS),
+        help="comma-separated, +neg adds the negative embedding (default: %(default)s)",
+    )
+    table.add_argument("--reward", default="colorfulness", help="colorfulness (default) or color:NAME")
+    table.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
+    table.add_argument("--steps", type=int, default=120, help="default: %(default)s")
+    table.add_argument("--resolution", type=int, default=32, help="pixels per side (default: %(default)s)")
+    table.add_argument(
+        "--out",
+        default="psd_mini_out/compare",
+        help="folder for compare.md, compare.json and compare.png (default: %(default)s)",
+    )
     table.add_argument("--resume", action="store_true", help="keep the runs that are finished in the output folder")
     table.set_defaults(run=run_compare)
 
     bench = commands.add_parser("bench", help="show where the time of a step goes")
-    bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up")
+    bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up (default: %(default)s)")
     bench.add_argument("--growth", metavar="FILE.png", help="also draw how the time of a step grows with every size (minutes)")
     bench.set_defaults(run=run_bench)
 
@@ -63,10 +82,12 @@ def parser() -> argparse.ArgumentParser:
         "Exit status 1 if anything is wrong. It executes what it checks: isolation from accidents, not a security sandbox.",
     )
     check.add_argument("paths", nargs="+", metavar="path", help="file.py, file.py:function, file.py:Class or a folder")
-    check.add_argument("--kind", default="sds", help="sds, cfg, csd, vsd, psd, negative-embedding, renderer or schedule")
+    check.add_argument(
+        "--kind", default="sds", help="sds (default), cfg, csd, vsd, psd, negative-embedding, renderer or schedule"
+    )
     check.add_argument("--weighting", choices=WEIGHTINGS, help="take only this w(t) for right (default: any)")
     check.add_argument("--json", action="store_true", help="print all findings as JSON")
-    check.add_argument("--timeout", type=float, default=20.0, help="seconds for each file (default 20)")
+    check.add_argument("--timeout", type=float, default=20.0, help="seconds for each file (default: %(default)g)")
     check.set_defaults(run=run_check)
     return root
 

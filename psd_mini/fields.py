@@ -12,6 +12,7 @@ of radius `bound`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,12 @@ class VoxelField(nn.Module):
         self.colour = nn.Parameter(torch.zeros(1, channels, *(resolution,) * 3))
 
     def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
-        grid = torch.cat((self.density, self.colour), dim=1).expand(SLABS, -1, -1, -1, -1)
+        slabs = math.gcd(len(points), SLABS)
+        grid = torch.cat((self.density, self.colour), dim=1).expand(slabs, -1, -1, -1, -1)
         # grid_sample reads its last coordinate axis as (x, y, z) against a grid laid out [z, y, x]
-        where = F.pad(points / self.bound, (0, 0, 0, -len(points) % SLABS)).view(SLABS, 1, 1, -1, 3)
+        where = (points / self.bound).view(slabs, 1, 1, len(points) // slabs, 3)
         raw = F.grid_sample(grid, where, align_corners=True, padding_mode="border")
-        raw = raw.transpose(0, 1).reshape(grid.shape[1], -1)[:, : len(points)]
+        raw = raw.transpose(0, 1).reshape(grid.shape[1], len(points))
         return DENSITY_SCALE * F.softplus(raw[0]), torch.sigmoid(raw[1:]).T
 
     def parameter_groups(self) -> list[dict]:

@@ -1,9 +1,40 @@
 """More submissions: preference pairs, negative embeddings, renderers and schedules. See `submissions`."""
 
 import torch
+import torch.nn.functional as F
 from submissions import levels, right, wrong
 
+from psd_mini.checks.stand_ins import VAE
+
 PAIR = "x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod"
+
+
+def for_clip(latents):
+    """What a reward model on CLIP is shown: decoded, 0..1, clamped, 224 x 224, normalised by channel."""
+    image = (VAE().decode(latents / 0.18215).sample / 2 + 0.5).clamp(0, 1)
+    image = F.interpolate(image, size=224, mode="bicubic", antialias=True)
+    mean, std = torch.tensor([[0.4815, 0.4578, 0.4082], [0.2686, 0.2613, 0.2758]]).view(2, 3, 1, 1)
+    return (image - mean) / std
+
+
+# pictures for a reward, of x, x_t, the signal alpha_t x0_hat, and alpha_t
+SHOWN = {
+    "x0": lambda x, x_t, signal, a: signal / a,
+    "x0_in_0_1": lambda x, x_t, signal, a: signal / a / 2 + 0.5,
+    "x0_clamped": lambda x, x_t, signal, a: (signal / a).clamp(-1, 1),
+    "x0_resized": lambda x, x_t, signal, a: F.interpolate(signal / a, size=224, mode="bilinear"),
+    "x0_small": lambda x, x_t, signal, a: F.interpolate(signal / a, size=32, mode="area"),
+    "x0_squashed": lambda x, x_t, signal, a: torch.tanh(signal / a / 2),
+    "x0_for_clip": lambda x, x_t, signal, a: for_clip(signal / a),
+    "x0_decoded_unscaled": lambda x, x_t, signal, a: VAE().decode(signal / a).sample / 2 + 0.5,
+    "x0_negated": lambda x, x_t, signal, a: torch.tanh(-signal / a),
+    "x0_without_alpha": lambda x, x_t, signal, a: signal,
+    "x0_without_alpha_clamped": lambda x, x_t, signal, a: signal.clamp(-1, 1),
+    "x0_over_alpha": lambda x, x_t, signal, a: signal / a**2,
+    "x_t": lambda x, x_t, signal, a: x_t,
+    "x_t_for_clip": lambda x, x_t, signal, a: for_clip(x_t),
+    "x": lambda x, x_t, signal, a: x,
+}
 
 
 @torch.no_grad()
@@ -15,16 +46,7 @@ def pair(x, t, noises, net, cond, uncond, reward, g, abar, loser_guided=True, sh
         x_t = a * x + s * eps
         c, u = net(x_t, t, cond), net(x_t, t, uncond)
         e = u + g * (c - u)
-        x0 = (x_t - s * e) / a
-        pictures = {
-            "x0": x0,
-            "x0_in_0_1": x0 / 2 + 0.5,
-            "x0_without_alpha": x_t - s * e,
-            "x0_over_alpha": x0 / a,
-            "x_t": x_t,
-            "x": x,
-        }
-        rewards.append(reward(pictures[shown]).view(-1, 1, 1, 1))
+        rewards.append(reward(SHOWN[shown](x, x_t, x_t - s * e, a)).view(-1, 1, 1, 1))
         predictions.append((c, e))
         h.append(e - eps)
     return h, predictions, rewards
@@ -193,7 +215,12 @@ def _shown(what):
     return submission
 
 
-right("psd")(_shown("x0_in_0_1"))
+for form in ("in_0_1", "clamped", "resized", "small", "squashed", "for_clip"):
+    right("psd")(_shown(f"x0_{form}"))
+wrong("psd", "not divided by alpha_t")(_shown("x0_without_alpha_clamped"))
+wrong("psd", "noisy x_t")(_shown("x_t_for_clip"))
+wrong("psd", "vae.decode is given x0_hat times 1: latents / 0.18215")(_shown("x0_decoded_unscaled"))
+wrong("psd", "not shown x0_hat")(_shown("x0_negated"))
 wrong("psd", "not divided by alpha_t")(_shown("x0_without_alpha"))
 wrong("psd", "divided by alpha_t twice")(_shown("x0_over_alpha"))
 wrong("psd", "noisy x_t")(_shown("x_t"))

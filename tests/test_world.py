@@ -113,8 +113,9 @@ def test_cameras_of_the_pool_are_found_and_others_refused():
 def test_the_judge_recognises_every_true_object_at_every_camera():
     """True pictures of each (object, colour) have distance 0, gap 0, and at each of the 24 cameras alone they win."""
     views = judge_views()
+    all_pictures = views.pictures(torch.arange(24))
     for k, component in enumerate(text.components()):
-        pictures = views.pictures(torch.arange(24))[:, k]
+        pictures = all_pictures[:, k]
         if k % 8 == 0:  # the whole verdict for one colour of each object; single cameras below for all
             verdict = judge(pictures)
             assert verdict.recognised == component

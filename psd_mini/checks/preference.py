@@ -19,7 +19,6 @@ from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from psd_mini.arguments import validated
@@ -29,10 +28,10 @@ from psd_mini.checks.judging import ADDED, ASCENT, JACOBIAN, basics, judge_graph
 from psd_mini.checks.probe import Prober, Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
-from psd_mini.checks.stand_ins import VAE
+from psd_mini.checks.shown import judge_reward
 from psd_mini.checks.submission import COURSE, Unreadable, keys, prepare
-from psd_mini.checks.trace import current, flows
-from psd_mini.formulas import cfg, omega
+from psd_mini.checks.trace import current
+from psd_mini.formulas import omega
 from psd_mini.methods.rewardsds import reward_weights
 
 FORMS = ("psd", "dreamdpo", "best", "softmax", "min-max")
@@ -77,7 +76,7 @@ def check_psd(fn: Any, *, form: str = "psd", weighting: str | None = None, names
         return report
     runs += [prober.run(*plan) for plan in PLAN[1:]]
     _judge_pair(report, runs)
-    scored = _judge_reward(report, runs)
+    scored = judge_reward(report, runs)
     _judge_residuals(report, runs)
     strength = _strength(scored) if form == "psd" and "preference_weight" in keys(prober.fn, names) else None
     signed = strength is not None and BASES[strength[0]][1] == "note"
@@ -98,76 +97,6 @@ def _judge_pair(report: Report, runs: list[Run]) -> None:
         cause = "the pair stands at different t: rewards and residuals of different noise levels do not compare"
     came = f"{'/'.join(map(str, sorted(counts)))} noised versions, at {'one' if same_t else 'different'} t"
     report.add(not cause, "pair", came, "several, at one t", cause)
-
-
-SEEN = {  # what the reward may have been shown: what is wrong with it
-    "x0_hat": "",
-    "x0_hat times alpha_t": "x0_hat is not divided by alpha_t: it is (x_t - sigma_t eps_cfg)/alpha_t",
-    "x0_hat over alpha_t": "x0_hat is divided by alpha_t twice: it is (x_t - sigma_t eps_cfg)/alpha_t",
-    "x0_hat without guidance": "the reward is shown x0_hat without guidance, while the gradient is guided",
-    "the noisy x_t": "the reward is shown the noisy x_t, which no reward model has ever seen: denoise to x0_hat first",
-    "x itself": "the reward is shown the render itself, which is the same for both noises: it must see x0_hat",
-    "something else": "the reward is not shown x0_hat = (x_t - sigma_t eps_cfg)/alpha_t",
-}
-
-
-def _judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor]]:
-    """What was the reward shown? Returns the readings with the reward of each of their groups."""
-    scored, shown, sizes = [], set(), []
-    for run in runs:
-        reading = run.readings[0]
-        candidates = _candidates(reading)
-        scores: dict[int, float] = {}
-        for images, values in run.trace.rewarded:
-            for image, value in zip(images.detach().double(), values.tolist(), strict=True):
-                (likeness, size), name, i = max((_alike(image, c), name, i) for name, i, c in candidates)
-                shown.add(name if likeness > 0.98 else "something else")
-                sizes.append((world.alpha_sigma(reading.t)[0], size))
-                scores[i] = value
-        if len(scores) == len(reading.groups):
-            scored.append((reading, torch.tensor([scores[i] for i in range(len(reading.groups))]).double()))
-    shown = {_sized(name, sizes) for name in shown}
-    cause = "; ".join(SEEN[name] for name in sorted(shown) if SEEN[name]) if shown else "the reward is never asked"
-    allowed = "note" if shown == {"x0_hat without guidance"} else not cause
-    report.add(allowed, "reward sees", ", ".join(sorted(shown)) or "nothing", "x0_hat", cause, "R_i = r(decode(x0_hat_i))")
-    leaks = any(flows(images) for run in runs for images, _ in run.trace.rewarded)
-    cause = "the reward is differentiated: it should only be compared, under no_grad"
-    report.add(not leaks, "reward is compared only", "differentiated" if leaks else "yes", "yes", cause)
-    return scored
-
-
-def _candidates(reading: Reading) -> list[tuple[str, int, Tensor]]:
-    """What a reward could be shown: (a key of SEEN, which noise, latents)."""
-    found = [("x itself", 0, reading.x)]
-    for i, group in enumerate(reading.groups):
-        alpha_t, sigma_t = world.alpha_sigma(round(group.t))
-        found.append(("the noisy x_t", i, group.x_t))
-        cond = group.eps_hat.get("cond")
-        if cond is not None:
-            guided = cfg(cond, group.eps_hat.get("uncond", cond), reading.g)
-            for name, e in (("x0_hat", guided), ("x0_hat without guidance", cond)):
-                found.append((name, i, (group.x_t - sigma_t * e) / alpha_t))
-    return found
-
-
-def _sized(name: str, sizes: list[tuple[float, float]]) -> str:
-    """Is x0_hat as large as it should be at every alpha_t? A common factor is fine: pictures come in several ranges."""
-    slips = (0, name), (1, "x0_hat times alpha_t"), (-1, "x0_hat over alpha_t")
-    for power, slip in slips if name.startswith("x0_hat") else ():
-        factors = [size / alpha_t**power for alpha_t, size in sizes]
-        if max(factors) - min(factors) < 2e-2 * max(factors):
-            return slip
-    return name
-
-
-def _alike(image: Tensor, latents: Tensor) -> tuple[float, float]:
-    """Correlation and slope of a picture that the reward was shown against latents, or what the autoencoder makes of them."""
-    if image.shape != latents.shape:
-        image, latents = F.avg_pool2d(image, 8), torch.einsum("lc,lhw->chw", VAE.mix, latents)
-    if image.shape != latents.shape:
-        return 0.0, 0.0
-    (_, covariance), (_, variance) = torch.stack((image.flatten(), latents.flatten())).cov().tolist()
-    return torch.corrcoef(torch.stack((image.flatten(), latents.flatten())))[0, 1].item(), covariance / max(variance, 1e-30)
 
 
 def _judge_residuals(report: Report, runs: list[Run]) -> None:

@@ -165,6 +165,7 @@ class VAE(Part):
         return Output(latent_dist=law) if return_dict else (law,)
 
     def decode(self, z: Tensor, return_dict: bool = True, **_: Any) -> Any:
+        current().decoded.append(z)
         image = F.interpolate(torch.einsum("lc,blhw->bchw", self.mix.to(z), z * SCALING), scale_factor=8)
         return Output(sample=image) if return_dict else (image,)
 

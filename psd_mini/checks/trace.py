@@ -37,6 +37,7 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.encoded: list[Tensor] = []
+        self.decoded: list[Tensor] = []
         self.draws: list[Tensor] = []
         self.on_graph: list[Tensor] = []
         self.rewarded: list[tuple[Tensor, Tensor]] = []  # pictures and their scores

@@ -16,8 +16,6 @@ from typing import Any
 
 from psd_mini.arguments import at_least, validated
 
-PRIORS = ("exact", "toy", "real")  # and any folder or hub id of a model in diffusers' format
-
 
 def embed_negative(prior: Any, negative_prompt: str) -> Any:
     """The embedding of what guidance pushes away from; where the prior does not know it, the error says which prompt."""

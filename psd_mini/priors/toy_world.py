@@ -72,10 +72,7 @@ class ToyWorldPrior:
         self.log_prior = torch.zeros(len(self.keys)) if log_prior is None else log_prior
         if self.log_prior.shape != (len(self.keys),):
             raise ValueError(f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}")
-        if conditioning != "camera":
-            # every picture of the pool at once, camera-major: (1, P M, D)
-            everything = self.views.pictures(torch.arange(len(self.views.cameras)))
-            self._all_pictures = everything.flatten(2).flatten(0, 1)[None]
+        self._all_means = torch.empty(0, dtype=torch.bool)  # of every picture of the pool, made when they are first needed
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
         """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See `world.text.embed`."""
@@ -133,7 +130,7 @@ class ToyWorldPrior:
             raise ArgumentError(f"cameras: expected {n} of the pool, one per picture, got {came}")
         index = self.views.index_of(cameras)
         if self.conditioning == "camera":
-            means = 2 * self.views.pictures(index).to(embeddings).flatten(2) - 1
+            means = self.views.pictures(index).to(embeddings).flatten(2).mul_(2).sub_(1)
             log_weights = embeddings @ self.keys.to(embeddings).T + self.log_prior.to(embeddings)
             return means, log_weights[:, None].expand(-1, len(index), -1)
         keys = self.keys.to(embeddings)
@@ -143,7 +140,10 @@ class ToyWorldPrior:
             embeddings = embeddings + text.WORD_STRENGTH * views[index]
         # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
         log_weights = (embeddings @ views.T)[..., None] + (embeddings @ keys.T + self.log_prior.to(keys))[..., None, :]
-        return 2 * self._all_pictures.to(embeddings) - 1, log_weights.flatten(2)
+        if (self._all_means.dtype, self._all_means.device) != (embeddings.dtype, embeddings.device):  # (1, P M, D)
+            everything = self.views.pictures(torch.arange(len(self.views.cameras))).to(embeddings).mul_(2).sub_(1)
+            self._all_means = everything.flatten(2).flatten(0, 1)[None]
+        return self._all_means, log_weights.flatten(2)
 
     def denoise(
         self, x_t: Float[Tensor, "b 3 h w"], t: Times, embeddings: Float[Tensor, "e v"], cameras: Cameras

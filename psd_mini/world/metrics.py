@@ -30,6 +30,7 @@ from psd_mini.arguments import validated
 from psd_mini.world.objects import COLOURS
 from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
+from psd_mini.world.views import recolour
 
 KERNEL_WIDTH = 0.05  # tau: standard deviation of the mixture's kernel around each true picture, in image units [0, 1]
 JUDGE_SIZE = 64  # pixels per side of the pictures that are judged
@@ -101,7 +102,8 @@ def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> 
     squared = squared_distances(images, views)
     distances = squared.sqrt().mean(dim=0)
     best = int(distances.argmin())
-    true_pictures = torch.cat([views.pictures(torch.tensor([p]))[:, best] for p in range(len(views.cameras))])
+    which, colour = divmod(best, len(COLOURS))
+    true_pictures = recolour(views.layers[which], views.layers.new_tensor([list(COLOURS.values())[colour]]))[:, 0]
     dimension = math.prod(expected[1:])
     gap = log_mixture_per_dimension(squared_distances(true_pictures, views), dimension) - log_mixture_per_dimension(
         squared, dimension

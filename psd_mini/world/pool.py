@@ -60,7 +60,7 @@ class WorldViews:
     def pictures(self, index: Tensor) -> Float[Tensor, "b m 3 h w"]:
         """All M = objects x colours pictures, object-major, at the cameras `index` (B,): (B, M, 3, H, W) in [0, 1]."""
         colours = torch.tensor(list(COLOURS.values()), dtype=self.layers.dtype)
-        return recolour(self.layers[:, index].transpose(0, 1), colours).flatten(1, 2)
+        return recolour(self.layers[:, index].transpose(0, 1).contiguous(), colours).flatten(1, 2)
 
     def index_of(self, cameras: Cameras) -> Tensor:
         """Indices (B,) into `self.cameras` of cameras that were drawn from it.

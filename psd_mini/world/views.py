@@ -142,5 +142,5 @@ def recolour(layers: Float[Tensor, "*b 4 h w"], colours: Float[Tensor, "c 3"]) -
         (..., C, 3, H, W) in [0, 1].
     """
     base, main = layers.unsqueeze(-4).split((3, 1), dim=-3)
-    # image = base + main * c
-    return base + main * colours[:, :, None, None]
+    # image = base + main * c, the large tensor being made once
+    return (main * colours[:, :, None, None]).add_(base)

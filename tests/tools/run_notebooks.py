@@ -18,6 +18,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -99,15 +100,16 @@ def code_hash(notebook: nbformat.NotebookNode) -> str:
 
 
 def execute(notebook: nbformat.NotebookNode, fast: bool, timeout: int = 600) -> float:
-    """Run all cells in a new kernel, outputs into `notebook`; seconds. A cell that raises, raises here."""
+    """Run all cells in a new kernel and an empty folder, outputs into `notebook`; seconds. A cell that raises, raises here."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     environment.pop("PSD_MINI_FAST", None)
     if fast:
         environment["PSD_MINI_FAST"] = "1"
-    where = {"metadata": {"path": str(NOTEBOOKS)}}
-    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where, record_timing=False)
-    started = time.perf_counter()
-    client.execute(env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        where = {"metadata": {"path": folder}}
+        client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where, record_timing=False)
+        started = time.perf_counter()
+        client.execute(env=environment)
     return time.perf_counter() - started
 
 
