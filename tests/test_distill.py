@@ -415,6 +415,7 @@ def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):
         (lambda x, t, eps, context: (eps, {}), r"shape \(1, 2, 3, 8, 8\)"),
         (lambda x, t, eps, context: x[:1], r"shape \(1, 3, 8, 8\)"),
         (lambda x, t, eps, context: None, "NoneType"),
+        (lambda x, t, eps, context: 0.5, "float"),
     ):
         with pytest.raises(ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\) .*got {came}"):
             run(prior, method=wrong)

@@ -180,6 +180,15 @@ def test_prompts_are_reweighted_components():
     close(two.log_prob(x_t, t)[0], prior.condition(p_y_given_k[1].log()).log_prob(x_t, t)[0])
 
 
+def test_responsibilities_of_a_prompt():
+    """g_k(x_t | e) is proportional to g_k(x_t) exp(e_k): the prompt's log-weights are added to the components'."""
+    weights, means, covariances = world(2)
+    prior = GaussianMixture(weights, means, covariances, SCHEDULE)
+    embeddings, (x_t, t) = normal(25, 2, 3), noisy(26, 4, 2)
+    joint = plain_posterior(x_t, t, weights, means, covariances)[0] * embeddings.exp()[:, None]
+    close(prior.responsibilities(x_t, t, embeddings), joint / joint.sum(-1, keepdim=True))
+
+
 def test_predictions_are_differentiable_in_the_embedding():
     """d x0_hat/d e_k = g_k (m_k - x0_hat) in plain algebra; d eps_hat/d e and d log p/d e by finite differences."""
     weights, means, covariances = world(2)
@@ -225,13 +234,45 @@ def test_degenerate_worlds_stay_exact_and_finite():
         assert all(bool(out.isfinite().all()) and out.dtype == dtype for out in [*outputs, *gradients])
 
 
+@pytest.mark.parametrize("form", [(), (3,), (3, 2), (3, 2, 2)])
+def test_a_world_of_points(form):
+    """S_k = 0, in any form: x0_hat = sum_k g_k mu_k with g = softmax(log pi_k - |x_t - a mu_k|^2 / (2 s^2))."""
+    weights, means, _ = world(2)
+    prior, (x_t, t) = GaussianMixture(weights, means, torch.zeros(form), SCHEDULE), noisy(29, 5, 2)
+    a, s = levels(t)
+    g = (weights.log() - ((x_t[:, None] - a[:, None] * means) ** 2).sum(-1) / (2 * s**2)).softmax(-1)
+    close(prior.denoise(x_t, t)[0], g @ means)
+
+
 def test_a_singular_covariance_has_no_clean_density():
     """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny, of either sign."""
     for seed in range(10):
         root = normal(seed, 1, 4, 3)
         prior = GaussianMixture([1.0], torch.zeros(1, 4).double(), root @ root.mT, SCHEDULE)
-        with pytest.raises(ValueError, match="t must be given: with a singular covariance"):
+        with pytest.raises(ValueError, match="^t must be given: with a singular covariance"):
             prior.log_prob(torch.zeros(1, 4))
+
+
+def test_each_covariance_has_its_own_rounding():
+    """What is rounding beside 1e8 is accepted there, whatever the neighbour; beside 1 less of it is refused."""
+    small, large = tensor([1, 0], [0, 1]), tensor([1e8, 0], [0, 1e8])
+    crooked, negative = tensor([0, 1e-8], [0, 0]), tensor([0, 0], [0, -1e8 - 1e-8])
+    weights, means = tensor(0.5, 0.5), torch.zeros(2, 2).double()
+    for error in (crooked, negative):
+        close(GaussianMixture(weights, means, torch.stack((large + error, small)), SCHEDULE).covariances[1], small)
+    for error, message in ((crooked / 100, "symmetric"), (tensor([0, 0], [0, -1 - 1e-10]), "positive semidefinite")):
+        with pytest.raises(ValueError, match=f"^covariances must be {message}"):
+            GaussianMixture(weights, means, torch.stack((large, small + error)), SCHEDULE)
+
+
+def test_everything_comes_in_the_type_of_the_means():
+    """float64 weights, covariances, embeddings and samples beside float32 means are computed in float32."""
+    prior = GaussianMixture(tensor(0.2, 0.8), torch.zeros(2, 3), tensor(1.0, 2.0), SCHEDULE)
+    x, e = normal(27, 4, 3), normal(28, 1, 2)
+    assert {prior.log_weights.dtype, prior.log_prob(x, None, e).dtype, prior.score(x, torch.tensor([9]), e).dtype} == {
+        torch.float32
+    }
+    assert prior.sample(1, torch.Generator()).shape == (1, 3) and prior.sample(1, torch.Generator()).dtype == torch.float32
 
 
 PRIOR = GaussianMixture(tensor(0.5, 0.5), torch.zeros(2, 3), 1.0, SCHEDULE)
@@ -252,9 +293,15 @@ def mixture(weights, means=TWO, covariances=1.0):
         (lambda: mixture([1.0]), r"weights must have shape \(2,\), got \(1,\)"),
         (lambda: mixture([1.5, -0.5]), "weights must be nonnegative"),
         (lambda: mixture([0.0, 0.0]), "weights must be nonnegative with a positive sum"),
-        (lambda: mixture([1.0, 1.0], covariances=torch.eye(3)), "covariances must have shape"),
+        (lambda: mixture(["a", "b"]), r"weights: expected real numbers, got \['a', 'b'\]"),
+        (lambda: mixture([1.0, 1.0], covariances="wide"), "covariances: expected real numbers, got 'wide'"),
+        (
+            lambda: mixture([1.0, 1.0], covariances=torch.eye(3)),
+            r"covariances must have shape \(\), \(2,\), \(2, 1\) or \(2, 1, 1\) for means \(2, 1\), got \(3, 3\)",
+        ),
         (lambda: mixture([1.0, 1.0], covariances=-1.0), "covariances must be positive semidefinite"),
         (lambda: mixture([1.0, 1.0], covariances=math.inf), "covariances must be finite"),
+        (lambda: mixture([1.0, 1.0], covariances=-math.inf), "covariances must be finite"),
         (lambda: mixture([1.0], torch.zeros(1, 2), tensor([[1, 2], [2, 1]])), "covariances .* an eigenvalue of -1"),
         (lambda: mixture([1.0], torch.zeros(1, 2), tensor([[1, 0.5], [0, 1]])), "covariances must be symmetric"),
         (lambda: PRIOR.log_prob(torch.zeros(4, 2)), "x_t must hold 3 numbers per sample"),
@@ -263,18 +310,23 @@ def mixture(weights, means=TWO, covariances=1.0):
         (lambda: PRIOR.predict_noise(X, None), "t must be given"),
         (lambda: PRIOR.score(X, None, torch.zeros(1, 3)), r"embeddings must have shape \(1, 2\)"),
         (lambda: PRIOR.score(X, None, tensor([0, math.nan])), "embeddings: expected numbers, got NaN"),
+        (lambda: PRIOR.score(X, None, tensor([0, 0], [-math.inf] * 2)), "embeddings must leave at least one"),
+        (lambda: PRIOR.sample(0, torch.Generator()), "n: expected a whole number of at least 1, got 0"),
+        (lambda: PRIOR.sample(1, torch.Generator(), tensor(-math.inf, -math.inf)), "embedding must leave at least one"),
         (lambda: PRIOR.condition(tensor(-math.inf, -math.inf)), "embedding must leave at least one"),
         (lambda: PRIOR.tilt_linear(torch.zeros(2), 1.0), r"v must have shape \(3,\)"),
         (lambda: PRIOR.tilt_linear(torch.zeros(3), 0.0), "beta must be positive"),
         (lambda: PRIOR.tilt_quadratic(torch.zeros(3), torch.eye(3), -1.0), "beta must be positive"),
         (lambda: PRIOR.tilt_quadratic(torch.zeros(3), -torch.eye(3), 1.0), "Q must be positive semidefinite"),
+        (lambda: PRIOR.tilt_quadratic(torch.zeros(3), torch.eye(2), 1.0), r"Q must have shape \(3, 3\)"),
         (lambda: PRIOR.tilt_quadratic(torch.zeros(2), torch.eye(3), 1.0), r"b must have shape \(3,\)"),
         (lambda: PRIOR.tilt_components(torch.zeros(3), 1.0), r"r must have shape \(2,\)"),
         (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta must be positive"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta must be positive"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
     """The error names the argument, says what came, and fits on one line."""
-    with pytest.raises((ValueError, TypeError), match=message) as caught:
+    with pytest.raises((ValueError, TypeError), match=f"^{message}") as caught:
         call()
     assert "\n" not in str(caught.value)

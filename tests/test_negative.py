@@ -1,6 +1,7 @@
 """The negative embedding against closed forms and finite differences, float64; state, trust region, runaway."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_inversion_describes_the_loser():
 def test_a_black_box_has_no_gradient_to_climb():
     """Objective "reward" with scores that carry no gradient: one line that names the way out."""
     x, t, eps, context = setting(reward=black_box(lambda images, prompts: [1.0] * len(images)))
-    with pytest.raises(ValueError, match="reward: the negative embedding climbs its gradient.*objective='inversion'"):
+    with pytest.raises(ValueError, match="^reward: the negative embedding climbs its gradient.*objective='inversion'"):
         negative_loss(normal(3, seed=5).requires_grad_(), x, t, eps, context, 2.0)
 
 
@@ -194,30 +195,75 @@ def test_trust_region_and_runaway():
     assert norms[0.0] == 0 and norms[math.inf] > 3 * norms[1.0] > 0
 
 
+@pytest.mark.parametrize("radius", [0.1, math.inf])
+@pytest.mark.parametrize("objective", ["reward", "inversion"])
+def test_a_step_is_one_of_adam_and_a_projection(objective, radius):
+    """n_0 - lr g / (|g| + 1e-8), Adam's first step, at t and noises drawn in this order, and back to ||n - n_0|| = radius
+    along the ray from n_0. The prior is asked once for each prompt and noise, and the reward with the prompts."""
+    x, _, _, context = setting()
+    start, seen, B = torch.tensor([0.7, -0.4, 0.2], dtype=F64), [], len(x)
+
+    def asked(x_t, t, embeddings, cameras):
+        seen.append(len(embeddings))
+        return WORLD.predict_noise(x_t, t, embeddings)
+
+    def reward(images, prompts):
+        seen.append(prompts)
+        return LinearReward(V)(images)
+
+    context.prior = SimpleNamespace(schedule=SCHEDULE, decode=WORLD.decode, predict_noise=asked)
+    context.reward, context.prompts, context.cost.prior_evaluations = reward, list("abcd"), 5
+    negative = NegativeEmbedding(start, 2.0, objective, lr=0.3, radius=radius, t_range=(1.0, 1.0))
+    metrics = negative.step(0.5, x, context, torch.Generator().manual_seed(3))
+    noises = 2 if objective == "inversion" else 1
+    assert seen == ([1, 1] * noises + [list("abcd")] * noises)
+    assert context.cost.prior_evaluations == 5 + 2 * B * noises
+
+    generator = torch.Generator().manual_seed(3)
+    t = torch.randint(999, 1000, (B,), generator=generator)
+    eps = torch.randn(noises, *x.shape, generator=generator).double()
+    leaf = start.clone().requires_grad_()
+    loss = negative_loss(leaf, x, t, eps, context, 2.0, objective)
+    (g,) = torch.autograd.grad(loss, leaf)
+    away = -0.3 * g / (g.abs() + 1e-8)
+    away = away * min(1.0, radius / away.norm().item())
+    torch.testing.assert_close(negative.embedding.detach(), start + away, rtol=1e-9, atol=1e-12)
+    assert metrics == pytest.approx({"negative_loss": loss.item(), "negative_norm": away.norm().item()}, rel=1e-9)
+
+
 def test_it_moves_only_in_its_steps():
     x, _, _, context = setting()
-    negative = NegativeEmbedding(torch.zeros(3, dtype=F64), 2.0, steps=(0.1, 0.6))
+    negative = NegativeEmbedding(torch.zeros(3, dtype=F64), 2.0, steps=(0.1, 0.6), t_range=(0.5, 0.5))
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     assert negative.step(0.05, x, context, generator) == negative.step(0.7, x, context, generator) == {}
     assert torch.equal(state, generator.get_state()) and negative.embedding.abs().max() == 0
-    assert negative.step(0.3, x, context, generator)["negative_norm"] > 0
+    for progress in (0.3, 0.1, 0.6):
+        before = negative.embedding.detach().clone()
+        assert negative.step(progress, x, context, generator) and not torch.equal(negative.embedding, before)
 
 
 def test_it_is_read_back_as_words():
-    negative = NegativeEmbedding(torch.zeros(4), 2.0)
+    """By the distance from the start, to three digits; repr names all settings, the defaults too."""
+    negative = NegativeEmbedding(torch.tensor([9.0, 0.5, 0.0, 1.0]), 2.0)
     with torch.no_grad():
-        negative.embedding.copy_(torch.tensor([0.1, -3.0, 0.0, 2.0]))
-    assert negative.read(["a", "b", "c", "d"], 2) == [("b", -3.0), ("d", 2.0)]
+        negative.embedding.copy_(torch.tensor([9.1, -2.5, 0.0, 3.12345]))
+    assert negative.read(["a", "b", "c", "d"], 2) == [("b", -3.0), ("d", 2.123)]
+    assert repr(negative) == "NegativeEmbedding(2.0, 'reward', 0.2, 6.0, (0.5, 0.98), (0.0, 1.0))"
 
 
 def test_guidance_of_one_says_why():
-    with pytest.raises(ValueError, match=r"guidance_scale: at 1 the negative embedding has no effect.*g - 1 = 0"):
+    with pytest.raises(
+        ValueError, match=r"^guidance_scale: at 1 the negative embedding has no effect.*g - 1 = 0\); use for example 2$"
+    ):
         NegativeEmbedding(torch.zeros(3), 1.0)
     for settings, message in (
-        ({"objective": "magic"}, "objective: 'magic' is not known"),
+        ({"objective": "magic"}, "objective: 'magic' is not known; choose from reward, inversion"),
         ({"t_range": (0.9, 0.1)}, "t_range: expected 0 <= low <= high <= 1"),
+        ({"t_range": (0.5, 1.5)}, "t_range: expected 0 <= low <= high <= 1"),
+        ({"steps": (-0.1, 0.5)}, "steps: expected 0 <= low <= high <= 1"),
         ({"radius": -1.0}, "radius, lr: expected"),
+        ({"lr": 0.0}, "radius, lr: expected"),
     ):
         with pytest.raises(ValueError, match=message):
             NegativeEmbedding(torch.zeros(3), 2.0, **settings)

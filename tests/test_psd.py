@@ -6,7 +6,7 @@ from gaussian_world import EYE, MU, SCHEDULE, UNIFORM, WORLD, S, V, batch, conte
 
 from psd_mini import SDS
 from psd_mini.formulas import omega
-from psd_mini.methods import CSD, PSD, DreamDPO, RewardSDS, rank, reward_weights
+from psd_mini.methods import CSD, PSD, DreamDPO, RewardSDS, psd_gradient, rank, reward_weights
 from psd_mini.rewards import LinearReward, black_box
 
 
@@ -86,6 +86,10 @@ def test_antithetic_is_a_pair_of_opposite_noises():
     anti, _ = PSD(SDS(2.0), 1.5, over_views=False)(x, t, eps, context(WORLD, n=4))
     pair, _ = PSD(SDS(2.0), 1.5, antithetic=False, over_views=False)(x, t, torch.cat((eps, -eps)), context(WORLD, n=4))
     assert torch.equal(anti, pair)
+    three = torch.cat((eps, -eps, normal(1, *x.shape, seed=9)))  # with a fresh base the second noise of the loop is the third
+    anti, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", over_views=False)(x, t, three[::2], context(WORLD, n=4))
+    pair, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", antithetic=False, over_views=False)(x, t, three, context(WORLD, n=4))
+    assert torch.equal(anti, pair)
     base, _ = PSD(**UNIFORM, preference_weight=0.0)(x, t, eps, context(n=4))
     a, s = (1 - weight(t)).sqrt(), weight(t).sqrt()
     for b in range(4):
@@ -133,6 +137,10 @@ def test_limits_of_omega():
     torch.testing.assert_close(1e6 * omega(gap, "bt", 1e6), gap / 2, rtol=1e-9, atol=1e-12)
     gated = omega(gap, "gated", 0.5)
     assert torch.equal(gated, torch.where(gap.abs() >= 0.5, torch.sign(gap), torch.zeros_like(gap)))
+    assert omega(torch.tensor([0.5, -0.5]), "gated", 0.5).tolist() == [1, -1]
+    torch.testing.assert_close(omega(gap, "gap", 0.5), 2 * gap)
+    torch.testing.assert_close(omega(gap, "bt"), torch.tanh(gap / 2))
+    assert torch.equal(omega(gap, "bt", 1e-60), torch.sign(gap))  # less than float32 can hold
     for kind in ("hard", "gap", "bt", "gated"):
         torch.testing.assert_close(omega(-gap, kind, 0.3), -omega(gap, kind, 0.3))
         assert omega(torch.zeros(1), kind, 0.3).item() == 0
@@ -240,11 +248,13 @@ def test_black_box_reward_gives_the_same_gradient():
     asked = []
 
     def watching(images, prompts):
-        asked.append((torch.is_grad_enabled(), images.requires_grad))
+        asked.append((torch.is_grad_enabled(), images.requires_grad, prompts))
         return kept(images)
 
-    c, _ = PSD(SDS(2.0), 2.0, **settings)(x.requires_grad_(), t, eps, context(WORLD, watching, 5))
-    assert torch.equal(a, c) and not c.requires_grad and asked == [(False, False)]
+    watched = context(WORLD, watching, 5)
+    watched.prompts = list("abcde")  # the pictures of one noise after the other
+    c, _ = PSD(SDS(2.0), 2.0, **settings)(x.requires_grad_(), t, eps, watched)
+    assert torch.equal(a, c) and not c.requires_grad and asked == [(False, False, list("abcdeabcde"))]
 
 
 def test_ranking_over_views_uses_the_mean_reward_of_the_object():
@@ -258,8 +268,8 @@ def test_ranking_over_views_uses_the_mean_reward_of_the_object():
     expected = weight(t) * (h.mean(0) + weight(t).sqrt() * sign * (h[0] - h[1]))
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     assert len(set(torch.sign(ranked.rewards[0] - ranked.rewards[1]).tolist())) == 2  # per view it would differ
-    with pytest.raises(ValueError, match="t: ranking over views needs one timestep"):
-        PSD(antithetic=False)(x, torch.tensor([1, 2, 3, 4]), eps, context(WORLD, n=4))
+    with pytest.raises(ValueError, match="^t: ranking over views needs one timestep"):
+        PSD(antithetic=False)(x, torch.tensor([1, 1, 1, 2]), eps, context(WORLD, n=4))
 
 
 def test_running_median_is_state():
@@ -271,16 +281,32 @@ def test_running_median_is_state():
     ranked = rank(SDS(), x, t, eps, context(WORLD, n=30))
     median = (ranked.rewards[0] - ranked.rewards[1]).abs().median().item()
     assert 0.9 * median < method.state_dict()["median_gap"] < 1.11 * median
+    # it starts at the first median and moves by 5%: up only where the new median is larger
+    moving = PSD()
+    taus = [moving._temperature(torch.tensor(gap)) for gap in ([0.5, -0.25, 3.0], [0.5], [9.0], [-0.1])]
+    assert taus == pytest.approx([0.5, 0.5 / 1.05, 0.5, 0.5 / 1.05]) and PSD()._temperature(torch.zeros(3)) == 1e-12
     other = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     other.load_state_dict(method.state_dict())
     assert other.median_gap == method.median_gap and "median_gap" not in repr(other)
+    with pytest.raises(ValueError, match="^state: median_gap: expected a finite number of at least 0, got -1.0"):
+        other.load_state_dict({"median_gap": -1.0})
+    with pytest.raises(TypeError, match="median_gap"):
+        PSD(median_gap=1.0)
+
+
+def test_the_gradient_without_a_weight():
+    """w(t) = 1 unless it is given: base + lambda omega (h_1 - h_2)."""
+    base, h_1, h_2 = normal(3, 2, 3, 1, 1)
+    torch.testing.assert_close(
+        psd_gradient(base, h_1, h_2, torch.ones(2), 0.5 * torch.ones(2, 1, 1, 1)), base + (h_1 - h_2) / 2
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"omega": "soft"}, "omega: kind 'soft' is not known; choose from hard, gap, bt, gated"),
-        ({"pair_base": "loser"}, "pair_base: 'loser' is not known"),
+        ({"pair_base": "loser"}, "pair_base: 'loser' is not known; choose from mean, winner, fresh"),
         ({"tau": 0.0, "omega": "bt"}, "tau: expected a positive reward difference"),
         ({"preference_weight": float("nan")}, "preference_weight: expected a finite number, got nan"),
         ({"preference_weight": -1.0}, "preference_weight: expected a finite number of at least 0, got -1.0"),

@@ -528,6 +528,25 @@ def test_near_blob_hides_far_blob():
 )
 def test_bad_input_is_named_in_one_line(call, message):
     """A ValueError whose single line names the argument, what came, what was expected or the remedy."""
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
         call(VoxelField(4))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "came"),
+    [
+        (lambda rho, c: c, r"\(\d+, 3\) float32"),
+        (lambda rho, c: (rho, c, c), r"\[\((\d+),\), \(\1, 3\), \(\1, 3\)\]"),
+        (lambda rho, c: (rho[:, None], c), r"\[\((\d+), 1\), \(\1, 3\)\]"),
+        (lambda rho, c: (rho, rho), r"\[\((\d+),\), \(\1,\)\]"),
+        (lambda rho, c: (rho, c[:1]), r"\[\(\d+,\), \(1, 3\)\]"),
+        (lambda rho, c: (1.0, c), r"\[\(\), \(\d+, 3\)\]"),
+    ],
+)
+def test_a_field_answers_with_density_and_colour(answer, came):
+    """Anything but density (N,) and colour (N, C) is refused with the shapes that came; a list of the two will do."""
+    with pytest.raises(ValueError, match=rf"^field: expected density \(\d+,\) and colour \(\d+, C\), got {came}$"):
+        render(lambda points: answer(*fog(1.0)(points)), orbit(0, 0), 4, radius=1.0)
+    listed = render(lambda points: list(fog(1.0)(points)), orbit(0, 0), 4, radius=1.0)
+    assert torch.equal(listed.rgb, render(fog(1.0), orbit(0, 0), 4, radius=1.0).rgb)

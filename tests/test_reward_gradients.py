@@ -1,12 +1,13 @@
 """CSD, reward gradients and exact alignment against closed forms; the thin-manifold table; float64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from psd_mini import SDS, Context, GaussianMixture, ToyWorldPrior, scaled_linear_schedule
-from psd_mini.methods import CSD, KINDS, PSD, Exact, RewardGradient, csd_gradient, reward_gradient
+from psd_mini.methods import CSD, KINDS, PSD, Exact, Regression, RewardGradient, csd_gradient, reward_gradient
 from psd_mini.priors.mixture import implicit_reward
 from psd_mini.rewards import LinearReward, QuadraticReward, black_box, make_reward
 from psd_mini.schedule import NoiseSchedule
@@ -20,6 +21,7 @@ MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
 V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
 GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
 PAIR = GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
+VIEWS = pool_cameras(3)
 ONLY = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
 UNIFORM = SDS(weighting="uniform")
 
@@ -177,6 +179,44 @@ def test_quadratic_reward_is_not_exact_under_dps():
         assert torch.allclose(grad_v, got.flatten(1), rtol=1e-4, atol=1e-5) == close
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_each_gradient_is_taken(kind):
+    """A curved reward, a mixture, guidance 2: -Q (y - b) at y = x_t, x and x0_hat (over alpha), and for dps the slope of
+    r(x0_hat(x_t)) by finite differences; the prior is asked with embeddings and cameras, the reward with the prompts."""
+    x, x_t, t, seen = points(3), points(3, seed=1), torch.tensor([100, 500, 900]), []
+    Q, b = torch.diag(torch.tensor([2.0, 0.5, 0.3]).double()), torch.tensor([0.3, -0.2, 0.1]).double()
+
+    def denoised(y):
+        eps_y, eps_n = PAIR.predict_noise(y, t, ONLY)
+        a, s = SCHEDULE.alpha_sigma(t, y)
+        return (y - s * (eps_n + 2 * (eps_y - eps_n))) / a
+
+    def asked(x_t, t, embeddings, cameras):
+        seen.append((len(embeddings), cameras))
+        return PAIR.predict_noise(x_t, t, embeddings)
+
+    def reward(images, prompts):
+        seen.append(prompts)
+        return QuadraticReward(b, Q)(images)
+
+    prior = SimpleNamespace(schedule=SCHEDULE, decode=PAIR.decode, predict_noise=asked)
+    everything = Context(prior, ONLY, VIEWS, ["one", "two", "three"], reward)
+    got = reward_gradient(kind, x, x_t, t, everything, SDS(2.0))
+    if kind == "dps":
+        expected = torch.zeros_like(x_t)
+        for i in range(3):
+            step = torch.zeros_like(x_t)
+            step[:, i] = 1e-5
+            above, below = ((denoised(y).flatten(1) - b) for y in (x_t + step, x_t - step))
+            expected[:, i, 0, 0] = -0.5 * ((above @ Q * above).sum(-1) - (below @ Q * below).sum(-1)) / 2e-5
+    else:
+        at = {"pixel-noisy": x_t, "pixel-clean": x, "straight-through": denoised(x_t)}[kind]
+        expected = -((at.flatten(1) - b) @ Q).view(x.shape)
+        expected = expected / SCHEDULE.alpha_sigma(t, x)[0] if kind == "straight-through" else expected
+    torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
+    assert seen == ([(2, VIEWS)] if kind in ("straight-through", "dps") else []) + [everything.prompts]
+
+
 def test_straight_through_drops_the_jacobian():
     """Mixture prior: straight-through = v / alpha, dps = J v with J = (alpha / sigma^2) Cov(x_0 | x_t), which is not that."""
     x, eps, step = points(5), points(5, seed=1), 500
@@ -214,8 +254,17 @@ def test_black_box_is_refused_by_gradients():
     for kind in KINDS:
         with pytest.raises(ValueError, match=f"reward: {kind} needs a differentiable reward; a black box works with"):
             slopes(kind, GAUSS, black_box(lambda images, prompts: [0.0]), points(1), 500, points(1, seed=1))
-    with pytest.raises(ValueError, match="kind: 'pixel' is not known"):
+    with pytest.raises(ValueError, match="kind: 'pixel' is not known; choose from pixel-noisy, pixel-clean, "):
         RewardGradient("pixel")
+
+
+def test_dps_needs_a_prior_that_keeps_its_graph():
+    """keeps_graph = False is refused by dps in one line; straight-through does not care."""
+    prior = SimpleNamespace(keeps_graph=False, schedule=SCHEDULE, decode=PAIR.decode, predict_noise=PAIR.predict_noise)
+    x, t, refusing = points(2), torch.tensor([100, 500]), Context(prior, ONLY, None, ["", ""], LinearReward(V))
+    with pytest.raises(ValueError, match="^method: no gradient passes through this prior's denoiser, which dps needs"):
+        reward_gradient("dps", x, x, t, refusing, SDS())
+    assert reward_gradient("straight-through", x, x, t, refusing, SDS()).isfinite().all()
 
 
 # identities 28, 38, 39 and section "pixel-level reward gradients are incompatible": the thin manifold
@@ -305,9 +354,39 @@ def test_exact_is_sds_on_the_tilted_weights():
     by_hand = ToyWorldPrior(views=views, log_prior=torch.tensor(rewards))
     expected, _ = SDS()(x, t, eps, Context(by_hand, embeddings, views.cameras[:2]))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    # one method may meet several worlds and rewards: each has its own optimum
+    method, blue = Exact(beta=0.05), make_reward("color:blue")
+    for world, judge in ((prior, reward), (prior, blue), (by_hand, blue), (by_hand, reward)):
+        used = Context(world, embeddings, views.cameras[:2], ["a mushroom"] * 2, judge)
+        again, _ = method(x, t, eps, used)
+        alone, _ = Exact(beta=0.05)(x, t, eps, used)
+        assert torch.equal(again, alone) and used.predictions.x_t.shape == eps.shape
     plain, _ = SDS()(x, t, eps, Context(prior, embeddings, views.cameras[:2]))
     assert (got - plain).abs().max() > 1e-3
     cold, _ = Exact(beta=1e9)(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))
     torch.testing.assert_close(cold, plain, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="beta: expected a positive temperature"):
         prior.tilted(reward, 0.0)
+
+
+def test_exact_tilts_by_the_first_prompt():
+    """The reward that tilts hears the prompt that the loop's pictures have in common, or "" where there is none."""
+    asked, x = [], points(2)
+    prior = SimpleNamespace(schedule=SCHEDULE, predict_noise=PAIR.predict_noise, tilted=lambda *a: asked.append(a) or PAIR)
+    for prompts in (["a chair", "a chair"], []):
+        Exact(beta=0.3)(x, torch.tensor([5, 5]), x[None], Context(prior, ONLY, None, prompts, reward := LinearReward(V)))
+        assert asked.pop() == (reward, 0.3, prompts[0] if prompts else "")
+
+
+def test_regression_is_the_difference_to_the_true_picture():
+    """G = x - x*, x* the world's picture of that object and colour at each camera, in x = 2 image - 1."""
+    views = make_views(pool_cameras(4), 8)
+    x = 2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    at, target = torch.tensor([2, 0]), ("mushroom", "red")
+    context = Context(ToyWorldPrior(views=views), torch.zeros(2), views.cameras[at])
+    gradient, metrics = Regression(target)(x, torch.tensor([5, 5]), torch.zeros(0, 2, 3, 8, 8), context)
+    difference = x - (2 * views.pictures(at)[:, components().index(target)] - 1)
+    torch.testing.assert_close(gradient, difference, rtol=0, atol=1e-6)
+    assert metrics == {"gradient_rms": pytest.approx((difference**2).mean().item() ** 0.5)}
+    assert Regression(target).n_noises == 0  # the loop draws none
+    assert repr(Regression(target)) == "Regression(target=('mushroom', 'red'))"

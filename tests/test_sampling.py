@@ -1,8 +1,11 @@
 """DDIM from priors whose answer is known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from psd_mini.cameras import orbit
 from psd_mini.priors.sampling import ddim_sample
 from psd_mini.schedule import scaled_linear_schedule
 
@@ -55,6 +58,39 @@ def test_guidance_asks_twice_and_steps_away_from_the_negative_prompt():
     expected = (NOISE - sigma * (null + 3 * (cond - null))) / alpha
     assert (ddim_sample(prior, "a", NOISE, guidance_scale=3, steps=1) - expected).abs().max() < 1e-10
     assert prior.asked == 2
+
+
+def test_what_the_prior_is_asked():
+    """Both prompts at g = 2 (a prior of its own views words the prompt itself), at t = round(999 k / n), with the cameras; 25
+    steps unless told otherwise."""
+    asked, cameras = [], orbit([0.0, 90.0], 0.0)
+
+    class Watched(Gaussian):
+        def embed(self, prompts):
+            asked.append(prompts)
+            return super().embed(prompts)
+
+        def embed_views(self, prompts):
+            asked.append(["views of", *prompts])
+            return super().embed(prompts)
+
+        def predict_noise(self, x_t, t, embeddings, cameras):
+            asked.append((t.tolist(), len(embeddings), cameras))
+            return super().predict_noise(x_t, t, embeddings)
+
+    ddim_sample(Watched(1.0, 0.5), "a", NOISE[:2], cameras=cameras, guidance_scale=2.0, negative_prompt="b", steps=4)
+    assert asked[:2] == [["views of", "a"], ["b"]]
+    assert asked[2:] == [([t, t], 2, cameras) for t in (999, 749, 500, 250)]
+    assert torch.equal(ddim_sample(Gaussian(1.0, 0.5), "a", NOISE), ddim_sample(Gaussian(1.0, 0.5), "a", NOISE, steps=25))
+
+
+@pytest.mark.parametrize("missing", ["schedule", "embed", "predict_noise"])
+def test_what_is_no_prior_is_named(missing):
+    parts = {name: getattr(Gaussian(1.0, 0.5), name) for name in ("schedule", "embed", "predict_noise") if name != missing}
+    with pytest.raises(
+        ValueError, match=f"^prior: expected an object with schedule, embed, predict_noise; .* has no {missing}"
+    ):
+        ddim_sample(SimpleNamespace(**parts), "a", NOISE)
 
 
 def test_steps_out_of_range_are_named():

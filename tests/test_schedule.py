@@ -1,6 +1,7 @@
 """The noise schedule: its algebra in float64, against plain formulas and against diffusers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,12 +26,33 @@ def test_abar_is_the_running_product_of_one_minus_beta():
         product *= 1 - (math.sqrt(0.00085) + t / (T - 1) * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
         assert SCHEDULE.alphas_cumprod[t].item() == pytest.approx(product, rel=1e-12)
     assert SCHEDULE.num_timesteps == T and SCHEDULE.alphas_cumprod.dtype == torch.float64
+    assert scaled_linear_schedule(1, 0.1, 0.2).alphas_cumprod.tolist() == pytest.approx([0.9], rel=1e-14)
+    assert torch.equal(scaled_linear_schedule().alphas_cumprod, SCHEDULE.alphas_cumprod)  # the defaults are Stable Diffusion's
+    betas = 1 - SCHEDULE.alphas_cumprod[1:] / SCHEDULE.alphas_cumprod[:-1]
+    torch.testing.assert_close(betas[-1].item(), 0.012, rtol=1e-12, atol=0)
+
+
+def test_a_scheduler_is_read_by_its_alphas_cumprod():
+    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule too."""
+    single = SCHEDULE.alphas_cumprod.float()
+    read = NoiseSchedule.from_diffusers(SimpleNamespace(alphas_cumprod=single))
+    assert read.alphas_cumprod.dtype == torch.float64 and torch.equal(read.alphas_cumprod, single.double())
+    assert NoiseSchedule(torch.tensor([0.5])).log_snr(torch.tensor([0])).item() == 0
+    betas = torch.tensor([0.1, 0.2, 0.3])  # products of float32 numbers, but in float64
+    product = math.prod(1 - beta for beta in betas.tolist())
+    assert NoiseSchedule.from_betas(betas).alphas_cumprod[-1].item() == pytest.approx(product, rel=1e-14)
+
+
+def test_timesteps_of_any_integer_type():
+    """t in int8, int16 and int32 means what it means in int64 (torch itself takes no int16 as an index)."""
+    for kind in (torch.int8, torch.int16, torch.int32):
+        assert torch.equal(SCHEDULE.log_snr(torch.tensor([3, 120], dtype=kind)), SCHEDULE.log_snr(torch.tensor([3, 120])))
 
 
 def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
     """alpha_t^2 + sigma_t^2 = 1 and alpha_t^2 = abar_t at every t."""
     alpha_t, sigma_t = SCHEDULE.alpha_sigma(ALL, like=batch(0, T, 2, 3))
-    assert alpha_t.shape == sigma_t.shape == (T, 1, 1)
+    assert alpha_t.shape == sigma_t.shape == (T, 1, 1) and SCHEDULE.alpha_sigma(ALL, like=batch(0, T))[0].shape == (T,)
     torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones(T, 1, 1).double(), rtol=0, atol=1e-15)
     torch.testing.assert_close((alpha_t**2).flatten(), SCHEDULE.alphas_cumprod, rtol=1e-15, atol=0)
     assert bool((alpha_t > 0).all()) and bool((sigma_t > 0).all())
@@ -118,6 +140,7 @@ def test_timesteps_are_uniform_and_both_ends_are_included():
     assert bool(((counts[3:8] / n - 0.2).abs() < 4 * standard_error).all())
     assert torch.equal(t, sample_timesteps(n, 3, 7, torch.Generator().manual_seed(0)))
     assert sample_timesteps(3, 5, 5, torch.Generator()).tolist() == [5, 5, 5]
+    assert sample_timesteps(1, 0, 0, torch.Generator()).tolist() == [0]
 
 
 def test_annealing_is_linear():
@@ -194,9 +217,13 @@ def test_square_root_schedule_is_annealing_at_the_root_of_progress():
         (lambda: NoiseSchedule(torch.tensor([1.0, 0.5])), ValueError, r"alphas_cumprod must lie in \(0, 1\)"),
         (lambda: NoiseSchedule(torch.tensor([0.9, math.nan])), ValueError, "alphas_cumprod: expected finite numbers"),
         (lambda: NoiseSchedule(torch.tensor([0.5, 0.9])), ValueError, "alphas_cumprod must be strictly decreasing"),
+        (lambda: NoiseSchedule(torch.tensor([0.9, 0.3, 0.5])), ValueError, "^alphas_cumprod must be strictly decreasing"),
         (lambda: NoiseSchedule(torch.tensor([0.5, 0.5])), ValueError, "alphas_cumprod must be strictly decreasing"),
         (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, -0.1])), ValueError, "betas must lie strictly"),
-        (lambda: NoiseSchedule.from_diffusers(object()), TypeError, "scheduler must have alphas_cumprod"),
+        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 0.0])), ValueError, "betas must lie strictly"),
+        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 1.0])), ValueError, r"betas must lie .* got 0.1\.\.1"),
+        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 1.5])), ValueError, "betas must lie strictly"),
+        (lambda: NoiseSchedule.from_diffusers(object()), TypeError, "scheduler must have alphas_cumprod, object has none"),
         (lambda: SCHEDULE.log_snr(torch.tensor([1000])), ValueError, r"t must lie in 0..999, got values from 1000"),
         (lambda: SCHEDULE.log_snr(torch.tensor([-1, 5])), ValueError, r"t must lie in 0..999, got values from -1"),
         (lambda: SCHEDULE.log_snr(torch.tensor([0.5])), TypeError, "t: expected an integer tensor"),
@@ -204,11 +231,21 @@ def test_square_root_schedule_is_annealing_at_the_root_of_progress():
         (lambda: SCHEDULE.log_snr(torch.tensor(5)), ValueError, r"t: expected an integer tensor .*, got \(\) int64"),
         (lambda: SCHEDULE.alpha_sigma(ALL[:3], torch.zeros(2, 4)), ValueError, "t has 3 entries"),
         (lambda: SCHEDULE.alpha_sigma(ALL[:2], torch.zeros(2, 4).long()), TypeError, "like: expected a floating-point tensor"),
-        (lambda: SCHEDULE.weight(ALL[:2], "dreamfusion", torch.zeros(2, 4)), ValueError, "kind must be one of sds"),
+        (
+            lambda: SCHEDULE.weight(ALL[:2], "dreamfusion", torch.zeros(2, 4)),
+            ValueError,
+            "kind must be one of sds, uniform, fantasia3d, got",
+        ),
+        (lambda: scaled_linear_schedule(0), ValueError, "^T: expected a whole number of at least 1, got 0"),
+        *[
+            (lambda b=b: scaled_linear_schedule(9, *b), ValueError, f"^beta_start, beta_end: .* got {b[0]} and {b[1]}")
+            for b in ((0.0, 0.5), (1.0, 0.5), (1.5, 0.5), (0.5, 0.0), (0.5, 1.0), (0.5, 1.5))
+        ],
         (lambda: annealed(1.5, 980, 200), ValueError, "progress must lie in"),
         (lambda: sample_timesteps(2, 7, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(2, -1, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(0, 1, 3, torch.Generator()), ValueError, "batch >= 1"),
+        (lambda: sample_timesteps(2, 0, 0.98, torch.Generator()), TypeError, "must be integers, got 0 and 0.98"),  # type: ignore[arg-type]
         (lambda: sample_timesteps(2, 0.02, 0.98, torch.Generator()), TypeError, "must be integers"),  # type: ignore[arg-type]
     ],
 )

@@ -1,8 +1,13 @@
 """SDS against closed forms: its expectation is a weighted KL gradient. float64; Monte Carlo within 4 standard errors."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_gradient
+from psd_mini.methods import predict
+from psd_mini.world.pool import pool_cameras
 
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
@@ -150,3 +155,54 @@ def test_fixed_point_and_collapse_to_the_mean():
         gradient, _ = method(as_picture(x), t, torch.cat((as_picture(eps), -as_picture(eps))), context(GAUSS))
         x = x - 0.5 * gradient.flatten(1)
     torch.testing.assert_close(x, MU[None], rtol=1e-9, atol=1e-9)
+
+
+def test_a_context_starts_empty_and_counts():
+    """Defaults of Context and Cost; predict asks for both prompts, adds pictures x noises x prompts and the seconds, and
+    leaves its answer for those who watch."""
+    ctx = context(GAUSS)
+    assert (ctx.cameras, ctx.prompts, ctx.reward, ctx.predictions) == (None, [], None, None)
+    assert (ctx.cost.prior_evaluations, ctx.cost.renders, ctx.cost.seconds) == (0, 0, {})
+    x, t = as_picture(normal(3, 3)), torch.tensor([10, 400, 950])
+    for calls in (1, 2):
+        answer = predict(x, t, normal(2, *x.shape), ctx)
+        assert ctx.predictions is answer and ctx.cost.prior_evaluations == calls * 3 * 2 * 2 and ctx.cost.renders == 0
+    assert list(ctx.cost.seconds) == ["prior"] and ctx.cost.seconds["prior"] > 0
+
+
+def test_seconds_are_added_by_part(monkeypatch):
+    """`timed` adds what the clock says, each part to its own sum."""
+    clock = iter([10.0, 10.5, 20.0, 22.0, 30.0, 30.25])
+    cost = context(GAUSS).cost
+    with monkeypatch.context() as patch:
+        patch.setattr("psd_mini.methods.context.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        for part in ("prior", "render", "prior"):
+            with cost.timed(part):
+                pass
+    assert cost.seconds == {"prior": 0.75, "render": 2.0}
+
+
+def test_what_does_not_belong_together_is_named():
+    """One t and one column of noises per render; a prior has a schedule and predicts noise."""
+    x, t, eps = as_picture(normal(3, 3)), torch.tensor([1, 2, 3]), normal(1, 3, 3, 1, 1)
+    with pytest.raises(ValueError, match=r"^t: expected an integer tensor \(b\), got \(2,\) int64 beside x \(3, 3, 1, 1\)"):
+        SDS()(x, t[:2], eps, context(GAUSS))
+    with pytest.raises(ValueError, match=r"^eps: expected a floating-point tensor \(n, b, c, h, w\), got \(1, 2, 3, 1, 1\)"):
+        SDS()(x, t, eps[:, :2], context(GAUSS))
+    for prior, missing in ((SimpleNamespace(predict_noise=0), "schedule"), (SimpleNamespace(schedule=0), "predict_noise")):
+        with pytest.raises(ValueError, match=f"^prior: expected an object with schedule, predict_noise; .* has no {missing}"):
+            Context(prior, torch.zeros(2, 3))
+
+
+def test_one_noise_needs_no_copies_of_the_cameras():
+    """The prior sees the cameras N times over, in the order of the noises; with one noise it sees the very same object."""
+    seen, views = [], pool_cameras(3)
+
+    def asked(x_t, t, embeddings, cameras):
+        seen.append(cameras)
+        return GAUSS.predict_noise(x_t, t, embeddings)
+
+    ctx = Context(SimpleNamespace(schedule=SCHEDULE, predict_noise=asked), torch.zeros(2, 1).double(), views)
+    for n in (1, 2):
+        predict(as_picture(normal(3, 3)), torch.tensor([1, 2, 3]), normal(n, 3, 3, 1, 1), ctx)
+    assert seen[0] is views and torch.equal(seen[1].azimuth, torch.cat((views.azimuth, views.azimuth)))

@@ -1,14 +1,29 @@
 """Bad settings end in one line that names them; ties and enormous weights do what the documentation says."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
+import psd_mini
 from psd_mini import PSD, SDS, Context, GaussianMixture, ToyWorldPrior, VoxelField, distill, scaled_linear_schedule
 from psd_mini.distill import NonFiniteError
-from psd_mini.methods import CSD, KINDS, DreamDPO, Exact, RewardGradient, RewardSDS, make_method, reward_weights
+from psd_mini.methods import (
+    CSD,
+    KINDS,
+    METHODS,
+    DreamDPO,
+    Exact,
+    Regression,
+    RewardGradient,
+    RewardSDS,
+    make_method,
+    rank,
+    reward_weights,
+)
+from psd_mini.methods.rewardsds import STRATEGIES
 from psd_mini.rewards import LinearReward, black_box, make_reward
 from psd_mini.world.pool import make_views, pool_cameras
 
@@ -43,6 +58,8 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         (lambda: SDS(NAN), "guidance_scale: expected a finite number, got nan"),
         (lambda: CSD(INF), "guidance_scale: expected a finite number, got inf"),
         (lambda: SDS("7.5"), "guidance_scale: expected a finite number, got '7.5'"),
+        (lambda: make_method("magic"), "method: 'magic' is not known; choose from sds, sds2, csd, psd, "),
+        (lambda: make_method("sds", 1.0, 2.0), "preference_weight: sds has no such weight; methods that have: psd, "),
         (lambda: make_method("psd", NAN), "guidance_scale: expected a finite number, got nan"),
         (lambda: make_method("sds2", -INF), "guidance_scale: expected a finite number, got -inf"),
         (lambda: make_method("dps", 2.0, -1.0), "preference_weight: expected a finite number of at least 0, got -1.0"),
@@ -66,6 +83,74 @@ def test_bad_settings_are_named_in_one_line(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_methods_by_name():
+    """Every name makes what the table says, the guidance scale goes to its base and the weight to those that have one; repr,
+    which is the checkpoint's key, holds all settings and their defaults."""
+    sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
+    expected = {
+        "sds": sds,
+        "sds2": sds.replace("n_noises=1", "n_noises=2"),
+        "csd": sds.replace("SDS", "CSD"),
+        "psd": f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
+        "antithetic=True, over_views=True)",
+        "dreamdpo": f"DreamDPO(base={sds}, tau=0.001, published_code=False)",
+        "rewardsds": f"RewardSDS(base={sds}, strategy='min-max', n_noises=4)",
+        "exact": f"Exact(base={sds}, beta=0.02)",
+        **{kind: f"RewardGradient(kind='{kind}', base={sds}, preference_weight=50.0)" for kind in KINDS},
+    }
+    assert {name: repr(make_method(name, 3.0)) for name in METHODS} == expected
+    assert repr(make_method("psd")) == repr(PSD()) == repr(PSD(SDS(1.0)))
+    for name in ("psd", *KINDS):
+        weighted = make_method(name, 3.0, 7.0)
+        assert repr(weighted).startswith(expected[name].split("base=")[0]) and weighted.base == SDS(3.0)
+        assert weighted.preference_weight == 7.0
+    noises = {name: make_method(name).n_noises for name in METHODS}
+    assert noises == {
+        "sds": 1,
+        "sds2": 2,
+        "csd": 1,
+        "psd": 1,
+        "dreamdpo": 2,
+        "rewardsds": 4,
+        "exact": 1,
+        **dict.fromkeys(KINDS, 1),
+    }
+    for fixed in (DreamDPO, Exact, partial(RewardGradient, "dps"), partial(Regression, ("mushroom", "red"))):
+        with pytest.raises(TypeError, match="n_noises"):  # it follows from the method
+            fixed(n_noises=5)
+    with pytest.raises(TypeError, match="_tilted"):
+        Exact(_tilted={})
+    public = [getattr(psd_mini.methods, name) for name in psd_mini.methods.__all__]  # and none is a module of that name
+    assert all(isinstance(one, dict | tuple) or one.__module__.startswith("psd_mini.methods") for one in public)
+
+
+METERED = {
+    **{name: partial(make_method, name, 2.0) for name in METHODS if name != "exact"},
+    "fresh": lambda: PSD(SDS(2.0), 3.0, "bt", 0.5, "fresh", over_views=False),
+}
+
+
+@pytest.mark.parametrize("name", METERED)
+def test_metrics_are_what_they_are_called(name):
+    """gradient_rms = sqrt(mean G^2); reward = mean of R over noises and views; PSD: reward_gap = mean |R_1 - R_2| and
+    preference_share = |preference term with omega = 1| / |base|, the base being PSD without weight."""
+    method = METERED[name]()
+    x, t, eps, context = case(method, LinearReward(V))
+    t = t + 499 if name == "fresh" else t  # there the base is smaller than 1
+    gradient, metrics = method(x, t, eps, context)
+    expected = {"gradient_rms": (gradient**2).mean().item() ** 0.5}
+    if name in ("psd", "fresh", "dreamdpo", "rewardsds"):
+        noises = torch.cat((eps[:1], -eps[:1])) if isinstance(method, PSD) else eps
+        ranked = rank(SDS(2.0), x, t, noises, context, over_views=name == "psd").rewards
+        expected["reward"] = ranked.mean().item()
+    if isinstance(method, PSD):
+        base, _ = replace(method, preference_weight=0.0)(x, t, eps, context)
+        hard, _ = replace(method, omega="hard")(x, t, eps, context)
+        expected["reward_gap"] = (ranked[0] - ranked[1]).abs().mean().item()
+        expected["preference_share"] = ((hard - base).norm() / base.norm()).item()
+    assert metrics == pytest.approx(expected, rel=1e-9)
 
 
 MISBEHAVING = {
@@ -112,6 +197,7 @@ def test_when_all_rewards_tie(reward):
     first, second = (SDS(2.0)(x, t, e[None], context)[0] for e in eps)
     rows = [
         (DreamDPO(SDS(2.0), tau=0.0), first - second),
+        (PSD(SDS(2.0), 1.0, pair_base="winner", antithetic=False), first),
         (DreamDPO(SDS(2.0), tau=0.1), first),
         (RewardSDS(SDS(2.0), "best", 2), first),
         (RewardSDS(SDS(2.0), "softmax", 2), (first + second) / 2),
@@ -120,6 +206,7 @@ def test_when_all_rewards_tie(reward):
     for method, expected in rows:
         torch.testing.assert_close(method(x, t, eps, context)[0], expected, rtol=1e-12, atol=1e-12)
     assert reward_weights(torch.ones(4, 1), "min-max").flatten().tolist() == pytest.approx([0.45, 0.45, -0.05, -0.05])
+    assert {reward_weights(torch.ones(4, 1), strategy).dtype for strategy in STRATEGIES} == {torch.float32}
 
 
 def test_an_enormous_weight_is_used_as_it_is():
@@ -145,5 +232,5 @@ def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, wha
 
 def test_exact_needs_a_prior_that_can_be_tilted():
     context = Context(PRIOR, torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3)))
-    with pytest.raises(ValueError, match="method: exact needs a prior with `tilted`"):
+    with pytest.raises(ValueError, match="^method: exact needs a prior with `tilted`"):
         Exact()(torch.zeros(1, 3, 4, 4), torch.tensor([5]), torch.zeros(1, 1, 3, 4, 4), context)
