@@ -108,6 +108,40 @@ def psd_half(h, predictions, r, noises, lam):
     return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (h[0] - h[1]) / 2
 
 
+@wrong("psd", "preference_weight is ignored")
+@psd_args
+def psd_fixed_weight(h, predictions, r, noises, lam):
+    return (h[0] + h[1]) / 2 + 5 * torch.sign(r[0] - r[1]) * (h[0] - h[1])
+
+
+@wrong("psd", "not proportional to preference_weight: 4.00 times")
+@psd_args
+def psd_squared_weight(h, predictions, r, noises, lam):
+    return (h[0] + h[1]) / 2 + lam**2 * torch.sign(r[0] - r[1]) * (h[0] - h[1])
+
+
+@wrong("psd", "not proportional to preference_weight: 1.41 times")
+@psd_args
+def psd_one_plus_weight(h, predictions, r, noises, lam):
+    return (h[0] + h[1]) / 2 + (1 + lam) * torch.sign(r[0] - r[1]) * (h[0] - h[1])
+
+
+@wrong("psd", "in a batch the winners are not those of the rewards")
+@psd_args
+def psd_winners_of_the_neighbour(h, predictions, r, noises, lam):
+    return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]).roll(1, 0) * (h[0] - h[1])
+
+
+IN_A_BATCH = {
+    "one winner for the whole batch": psd_args(
+        lambda h, predictions, r, noises, lam: (h[0] + h[1]) / 2 + lam * torch.sign((r[0] - r[1]).sum()) * (h[0] - h[1])
+    ),
+    "give omega, weights and w(t) the shape (B, 1, 1, 1)": psd_args(
+        lambda h, predictions, r, noises, lam: (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]).flatten() * (h[0] - h[1])
+    ),
+}
+
+
 @wrong("psd", "swapped")
 @psd_args
 def psd_swapped(h, predictions, r, noises, lam):

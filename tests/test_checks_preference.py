@@ -52,6 +52,12 @@ def test_omega_of_ones_own_is_a_note_where_there_is_one():
     assert "strength" not in [f.name for f in check_psd(more.psd_without_preference).findings]
 
 
+@pytest.mark.parametrize("words", more.IN_A_BATCH)
+def test_what_only_a_batch_shows_is_a_note(words):
+    report = check_psd(more.IN_A_BATCH[words]).require()
+    assert [(f.name, words in f.cause) for f in report.findings if f.status == "note"] == [("batch of 2", True)]
+
+
 def test_dreamdpo():
     verdict(check_psd(more.dreamdpo_formula, form="dreamdpo"), "")
     verdict(check_psd(more.dreamdpo_formula), "base is missing")

@@ -200,8 +200,10 @@ def check_gradient(
     cosine = ratio * want.norm().item() / got.norm().item()
     sign = "the sign is flipped: descent along it would climb (ascent)" if cosine < -1 + tolerance else "another direction"
     report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", sign)
+    if abs(cosine) < 1 - tolerance:
+        return report  # sizes of different directions do not compare
     words = explain([((1, len(x), 1.0), abs(ratio))], slips_of_size((x.numel(), 1)), tolerance)
-    other = f"the size is {abs(ratio):.4g} times the reference: try several t; if it changes with t, it is in w(t)"
+    other = f"the size is {abs(ratio):.4g} times the reference: a factor is missing, or one too many"
     words = [other] if words is None else words
     report.add(not words, "size", f"{abs(ratio):.4g}", "1", "; ".join(words))
     return report

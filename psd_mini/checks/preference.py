@@ -28,7 +28,7 @@ from psd_mini.checks.judging import ADDED, ASCENT, JACOBIAN, basics, judge_graph
 from psd_mini.checks.probe import Prober, Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
-from psd_mini.checks.shown import judge_reward
+from psd_mini.checks.shown import judge_reward, rewards_of
 from psd_mini.checks.submission import COURSE, Unreadable, keys, prepare
 from psd_mini.checks.trace import current
 from psd_mini.formulas import omega
@@ -70,7 +70,8 @@ def check_psd(fn: Any, *, form: str = "psd", weighting: str | None = None, names
             raise Unreadable(f"{name}: {value!r} is not known; choose from {', '.join(filter(None, known))}")
     report = Report(f"check of {form}")
     methods = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
-    prober = Prober(prepare(fn, methods, names), names, {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA})
+    submission, more = prepare(fn, methods, names), {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA}
+    prober = Prober(submission, names, more)
     runs = [prober.run(*PLAN[0])]
     if not basics(report, runs[0], EQUATION):
         return report
@@ -82,7 +83,11 @@ def check_psd(fn: Any, *, form: str = "psd", weighting: str | None = None, names
     signed = strength is not None and BASES[strength[0]][1] == "note"
     _judge_weights(report, form, scored, runs[0].style, weighting, signed)
     if strength is not None:
-        _judge_strength(report, *strength)
+        twice = Prober(submission, names, {**more, "preference_weight": 2 * LAMBDA}).run(*PLAN[0])
+        grows = _judge_growth(report, strength[0], *(_sums(run.readings[0]) for run in (runs[0], twice)))
+        if grows:
+            _judge_strength(report, *strength)
+    _judge_batch(report, prober, form)
     judge_noise(report, runs)
     judge_graph(report, runs)
     return report
@@ -244,6 +249,48 @@ def _strength(scored: list[tuple[Reading, Tensor]]) -> tuple[str, float, str] | 
             if bool(((ratio / factor - 1).abs() < 2e-2).all()):
                 return base, factor, kind
     return MEAN, 1.0, ""
+
+
+def _judge_growth(report: Report, base: str, once: list[float], twice: list[float]) -> bool:
+    """Is the preference term proportional to preference_weight? The weights at lambda and at 2 lambda, same noises."""
+    sign = torch.tensor(once[0] - once[1]).sign()  # W_1 - W_2 = 2 (shift of the base + lambda omega), over W_1 + W_2
+    shift = 2 * BASES[base][0](sign).item()
+    pulls = [(w[0] - w[1]) / (w[0] + w[1]) - shift for w in (once, twice)]
+    if abs(pulls[0]) < 1e-6 or abs(pulls[1] / pulls[0] - 2) < 4e-2:
+        return True
+    ratio = pulls[1] / pulls[0]
+    cause = f"the preference term is not proportional to preference_weight: {ratio:.2f} times as large at twice the weight"
+    cause = "preference_weight is ignored" if abs(ratio - 1) < 1e-2 else cause
+    report.add(False, "lambda", f"{ratio:.2f} times at 2 lambda", "2 times", cause, EQUATION)
+    return False
+
+
+def _judge_batch(report: Report, prober: Prober, form: str) -> None:
+    """Two pictures at once with different winners: each decides for itself, or the mean of their rewards for both."""
+    for seed in range(10, 20):
+        try:
+            run = prober.run(2, 7.5, (500,), seed)
+        except Unreadable as error:
+            cause = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
+            report.add("note", "batch of 2", str(error), "as for one picture", cause)
+            return
+        rewards = [rewards_of(run, b) for b in range(len(run.readings))]
+        gaps = [r[0] - r[1] for r in rewards if r is not None and len(r) == 2]
+        if form not in ("psd", "dreamdpo") or len(gaps) != 2:
+            return  # weights of more noises, or other rows say what is wrong
+        if gaps[0] * gaps[1] < 0:
+            break
+    else:
+        return
+    pulls = [w[0] - w[1] for w in map(_sums, run.readings)]
+    own = all(pull * gap > 0 for pull, gap in zip(pulls, gaps, strict=True))
+    together = all(pull * (gaps[0] + gaps[1]) > 0 for pull in pulls)
+    came = "each picture's own winner" if own else "one winner for all" if together else "other winners"
+    cause = "one winner for the whole batch: right where it holds views of one object, wrong for different ones"
+    cause = cause if together else "in a batch the winners are not those of the rewards: are pictures and rewards mixed up?"
+    sound = all(f.ok for f in report.findings)
+    status: bool | str = own or ("note" if together or not sound else False)
+    report.add(status, "batch of 2", came, "each picture's own winner", "" if own else cause)
 
 
 def _judge_strength(report: Report, base: str, factor: float, kind: str) -> None:

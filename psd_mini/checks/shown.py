@@ -9,6 +9,8 @@ slope of that map says whether alpha_t and the autoencoder's scaling factor are 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,24 +35,48 @@ SEEN = {  # what the reward may have been shown: what is wrong with it
 LIKE, EXACT = 0.9, 0.999  # resizing costs some likeness; a slope is read where the correlation lacks nothing
 
 
+class Seen(NamedTuple):
+    """A picture that the reward was shown: its score, what it is like (a key of SEEN), whose, how exactly (see `_alike`)."""
+
+    score: float
+    name: str
+    picture: int
+    noise: int
+    likeness: float
+    slope: float
+
+
+def seen_by_reward(run: Run) -> list[Seen]:
+    """Everything that the reward was shown in a run."""
+    candidates = [(name, b, i, c) for b, reading in enumerate(run.readings) for name, i, c in _candidates(reading)]
+    found = []
+    for images, values in run.trace.rewarded:
+        for image, value in zip(images.detach().double(), values.tolist(), strict=True):
+            (likeness, slope), name, b, i = max((_alike(image, c), name, b, i) for name, b, i, c in candidates)
+            found.append(Seen(value, name if likeness > LIKE else "something else", b, i, likeness, slope))
+    return found
+
+
+def rewards_of(run: Run, picture: int = 0) -> Tensor | None:
+    """R_i of each noised version of a picture, (N,); None where one of them was not asked for."""
+    scores = {seen.noise: seen.score for seen in seen_by_reward(run) if seen.picture == picture}
+    known = len(scores) == len(run.readings[picture].groups)
+    return torch.tensor([scores[i] for i in sorted(scores)]).double() if known else None
+
+
 def judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor]]:
     """Adds the rows on what the reward saw; returns the readings with the reward of each of their groups."""
     scored, shown, sizes, decoded = [], set(), [], []
     for run in runs:
         reading = run.readings[0]
-        candidates = _candidates(reading)
-        scores: dict[int, float] = {}
-        for images, values in run.trace.rewarded:
-            for image, value in zip(images.detach().double(), values.tolist(), strict=True):
-                (likeness, slope), name, i = max((_alike(image, c), name, i) for name, i, c in candidates)
-                shown.add(name if likeness > LIKE else "something else")
-                sizes += [(world.alpha_sigma(reading.t)[0], slope)] if slope else []
-                scores[i] = value
+        for seen in seen_by_reward(run):
+            shown.add(seen.name)
+            sizes += [(world.alpha_sigma(reading.t)[0], seen.slope)] if seen.slope else []
         for z in (z for latents in run.trace.decoded for z in latents.detach().double()):
-            (_, slope), name = max((_alike(z, c), name) for name, _, c in candidates)
+            (_, slope), name = max((_alike(z, c), name) for name, _, c in _candidates(reading))
             decoded += [slope] if slope and name.startswith("x0_hat") else []
-        if len(scores) == len(reading.groups):
-            scored.append((reading, torch.tensor([scores[i] for i in range(len(reading.groups))]).double()))
+        rewards = rewards_of(run)
+        scored += [(reading, rewards)] if rewards is not None else []
     shown = {_sized(name, sizes) for name in shown}
     causes = [SEEN[name] for name in sorted(shown) if SEEN[name]] if shown else ["the reward is never asked"]
     causes += [] if causes else _scaled(decoded)

@@ -131,11 +131,12 @@ class PSD:
         schedule = context.prior.schedule
         lambda_t = self.strength(schedule.alpha_sigma(t, x)[1])
         gradient = psd_gradient(base, h_1, h_2, weight, lambda_t, schedule.weight(t, self.base.weighting, x))
+        pull = lambda_t * weight.view(-1, *[1] * (x.ndim - 1)) * (h_1 - h_2)
         return gradient, {
             "gradient_rms": gradient.square().mean().sqrt().item(),
             "reward": ranked.rewards[:2].mean().item(),
             "reward_gap": gap.abs().mean().item(),
-            "preference_share": ((lambda_t * (h_1 - h_2)).norm() / base.norm().clamp(min=1e-12)).item(),
+            "preference_share": (pull.norm() / base.norm().clamp(min=1e-12)).item(),
         }
 
     def strength(self, sigma_t: Float[Tensor, "..."]) -> Tensor:
