@@ -22,6 +22,44 @@ import run_notebooks as tools
 PATHS = sorted(tools.NOTEBOOKS.glob("*.ipynb"))
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 NO_EXERCISES = {"psd_in_one_notebook"}
+# In order, the phrase with which the checker names each stub's mistake. None: it does not, or it also names a wrong one.
+MISTAKES = {
+    "00_text_to_3d_in_one_minute": (
+        "a single mushroom",
+        "full of green light too; subtract what is not green",
+        "below 0.05, but twice what a grid can do on a ball",
+    ),
+    "01_radiance_field": (
+        "upside down (row 0 is the top row), not through the centres (half a pixel), too wide",
+        "delta is missing: opacity must not depend on the number of samples; the transmittance is inclusive",
+        "zyx: the last index is x; nearest: not interpolated",
+    ),
+    "02_score_distillation": (
+        "the noise is not subtracted",
+        "your scale acts as g + 1",
+        "a variance of 0.8 is left, 0 is possible",
+        "the noise is subtracted: this is SDS; CSD is the difference of two predictions",
+    ),
+    "03_rewards_and_why_pixel_gradients_fail": (
+        "redness returned shape (), expected (8,), one per image",
+        "the sign is flipped",
+        None,
+        "no gradient path: the loss does not depend on x as far as autograd knows",
+    ),
+    "04_preference_score_distillation": (None, "the noise is not subtracted in the preference term", None),
+    "05_negative_embeddings": (None, "is eps(x_t; n) computed under no_grad", None),
+    "06_stable_diffusion_on_colab": (
+        "a sector begins 22.5 degrees before its name",
+        "the gradient flows through the UNet (its Jacobian)",
+        "one number for all pictures cannot rank them",
+    ),
+    "07_find_the_bug": (
+        "look again at A, B, C, D, E",
+        "the residual is taken at x_t instead of x",
+        "the reward is shown the noisy x_t",
+        "x0_hat is not divided by alpha_t",
+    ),
+}
 
 
 def read(path):
@@ -87,6 +125,56 @@ def code_of(notebook):
 def test_the_install_cell_does_nothing_where_the_package_is(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it installed something"))
     exec(tools.install_cell(), {})
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """Run the install cell in tmp_path/notebooks where the modules `absent` are not; the packages of each pip command."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*absent):
+        commands, find = [], importlib.util.find_spec
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+            patch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+            exec(tools.install_cell(), {})
+        assert all(command[:4] == [sys.executable, "-m", "pip", "install"] for command in commands)
+        assert not any("torch" in Path(word).name for command in commands for word in command[4:])
+        return [command[4:] for command in commands]
+
+    return folder, run
+
+
+WHEEL = "psd_mini-0.1.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize("where", [".", ".."])
+def test_in_a_clone_the_install_cell_makes_it_importable_and_installs_only_what_it_needs(install, where):
+    """The notebook stands in the clone or in its folder notebooks; a wheel beside it does not matter."""
+    folder, run = install
+    clone = (folder / where).resolve()
+    (clone / "psd_mini").mkdir()
+    (clone / "psd_mini" / "__init__.py").touch()
+    (folder / WHEEL).touch()
+    before = list(sys.path)
+    assert run("psd_mini") == []
+    assert sys.path == [str(clone), *before]
+    assert run("psd_mini", "skimage", "jaxtyping") == [["-q", "jaxtyping", "scikit-image"]]
+
+
+@pytest.mark.parametrize("wheel", [True, False])
+def test_without_a_clone_the_install_cell_takes_the_wheel_or_else_the_repository(install, wheel):
+    """Without dependencies, so that the torch that is there stays; the small ones that are missing come second."""
+    folder, run = install
+    if wheel:
+        (folder / WHEEL).touch()
+    before, source = list(sys.path), str(folder / WHEEL) if wheel else tools.INSTALL_SOURCE
+    assert run("psd_mini") == [["-q", "--no-deps", source]]
+    assert run("psd_mini", "tqdm") == [["-q", "--no-deps", source], ["-q", "tqdm"]]
+    assert sys.path == before
 
 
 def test_all_notebooks_together_stay_small():
@@ -155,6 +243,18 @@ def test_cells_are_short():
         for cell in code_cells(read(path)):
             lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
             assert len(lines) <= 15 or tools.INSTALL in cell.metadata.get("tags", []), f"{path.stem}: {lines[0]}"
+
+
+@each
+def test_the_stubs_fail_with_the_intended_messages(path):
+    """In the committed outputs, where a reader meets them first."""
+    checks = tools.tagged(read(path), "check")
+    phrases = MISTAKES.get(path.stem, ())
+    assert len(phrases) == len(checks)
+    for phrase, check in zip(phrases, checks, strict=True):
+        said = " ".join(texts(check).split())  # the reports are wrapped
+        assert re.search(r"WRONG|not yet", said), said
+        assert phrase is None or phrase in said, said
 
 
 def test_measurements_written_down_in_a_notebook_are_the_recorded_ones():
