@@ -13,6 +13,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
+from psd_mini.bench import converged_field, renderer_ratio
 from psd_mini.fields import FIELDS, TriplaneField, VoxelField, load_field, make_field, save_field
 
 F64 = torch.float64
@@ -377,3 +378,10 @@ def test_bad_settings_are_named():
             assert_one_line_error(lambda kind=kind, b=bound: make_field(kind, bound=b), "bound: expected", repr(bound))
     assert_one_line_error(lambda: TriplaneField(4, features=0), "features: expected", "0")
     assert_one_line_error(lambda: TriplaneField(4, hidden=0), "hidden: expected", "0")
+
+
+@pytest.mark.parametrize("field", [VoxelField(), converged_field()], ids=["fresh", "converged"])
+def test_the_renderer_that_is_timed_agrees_with_the_plain_one(field):
+    """Picture and gradients of every parameter, relative to their norm, as `psd-mini bench` compares them."""
+    _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
+    assert 0 < difference < 1e-6

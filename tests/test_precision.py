@@ -10,10 +10,12 @@ import torch
 from mpmath import mpf
 from plain_mixture import SCHEDULE, T, levels, normal, tensor, world
 
-from psd_mini import cfg, sds_residual, surrogate_loss
+from psd_mini import cfg, psd_gradient, sds_gradient, sds_residual, surrogate_loss
 from psd_mini.formulas import omega
+from psd_mini.methods.rewardsds import reward_weights
 from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.priors.mixture import GaussianMixture, implicit_reward
+from psd_mini.rendering import compositing_weights
 
 mp.mp.dps = 50
 ALL = torch.arange(T)
@@ -275,3 +277,88 @@ def test_isotropic_mixture_on_the_grid():
     args = x_t, means, log_weights.expand(1, len(GRID), 4), variance, a, s
     assert errors(isotropic_denoise(*args)[0], x0_hat).max() < 1e-12
     assert errors(isotropic_log_prob(*args)[0], log_p).max() < 1e-12
+
+
+def sds_equation(W, cond, neg, eps):
+    return W * (neg + mpf(7.5) * (cond - neg) - eps)
+
+
+def psd_equation(W, L, sign, base, h_1, h_2):
+    return W * (base + L * sign * (h_1 - h_2))
+
+
+def test_gradients_of_the_methods_over_the_grid():
+    """SDS at g = 7.5, and PSD: within three u of the sum of what is added, in each precision at every t."""
+    _, s = levels(GRID)
+    sign = torch.where(torch.arange(len(GRID)) % 3 == 0, -1.0, 1.0)
+    for dtype, u in UNIT.items():
+        cond, neg, eps, base, h_1, h_2 = parts = [rounded(normal(20 + i, len(GRID), 4), dtype) for i in range(6)]
+        w, lam = rounded(s**2, dtype), rounded(0.7 * s, dtype)
+        inputs = [part.to(dtype) for part in parts]
+        got = sds_gradient(*inputs[:3], 7.5, w.to(dtype)), psd_gradient(*inputs[3:], sign.to(dtype), lam.to(dtype), w.to(dtype))
+        W, L, signs = (numbers(column.expand_as(cond)) for column in (w, lam, sign.double()[:, None]))
+        exact = (
+            list(map(sds_equation, W, *map(numbers, parts[:3]))),
+            list(map(psd_equation, W, L, signs, *map(numbers, parts[3:]))),
+        )
+        size = neg.abs() + 7.5 * (cond.abs() + neg.abs()) + eps.abs(), base.abs() + lam * (h_1.abs() + h_2.abs())
+        for answer, wanted, added in zip(got, exact, size, strict=True):
+            assert bool((errors(answer, wanted) <= 3 * u * w * added).all()), dtype
+
+
+def test_weights_of_a_ray_from_thin_fog_to_a_wall():
+    """w_i = T_i (1 - exp(-rho_i delta_i)) relative to itself: float64 at 1e-13, and float32 keeps the digits of fog as thin as
+    1e-9, where 1 - exp(-x) would lose them all; behind a wall weights are only right relative to 1."""
+    density = torch.cat((torch.logspace(-9, 3, 13, dtype=torch.float64)[None], torch.full((1, 13), 1e-9).double()))
+    widths = torch.full_like(density, 0.125)
+    exact, opacity = [], []
+    for row in density:
+        before = mpf(0)
+        for rho in numbers(row):
+            exact.append(mp.exp(-before) * -mp.expm1(-rho / 8))
+            before += rho / 8
+        opacity.append(-mp.expm1(-before))
+    for dtype, u in ((torch.float64, UNIT[torch.float64]), (torch.float32, UNIT[torch.float32])):
+        rounded_density = density.to(dtype)
+        weights, alpha = compositing_weights(rounded_density, widths.to(dtype))
+        assert errors(weights, exact).max() < 30 * u
+        assert errors(weights[1], exact[13:], relative=True).max() < 200 * u
+        assert errors(alpha, opacity, relative=True).max() < 30 * u
+    assert (1 - torch.exp(-density[1].float() * 0.125)).sum() == 0  # what expm1 is there for
+
+
+def test_weights_of_rewards_far_apart():
+    """softmax over N rewards up to 300 apart: exp(R_i) / sum exp(R_j), relative, float64 at 1e-13."""
+    rewards = normal(30, 6, 5) * torch.tensor([0.01, 1.0, 10.0, 30.0, 100.0])
+    exact = []
+    for row in rewards:
+        for j, reward in enumerate(numbers(row)):
+            exact.append(mp.exp(reward) / sum(mp.exp(other) for other in numbers(rewards[:, j])))
+    assert errors(reward_weights(rewards, "softmax"), exact, relative=True).max() < 1e-13
+
+
+def test_posterior_covariance_and_quadratic_tilt_in_one_dimension():
+    """Cov(x_0 | x_t) at every t of the grid, and mu*, S*, log Z of r = -Q (x - b)^2 / 2, for two Gaussians on a line."""
+    w, mu, var = [mpf("0.25"), mpf("0.75")], [mpf(-1), mpf(2)], [mpf("0.5"), mpf("0.125")]
+    as_tensors = [torch.tensor([float(v) for v in values], dtype=torch.float64) for values in (w, mu, var)]
+    prior = GaussianMixture(as_tensors[0], as_tensors[1][:, None], as_tensors[2][:, None], SCHEDULE)
+    x = 0.3 * normal(40, len(GRID), 1)
+    exact = []
+    for value, t in zip(numbers(x), GRID.tolist(), strict=True):
+        c = [ABAR[t] * s + 1 - ABAR[t] for s in var]
+        joint = [p * mp.exp(-((value - ALPHA[t] * m) ** 2) / (2 * k)) / mp.sqrt(k) for p, m, k in zip(w, mu, c, strict=True)]
+        g = [j / sum(joint) for j in joint]
+        centre = [m + ALPHA[t] * s * (value - ALPHA[t] * m) / k for m, s, k in zip(mu, var, c, strict=True)]
+        within = [SIGMA[t] ** 2 * s / k for s, k in zip(var, c, strict=True)]
+        mean = sum(p * m for p, m in zip(g, centre, strict=True))
+        exact.append(sum(p * (v + (m - mean) ** 2) for p, v, m in zip(g, within, centre, strict=True)))
+    assert errors(prior.posterior_covariance(x, GRID)[0], exact, relative=True).max() < 1e-11
+    b, Q, beta = mpf("0.5"), mpf(3), mpf("0.25")
+    k = Q / beta
+    parts = [p / mp.sqrt(1 + k * s) * mp.exp(-k * (m - b) ** 2 / (2 * (1 + k * s))) for p, m, s in zip(w, mu, var, strict=True)]
+    tilted, log_z = prior.tilt_quadratic(torch.tensor([0.5]).double(), torch.tensor([[3.0]]).double(), 0.25)
+    assert errors(log_z[None], [mp.log(sum(parts))]).max() < 1e-14
+    assert errors(tilted.log_weights.softmax(-1), [p / sum(parts) for p in parts], relative=True).max() < 1e-13
+    moved = [(m + s * k * b) / (1 + k * s) for m, s in zip(mu, var, strict=True)]
+    assert errors(tilted.means, moved, relative=True).max() < 1e-13
+    assert errors(tilted.eigenvalues, [s / (1 + k * s) for s in var], relative=True).max() < 1e-13
