@@ -217,3 +217,10 @@ def test_errors_name_the_argument(views):
         ToyWorldPrior(views=views, log_prior=torch.zeros(3))
     with pytest.raises(ValueError, match=r"images: expected \(B, 3, 8, 8\), got \(1, 3, 32, 32\); render at the prior's size"):
         ToyWorldPrior(views=views).encode(torch.zeros(1, 3, 32, 32))
+
+
+def test_repr_tells_priors_apart(views):
+    """What `resume` compares: size, conditioning, number of cameras, and weights that are not all zero."""
+    assert repr(ToyWorldPrior(views=views)) == f"ToyWorldPrior({views.size}, 'camera', {len(views.cameras)} cameras)"
+    weighted = repr(ToyWorldPrior(views=views, conditioning="none", log_prior=LOG_PRIOR))
+    assert "'none'" in weighted and weighted.endswith(f", log_prior={LOG_PRIOR.tolist()})")
