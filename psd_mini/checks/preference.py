@@ -28,7 +28,7 @@ from psd_mini.checks.judging import ADDED, ASCENT, JACOBIAN, basics, judge_graph
 from psd_mini.checks.probe import Prober, Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
-from psd_mini.checks.shown import judge_reward, rewards_of
+from psd_mini.checks.shown import judge_reward, rewards_of, seen_by_reward
 from psd_mini.checks.submission import COURSE, Unreadable, keys, prepare
 from psd_mini.checks.trace import current
 from psd_mini.formulas import omega
@@ -274,7 +274,7 @@ def _judge_batch(report: Report, prober: Prober, form: str) -> None:
             cause = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
             report.add("note", "batch of 2", str(error), "as for one picture", cause)
             return
-        rewards = [rewards_of(run, b) for b in range(len(run.readings))]
+        rewards = rewards_of(run, seen_by_reward(run))
         gaps = [r[0] - r[1] for r in rewards if r is not None and len(r) == 2]
         if form not in ("psd", "dreamdpo") or len(gaps) != 2:
             return  # weights of more noises, or other rows say what is wrong

@@ -52,16 +52,22 @@ def seen_by_reward(run: Run) -> list[Seen]:
     found = []
     for images, values in run.trace.rewarded:
         for image, value in zip(images.detach().double(), values.tolist(), strict=True):
-            (likeness, slope), name, b, i = max((_alike(image, c), name, b, i) for name, b, i, c in candidates)
+            best = max((_alike(image, c, linear=True), name, b, i) for name, b, i, c in candidates)
+            if not best[0][1]:  # no exact affine map: any function will do
+                best = max((_alike(image, c), name, b, i) for name, b, i, c in candidates)
+            (likeness, slope), name, b, i = best
             found.append(Seen(value, name if likeness > LIKE else "something else", b, i, likeness, slope))
     return found
 
 
-def rewards_of(run: Run, picture: int = 0) -> Tensor | None:
-    """R_i of each noised version of a picture, (N,); None where one of them was not asked for."""
-    scores = {seen.noise: seen.score for seen in seen_by_reward(run) if seen.picture == picture}
-    known = len(scores) == len(run.readings[picture].groups)
-    return torch.tensor([scores[i] for i in sorted(scores)]).double() if known else None
+def rewards_of(run: Run, shown: list[Seen]) -> list[Tensor | None]:
+    """R_i of the noised versions of each picture, (N,); None where one of them was not asked for."""
+    found: list[Tensor | None] = []
+    for b, reading in enumerate(run.readings):
+        scores = {seen.noise: seen.score for seen in shown if seen.picture == b}
+        known = len(scores) == len(reading.groups)
+        found.append(torch.tensor([scores[i] for i in sorted(scores)]).double() if known else None)
+    return found
 
 
 def judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor]]:
@@ -69,13 +75,14 @@ def judge_reward(report: Report, runs: list[Run]) -> list[tuple[Reading, Tensor]
     scored, shown, sizes, decoded = [], set(), [], []
     for run in runs:
         reading = run.readings[0]
-        for seen in seen_by_reward(run):
+        all_seen = seen_by_reward(run)
+        for seen in all_seen:
             shown.add(seen.name)
             sizes += [(world.alpha_sigma(reading.t)[0], seen.slope)] if seen.slope else []
         for z in (z for latents in run.trace.decoded for z in latents.detach().double()):
-            (_, slope), name = max((_alike(z, c), name) for name, _, c in _candidates(reading))
+            (_, slope), name = max((_alike(z, c, linear=True), name) for name, _, c in _candidates(reading))
             decoded += [slope] if slope and name.startswith("x0_hat") else []
-        rewards = rewards_of(run)
+        rewards = rewards_of(run, all_seen)[0]
         scored += [(reading, rewards)] if rewards is not None else []
     shown = {_sized(name, sizes) for name in shown}
     causes = [SEEN[name] for name in sorted(shown) if SEEN[name]] if shown else ["the reward is never asked"]
@@ -103,11 +110,12 @@ def _candidates(reading: Reading) -> list[tuple[str, int, Tensor]]:
     return found
 
 
-def _alike(image: Tensor, latents: Tensor) -> tuple[float, float]:
+def _alike(image: Tensor, latents: Tensor, linear: bool = False) -> tuple[float, float]:
     """How well a picture (C, H, W) is explained by latents (4, h, w), or what the autoencoder makes of them; and the slope.
 
     Likeness is the larger of two: the correlation where the picture is not clamped, and the root of the share of variance
-    that any function of the latents, pixel by pixel, explains (correlation ratio). The slope is 0 where it is not exact.
+    that any function of the latents, pixel by pixel, explains (correlation ratio; not with linear=True). The slope is 0 where
+    it is not exact.
     """
     if len(image) == 3:
         latents = torch.einsum("lc,lhw->chw", VAE.mix, latents)
@@ -127,11 +135,14 @@ def _alike(image: Tensor, latents: Tensor) -> tuple[float, float]:
     count = free.sum(1, keepdim=True).clamp(min=1)
     da, db = (free * (v - (free * v).sum(1, keepdim=True) / count) for v in (a, b))
     covariance, variance = (da * db).sum().item(), db.square().sum().item()
-    linear = covariance / max((da.square().sum().item() * variance) ** 0.5, 1e-30) if free.mean() > 0.01 else 0.0
+    correlation = covariance / max((da.square().sum().item() * variance) ** 0.5, 1e-30) if free.mean() > 0.01 else 0.0
+    slope = covariance / variance if correlation > EXACT else 0.0
+    if linear:
+        return correlation, slope
     in_order = a.gather(1, b.argsort(1))[:, : a.shape[1] // 16 * 16].reshape(len(a), -1, 16)
     spread = in_order.flatten(1).var(1).sum().item()
     explained = 1 - in_order.var(2).mean(1).sum().item() / max(spread, 1e-30)
-    return max(linear, max(explained, 0.0) ** 0.5 * (covariance > 0)), covariance / variance if linear > EXACT else 0.0
+    return max(correlation, max(explained, 0.0) ** 0.5 * (covariance > 0)), slope
 
 
 def _constant(sizes: list[float]) -> bool:
