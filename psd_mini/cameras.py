@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from psd_mini.arguments import at_least, validated
+from psd_mini._internal.arguments import at_least, validated
 
 
 @validated
@@ -41,6 +41,7 @@ class Cameras:
         elevation: (B,) angle above the horizon in radians, strictly between -pi/2 and pi/2 (z is the up direction).
         distance: (B,) distance from the origin in world units, positive.
         fov: full vertical field of view in radians, in (0, pi).
+        index: (B,) place of each camera in the pool that it was drawn from, or None.
 
     Raises:
         ValueError: naming the argument that is out of range or not of shape (B,).
@@ -50,6 +51,7 @@ class Cameras:
     elevation: Float[Tensor, " b"]
     distance: Float[Tensor, " b"]
     fov: float
+    index: Int[Tensor, " b"] | None = None
 
     def __post_init__(self) -> None:
         if (self.elevation.abs() >= math.pi / 2).any():
@@ -64,7 +66,17 @@ class Cameras:
 
     def __getitem__(self, index: Int[Tensor, " n"] | Bool[Tensor, " b"] | slice) -> Cameras:
         """The cameras picked by a LongTensor, a boolean mask or a slice, in that order."""
-        return Cameras(self.azimuth[index], self.elevation[index], self.distance[index], self.fov)
+        numbers = None if self.index is None else self.index[index]
+        angles = self.azimuth[index], self.elevation[index], self.distance[index]
+        return Cameras(*angles, self.fov, numbers)
+
+    def numbered(self) -> Cameras:
+        """The same cameras as a pool, in which each knows its place."""
+        return replace(self, index=torch.arange(len(self)))
+
+    def side(self, n: int) -> Int[Tensor, " b"]:
+        """Which of n equal sectors around z each camera stands in; sector 0 has azimuth 0 in its middle."""
+        return torch.round(self.azimuth * n / (2 * math.pi)).long() % n
 
     def positions(self) -> Float[Tensor, "b 3"]:
         """Where the cameras stand, in world units (the equation is in the module's docstring)."""

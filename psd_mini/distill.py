@@ -2,22 +2,20 @@
 
     repeat for every step:
         camera ~ the prior's cameras,  t ~ U{t_min(step) .. t_max(step)},  eps ~ N(0, I)
-        x = encode(render(field, camera))
-        G = method(x, t, eps)                        a direction in x, same shape
-        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2      + entropy_weight * C h w * H(opacity)       x is (B, C, h, w)
+        x = encode(render(field, camera))                                  x is (B, C, h, w)
+        G = method(x, t, eps)                                              same shape
+        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
         field <- Adam(field, dL/dfield)
 
-One torch.Generator makes every random choice, and it is part of the checkpoint: a run that was killed and resumed ends in
-the same bits as one that was not.
+`one_step` is these lines in code; `distill` sets up, repeats it and finishes. One torch.Generator
+makes every random choice, and it is part of the checkpoint: on one machine with one thread count,
+a run that was killed and resumed ends in the same bits as one that was not.
 """
 
 from __future__ import annotations
 
-import signal
-import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +23,59 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini.arguments import at_least, needs, validated
-from psd_mini.checkpoint import identity, read_checkpoint, write_checkpoint
-from psd_mini.failures import NonFiniteError, check_finite
-from psd_mini.formulas import surrogate_loss
-from psd_mini.methods.context import Context, Cost, answer
+from psd_mini._internal.arguments import at_least, needs, validated
+from psd_mini._internal.runs import Keeper, check_finite, identity
+from psd_mini.cameras import Cameras
 from psd_mini.negative import NegativeEmbedding
-from psd_mini.priors import embed_negative
-from psd_mini.rendering import render
+from psd_mini.fields import make_optimizer
+from psd_mini.rendering import Rendering, opacity_entropy, render
 from psd_mini.schedule import annealed, sample_timesteps
+from psd_mini.sds import Context, Cost, Method, Prior, answer, surrogate_loss
+
+
+@validated
+@dataclass(frozen=True)
+class Options:
+    """The numbers of a run: the arguments of `distill` of the same names, which documents them.
+
+    They identify a run (a checkpoint goes on only with the same), and defaults per prior and the
+    command line's arguments are made of them.
+    """
+
+    steps: int = 120
+    cameras_per_step: int = 4
+    resolution: int = 32
+    n_samples: int = 32
+    t_min: tuple[float, float] = (0.02, 0.02)
+    t_max: tuple[float, float] = (0.98, 0.2)
+    lr_scale: float | tuple[float, float] = 1.0
+    entropy_weight: float = 0.01
+    background: float | Float[Tensor, "..."] = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "cameras_per_step", "resolution", "n_samples"):
+            at_least(name, getattr(self, name), 1)
+        for low, high in zip(self.t_min, self.t_max, strict=True):
+            if not 0 <= low <= high <= 1:
+                expected = "expected 0 <= t_min <= t_max <= 1 at both ends"
+                raise ValueError(f"t_min, t_max: {expected}, got {self.t_min!r} and {self.t_max!r}")
+        scales = self.lr_scale if isinstance(self.lr_scale, tuple) else (self.lr_scale,)
+        for scale in scales:
+            at_least("lr_scale", scale, 0, whole=False)
+
+    def as_config(self) -> dict[str, Any]:
+        """Name -> value, for a checkpoint; a background picture by its repr."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "background": repr(self.background)}
 
 
 @dataclass
 class Run:
     """What a distillation leaves behind besides the field that it trained in place.
 
-    history: one dictionary of numbers per step, with "step"; cost: totals, see `Cost`; steps: how many were done.
+    history: one dictionary of numbers per step, with "step"; cost: totals, see `Cost`; steps: how
+    many were done.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -48,58 +83,97 @@ class Run:
     steps: int = 0
 
 
-# the arguments of `distill` that decide a run's outcome: a checkpoint keeps them, and a resumed run must have the same
-SETTINGS = {
-    *("prompt", "negative_prompt", "steps", "cameras_per_step", "size", "n_samples", "t_min", "t_max", "lr_scale"),
-    *("entropy_weight", "seed"),
-}
+@dataclass
+class Job:
+    """What stays the same from step to step."""
+
+    field: nn.Module
+    prior: Any
+    method: Method
+    prompt: str
+    embeddings: Tensor  # (2, ...): [prompt, negative prompt]
+    reward: Callable | None
+    negative: NegativeEmbedding | None
+    options: Options
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    cost: Cost
+    keep: Callable[[], None]  # called when the field and its render are finite
 
 
-def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Mean binary entropy of the pixels' opacities, in nats: 0 where each pixel is clearly object or clearly background.
+@dataclass
+class Step:
+    """Everything that one step computed; a callback gets it as a dictionary.
 
-        H(o) = -o log o - (1 - o) log(1 - o)
-
-    Pulls fog apart into surface and empty space (threestudio calls it the opaque loss).
+    step: its number, from 0; x, t, eps, gradient: the loop's letters; context: what the method was
+    given; metrics: what it answered; loss: a scalar whose gradient alone counts.
     """
-    o = opacity.clamp(1e-3, 1 - 1e-3)
-    return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
+
+    step: int
+    cameras: Cameras
+    rendering: Rendering
+    x: Tensor
+    t: Tensor
+    eps: Tensor
+    context: Context
+    gradient: Tensor
+    metrics: dict[str, float]
+    moved: dict[str, float]  # numbers of the negative embedding
+    loss: Tensor
 
 
-@contextmanager
-def deterministic():
-    """Switch torch's deterministic algorithms on for a block (they only warn where a GPU kernel has none)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    settings: Any = torch.utils.deterministic
-    fills = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    settings.fill_uninitialized_memory = False  # nothing here reads such memory, and filling it takes time
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = fills
+def one_step(number: int, job: Job) -> Step:
+    """One turn of the loop (equations: the module's docstring); the field moves in place.
 
+    Raises:
+        NonFiniteError: NaN or infinity, in the first tensor that had it.
+    """
+    options, prior, method, generator = job.options, job.prior, job.method, job.generator
+    progress = number / max(options.steps - 1, 1)
+    with job.cost.timed("render"):
+        # x = encode(render(field, camera))
+        cameras = prior.draw_cameras(options.cameras_per_step, generator)
+        look = {"n_samples": options.n_samples, "background": options.background}
+        rendering = render(job.field, cameras, options.resolution, generator=generator, **look)
+        x = prior.encode(rendering.rgb)
+    parameters = dict(job.field.named_parameters(prefix="field"))
+    check_finite({**parameters, "the render": x})
+    job.keep()  # the last good state, before its update, which may overflow
+    job.cost.renders += len(cameras)
 
-@contextmanager
-def interrupts_deferred():
-    """Let the first Ctrl-C wait for the end of a step: yields a list that is empty until then. A second one acts at once."""
-    interrupted: list[int] = []
+    # t ~ U{t_min .. t_max}, both moving over the run;  eps ~ N(0, I)
+    T = prior.schedule.num_timesteps
+    lowest, highest = (
+        round(annealed(progress, *bound) * (T - 1)) for bound in (options.t_min, options.t_max)
+    )
+    n_timesteps = 1 if method.shared_timestep else len(cameras)
+    t = sample_timesteps(n_timesteps, lowest, highest, generator).expand(len(cameras))
+    eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)
 
-    def handle(number: int, frame: Any) -> None:
-        if interrupted:
-            raise KeyboardInterrupt
-        interrupted.append(number)
+    # G = method(x, t, eps)
+    prompts = [job.prompt] * len(cameras)
+    context = Context(prior, job.embeddings, cameras, prompts, job.reward, job.cost)
+    moved: dict[str, float] = {}
+    if job.negative is not None:
+        moved = job.negative.step(progress, x.detach(), context, generator)
+        context.embeddings = torch.stack((job.embeddings[0], job.negative.embedding.detach()))
+    gradient, metrics = answer(method, x.detach(), t, eps, context)
 
-    try:
-        before = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread, which alone receives signals
-        yield interrupted
-        return
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+    with job.cost.timed("backward"):
+        # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
+        loss = surrogate_loss(x, gradient)
+        if options.entropy_weight:
+            entropy = opacity_entropy(rendering.opacity)
+            loss = loss + options.entropy_weight * x[0].numel() * entropy
+        job.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    gradients = {f"gradient of {name}": p.grad for name, p in parameters.items()}
+    # Adam divides by the root of squares: infinite ones would stop the field without a word
+    seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
+    check_finite({"the method's gradient": gradient, **seen_by_adam})
+    # field <- Adam(field, dL/dfield)
+    job.optimizer.step()
+    return Step(number, cameras, rendering, x, t, eps, context, gradient, metrics, moved, loss)
 
 
 @validated
@@ -112,16 +186,16 @@ def distill(
     negative_prompt: str = "",
     steps: int = 120,
     cameras_per_step: int = 4,
-    size: int = 32,
+    resolution: int = 32,
     n_samples: int = 32,
     t_min: tuple[float, float] = (0.02, 0.02),
     t_max: tuple[float, float] = (0.98, 0.2),
     lr_scale: float | tuple[float, float] = 1.0,
     entropy_weight: float = 0.01,
     background: float | Float[Tensor, "..."] = 1.0,
+    seed: int = 0,
     reward: Callable | None = None,
     negative: NegativeEmbedding | None = None,
-    seed: int = 0,
     callback: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
@@ -133,28 +207,31 @@ def distill(
 
     Args:
         radiance_field: the field, trained in place; see `psd_mini.fields`.
-        prior: see `psd_mini.priors`.
-        method: a function of your own or one of `psd_mini.methods`, which say what it is given and returns; one with
-            `state_dict` and `load_state_dict` has its state in the checkpoint.
-        prompt, negative_prompt: what to make, and what guidance pushes away from ("" is the null prompt).
+        prior: see `psd_mini.sds.Prior`.
+        method: a function of your own or one of `psd_mini.methods`; `psd_mini.sds.Method` says what
+            it is given and returns, and what of it is in the checkpoint.
+        prompt, negative_prompt: what to make, and what guidance pushes away from ("" is the null
+            prompt).
         steps: optimiser steps, at least 1.
         cameras_per_step: B, pictures rendered per step.
-        size: pixels per side of the training renders; the prior's size in the exact world.
+        resolution: pixels per side of the training renders; the prior's own in the exact world.
         n_samples: samples per ray.
-        t_min, t_max: lowest and highest timestep, fractions of the schedule: each (at the first step, at the last), linear
-            between.
-        lr_scale: multiplies the field's own learning rates; a pair is for its two groups (voxels: density, colour).
+        t_min, t_max: lowest and highest timestep, fractions of the schedule: each (at the first
+            step, at the last), linear between.
+        lr_scale: multiplies the field's own learning rates; a pair is for its two groups (voxels:
+            density, colour).
         entropy_weight: weight of `opacity_entropy`, per number of a picture x.
         background: colour behind the object, in [0, 1].
-        reward: handed to the method through the context.
-        negative: a negative embedding that is optimised along with the field; replaces `negative_prompt`.
         seed: of every random choice of the run.
-        callback: called after every step with a dictionary of all intermediates: step, cameras, rendering, x, t, eps, gradient,
-            loss, metrics, field, optimizer, run, and context, whose `predictions` are x_t and the predicted noises.
-        checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A write that fails
-            (a full disk) warns, keeps the older file and goes on.
+        reward: handed to the method through the context.
+        negative: a negative embedding that is optimised with the field; replaces `negative_prompt`.
+        callback: called after every step with a dictionary of all intermediates: those of `Step`,
+            and run, field, optimizer, method, negative; `context.predictions` has x_t and the
+            predicted noises.
+        checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A
+            write that fails (a full disk) warns, keeps the older file and goes on.
         resume: go on from that file.
-        config: what else identifies the run (prompt, method, ...); must be equal on resume.
+        config: what else identifies the run; must be equal on resume.
         progress: show a progress bar.
 
     Returns:
@@ -162,136 +239,53 @@ def distill(
 
     Raises:
         ValueError: a value out of range, or a checkpoint that does not fit, named.
-        KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished and a checkpoint written first.
-        NonFiniteError: NaN or infinity; names the first tensor that had it among the field, the render, the prior's noise
-            prediction, the negative embedding's gradient, the method's, the loss's; the field is back in its last good
-            state and the last checkpoint is untouched.
+        KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished and a
+            checkpoint written first.
+        NonFiniteError: NaN or infinity; names the step and the first tensor that had it among the
+            field, the render, the prior's noise prediction, the negative embedding's gradient, the
+            method's, the loss's. The last checkpoint is untouched and the field is back in its
+            last good state: the start of the last step that found it and its render finite.
     """
-    settings = {name: value for name, value in locals().items() if name in SETTINGS}
-    settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "background": repr(background)}
-    objects = {"method": method, "prior": prior, "reward": reward, "negative": negative}
-    settings |= {name: identity(thing) for name, thing in objects.items()}
-    settings |= {"field": f"{type(radiance_field).__name__} {getattr(radiance_field, 'settings', '')}", **(config or {})}
-    counts = {"steps": steps, "cameras_per_step": cameras_per_step, "size": size, "checkpoint_every": checkpoint_every}
-    for name, count in counts.items():
-        at_least(name, count, 1)
-    if not all(0 <= low <= high <= 1 for low, high in zip(t_min, t_max, strict=True)):
-        raise ValueError(f"t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends, got {t_min!r} and {t_max!r}")
+    numbers = (steps, cameras_per_step, resolution, n_samples, t_min, t_max, lr_scale)
+    options = Options(*numbers, entropy_weight, background, seed)
+    at_least("checkpoint_every", checkpoint_every, 1)
     needs("prior", prior, "schedule", "embed", "encode", "predict_noise", "draw_cameras")
     needs("radiance_field", radiance_field, "parameter_groups")
-    path = Path(checkpoint) if checkpoint is not None else None
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise ValueError(f"checkpoint: expected a file in a folder that exists, got {str(path)!r}")
+    prior, the_method = Prior.of(prior), Method.of(method)
     # a text prior words the prompt for each view, but not what guidance pushes away from
-    embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), embed_negative(prior, negative_prompt)))
+    embeddings = torch.cat((prior.embed_views([prompt]), prior.embed_negative(negative_prompt)))
+    optimizer = make_optimizer(radiance_field, options.lr_scale)
     generator = torch.Generator().manual_seed(seed)
-    groups = radiance_field.parameter_groups()  # type: ignore[operator]
-    scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
-    if len(scales) != len(groups):
-        raise ValueError(f"lr_scale: expected a number, the field has {len(groups)} groups of parameters; got {lr_scale!r}")
-    for scale in scales:
-        at_least("lr_scale", scale, 0, whole=False)
-    groups = [{**group, "lr": group["lr"] * scale} for group, scale in zip(groups, scales, strict=True)]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
-    run, T = Run(), prior.schedule.num_timesteps
-    stateful: dict[str, Any] = {"field": radiance_field, "optimizer": optimizer}
-    if hasattr(method, "state_dict"):
-        stateful["method"] = method
-    if negative is not None:
-        stateful["negative"] = negative
+
+    parts = {"field": radiance_field, "optimizer": optimizer, "method": the_method}
+    parts |= {} if negative is None else {"negative": negative}
+    objects = {"method": method, "prior": prior, "reward": reward, "negative": negative}
+    settings = {
+        **options.as_config(),
+        **{name: identity(thing) for name, thing in objects.items()},
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "field": f"{type(radiance_field).__name__} {getattr(radiance_field, 'settings', '')}",
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        **(config or {}),
+    }
+    keeper = Keeper(checkpoint, settings, parts, generator, checkpoint_every, steps)
+    run = Run()
     if resume:
-        if path is None:
-            raise ValueError("resume: there is nothing to resume from; give `checkpoint` too")
-        state = read_checkpoint(path, settings)
-        for name, part in stateful.items():
-            part.load_state_dict(state[name])
-        generator.set_state(state["generator"])
-        run = Run(state["history"], Cost(**state["cost"]), state["step"])
-
-    def save() -> None:
-        if path is not None:
-            state = {name: part.state_dict() for name, part in stateful.items()}
-            state |= {"config": settings, "step": run.steps, "generator": generator.get_state()}
-            try:
-                write_checkpoint(path, {**state, "history": run.history, "cost": vars(run.cost)})
-            except OSError as error:  # a full disk must not cost the run; the older checkpoint is still there
-                warnings.warn(f"checkpoint of step {run.steps} not written, the run goes on: {error}", stacklevel=3)
-
+        done = keeper.load()
+        run = Run(done["history"], Cost(**done["cost"]), done["steps"])
     check_finite(dict(radiance_field.named_parameters(prefix="field")))
-    last_good = _copy(radiance_field)
-    between_steps = True
-    bar = _progress_bar(steps, run.steps, prompt, progress)
-    try:
-        with deterministic(), interrupts_deferred() as interrupted:
-            for step in range(run.steps, steps):
-                between_steps = False
-                with run.cost.timed("total"):
-                    with run.cost.timed("render"):
-                        cameras = prior.draw_cameras(cameras_per_step, generator)
-                        rendering = render(
-                            radiance_field, cameras, size, n_samples=n_samples, background=background, generator=generator
-                        )
-                        x = prior.encode(rendering.rgb)
-                    check_finite({"the render": x})
-                    run.cost.renders += len(cameras)
-
-                    # t ~ U{t_min .. t_max}, both moving over the run
-                    progress_now = step / max(steps - 1, 1)
-                    lowest, highest = (round(annealed(progress_now, *bound) * (T - 1)) for bound in (t_min, t_max))
-                    n_timesteps = 1 if getattr(method, "shared_timestep", False) else len(cameras)
-                    t = sample_timesteps(n_timesteps, lowest, highest, generator)
-                    t = t.expand(len(cameras))
-                    eps = torch.randn(getattr(method, "n_noises", 1), *x.shape, generator=generator).to(x)
-                    context = Context(prior, embeddings, cameras, [prompt] * len(cameras), reward, run.cost)
-                    moved: dict[str, float] = {}
-                    if negative is not None:
-                        moved = negative.step(progress_now, x.detach(), context, generator)
-                        context.embeddings = torch.stack((embeddings[0], negative.embedding.detach()))
-                    gradient, metrics = answer(method, x.detach(), t, eps, context)
-
-                    with run.cost.timed("backward"):
-                        loss = surrogate_loss(x, gradient)
-                        if entropy_weight:
-                            loss = loss + entropy_weight * x[0].numel() * opacity_entropy(rendering.opacity)
-                        optimizer.zero_grad(set_to_none=True)
-                        loss.backward()
-                    gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
-                    # Adam divides by the root of squares: infinite ones would stop the field without a word
-                    seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
-                    check_finite({"the method's gradient": gradient, **seen_by_adam})
-                    last_good = _copy(radiance_field)
-                    optimizer.step()
-
-                run.steps = step + 1
-                run.history.append({"step": step, "opacity": rendering.opacity.mean().item(), **metrics, **moved})
-                between_steps = True
-                if callback is not None:
-                    seen = ("step", "cameras", "rendering", "x", "t", "eps", "context", "gradient", "metrics", "loss", "run")
-                    callback({name: value for name, value in locals().items() if name in seen} | stateful)
-                bar.update(1)
-                if run.steps % checkpoint_every == 0 or run.steps == steps:
-                    check_finite(dict(radiance_field.named_parameters(prefix="field")))
-                    save()
-                if interrupted and run.steps < steps:
-                    raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        if between_steps and all(p.isfinite().all() for p in radiance_field.parameters()):  # else the last one stays
-            save()
-        raise
-    except NonFiniteError as error:
-        radiance_field.load_state_dict(last_good)
-        kept = f"; the checkpoint in {path} is untouched" if path is not None and path.exists() else ""
-        raise NonFiniteError(f"step {step}: {error}; the field is back in its last good state{kept}") from None
-    finally:
-        bar.close()
+    parties = (radiance_field, prior, the_method, prompt, embeddings, reward, negative)
+    job = Job(*parties, options, optimizer, generator, run.cost, keeper.keep)
+    with keeper.watch(run, prompt, progress) as after_step:
+        for number in range(run.steps, steps):
+            with keeper.step(number), run.cost.timed("total"):
+                step = one_step(number, job)
+            run.steps = number + 1
+            opacity = step.rendering.opacity.mean().item()
+            run.history.append({"step": number, "opacity": opacity, **step.metrics, **step.moved})
+            if callback is not None:
+                callback({**vars(step), "run": run, **parts})
+            after_step()
     return run
-
-
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _progress_bar(steps: int, done: int, prompt: str, show: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(total=steps, initial=done, desc=prompt, unit="step", disable=not show, leave=False)

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini.arguments import at_least, check_options, validated
-from psd_mini.files import write_atomically
+from psd_mini._internal.arguments import at_least, check_options, validated
+from psd_mini._internal.files import write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
 DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
@@ -166,6 +166,21 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
         raise ValueError(f"field: kind {kind!r} is not known; choose from {', '.join(FIELDS)}")
     check_options(FIELDS[kind].__init__, settings)  # type: ignore[misc]
     return FIELDS[kind](generator=generator, **settings)
+
+
+def make_optimizer(
+    field: nn.Module, lr_scale: float | tuple[float, float]
+) -> torch.optim.Adam:
+    """The field's optimiser: Adam on its own groups, each learning rate times its scale."""
+    groups = field.parameter_groups()  # type: ignore[operator]
+    scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
+    if len(scales) != len(groups):
+        expected = f"a number, the field has {len(groups)} groups of parameters"
+        raise ValueError(f"lr_scale: expected {expected}; got {lr_scale!r}")
+    groups = [
+        {**group, "lr": group["lr"] * scale} for group, scale in zip(groups, scales, strict=True)
+    ]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
 @validated

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from psd_mini.arguments import as_numbers, at_least, validated
+from psd_mini._internal.arguments import as_numbers, at_least, validated
 from psd_mini.schedule import NoiseSchedule, Times
 
 Batch = Float[Tensor, "b *event"]  # B samples of any event shape

@@ -38,9 +38,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.failures import check_finite
-from psd_mini.formulas import cfg
-from psd_mini.methods.context import Context
+from psd_mini._internal.runs import check_finite
+from psd_mini.sds import cfg
+from psd_mini.sds import Context
 from psd_mini.rewards import score
 from psd_mini.schedule import sample_timesteps
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import at_least, in_words, validated
+from psd_mini._internal.arguments import at_least, in_words, validated
 from psd_mini.cameras import Cameras, camera_rays
 
 
@@ -90,6 +90,17 @@ def evaluate(
         came = [tuple(shape) for shape in shapes] or in_words(answer)
         raise ValueError(f"field: expected density ({len(points)},) and colour ({len(points)}, C), got {came}")
     return answer[0], answer[1]
+
+
+def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
+    """Mean binary entropy of the pixels' opacities, in nats: 0 where each pixel is decided.
+
+        H(o) = -o log o - (1 - o) log(1 - o)
+
+    Pulls fog apart into surface and empty space (threestudio calls it the opaque loss).
+    """
+    o = opacity.clamp(1e-3, 1 - 1e-3)
+    return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
 
 
 @validated

@@ -1,15 +1,25 @@
-"""Rewards in closed form: colourfulness, a named colour, linear and quadratic functions, sums, and anybody's function."""
+"""Rewards: what people (or a stand-in for them) like about a picture.
+
+A reward is anything that can be called as
+
+    reward(images (B, 3, H, W) in [0, 1], prompts: B strings) -> scores (B,)
+
+higher is better. A function of the pictures written in torch is differentiable as it is. One that
+is not is a black box: `black_box(function)` marks it so (its attribute `differentiable` is False),
+and PSD, which only compares scores, takes both. `score` is the one place where a reward is asked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.world.views import AMBIENT
+from psd_mini._internal.arguments import validated
 
 Images = Float[Tensor, "b 3 h w"]
 
@@ -45,24 +55,26 @@ class Colorfulness:
 class NamedColor:
     """How much of the picture has one colour, at any shade.
 
-        r = mean over pixels of exp( -min_s ||pixel - s c||^2 / (2 width^2) ),   s in [0.65, 1]
+        r = mean over pixels of exp( -min_s ||pixel - s c||^2 / (2 width^2) ),   s in [darkest, 1]
 
     the minimum is at s = <pixel, c> / <c, c>, clamped: surfaces in shadow count too.
 
     Args:
         colour: c, rgb in [0, 1].
         width: how far from the colour still counts, in [0, 1] units.
+        darkest: shade of a surface in full shadow; the toy world's ambient light.
 
     Called with images (B, 3, H, W) in [0, 1], returns (B,) in (0, 1]. Differentiable.
     """
 
     colour: tuple[float, float, float]
     width: float = 0.2
+    darkest: float = 0.65
     differentiable = True
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
         c = torch.tensor(self.colour, dtype=images.dtype, device=images.device)[:, None, None]
-        s = ((images * c).sum(1, keepdim=True) / c.square().sum()).clamp(AMBIENT, 1.0)
+        s = ((images * c).sum(1, keepdim=True) / c.square().sum()).clamp(self.darkest, 1.0)
         squared = (images - s * c).square().sum(1)
         return torch.exp(-squared / (2 * self.width**2)).mean(dim=(1, 2))
 
@@ -79,39 +91,6 @@ class LinearReward:
         return images.flatten(1) @ self.v.flatten().to(images) + self.c
 
 
-@dataclass
-class QuadraticReward:
-    """r(x) = -(1/2) (x - b)^T Q (x - b), for the mixture worlds; Q (d, d) positive semidefinite, b (d,)."""
-
-    b: Tensor
-    Q: Tensor
-    differentiable = True
-
-    def __call__(self, images: Float[Tensor, "b *event"], prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
-        away = images.flatten(1) - self.b.to(images)
-        return -0.5 * torch.einsum("bi,ij,bj->b", away, self.Q.to(images), away)
-
-
-class WeightedSum:
-    """r = sum_i weight_i r_i; differentiable if all its parts are.
-
-    Raises:
-        ValueError: no parts, or a weight that is not a finite number (negative ones are allowed: they punish).
-    """
-
-    def __init__(self, parts: Sequence[tuple[float, Callable]]):
-        if not parts:
-            raise ValueError("parts: expected at least one (weight, reward)")
-        for weight, _ in parts:
-            if not isinstance(weight, int | float) or not abs(weight) < float("inf"):
-                raise ValueError(f"parts: expected finite weights, got {weight!r}")
-        self.parts = list(parts)
-        self.differentiable = all(getattr(reward, "differentiable", True) for _, reward in parts)
-
-    def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
-        return torch.stack([weight * reward(images, prompts) for weight, reward in self.parts]).sum(0)
-
-
 def black_box(function: Callable[[Images, Sequence[str]], Sequence[float]]) -> Callable:
     """Any function of pictures as a reward without gradients: it is called with detached pictures and may leave torch.
 
@@ -125,3 +104,77 @@ def black_box(function: Callable[[Images, Sequence[str]], Sequence[float]]) -> C
     reward.differentiable = False  # type: ignore[attr-defined]
     reward.__name__ = getattr(function, "__name__", "function")
     return reward
+
+
+@validated
+def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
+    """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward" from the hub, or
+    "image-reward:FILE" from a file; a function of your own is returned as it is.
+
+    `device` is where a network runs; None is what there is.
+
+    Raises:
+        ValueError: unknown (lists what there is), or it cannot be loaded.
+    """
+    from psd_mini.world.objects import COLOURS
+
+    if not isinstance(reward, str):
+        return reward
+    kind, _, colour = reward.partition(":")
+    if kind == "colorfulness" and not colour:
+        return Colorfulness()
+    if kind == "image-reward":
+        from psd_mini.pretrained.image_reward import ImageReward
+
+        return ImageReward.from_pretrained(colour or None, device=device)
+    colour = {"grey": "gray"}.get(colour, colour)
+    if kind == "color" and colour in COLOURS:
+        return NamedColor(COLOURS[colour])
+    raise ValueError(
+        f"reward: {reward!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
+    )
+
+
+def score(
+    reward: Callable[[Tensor, Sequence[str]], Any] | None, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+) -> Float[Tensor, " b"]:
+    """Ask a reward, and refuse answers that would poison a run.
+
+    Args:
+        reward: images, prompts -> scores.
+        images: (B, 3, H, W) in [0, 1].
+        prompts: B strings.
+
+    Returns:
+        (B,) scores in the images' dtype and on their device, whatever the reward answered in (a list, integers, another
+        device); differentiable if the reward is and gradients are on.
+
+    Raises:
+        ValueError: there is no reward, or it raised (its own exception is the cause), returned another shape than (B,), no
+            real numbers, or NaN or infinity (in the images' dtype).
+    """
+    if reward is None:
+        raise ValueError("reward: this method needs one, for example reward='colorfulness'")
+    name = getattr(reward, "__name__", type(reward).__name__)
+    try:
+        scores = reward(images, prompts)
+    except Exception as error:
+        raise ValueError(f"reward: {name} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(scores, Tensor):
+        try:
+            scores = torch.as_tensor(scores, dtype=images.dtype)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"reward: {name} returned {type(scores).__name__}, expected ({len(images)},) numbers") from None
+    if scores.shape != (len(images),):
+        raise ValueError(f"reward: {name} returned shape {tuple(scores.shape)}, expected ({len(images)},), one per image")
+    if scores.is_complex():
+        raise ValueError(f"reward: {name} returned complex numbers, expected ({len(images)},) real ones")
+    try:
+        scores = scores.to(images)
+        finite = torch.isfinite(scores).tolist()
+    except (RuntimeError, NotImplementedError) as error:
+        where = f"device {scores.device}, and moving it to {images.device} failed"
+        raise ValueError(f"reward: {name} answered on {where}") from error
+    if not all(finite):
+        raise ValueError(f"reward: {name} returned NaN or infinity for image {finite.index(False)}")
+    return scores

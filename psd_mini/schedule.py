@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_mini.arguments import as_numbers, at_least, validated
+from psd_mini._internal.arguments import as_numbers, at_least, validated
 
 Times = Int[Tensor, "b"] | Int[Tensor, "1"]  # one timestep for each sample, or one for all
 WEIGHTINGS = ("sds", "uniform", "fantasia3d")

@@ -5,6 +5,7 @@ the deviation of R, u = J v / ||J v||. WORLD is a mixture of two such Gaussians,
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -95,3 +96,16 @@ def e_sech2(scale):
     """E_z sech^2(scale z), z ~ N(0, 1), by the trapezoidal rule."""
     z = torch.linspace(-10, 10, 40_001, dtype=torch.float64)
     return (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) / torch.cosh(scale * z) ** 2).sum() * (z[1] - z[0])
+
+
+@dataclass
+class QuadraticReward:
+    """r(x) = -(1/2) (x - b)^T Q (x - b); Q (d, d) positive semidefinite, b (d,)."""
+
+    b: Tensor
+    Q: Tensor
+    differentiable = True
+
+    def __call__(self, images, prompts=()):
+        away = images.flatten(1) - self.b
+        return -0.5 * torch.einsum("bi,ij,bj->b", away, self.Q, away)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from submissions import levels, right, wrong
 
-from psd_mini.checks.stand_ins import VAE
+from psd_mini.checks.grading.stand_ins import VAE
 
 PAIR = "x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod"
 

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 import psd_mini as pm
-from psd_mini import cli, compare, methods, text_to_3d
-from psd_mini.distill import NonFiniteError
-from psd_mini.methods.context import Cost, Predictions
-from psd_mini.priors import toy_world
+from worlds import public_names
+from psd_mini.pipelines import cli, compare, generate as text_to_3d
+from psd_mini import checks, methods
+from psd_mini._internal.runs import NonFiniteError
+from psd_mini.sds import Cost, Predictions
+from psd_mini.world import prior as toy_world
 from psd_mini.rewards import make_reward
 from psd_mini.world import metrics
 from psd_mini.world.pool import make_views, pool_cameras
@@ -106,7 +108,7 @@ GENERATE = {
 }
 DISTILL = {
     **{"radiance_field": FIELD, "prior": PRIOR, "method": pm.SDS(2.0), "prompt": "a ball", "negative_prompt": "red"},
-    **{"steps": 1, "cameras_per_step": 2, "size": 8, "n_samples": 4, "t_min": (0.02, 0.02), "t_max": (0.98, 0.2)},
+    **{"steps": 1, "cameras_per_step": 2, "resolution": 8, "n_samples": 4, "t_min": (0.02, 0.02), "t_max": (0.98, 0.2)},
     **{"lr_scale": 1.0, "entropy_weight": 0.01, "background": 1.0, "reward": REWARD, "negative": None, "seed": 0},
     **{"callback": lambda info: None, "checkpoint": Path("run.pt"), "checkpoint_every": 50, "resume": False},
     **{"config": {"who": "me"}, "progress": False},
@@ -180,7 +182,7 @@ TABLE = {
         used(pm.Generation, lambda result: result.summary()),
         {field.name: getattr(GENERATION, field.name) for field in dataclasses.fields(pm.Generation)} | {"out": Path("out")},
     ),
-    "Generation.frames": (GENERATION.frames, {"n_frames": 1, "size": 8}),
+    "Generation.frames": (GENERATION.frames, {"n_frames": 1, "resolution": 8}),
     "Generation.turntable": (SHORT.turntable, {"path": Path("turn.gif")}),
     "Generation.views": (GENERATION.views, {}),
     "Generation.mesh": (GENERATION.mesh, {}),
@@ -205,7 +207,7 @@ TABLE = {
     "scaled_linear_schedule": (pm.scaled_linear_schedule, {"T": 10, "beta_start": 0.01, "beta_end": 0.02}),
     "ToyWorldPrior": (
         used(pm.ToyWorldPrior, lambda prior: prior.predict_noise(X, T, EMBEDDINGS, prior.views.cameras[:2])),
-        {"size": 8, "conditioning": "camera", "views": VIEWS, "log_prior": torch.zeros(96), "schedule": SCHEDULE},
+        {"resolution": 8, "conditioning": "camera", "views": VIEWS, "log_prior": torch.zeros(96), "schedule": SCHEDULE},
     ),
     "ToyWorldPrior.embed": (PRIOR.embed, {"prompts": ["a ball", ""]}),
     "ToyWorldPrior.encode": (PRIOR.encode, {"images": IMAGES}),
@@ -250,7 +252,7 @@ TABLE = {
         }
         | {"generator": torch.Generator()},
     ),
-    "render_views": (pm.render_views, {"field": FIELD, "cameras": CAMERAS, "size": 4, "n_samples": 4, "background": 1.0}),
+    "render_views": (pm.render_views, {"field": FIELD, "cameras": CAMERAS, "resolution": 4, "n_samples": 4, "background": 1.0}),
     "contact_sheet": (
         pm.contact_sheet,
         {"rows": [IMAGES, IMAGES], "row_labels": ["a", "b"], "column_labels": ["c", "d"], "title": "all"},
@@ -258,9 +260,8 @@ TABLE = {
     "curves": (pm.curves, {"history": [RUN], "path": Path("curves.png")}),
     "judge": (pm.judge, {"images": IMAGES, "views": VIEWS}),
     "cfg": (pm.cfg, {"eps_cond": EPS, "eps_neg": X, "guidance_scale": 2.0}),
-    "guidance_from_imagen": (pm.guidance_from_imagen, {"w": 1.0}),
+    "guidance_from_dreamfusion": (pm.guidance_from_dreamfusion, {"w": 1.0}),
     "omega": (pm.omega, {"gap": POINT, "kind": "bt", "tau": 0.1}),
-    "sds_residual": (pm.sds_residual, {"eps_hat": X, "eps": EPS}),
     "surrogate_loss": (pm.surrogate_loss, {"x": X, "gradient": EPS}),
     "sds_gradient": (
         pm.sds_gradient,
@@ -313,8 +314,10 @@ def public_methods(cls):
 
 
 def signatures():
-    """Name in the table -> signature, for everything in `psd_mini.__all__` and the constructors behind `METHODS`."""
-    public = {name: getattr(pm, name) for name in pm.__all__} | {"METHODS": methods.make_method}
+    """Name in the table -> signature, for every public name and the constructors behind `METHODS`."""
+    functions = {k: v for k, v in public_names(checks).items() if isinstance(v, types.FunctionType)}
+    functions = {k: v for k, v in functions.items() if not k.endswith("objective")}
+    public = public_names(pm) | functions | {"METHODS": methods.make_method}
     makers = {maker.func if isinstance(maker, partial) else maker for maker in methods.METHODS.values()}
     public |= {maker.__name__: maker for maker in makers}
     for name, target in public.items():
@@ -466,7 +469,7 @@ class Inline:
         return future
 
 
-# command: a valid text for each of its options; bench, whose every valid call takes long, only meets bad ones
+# command: a valid text for each of its options
 COMMANDS = {
     "generate": {
         **{"prompt": "a ball", "method": "psd", "field": "voxel", "prior": "exact", "device": "cpu", "dtype": "float32"},
@@ -477,7 +480,6 @@ COMMANDS = {
         **{"prompt": "a ball", "methods": "sds", "reward": "colorfulness", "seeds": "1", "steps": "1", "resolution": "8"},
         "out": "out",
     },
-    "bench": {"steps": "1", "growth": "growth.png"},
     "check": {"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
 }
 TEXTS = (

@@ -8,19 +8,9 @@ import pytest
 import torch
 
 from psd_mini import PSD, SDS, GaussianMixture, scaled_linear_schedule
-from psd_mini.checks import (
-    check_cfg,
-    check_gradient,
-    check_schedule,
-    gradient_statistics,
-    kl_objective,
-    numeric_gradient,
-    offline_diffusers,
-    reward_objective,
-    world,
-)
-from psd_mini.checks.stand_ins import Pipeline, Scheduler, UNet
-from psd_mini.methods import Context
+from psd_mini.checks import check_cfg, check_gradient, check_schedule, gradient_statistics, kl_objective, numeric_gradient, offline_diffusers, reward_objective, world
+from psd_mini.checks.grading.stand_ins import Pipeline, Scheduler, UNet
+from psd_mini.sds import Context
 
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3], [0.3, 0.6]], dtype=torch.float64)

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import submissions
 
-from psd_mini.checks.grader import KINDS, find, grade, summary
-from psd_mini.cli import main
+from psd_mini.checks.grading.grader import KINDS, find, grade, summary
+from psd_mini.pipelines.cli import main
 
 HEAD = (
     "import os, sys, time, math\nimport torch\nimport torch.nn.functional as F\n" + inspect.getsource(submissions.levels) + "\n"

@@ -6,7 +6,7 @@ from submissions import RIGHT
 from submissions_held_out import HELD_OUT
 
 from psd_mini.checks import check_vsd
-from psd_mini.checks.grader import KINDS
+from psd_mini.checks.grading.grader import KINDS
 
 
 @pytest.mark.parametrize("name", HELD_OUT)

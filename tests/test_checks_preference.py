@@ -5,7 +5,7 @@ import submissions_preference as more
 from submissions import RIGHT, WRONG
 
 from psd_mini.checks import check_negative_embedding, check_psd, check_renderer
-from psd_mini.checks.grader import KINDS
+from psd_mini.checks.grading.grader import KINDS
 
 KINDS_HERE = ("psd", "renderer", "schedule")
 

@@ -8,7 +8,7 @@ from submissions import RIGHT, WRONG
 from submissions_preference import psd_hard
 
 from psd_mini.checks import check_csd, check_psd, check_sds, diagnosis, world
-from psd_mini.checks.grader import KINDS
+from psd_mini.checks.grading.grader import KINDS
 
 BASIC = ("sds", "cfg", "csd", "vsd")
 TIMES = torch.tensor([90, 250, 500, 930])

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from psd_mini import PSD, SDS, Regression, ToyWorldPrior, TriplaneField, VoxelField, distill
-from psd_mini.checkpoint import identity, read_checkpoint, write_checkpoint
-from psd_mini.distill import NonFiniteError, opacity_entropy
-from psd_mini.files import write_atomically
+from psd_mini._internal.runs import identity, read_checkpoint, write_checkpoint
+from psd_mini._internal.runs import NonFiniteError
+from psd_mini.rendering import opacity_entropy
+from psd_mini._internal.files import write_atomically
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.rewards import make_reward
 from psd_mini.world.pool import make_views, pool_cameras
@@ -28,7 +29,7 @@ def prior():
 
 def run(prior, field=None, method=None, steps=STEPS, **options):
     field = field or VoxelField(8)
-    options = {"cameras_per_step": 2, "size": 8, "n_samples": 8, "progress": False, **options}
+    options = {"cameras_per_step": 2, "resolution": 8, "n_samples": 8, "progress": False, **options}
     return field, distill(field, prior, method or SDS(), "a red mushroom", steps=steps, **options)
 
 
@@ -100,7 +101,7 @@ def test_resume_of_a_killed_process(tmp_path):
             if info["step"] == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
         field = VoxelField(8)
-        distill(field, ToyWorldPrior(views=make_views(pool_cameras(6), 8)), SDS(), "a red mushroom", steps=8, size=8,
+        distill(field, ToyWorldPrior(views=make_views(pool_cameras(6), 8)), SDS(), "a red mushroom", steps=8, resolution=8,
                 cameras_per_step=2, n_samples=8, progress=False, checkpoint=folder + "/c.pt", checkpoint_every=2,
                 resume=resume, callback=callback)
         torch.save(field.state_dict(), folder + "/field.pt")
@@ -248,7 +249,7 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
     run(prior, checkpoint=path)
     for change, message in (
         ({"seed": 7}, "made with seed = 0, this run has 7"),
-        ({"size": 16}, "made with size = 8, this run has 16"),
+        ({"resolution": 16}, "made with resolution = 8, this run has 16"),
         ({"method": SDS(3.0)}, r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0"),
         ({"background": 0.0}, "background = '1.0', this run has '0.0'"),
         ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'None', this run has '<lambda> "),

@@ -13,15 +13,17 @@ import time
 import pytest
 import torch
 
-from psd_mini import SDS, ToyWorldPrior, VoxelField, distill, files, generate, load_field, save_field
-from psd_mini.cli import main
+from psd_mini import SDS, ToyWorldPrior, VoxelField, distill, generate, load_field, save_field
+from psd_mini._internal import files
+from psd_mini.pipelines.cli import main
 from psd_mini.world.pool import make_views, pool_cameras
 
 # PSD with the negative embedding on, the run with the most state. It tells its step, and can die in a checkpoint's write.
 SCRIPT = textwrap.dedent(
     """
     import os, signal, sys, torch
-    from psd_mini import PSD, SDS, ToyWorldPrior, VoxelField, distill, files, make_reward
+    from psd_mini import PSD, SDS, ToyWorldPrior, VoxelField, distill, make_reward
+    from psd_mini._internal import files
     from psd_mini.negative import NegativeEmbedding
     from psd_mini.world.pool import make_views, pool_cameras
     torch.set_num_threads(1)
@@ -37,7 +39,7 @@ SCRIPT = textwrap.dedent(
     prior = ToyWorldPrior(views=make_views(pool_cameras(6), 8))
     field, path = VoxelField(8), folder + "/c.pt"
     negative = NegativeEmbedding(prior.embed([""])[0], 2.0)
-    distill(field, prior, PSD(SDS(2.0)), "a mushroom", steps=40, size=8, cameras_per_step=2, n_samples=8, progress=False,
+    distill(field, prior, PSD(SDS(2.0)), "a mushroom", steps=40, resolution=8, cameras_per_step=2, n_samples=8, progress=False,
             checkpoint=path, checkpoint_every=2, resume=os.path.exists(path), reward=make_reward("colorfulness"),
             negative=negative, callback=lambda info: print(info["step"], flush=True))
     torch.save({**field.state_dict(), "negative": negative.embedding.detach()}, folder + "/field.pt")
@@ -99,7 +101,7 @@ def test_killed_at_twenty_random_moments(unbroken, tmp_path, seed):
     check_end(tmp_path, unbroken)
 
 
-OPTIONS = {"steps": 6, "size": 8, "cameras_per_step": 2, "n_samples": 8, "progress": False, "checkpoint_every": 100}
+OPTIONS = {"steps": 6, "resolution": 8, "cameras_per_step": 2, "n_samples": 8, "progress": False, "checkpoint_every": 100}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_a_second_ctrl_c_acts_at_once(prior, tmp_path):
 
 def test_ctrl_c_at_the_command_line_leaves_a_picture_and_says_how_to_go_on(tmp_path, monkeypatch):
     """The picture shows the field as it is; the message names the flag."""
-    from psd_mini import text_to_3d
+    from psd_mini.pipelines import generate as text_to_3d
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from psd_mini.bench import converged_field, renderer_ratio
+from bench import converged_field, renderer_ratio
 from psd_mini.fields import FIELDS, TriplaneField, VoxelField, load_field, make_field, save_field
 
 F64 = torch.float64

@@ -13,8 +13,8 @@ import torch
 
 from psd_mini import ToyWorldPrior, VoxelField, distill, make_reward
 from psd_mini.methods import make_method
-from psd_mini.rewards import image_reward
-from psd_mini.rewards.image_reward import MEAN, STD, ImageReward, ImageRewardNetwork, convert, preprocess, read_weights
+from psd_mini.pretrained import image_reward
+from psd_mini.pretrained.image_reward import MEAN, STD, ImageReward, ImageRewardNetwork, convert, preprocess, read_weights
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 from image_reward_oracle import SMALL_TEXT, SMALL_VISION, compare
@@ -221,7 +221,7 @@ def test_half_precision(files, reward):
 def test_in_the_loop(reward):
     """As a black box for PSD and by its gradient, on the exact world."""
     for method in ("psd", "pixel-clean"):
-        settings = {"steps": 2, "size": 8, "reward": reward, "progress": False}
+        settings = {"steps": 2, "resolution": 8, "reward": reward, "progress": False}
         run = distill(VoxelField(8), ToyWorldPrior(8), make_method(method), "a red ball", **settings)
         assert len(run.history) == 2
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from plain_mixture import SCHEDULE, T, Tensor, close, levels, normal
 
-from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
-from psd_mini.priors.mixture import GaussianMixture
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
+from psd_mini.mixture import GaussianMixture
 
 
 def isotropic_case(own_components: bool):

@@ -13,7 +13,7 @@ import trimesh
 
 from psd_mini.cameras import orbit
 from psd_mini.fields import VoxelField
-from psd_mini.mesh import Mesh, extract_mesh, silhouette_level, srgb_to_linear, write_glb
+from psd_mini.viz.mesh import Mesh, extract_mesh, silhouette_level, srgb_to_linear, write_glb
 from psd_mini.rendering import render
 
 R, r = 0.6, 0.25  # of the torus, world units

@@ -20,7 +20,7 @@ from plain_mixture import (
     world,
 )
 
-from psd_mini.priors.mixture import GaussianMixture, implicit_reward
+from psd_mini.mixture import GaussianMixture, implicit_reward
 
 
 @pytest.mark.parametrize("d", [1, 2])

@@ -282,7 +282,7 @@ def test_resume_with_a_negative_embedding_is_bit_for_bit(tmp_path):
 
         result = distill(
             *(field, prior, SDS(2.0), "a mushroom"),
-            **{"reward": make_reward("colorfulness"), "negative": negative, "steps": 8, "size": 8, "n_samples": 8},
+            **{"reward": make_reward("colorfulness"), "negative": negative, "steps": 8, "resolution": 8, "n_samples": 8},
             **{"cameras_per_step": 2, "progress": False, "checkpoint": path, "checkpoint_every": 3, "resume": resume},
             callback=callback,
         )

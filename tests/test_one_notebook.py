@@ -12,9 +12,9 @@ import torch
 
 import psd_mini as pm
 from psd_mini.distill import opacity_entropy
-from psd_mini.methods.context import Context
+from psd_mini.sds import Context
 from psd_mini.negative import negative_loss
-from psd_mini.priors.isotropic import isotropic_denoise
+from psd_mini.world.isotropic import isotropic_denoise
 from psd_mini.rewards import Colorfulness
 
 PATH = Path(__file__).parents[1] / "notebooks" / "psd_in_one_notebook.ipynb"

@@ -35,8 +35,9 @@ from gaussian_world import (
 )
 
 from psd_mini import SDS, GaussianMixture, NoiseSchedule
-from psd_mini.formulas import omega
-from psd_mini.methods import PSD, RewardSDS, psd_gradient, rank
+from psd_mini.psd import omega
+from psd_mini.psd import PSD, psd_gradient, rank
+from psd_mini.methods import RewardSDS
 from psd_mini.rewards import LinearReward, black_box
 
 # identities 35, 36, 50 and the antithetic constants: E[omega (h_1 - h_2)] for a Gaussian prior and a linear reward

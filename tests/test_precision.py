@@ -10,11 +10,11 @@ import torch
 from mpmath import mpf
 from plain_mixture import SCHEDULE, T, levels, normal, tensor, world
 
-from psd_mini import cfg, psd_gradient, sds_gradient, sds_residual, surrogate_loss
-from psd_mini.formulas import omega
+from psd_mini import cfg, psd_gradient, sds_gradient, surrogate_loss
+from psd_mini.psd import omega
 from psd_mini.methods.rewardsds import reward_weights
-from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
-from psd_mini.priors.mixture import GaussianMixture, implicit_reward
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
+from psd_mini.mixture import GaussianMixture, implicit_reward
 from psd_mini.rendering import compositing_weights
 
 mp.mp.dps = 50
@@ -147,11 +147,11 @@ def test_residual_loses_digits_at_high_noise():
     a, s = levels(ALL)
     h = a / s * (x - x0_hat)
     u = UNIT[torch.float16]
-    lost = (sds_residual(rounded(eps + h, torch.float16), eps) - h).norm(dim=1) / h.norm(dim=1)
+    lost = ((rounded(eps + h, torch.float16) - eps) - h).norm(dim=1) / h.norm(dim=1)
     assert 10 * lost[0] < lost[-1]
     assert bool((lost < u * (1 + s / a)[:, 0]).all())
     exact = [p - q for p, q in zip(numbers((eps + h)[::100]), numbers(eps[::100]), strict=True)]
-    assert errors(sds_residual((eps + h)[::100], eps[::100]), exact, relative=True).max() <= UNIT[torch.float64]
+    assert errors(((eps + h)[::100] - eps[::100]), exact, relative=True).max() <= UNIT[torch.float64]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

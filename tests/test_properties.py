@@ -15,7 +15,7 @@ from plain_mixture import SCHEDULE, T, levels, normal
 from psd_mini import CSD, SDS, Cameras, Context, GaussianMixture, NoiseSchedule, VoxelField, cfg, omega, render, surrogate_loss
 from psd_mini.cameras import camera_rays
 from psd_mini.negative import NegativeEmbedding
-from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 
 F64 = torch.float64
 examples = settings(max_examples=50, derandomize=True, deadline=None, database=None)

@@ -5,8 +5,10 @@ import torch
 from gaussian_world import EYE, MU, SCHEDULE, UNIFORM, WORLD, S, V, batch, context, normal, weight
 
 from psd_mini import SDS
-from psd_mini.formulas import omega
-from psd_mini.methods import CSD, PSD, DreamDPO, RewardSDS, psd_gradient, rank, reward_weights
+from psd_mini.psd import omega
+from psd_mini.sds import CSD
+from psd_mini.psd import PSD, psd_gradient, rank
+from psd_mini.methods import DreamDPO, RewardSDS, reward_weights
 from psd_mini.rewards import LinearReward, black_box
 
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from tiny_pipeline import tiny_pipeline
 
-from psd_mini import cli, distill, failures, generate, make_field, text_to_3d
+from psd_mini.pipelines import cli, generate as text_to_3d
+from psd_mini import distill, generate, make_field
+from psd_mini.pretrained import failures
 from psd_mini.methods import make_method
-from psd_mini.priors import loading, make_prior
-from psd_mini.priors.stable_diffusion import StableDiffusionPrior
+from psd_mini.pretrained import loading, make_prior
+from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 
 SMALL = {"method": "sds", "steps": 3, "resolution": 8, "progress": False, "device": "cpu"}
 
@@ -97,7 +99,7 @@ def test_views_reach_the_prompt_but_not_the_negative(folder):
     for conditioning, rows in (("words", 6), ("none", 1)):
         prior = make_prior(str(folder), conditioning=conditioning, device="cpu")
         callback = lambda step: seen.append(step["context"].embeddings)  # noqa: E731
-        distill(make_field("voxel"), prior, make_method("sds"), "a dog", steps=1, size=8, callback=callback, progress=False)
+        distill(make_field("voxel"), prior, make_method("sds"), "a dog", steps=1, resolution=8, callback=callback, progress=False)
         assert seen[-1].shape == (2, rows, 16, 32)
     prompt, negative = seen[0]
     assert len({tuple(row.flatten().tolist()) for row in prompt}) == 5  # right and left share "side view"

@@ -25,7 +25,7 @@ from relatives import (
 )
 
 from psd_mini import CSD, SDS, cfg
-from psd_mini.methods import csd_gradient
+from psd_mini.sds import csd_gradient
 
 
 # identity 12

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gaussian_world import QuadraticReward
 
 from psd_mini import SDS, Context, GaussianMixture, ToyWorldPrior, scaled_linear_schedule
-from psd_mini.methods import CSD, KINDS, PSD, Exact, Regression, RewardGradient, csd_gradient, reward_gradient
-from psd_mini.priors.mixture import implicit_reward
-from psd_mini.rewards import LinearReward, QuadraticReward, black_box, make_reward
+from psd_mini.sds import CSD, csd_gradient
+from psd_mini.methods import KINDS, Exact, Regression, RewardGradient, reward_gradient
+from psd_mini.psd import PSD
+from psd_mini.mixture import implicit_reward
+from psd_mini.rewards import LinearReward, black_box, make_reward
 from psd_mini.schedule import NoiseSchedule
 from psd_mini.world.pool import make_views, pool_cameras
 from psd_mini.world.text import components

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from gaussian_world import QuadraticReward
 
-from psd_mini.rewards import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box, make_reward, score
+from psd_mini.rewards import Colorfulness, LinearReward, NamedColor, black_box, make_reward, score
 from psd_mini.world.objects import COLOURS
+from psd_mini.world.views import AMBIENT
 
 
 def pictures(n=2, size=4, seed=0):
@@ -51,6 +53,7 @@ def test_named_colour_counts_pixels_at_any_shade():
     black = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
     expected = torch.exp(-((0.65 * c.norm()) ** 2) / (2 * 0.2**2))
     torch.testing.assert_close(NamedColor(COLOURS["red"])(black)[0], expected, rtol=1e-9, atol=1e-12)
+    assert NamedColor.darkest == AMBIENT  # the toy world's shadows are the darkest shade that counts
 
 
 def test_linear_and_quadratic():
@@ -65,23 +68,10 @@ def test_linear_and_quadratic():
         assert quadratic[i].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("reward", [Colorfulness(), NamedColor(COLOURS["blue"]), WeightedSum([(2.0, Colorfulness())])])
+@pytest.mark.parametrize("reward", [Colorfulness(), NamedColor(COLOURS["blue"])])
 def test_gradients_by_finite_differences(reward):
     assert reward.differentiable
     assert torch.autograd.gradcheck(lambda images: reward(images, []), pictures(1, 3).requires_grad_())
-
-
-def test_weighted_sum_and_its_differentiability():
-    """r = sum_i w_i r_i; one black box makes the sum a black box."""
-    images = pictures()
-    boxed = black_box(lambda pictures, prompts: [1.0, 2.0])
-    mixed = WeightedSum([(2.0, Colorfulness()), (-0.5, boxed)])
-    torch.testing.assert_close(mixed(images, []), 2 * Colorfulness()(images) - torch.tensor([0.5, 1.0]).double())
-    assert not mixed.differentiable and not boxed.differentiable
-    with pytest.raises(ValueError, match="parts: expected at least one"):
-        WeightedSum([])
-    with pytest.raises(ValueError, match="parts: expected finite weights, got nan"):
-        WeightedSum([(float("nan"), boxed)])
 
 
 def test_rewards_by_name():

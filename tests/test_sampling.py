@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psd_mini.cameras import orbit
-from psd_mini.priors.sampling import ddim_sample
+from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.schedule import scaled_linear_schedule
 
 

@@ -180,7 +180,7 @@ def test_loop_anneals_timesteps_as_the_configuration_says():
     """
     seen, steps = [], 8
     prior = ToyWorldPrior(views=make_views(pool_cameras(2), 8))
-    options = {"steps": steps, "size": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
+    options = {"steps": steps, "resolution": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
     ends = {"t_min": (0.98, 0.5), "t_max": (0.98, 0.5)}
     distill(VoxelField(8), prior, SDS(), "a ball", callback=lambda i: seen.append(i["t"].tolist()), **options, **ends)
     expected = [round((T - 1) * threestudio([0, 0.98, 0.5, steps - 1], step)) for step in range(steps)]

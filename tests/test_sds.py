@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_gradient
-from psd_mini.methods import predict
+from psd_mini.sds import predict
 from psd_mini.world.pool import pool_cameras
 
 SCHEDULE = scaled_linear_schedule()
@@ -175,7 +175,7 @@ def test_seconds_are_added_by_part(monkeypatch):
     clock = iter([10.0, 10.5, 20.0, 22.0, 30.0, 30.25])
     cost = context(GAUSS).cost
     with monkeypatch.context() as patch:
-        patch.setattr("psd_mini.methods.context.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+        patch.setattr("psd_mini.sds.time", SimpleNamespace(perf_counter=lambda: next(clock)))
         for part in ("prior", "render", "prior"):
             with cost.timed(part):
                 pass

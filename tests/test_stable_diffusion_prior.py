@@ -7,10 +7,11 @@ import pytest
 import torch
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
-from psd_mini import cfg, orbit, precision
-from psd_mini.methods.context import Context
+from psd_mini import cfg, orbit
+from psd_mini.pretrained import precision
+from psd_mini.sds import Context
 from psd_mini.negative import NegativeEmbedding
-from psd_mini.priors.stable_diffusion import StableDiffusionPrior
+from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 
 PROMPT, NEGATIVE = "a red ball", "a blurry pic"
 FOUR = orbit([0.0, 90.0, 180.0, 0.0], [10.0, 10.0, 10.0, 70.0])  # front, right, back, overhead

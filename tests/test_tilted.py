@@ -16,7 +16,7 @@ from plain_mixture import (
     world,
 )
 
-from psd_mini.priors.mixture import GaussianMixture, implicit_reward
+from psd_mini.mixture import GaussianMixture, implicit_reward
 from psd_mini.schedule import NoiseSchedule
 
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from psd_mini import toy
+from psd_mini.pretrained import learned as toy
 from psd_mini.cameras import orbit
-from psd_mini.priors import make_prior
-from psd_mini.priors.sampling import ddim_sample
-from psd_mini.toy import data
+from psd_mini.pretrained import make_prior
+from psd_mini.pretrained.sampling import ddim_sample
+from learned import data
 from psd_mini.world.metrics import judge_views, squared_distances
 from psd_mini.world.text import DIRECTIONS, components
 
@@ -106,7 +106,7 @@ def test_guided_samples_are_what_was_asked_for(prior, prompt):
 
 def test_a_prior_of_three_worlds_has_one_interface():
     """What the loop asks of a prior, the toy one has too; and the exact world's words are checked before it is loaded."""
-    from psd_mini.text_to_3d import generate
+    from psd_mini.pipelines.generate import generate
 
     with pytest.raises(ValueError, match="prompt: the toy world does not know 'zebra'"):
         generate("a zebra", prior="toy", steps=1, progress=False)

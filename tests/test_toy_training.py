@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from psd_mini.priors.stable_diffusion import StableDiffusionPrior
+from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 from psd_mini.schedule import scaled_linear_schedule
-from psd_mini.toy import VIEW_WORDS, data, parts, train
+from psd_mini.pretrained.learned import VIEW_WORDS
+from learned import data, parts, train
 from psd_mini.world.objects import COLOURS
 from psd_mini.world.text import DIRECTIONS, FILLERS, SYNONYMS, VOCABULARY
 

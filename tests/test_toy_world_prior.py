@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from psd_mini import SDS, Context, GaussianMixture, ToyWorldPrior, orbit
-from psd_mini.priors import toy_world
+from psd_mini.world import prior as toy_world
 from psd_mini.schedule import NoiseSchedule
 from psd_mini.world import text
 from psd_mini.world.pool import make_views, pool_cameras
@@ -202,7 +202,7 @@ def test_default_views_are_the_pools(views, monkeypatch):
     """Without `views`: pictures of the shared pool's cameras, 32 pixels per side or as many as asked for."""
     asked = []
     monkeypatch.setattr(toy_world, "make_views", lambda cameras, size: asked.append((cameras, size)) or views)
-    for size in ({}, {"size": 8}):
+    for size in ({}, {"resolution": 8}):
         assert ToyWorldPrior(**size).views is views
     assert [size for _, size in asked] == [32, 8]
     assert all(torch.equal(cameras.positions(), pool_cameras().positions()) for cameras, _ in asked)
@@ -221,6 +221,6 @@ def test_errors_name_the_argument(views):
 
 def test_repr_tells_priors_apart(views):
     """What `resume` compares: size, conditioning, number of cameras, and weights that are not all zero."""
-    assert repr(ToyWorldPrior(views=views)) == f"ToyWorldPrior({views.size}, 'camera', {len(views.cameras)} cameras)"
+    assert repr(ToyWorldPrior(views=views)) == f"ToyWorldPrior({views.resolution}, 'camera', {len(views.cameras)} cameras)"
     weighted = repr(ToyWorldPrior(views=views, conditioning="none", log_prior=LOG_PRIOR))
     assert "'none'" in weighted and weighted.endswith(f", log_prior={LOG_PRIOR.tolist()})")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from psd_mini.cameras import camera_rays, orbit
-from psd_mini.mesh import Mesh
-from psd_mini.viewer import viewer
+from psd_mini.viz.mesh import Mesh
+from psd_mini.viz.viewer import viewer
 
 MESH = Mesh(
     np.array([[0.5, -0.25, 1.0], [0.0, 0.0, -1.0], [0.1, 0.2, 0.3]], np.float32),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from psd_mini import viz
+from psd_mini.viz import pictures as viz
 from psd_mini.cameras import orbit
 from psd_mini.fields import VoxelField
 from psd_mini.rendering import render
-from psd_mini.viz import Gif, contact_sheet, curves, gif, render_views, running_mean, save_png, to_uint8, turntable_cameras
+from psd_mini.viz.pictures import Gif, contact_sheet, curves, gif, render_views, running_mean, save_png, to_uint8, turntable_cameras
 
 COLOURS = [(255, 0, 0), (0, 160, 0), (0, 0, 255), (255, 128, 0), (128, 0, 255), (0, 200, 200)]
 

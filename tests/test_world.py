@@ -115,7 +115,7 @@ def test_cameras_of_the_pool_are_found_and_others_refused():
     assert views.index_of(views.cameras[torch.tensor([2, 0])]).tolist() == [2, 0]
     with pytest.raises(ValueError, match="camera 1 is not one of the 3 cameras"):
         views.index_of(orbit([90.0, 91.0], 20.0))
-    with pytest.raises(ValueError, match="size: expected at least 8"):
+    with pytest.raises(ValueError, match="resolution: expected at least 8"):
         make_views(orbit(0.0, 0.0), 4)
 
 

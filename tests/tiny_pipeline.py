@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from psd_mini.toy import parts
+from learned import parts
 
 
 def tiny_tokenizer(folder: Path):

@@ -1,16 +1,19 @@
-"""Arguments are looked at once, where a call enters the package, and what does not fit is named in one line.
+"""Arguments are looked at where a call enters a function, and what does not fit is named in one line.
 
-A signature already says what a function takes, so nothing is written twice: `validated` reads the annotations,
+A signature already says what a function takes, so nothing is written twice: `validated` reads the
+annotations,
 
-    Float[Tensor, "b 3 h w"]    a floating-point tensor of that shape, finite; a name stands for one size, not 0
+    Float[Tensor, "b 3 h w"]    a floating-point tensor of that shape, finite; a name stands for one
+                                size, not 0
     Int[Tensor, "b"]            the same for integers (their range is the function's own affair)
     Real[Tensor, "..."]         the same for real numbers, infinite ones too: log-weights
     Tensor                      any tensor
     float, int, str, bool       a finite number, a whole number, a string, True or False
     X | None, tuple[X, Y], Sequence[X], Callable, any class
 
-and compares. A parameter without annotation, or with Any, is the function's own affair. What the package passes to itself is
-not looked at, so a training loop pays nothing for this.
+and compares. numpy's numbers count as numbers and become Python's. A parameter without annotation,
+or with Any, is the function's own affair. Where a loop has looked already, it calls the function
+behind the decorator, `unchecked(function)`.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import sys
 import types
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import jaxtyping
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +36,6 @@ WORDS: dict[Any, str] = {
     **{float: "a finite number", int: "a whole number", str: "a string", bool: "True or False"},
     **{type(None): "None", Callable: "a function", Tensor: "a tensor"},
 }
-HAND_ON = ("torch", "dataclasses", "contextlib")  # between a caller and us: nn.Module.__call__, replace, decorators
 
 
 class ArgumentError(TypeError, ValueError):
@@ -58,11 +60,7 @@ def validated(target: Target) -> Target:
 
     @functools.wraps(target)
     def enter(*args: Any, **kwargs: Any) -> Any:
-        caller = sys._getframe(1)
-        while (who := caller.f_globals.get("__name__", "")).partition(".")[0] in HAND_ON and caller.f_back:
-            caller = caller.f_back
-        if who.startswith("psd_mini.") and who != "psd_mini.cli":  # the command line speaks for a user
-            return target(*args, **kwargs)
+        args, kwargs = _python_numbers(args), {k: _python_numbers(v) for k, v in kwargs.items()}
         given = _check(target, args, kwargs)
         try:
             return target(*args, **kwargs)
@@ -79,6 +77,20 @@ def validated(target: Target) -> Target:
             raise ArgumentError(f"{', '.join(named)}: {what} ({reason})") from error
 
     return enter  # type: ignore[return-value]
+
+
+def unchecked(function: Target) -> Target:
+    """The function behind `validated`, for callers that have looked at the arguments themselves."""
+    return getattr(function, "__wrapped__", function)
+
+
+def _python_numbers(value: Any) -> Any:
+    """numpy's scalars as Python numbers, also inside tuples and lists; anything else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (tuple, list) and any(isinstance(item, np.generic) for item in value):
+        return type(value)(map(_python_numbers, value))
+    return value
 
 
 def check_options(function: Callable, options: dict[str, Any]) -> None:

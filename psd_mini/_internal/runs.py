@@ -1,8 +1,9 @@
-"""Checkpoints: everything that decides how a run goes on, written so that a killed process loses nothing.
+"""What keeps a long run alive: checkpoints, Ctrl-C, NaN, a progress bar. The loop itself is `distill`.
 
-A checkpoint is a dictionary of tensors, numbers and strings. It is written to a temporary file beside its place, flushed to
-the disk and then renamed over the old one, which the operating system does at once or not at all. It is read with
-torch's `weights_only=True`: a file that would run code when unpickled is refused, not executed.
+A checkpoint is a dictionary of tensors, numbers and strings. It is written to a temporary file
+beside its place, flushed to the disk and renamed over the old one, which the operating system does
+at once or not at all. It is read with torch's `weights_only=True`: a file that would run code when
+unpickled is refused, not executed.
 """
 
 from __future__ import annotations
@@ -11,27 +12,46 @@ import hashlib
 import io
 import pickle
 import re
+import signal
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from psd_mini.files import write_atomically
+from psd_mini._internal.files import write_atomically
 
-FORMAT = "psd-mini checkpoint 1"
+FORMAT = "psd-mini checkpoint 2"
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or infinity turned up; the message names the first tensor that had it, and the step."""
+
+
+def check_finite(tensors: Mapping[str, Tensor | None]) -> None:
+    """Raise NonFiniteError with the name of the first tensor that has a NaN or an infinity."""
+    for name, value in tensors.items():
+        # NaN is the largest number; one maximum is cheaper than isfinite().all()
+        if value is not None and not value.detach().abs().max().isfinite():
+            raise NonFiniteError(f"{name} is not finite (NaN or infinity)")
 
 
 def identity(thing: Any) -> str:
-    """What tells methods, rewards and priors apart when a run goes on from a checkpoint, in this process or another.
+    """What tells methods, rewards and priors apart when a run goes on, in this process or another.
 
-    Of a function the name and a digest of its code (not of what it takes from outside itself), else what repr says, without
-    memory addresses; a class that has no __repr__ of its own goes by its name alone. A long text becomes a digest.
+    Of a function the name and a digest of its code (not of what it takes from outside itself), else
+    what repr says, without memory addresses; a class without a __repr__ of its own goes by its name
+    alone. A long text becomes a digest.
     """
     code = getattr(thing, "__code__", None)
     if code is not None:
         constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
-        return f"{thing.__name__} {_digest(code.co_code + repr((constants, code.co_names)).encode())}"
+        text = repr((constants, code.co_names)).encode()
+        return f"{thing.__name__} {_digest(code.co_code + text)}"
     text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
     return text if len(text) <= 400 else f"{type(thing).__name__} {_digest(text.encode())}"
 
@@ -41,12 +61,7 @@ def _digest(data: bytes) -> str:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path` by `state` in one step; a failing write leaves the old one as it was.
-
-    Args:
-        path: the file.
-        state: tensors, numbers, strings, lists and dictionaries.
-    """
+    """Replace the checkpoint at `path` in one step; a failing write leaves the old one as it was."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -63,22 +78,196 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         The state that `write_checkpoint` was given.
 
     Raises:
-        ValueError: no checkpoint there, damaged, foreign, or of another run; names the first setting that differs.
+        ValueError: no checkpoint there, damaged, foreign, or of another run; names the first
+            setting that differs.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"resume: there is no checkpoint at {path}; start the run without resume") from None
+        raise ValueError(
+            f"resume: there is no checkpoint at {path}; start the run without resume"
+        ) from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(f"resume: {path} is damaged or not a checkpoint ({reason}); start again without resume") from None
+        raise ValueError(
+            f"resume: {path} is damaged or not a checkpoint ({reason}); start again without resume"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"resume: {path} is not a '{FORMAT}'; start again without resume, or in another folder")
+        raise ValueError(
+            f"resume: {path} is not a '{FORMAT}'; start again without resume, or in another folder"
+        )
     saved = state["config"]
     for name in sorted(saved.keys() | config.keys()):
         if saved.get(name) != config.get(name):
             raise ValueError(
-                f"resume: the checkpoint at {path} was made with {name} = {saved.get(name)!r}, this run has "
-                f"{config.get(name)!r}; use the same, or another output folder"
+                f"resume: the checkpoint at {path} was made with {name} = {saved.get(name)!r}, this "
+                f"run has {config.get(name)!r}; use the same, or another output folder"
             )
     return state
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Switch torch's deterministic algorithms on for a block (a warning where a GPU has none)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # nothing here reads it, and filling takes time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
+        settings.fill_uninitialized_memory = fills
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[list[int]]:
+    """Let the first Ctrl-C wait for the end of a step; a second one acts at once.
+
+    Yields a list that is empty until the first one.
+    """
+    interrupted: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield interrupted
+        return
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+class Keeper:
+    """Keeps a run alive and on the disk: what `distill` does besides its equations.
+
+    Args:
+        path: the checkpoint, or None for none.
+        config: what identifies the run; must be equal on resume.
+        parts: name -> object with `state_dict` and `load_state_dict`, "field" among them.
+        generator: of every random choice.
+        every: steps between two checkpoints; steps: of the whole run.
+
+    Raises:
+        ValueError: `path` is no file in a folder that exists.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        config: dict[str, Any],
+        parts: dict[str, Any],
+        generator: torch.Generator,
+        every: int,
+        steps: int,
+    ):
+        self.path = None if path is None else Path(path)
+        if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
+            raise ValueError(
+                f"checkpoint: expected a file in a folder that exists, got {str(self.path)!r}"
+            )
+        self.config, self.parts, self.generator = config, parts, generator
+        self.every, self.steps = every, steps
+        self.field: nn.Module = parts["field"]
+        self.good = self.snapshot()
+        self.in_step: int | None = None  # the step that is being computed
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the field's numbers."""
+        return {name: value.detach().clone() for name, value in self.field.state_dict().items()}
+
+    def keep(self) -> None:
+        """Remember the field as it is now, as its last good state."""
+        self.good = self.snapshot()
+
+    def load(self) -> dict[str, Any]:
+        """Bring all parts to the checkpoint's state; returns the progress that `save` was given."""
+        if self.path is None:
+            raise ValueError("resume: there is nothing to resume from; give `checkpoint` too")
+        state = read_checkpoint(self.path, self.config)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.keep()
+        return state["progress"]
+
+    def save(self, progress: dict[str, Any]) -> None:
+        """Write a checkpoint; where that fails (a full disk) warn and keep the older one."""
+        if self.path is None:
+            return
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"config": self.config, "generator": self.generator.get_state()}
+        try:
+            write_checkpoint(self.path, {**state, "progress": progress})
+        except OSError as error:
+            warnings.warn(
+                f"checkpoint of step {progress['steps']} not written, the run goes on: {error}",
+                stacklevel=4,
+            )
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """A block that computes one step: if it fails, no checkpoint of its middle is written."""
+        self.in_step = number
+        yield
+        self.in_step = None
+
+    @contextmanager
+    def watch(self, progress: Any, title: str, show: bool) -> Iterator[Any]:
+        """Around all steps. Yields a function to be called after each.
+
+        It moves the bar, writes a checkpoint when one is due, and lets a Ctrl-C through. On the way
+        out a NaN puts the field back into its last good state and is named with its step; an
+        interrupt between two steps writes a checkpoint first.
+
+        Args:
+            progress: object with `steps` (done so far); its `vars` go into the checkpoint.
+            title: of the bar; show: whether there is one.
+        """
+        from tqdm.auto import tqdm
+
+        off = not show
+        bar = tqdm(
+            total=self.steps, initial=progress.steps, desc=title, unit="step", disable=off, leave=False
+        )
+
+        def after() -> None:
+            bar.update(1)
+            if progress.steps % self.every == 0 or progress.steps == self.steps:
+                check_finite(dict(self.field.named_parameters(prefix="field")))
+                self.save(as_state(progress))
+            if interrupted and progress.steps < self.steps:
+                raise KeyboardInterrupt
+
+        try:
+            with deterministic(), interrupts_deferred() as interrupted:
+                yield after
+        except KeyboardInterrupt:
+            finite = all(bool(p.isfinite().all()) for p in self.field.parameters())
+            if self.in_step is None and finite:
+                self.save(as_state(progress))
+            raise
+        except NonFiniteError as error:
+            self.field.load_state_dict(self.good)
+            there = self.path is not None and self.path.exists()
+            kept = f"; the checkpoint in {self.path} is untouched" if there else ""
+            number = progress.steps - 1 if self.in_step is None else self.in_step
+            raise NonFiniteError(
+                f"step {number}: {error}; the field is back in its last good state{kept}"
+            ) from None
+        finally:
+            bar.close()
+
+
+def as_state(progress: Any) -> dict[str, Any]:
+    """The attributes of a record as plain dictionaries, lists and numbers, for a checkpoint."""
+    plain = (int, float, str, list, dict)
+    return {k: v if isinstance(v, plain) else vars(v) for k, v in vars(progress).items()}

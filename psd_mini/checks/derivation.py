@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import at_least, in_words, validated
+from psd_mini._internal.arguments import at_least, in_words, validated
 from psd_mini.checks import world
 from psd_mini.checks.diagnosis import explain, slips_of_size
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import Unreadable, gradient_of
-from psd_mini.methods.context import Context
-from psd_mini.priors.mixture import GaussianMixture
+from psd_mini.checks.grading.submission import Unreadable, gradient_of
+from psd_mini.sds import Context
+from psd_mini.mixture import GaussianMixture
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # x_t (n, d), t (n,) -> values (n,)
 

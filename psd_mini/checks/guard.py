@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from psd_mini.checks.offline import offline_diffusers
+from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.probe import describe, unanswered
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import Unreadable
+from psd_mini.checks.grading.submission import Unreadable
 
 
 def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report]]:

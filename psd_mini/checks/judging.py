@@ -15,7 +15,7 @@ from psd_mini.checks import diagnosis, world
 from psd_mini.checks.probe import Run
 from psd_mini.checks.reading import Reading, cosine
 from psd_mini.checks.report import Report
-from psd_mini.formulas import cfg
+from psd_mini.sds import cfg
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach the prediction, or call it under no_grad"
 ASCENT = "the sign is flipped: descent along it would climb (ascent)"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.arguments import validated
+from psd_mini._internal.arguments import validated
 from psd_mini.checks import world
 from psd_mini.checks.diagnosis import Slip, explain
 from psd_mini.checks.guard import guarded
@@ -21,9 +21,9 @@ from psd_mini.checks.preference import reward
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import Unreadable, prepare
+from psd_mini.checks.grading.submission import Unreadable, prepare
 from psd_mini.checks.trace import flows
-from psd_mini.formulas import cfg
+from psd_mini.sds import cfg
 
 
 @validated

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.arguments import validated
+from psd_mini._internal.arguments import validated
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import ADDED, ASCENT, JACOBIAN, basics, judge_graph, judge_noise
@@ -29,9 +29,9 @@ from psd_mini.checks.probe import Prober, Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
 from psd_mini.checks.shown import judge_reward, rewards_of, seen_by_reward
-from psd_mini.checks.submission import COURSE, Unreadable, keys, prepare
+from psd_mini.checks.grading.submission import COURSE, Unreadable, keys, prepare
 from psd_mini.checks.trace import current
-from psd_mini.formulas import omega
+from psd_mini.psd import omega
 from psd_mini.methods.rewardsds import reward_weights
 
 FORMS = ("psd", "dreamdpo", "best", "softmax", "min-max")

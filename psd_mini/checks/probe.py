@@ -19,7 +19,7 @@ from torch import Tensor
 
 from psd_mini.checks import world
 from psd_mini.checks.reading import Reading, read
-from psd_mini.checks.submission import Unreadable, arguments, environment, gradient_of, invoke, keys
+from psd_mini.checks.grading.submission import Unreadable, arguments, environment, gradient_of, invoke, keys
 from psd_mini.checks.trace import Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks import world
-from psd_mini.checks.stand_ins import TextEncoder
+from psd_mini.checks.grading.stand_ins import TextEncoder
 from psd_mini.checks.trace import Call, Trace
 
 

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.arguments import validated
+from psd_mini._internal.arguments import validated
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import Kind, basics, judge, judge_batch, judge_graph, judge_inputs, judge_mean, judge_noise
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import COURSE, Unreadable, arguments, invoke, keys, prepare
+from psd_mini.checks.grading.submission import COURSE, Unreadable, arguments, invoke, keys, prepare
 
 SDS = Kind("SDS", "noise", "G = w(t) (uncond + g (cond - uncond) - eps)", COURSE)
 CSD = Kind("CSD", None, "G = w(t) (cond - uncond)", ("csd_loss", "get_csd_loss", *COURSE))

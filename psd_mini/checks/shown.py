@@ -19,9 +19,9 @@ from psd_mini.checks import world
 from psd_mini.checks.probe import Run
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
-from psd_mini.checks.stand_ins import VAE
+from psd_mini.checks.grading.stand_ins import VAE
 from psd_mini.checks.trace import flows
-from psd_mini.formulas import cfg
+from psd_mini.sds import cfg
 
 SEEN = {  # what the reward may have been shown: what is wrong with it
     "x0_hat": "",

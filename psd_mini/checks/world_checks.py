@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.arguments import validated
+from psd_mini._internal.arguments import validated
 from psd_mini.checks import diagnosis, world
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.submission import Unreadable, environment, keys, prepare
+from psd_mini.checks.grading.submission import Unreadable, environment, keys, prepare
 
 RENDER = "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
 

@@ -1,19 +1,22 @@
-"""Score-distillation methods, one page each. `METHODS` is where the command line finds them by name."""
+"""The relatives of SDS and PSD, one page each, and the register of all methods by name.
+
+A new method is a page here and a line in `METHODS`, where the command line finds it.
+"""
 
 from collections.abc import Callable
 from functools import partial
 
-from psd_mini.arguments import validated
-from psd_mini.methods.context import Context, Cost, Predictions, predict
-from psd_mini.methods.csd import CSD, csd_gradient
-from psd_mini.methods.dreamdpo import DreamDPO
-from psd_mini.methods.exact import Exact
-from psd_mini.methods.psd import PSD, psd_gradient
-from psd_mini.methods.ranked import rank
-from psd_mini.methods.regression import Regression
-from psd_mini.methods.reward_gradients import KINDS, RewardGradient, reward_gradient
-from psd_mini.methods.rewardsds import RewardSDS, reward_weights
-from psd_mini.methods.sds import SDS, sds_gradient
+from psd_mini._internal.arguments import validated
+from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
+from psd_mini.methods.exact import Exact as Exact
+from psd_mini.methods.regression import Regression as Regression
+from psd_mini.methods.reward_gradients import KINDS as KINDS
+from psd_mini.methods.reward_gradients import RewardGradient as RewardGradient
+from psd_mini.methods.reward_gradients import reward_gradient as reward_gradient
+from psd_mini.methods.rewardsds import RewardSDS as RewardSDS
+from psd_mini.methods.rewardsds import reward_weights as reward_weights
+from psd_mini.psd import PSD
+from psd_mini.sds import CSD, SDS
 
 # name -> constructor; `base` is the SDS or CSD that the others build on
 BASES: dict[str, Callable[..., SDS]] = {"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD}
@@ -29,13 +32,16 @@ METHODS: dict[str, Callable] = {**BASES, **PREFERENCE_METHODS}
 
 
 @validated
-def make_method(method: str, guidance_scale: float = 1.0, preference_weight: float | None = None) -> Callable:
+def make_method(
+    method: str, guidance_scale: float = 1.0, preference_weight: float | None = None
+) -> Callable:
     """A method by name, on an SDS base with this guidance scale.
 
     Args:
         method: one of `METHODS`.
         guidance_scale: g of classifier-free guidance.
-        preference_weight: strength of the preference term, for methods that have one; None is the method's own default.
+        preference_weight: strength of the preference term, for methods that have one; None is the
+            method's own default.
 
     Raises:
         ValueError: unknown name, or a weight for a method without one.
@@ -47,32 +53,8 @@ def make_method(method: str, guidance_scale: float = 1.0, preference_weight: flo
     if preference_weight is None:
         return METHODS[method](base=SDS(guidance_scale))
     if method not in WEIGHTED:
-        raise ValueError(f"preference_weight: {method} has no such weight; methods that have: {', '.join(WEIGHTED)}")
+        with_one = ", ".join(WEIGHTED)
+        raise ValueError(
+            f"preference_weight: {method} has no such weight; methods that have: {with_one}"
+        )
     return METHODS[method](base=SDS(guidance_scale), preference_weight=preference_weight)
-
-
-__all__ = [
-    "BASES",
-    "CSD",
-    "KINDS",
-    "METHODS",
-    "PREFERENCE_METHODS",
-    "PSD",
-    "SDS",
-    "Context",
-    "Cost",
-    "DreamDPO",
-    "Exact",
-    "Predictions",
-    "Regression",
-    "RewardGradient",
-    "RewardSDS",
-    "csd_gradient",
-    "make_method",
-    "predict",
-    "psd_gradient",
-    "rank",
-    "reward_gradient",
-    "reward_weights",
-    "sds_gradient",
-]

@@ -27,15 +27,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from psd_mini.arguments import at_least, validated
-from psd_mini.methods.context import Context, Noises, Render, Times
-from psd_mini.methods.ranked import rank
-from psd_mini.methods.sds import SDS
+from psd_mini._internal.arguments import at_least, validated
+from psd_mini.sds import Context, Method, Noises, Renders, Timesteps
+from psd_mini.psd import rank
+from psd_mini.sds import SDS
 
 
 @validated
 @dataclass
-class DreamDPO:
+class DreamDPO(Method):
     """DreamDPO as a method.
 
     Args:
@@ -44,15 +44,15 @@ class DreamDPO:
         published_code: the published code's variant instead of the formula.
     """
 
+    n_noises = 2
     base: SDS = field(default_factory=SDS)
     tau: float = 0.001
     published_code: bool = False
-    n_noises: int = field(default=2, init=False, repr=False)
 
     def __post_init__(self) -> None:
         at_least("tau", self.tau, 0, whole=False)
 
-    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         ranked = rank(self.base, x, t, eps, context)
         gap = ranked.rewards[0] - ranked.rewards[1]
         first_wins = (gap >= 0).view(-1, *[1] * (x.ndim - 1))  # a tie goes to the first, as in the published code

@@ -20,16 +20,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from psd_mini.arguments import validated
-from psd_mini.methods.context import Context, Noises, Render, Times
-from psd_mini.methods.sds import SDS
+from psd_mini._internal.arguments import validated
+from psd_mini.sds import Context, Method, Noises, Renders, Timesteps
+from psd_mini.sds import SDS
 
 BETA = 0.02  # temperature of the RLHF objective in the experiments, in units of colourfulness
 
 
 @validated
 @dataclass
-class Exact:
+class Exact(Method):
     """SDS on the tilted toy-world prior, which is made once per run from the context's prior and reward.
 
     Args:
@@ -39,14 +39,13 @@ class Exact:
 
     base: SDS = field(default_factory=SDS)
     beta: float = BETA
-    n_noises: int = field(default=1, init=False, repr=False)
     _tilted: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta: expected a positive temperature in reward units, got {self.beta!r}")
 
-    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         prompt = context.prompts[0] if context.prompts else ""
         key = id(context.prior), id(context.reward), prompt
         if key not in self._tilted:

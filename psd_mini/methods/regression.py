@@ -14,24 +14,24 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from psd_mini.arguments import validated
-from psd_mini.methods.context import Context, Render, Times
+from psd_mini._internal.arguments import validated
+from psd_mini.sds import Context, Method, Renders, Timesteps
 from psd_mini.world.text import components
 
 
 @validated
 @dataclass
-class Regression:
+class Regression(Method):
     """Pull every render to the toy world's own picture of one (object, colour) at the same camera.
 
     Args:
         target: (object, colour), one of the world's components.
     """
 
+    n_noises = 0
     target: tuple[str, str]
-    n_noises: int = field(default=0, init=False, repr=False)
 
-    def __call__(self, x: Render, t: Times, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
         views = context.prior.views
         pictures = views.pictures(views.index_of(context.cameras))[:, components().index(self.target)]
         # G = x - x*

@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import at_least, validated
-from psd_mini.methods.context import Context, Noises, Predictions, Render, Times
-from psd_mini.methods.sds import SDS
+from psd_mini._internal.arguments import at_least, validated
+from psd_mini.sds import Context, Method, Noises, Predictions, Renders, Timesteps
+from psd_mini.sds import SDS
 from psd_mini.rewards import score
 
 KINDS = ("pixel-noisy", "pixel-clean", "straight-through", "dps")
@@ -66,7 +66,7 @@ def reward_gradient(
     if context.reward is None or not getattr(context.reward, "differentiable", True):
         raise ValueError(f"reward: {kind} needs a differentiable reward; a black box works with method psd")
     prior, schedule = context.prior, context.prior.schedule
-    if kind == "dps" and not getattr(prior, "keeps_graph", True):
+    if kind == "dps" and not prior.keeps_graph:
         raise ValueError("method: no gradient passes through this prior's denoiser, which dps needs; use straight-through")
     leaf = (x if kind == "pixel-clean" else x_t).detach().requires_grad_()
     with torch.enable_grad():
@@ -99,7 +99,7 @@ def _guided(x_t: Tensor, t: Tensor, context: Context, base: SDS) -> Tensor:
 
 @validated
 @dataclass
-class RewardGradient:
+class RewardGradient(Method):
     """A base method plus the gradient of the reward, taken in one of four ways.
 
     Args:
@@ -111,14 +111,13 @@ class RewardGradient:
     kind: str
     base: SDS = field(default_factory=SDS)
     preference_weight: float = 50.0
-    n_noises: int = field(default=1, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: {self.kind!r} is not known; choose from {', '.join(KINDS)}")
         at_least("preference_weight", self.preference_weight, 0, whole=False)
 
-    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         predictions = self.base.predict(x, t, eps, context)
         residual = self.base.residual(predictions, eps)[0]
         eps_hat = self.base.noise(predictions)[0]

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import at_least, validated
-from psd_mini.methods.context import Context, Noises, Render, Times
-from psd_mini.methods.ranked import rank
-from psd_mini.methods.sds import SDS
+from psd_mini._internal.arguments import at_least, validated
+from psd_mini.sds import Context, Method, Noises, Renders, Timesteps
+from psd_mini.psd import rank
+from psd_mini.sds import SDS
 
 STRATEGIES = ("best", "softmax", "min-max")
 
@@ -53,7 +53,7 @@ def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor
 
 @validated
 @dataclass
-class RewardSDS:
+class RewardSDS(Method):
     """RewardSDS as a method.
 
     Args:
@@ -71,7 +71,7 @@ class RewardSDS:
             raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}")
         at_least("n_noises", self.n_noises, 2)
 
-    def __call__(self, x: Render, t: Times, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         ranked = rank(self.base, x, t, eps, context)
         weights = reward_weights(ranked.rewards, self.strategy).view(*ranked.rewards.shape, *[1] * (x.ndim - 1))
         # G = w(t) sum_i weight_i h_i

@@ -1,4 +1,4 @@
-"""The command line: `psd-mini generate "a red mushroom"`, `compare`, `bench` and `check`."""
+"""The command line: `psd-mini generate "a red mushroom"`, `compare` and `check`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
-    from psd_mini.compare import DEFAULT_METHODS
+    from psd_mini.pipelines.compare import DEFAULT_METHODS
     from psd_mini.fields import FIELDS
     from psd_mini.methods import METHODS
-    from psd_mini.priors.toy_world import CONDITIONING
+    from psd_mini.world.prior import CONDITIONING
     from psd_mini.schedule import WEIGHTINGS
 
     root = argparse.ArgumentParser(prog="psd-mini", description="Score distillation in small, exactly.")
@@ -70,11 +69,6 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--resume", action="store_true", help="keep the runs that are finished in the output folder")
     table.set_defaults(run=run_compare)
 
-    bench = commands.add_parser("bench", help="show where the time of a step goes")
-    bench.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up (default: %(default)s)")
-    bench.add_argument("--growth", metavar="FILE.png", help="also draw how the time of a step grows with every size (minutes)")
-    bench.set_defaults(run=run_bench)
-
     check = commands.add_parser(
         "check",
         help="check a formula in somebody's file, and name the mistake",
@@ -94,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Run `generate`, and say what came out and where it is."""
-    from psd_mini.text_to_3d import generate
+    from psd_mini.pipelines.generate import generate
 
     slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")
     out = args.out or f"psd_mini_out/{slug}-{args.method}-{args.field}-{args.seed}"
@@ -111,31 +105,18 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """Run `compare`, and print its table."""
-    from psd_mini.compare import compare
+    from psd_mini.pipelines.compare import compare
 
     settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "methods")}
     records = compare(methods=args.methods.split(","), **settings)
     print(f"{len(records)} runs; table and pictures are in {args.out}")
 
 
-def run_bench(args: argparse.Namespace) -> None:
-    """Time steps of every method and print a table; with --growth also how the time grows."""
-    from psd_mini.bench import bench
-
-    if args.growth is not None and not (args.growth.endswith(".png") and Path(args.growth).absolute().parent.is_dir()):
-        raise ValueError(f"growth: expected the name of a .png file in a folder that exists, got {args.growth!r}")
-    bench(args.steps)
-    if args.growth is not None:
-        from psd_mini.growth import growth_of_cost
-
-        growth_of_cost(args.growth)
-
-
 def run_check(args: argparse.Namespace) -> None:
     """Check submissions; the exit status is 1 if any is wrong."""
     import json
 
-    from psd_mini.checks.grader import KINDS, expand, grade, summary
+    from psd_mini.checks.grading.grader import KINDS, expand, grade, summary
     from psd_mini.checks.report import Finding, Report
 
     if args.kind not in KINDS:

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.arguments import at_least, validated
-from psd_mini.checkpoint import identity
-from psd_mini.files import write_atomically
+from psd_mini._internal.arguments import at_least, validated
+from psd_mini._internal.runs import identity
+from psd_mini._internal.files import write_atomically
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
 from psd_mini.rewards import make_reward, score
-from psd_mini.text_to_3d import PREFERENCE_TIMES, generate, writable_folder
-from psd_mini.viz import contact_sheet, render_views, save_png
+from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate, writable_folder
+from psd_mini.viz.pictures import contact_sheet, render_views, save_png
 from psd_mini.world import text
 from psd_mini.world.metrics import judge_views
 
@@ -85,7 +85,7 @@ def run_one(job: dict[str, Any], folder: str) -> dict[str, Any]:
         **PREFERENCE_TIMES,
     )
     views = judge_views()
-    pictures = render_views(result.field, views.cameras, views.size)
+    pictures = render_views(result.field, views.cameras, views.resolution)
     torch.save((255 * pictures).round().byte(), _pictures_of(job, Path(folder)))
     value = score(make_reward(reward), pictures, [job["prompt"]] * len(pictures)).mean().item()
     record = {**job, "score": value, **result.metrics, "prior_evaluations": result.cost["prior_evaluations"]}

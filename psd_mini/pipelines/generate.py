@@ -21,17 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psd_mini import fields, rendering, viz, world
-from psd_mini import mesh as mesh_module
-from psd_mini.arguments import check_options, validated
-from psd_mini.checkpoint import identity
+from psd_mini import fields, rendering, world
+from psd_mini.viz import pictures as viz
+from psd_mini.viz import mesh as mesh_module
+from psd_mini._internal.arguments import check_options, validated
+from psd_mini._internal.runs import identity
 from psd_mini.distill import distill
-from psd_mini.failures import memory_error_in_one_line
-from psd_mini.files import write_atomically
+from psd_mini.pretrained.failures import memory_error_in_one_line
+from psd_mini._internal.files import write_atomically
 from psd_mini.methods import BASES, PREFERENCE_METHODS, Regression, make_method
 from psd_mini.negative import NegativeEmbedding
-from psd_mini.priors import embed_negative, make_prior
-from psd_mini.priors.toy_world import ToyWorldPrior
+from psd_mini.pretrained import make_prior
+from psd_mini.world.prior import ToyWorldPrior
 from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
 from psd_mini.world.pool import cache_folder
@@ -71,9 +72,9 @@ class Generation:
     history: list[dict[str, float]]
     out: Path | None = None
 
-    def frames(self, n_frames: int = 24, size: int = 64) -> Tensor:
-        """A full turn at 20 degrees elevation: (n_frames, 3, size, size) in [0, 1]."""
-        return viz.render_views(self.field, viz.turntable_cameras(n_frames), size)
+    def frames(self, n_frames: int = 24, resolution: int = 64) -> Tensor:
+        """A full turn at 20 degrees elevation: (n_frames, 3, resolution, resolution) in [0, 1]."""
+        return viz.render_views(self.field, viz.turntable_cameras(n_frames), resolution)
 
     def turntable(self, path: str | Path | None = None) -> viz.Gif:
         """The turntable as an animated gif, which notebooks play; also written to `path`."""
@@ -207,7 +208,7 @@ def generate(
             prompt,
             negative_prompt=negative_prompt,
             steps=steps,
-            size=resolution,
+            resolution=resolution,
             reward=the_reward,
             negative=the_negative,
             seed=seed,
@@ -226,7 +227,7 @@ def generate(
     the_field.cpu()
     metrics: dict[str, Any] = {}
     if prior in JUDGED:
-        judgement = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size))
+        judgement = judge(viz.render_views(the_field, judge_views().cameras, judge_views().resolution))
         metrics = {
             "true_view_distance": judgement.true_view_distance,
             # one yardstick for every learned prior: the oracle of the exact world's default
@@ -253,9 +254,8 @@ def generate(
 
 def make_negative(prior: Any, negative_prompt: str, guidance_scale: float) -> NegativeEmbedding:
     """A negative embedding that starts at a prompt, with the step, trust region and times that its prior asks for."""
-    start = embed_negative(prior, negative_prompt)[0]
-    settings = prior.negative_settings(start) if hasattr(prior, "negative_settings") else {}
-    return NegativeEmbedding(start, guidance_scale, **settings)
+    start = prior.embed_negative(negative_prompt)[0]
+    return NegativeEmbedding(start, guidance_scale, **prior.negative_settings(start))
 
 
 def caption_of(judgement: Judgement) -> str:
@@ -281,8 +281,8 @@ def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32, s
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there yet, or damaged: fit it
     caption = world.text.caption(*target)
-    distill(the_field, prior, Regression(target), caption, steps=steps, size=resolution, progress=False)
-    distance = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size)).distances[
+    distill(the_field, prior, Regression(target), caption, steps=steps, resolution=resolution, progress=False)
+    distance = judge(viz.render_views(the_field, judge_views().cameras, judge_views().resolution)).distances[
         world.text.components().index(target)
     ]
     try:

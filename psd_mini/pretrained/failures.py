@@ -1,5 +1,4 @@
-"""What fails outside of the package's power (network, hub, memory, a missing package) ends in one line that says what to do;
-numbers that are none are named where they turn up first."""
+"""What fails outside of the package's power (network, hub, memory, a missing package) ends in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -7,25 +6,13 @@ import os
 import socket
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor
 
 REMEDY = "a downloaded folder works too, and the exact world needs none of this: prior='exact'"
-
-
-class NonFiniteError(FloatingPointError):
-    """A NaN or infinity turned up; the message names the first tensor that had it, and in a run the step."""
-
-
-def check_finite(tensors: Mapping[str, Tensor | None]) -> None:
-    """Raise NonFiniteError with the name of the first tensor that has a NaN or an infinity; None is passed over."""
-    for name, value in tensors.items():
-        if value is not None and not value.detach().abs().max().isfinite():  # NaN is the largest; cheaper than isfinite().all()
-            raise NonFiniteError(f"{name} is not finite (NaN or infinity)")
 
 
 def first_line(error: BaseException) -> str:

@@ -41,8 +41,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd_mini.failures import first_line, hub_is_offline, one_line
-from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
+from psd_mini.pretrained.failures import first_line, hub_is_offline, one_line
+from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
 
 HUB_IDS = ("zai-org/ImageReward", "THUDM/ImageReward")  # the same repository before and after its owner's renaming
 HUB_FILE = "ImageReward.pt"
@@ -94,7 +94,7 @@ class ImageRewardNetwork(nn.Module):
         words = {"vocab_size": 30524, "max_position_embeddings": 512, "layer_norm_eps": 1e-12, "is_decoder": True}
         kind = {"hidden_act": "gelu", "encoder_hidden_size": vision_config.hidden_size}
         text_config = BlipTextConfig(**{**base, **words, **kind, **(text or {})})
-        self.size = int(image["image_size"])
+        self.resolution = int(image["image_size"])
         self.vision = BlipVisionModel(vision_config)
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
         widths = (text_config.hidden_size, 1024, 128, 64, 16, 1)
@@ -159,17 +159,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def preprocess(images: Float[Tensor, "b 3 h w"], size: int) -> Float[Tensor, "b 3 size size"]:
+def preprocess(images: Float[Tensor, "b 3 h w"], resolution: int) -> Float[Tensor, "b 3 resolution resolution"]:
     """Pillow's bicubic resize of the shorter side and the middle square, then CLIP's normalisation; differentiable, float32.
 
     The filter widens with the reduction (antialias): without that, single pixels of a large picture would decide the score.
     """
     height, width = images.shape[-2:]
-    scale = size / min(height, width)
-    shape = max(size, round(height * scale)), max(size, round(width * scale))
+    scale = resolution / min(height, width)
+    shape = max(resolution, round(height * scale)), max(resolution, round(width * scale))
     resized = F.interpolate(images.float(), shape, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
-    resized = resized[..., top : top + size, left : left + size]
+    top, left = round((shape[0] - resolution) / 2), round((shape[1] - resolution) / 2)
+    resized = resized[..., top : top + resolution, left : left + resolution]
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
     return (resized - mean) / std
 
@@ -236,7 +236,7 @@ class ImageReward:
         tokens, mask = words.input_ids.to(self.device), words.attention_mask.to(self.device)
 
         def raw(images: Tensor) -> Tensor:
-            pixels = preprocess(images.to(self.device), self.network.size)
+            pixels = preprocess(images.to(self.device), self.network.resolution)
             return self.network(pixels.to(self.dtype), tokens, mask)
 
         return ((scaled_gradients(raw, images, self.dtype, GRADIENT_SCALE) - MEAN) / STD).to(images.device)

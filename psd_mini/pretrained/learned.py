@@ -8,7 +8,7 @@ that loads the real one:
     UNet            predicts v = alpha_t eps - sigma_t x, cross-attention to the text at 8 x 8
     schedule        Stable Diffusion's
 
-`python -m psd_mini.toy.train FOLDER` makes it again from nothing: `data` draws captioned pictures, `parts` builds the networks,
+`python tests/tools/learned/train.py FOLDER` makes it again from nothing: `data` draws captioned pictures, `parts` builds the networks,
 `train` fits them stage by stage.
 """
 

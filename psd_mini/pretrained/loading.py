@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from psd_mini.failures import REMEDY, hub_is_offline, one_line
+from psd_mini.pretrained.failures import REMEDY, hub_is_offline, one_line
 
 # In order of preference. Ids die (stabilityai/stable-diffusion-2-1-base and runwayml/stable-diffusion-v1-5 did), mirrors
 # come: this constant is the only place that knows them. The first two predict eps, the third too.

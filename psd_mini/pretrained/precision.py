@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.failures import first_line
+from psd_mini.pretrained.failures import first_line
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:

@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import needs, validated
+from psd_mini._internal.arguments import needs, validated
 from psd_mini.cameras import Cameras
-from psd_mini.formulas import cfg
-from psd_mini.priors import embed_negative
+from psd_mini.sds import Prior, cfg
 
 
 @validated
@@ -37,7 +36,7 @@ def ddim_sample(
     """B samples of a prompt, by the equations above.
 
     Args:
-        prior: see `psd_mini.priors`.
+        prior: see `psd_mini.sds.Prior`.
         prompt: what to draw.
         noise: (B, C, h, w) standard normal, x at the highest timestep.
         cameras: B cameras, for priors that know them; a text prior words the prompt for each.
@@ -52,12 +51,13 @@ def ddim_sample(
         ValueError: steps out of range.
     """
     needs("prior", prior, "schedule", "embed", "predict_noise")
+    prior = Prior.of(prior)
     schedule = prior.schedule
     if not 1 <= steps <= schedule.num_timesteps:
         raise ValueError(f"steps: expected 1 to {schedule.num_timesteps}, got {steps}")
-    embeddings = getattr(prior, "embed_views", prior.embed)([prompt])
+    embeddings = prior.embed_views([prompt])
     if guidance_scale != 1:
-        embeddings = torch.cat((embeddings, embed_negative(prior, negative_prompt)))
+        embeddings = torch.cat((embeddings, prior.embed_negative(negative_prompt)))
     grid = torch.linspace(schedule.num_timesteps - 1, 0, steps + 1).round().long()[:-1].tolist()
     x = noise
     for now, after in zip(grid, [*grid[1:], None], strict=True):

@@ -31,9 +31,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from psd_mini.cameras import Cameras
-from psd_mini.failures import memory_error_in_one_line
-from psd_mini.precision import choose_device, choose_dtype, scaled_gradients
-from psd_mini.priors.loading import TINY_ID, load_model, load_tiny_autoencoder
+from psd_mini.pretrained.failures import memory_error_in_one_line
+from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
+from psd_mini.pretrained.loading import TINY_ID, load_model, load_tiny_autoencoder
+from psd_mini.sds import Prior
 from psd_mini.schedule import NoiseSchedule
 from psd_mini.world.text import DIRECTIONS
 
@@ -49,7 +50,7 @@ OVERHEAD = math.radians(60)  # elevation from which a camera looks from above (D
 ELEVATIONS = (-10.0, 75.0)  # degrees
 
 
-class StableDiffusionPrior:
+class StableDiffusionPrior(Prior):
     """See the module's docstring; usually made by `from_pretrained`.
 
     Args:
@@ -102,7 +103,7 @@ class StableDiffusionPrior:
         self.unet = self._place(unet)
         self.vae = self._place(vae)
         self.stride = 2 ** (len(vae.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
-        self.size = unet.config.sample_size * self.stride  # type: ignore[union-attr,operator]
+        self.resolution = unet.config.sample_size * self.stride  # type: ignore[union-attr,operator]
         self.view_words, self.elevations = dict(view_words or {}), elevations
         self.resize, self.tiny_encode = resize, tiny_encode
         self._load_text, self._load_tiny = load_text, tiny
@@ -182,7 +183,7 @@ class StableDiffusionPrior:
         """Which variant each camera picks: "overhead" above 60 degrees, else its side; 0 where there is no word for it."""
         names = [0, *self.view_words]
         directions = DIRECTIONS if any(corner in names for corner in DIRECTIONS[1::2]) else DIRECTIONS[::2]
-        side = torch.round(cameras.azimuth * len(directions) / (2 * math.pi)).long() % len(directions)
+        side = cameras.side(len(directions))
         place = [names.index(view) if view in names else 0 for view in directions]
         index = torch.tensor(place, device=side.device)[side]
         if "overhead" in names:
@@ -211,8 +212,8 @@ class StableDiffusionPrior:
             ValueError: sides that are no multiple of the autoencoder's stride, where `resize` is off.
         """
         images = images.to(self.device)
-        if self.resize and images.shape[-2:] != (self.size, self.size):
-            images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        if self.resize and images.shape[-2:] != (self.resolution, self.resolution):
+            images = F.interpolate(images, (self.resolution, self.resolution), mode="bilinear", antialias=True)
         if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
             raise ValueError(f"images: expected sides that are multiples of {self.stride}, got {tuple(images.shape)}")
         network = self._autoencoder(self.tiny_encode)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd_mini.cameras import camera_rays, orbit
-from psd_mini.files import write_atomically
+from psd_mini._internal.files import write_atomically
 from psd_mini.rendering import ball_interval, compositing_weights
 
 COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)  # world units below the surface at which a vertex's colour is gathered

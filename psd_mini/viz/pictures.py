@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from psd_mini.arguments import at_least, validated
+from psd_mini._internal.arguments import at_least, validated
 from psd_mini.cameras import Cameras, orbit
-from psd_mini.files import write_atomically
+from psd_mini._internal.files import write_atomically
 from psd_mini.rendering import render
 
 if TYPE_CHECKING:
@@ -125,22 +125,22 @@ def contact_sheet(
 @validated
 @torch.no_grad()
 def render_views(
-    field: Callable, cameras: Cameras, size: int, n_samples: int = 64, background: float = 1.0
-) -> Float[Tensor, "b 3 size size"]:
+    field: Callable, cameras: Cameras, resolution: int, n_samples: int = 64, background: float = 1.0
+) -> Float[Tensor, "b 3 resolution resolution"]:
     """Pictures of a field to look at: `render(...).rgb` in [0, 1] without gradients, a few cameras at a time.
 
     Args:
         field: points (N, 3) -> density (N,), colour (N, 3), with a `bound`.
         cameras: B cameras.
-        size: height and width, pixels.
+        resolution: height and width, pixels.
         n_samples: bins per ray.
         background: brightness behind the field.
     """
-    at_least("size", size, 1)
+    at_least("resolution", resolution, 1)
     at_least("n_samples", n_samples, 1)
-    n = max(1, POINTS_AT_ONCE // (size * size * n_samples))
+    n = max(1, POINTS_AT_ONCE // (resolution * resolution * n_samples))
     groups = [cameras[i : i + n] for i in range(0, len(cameras), n)]
-    return torch.cat([render(field, g, size, n_samples=n_samples, background=background).rgb for g in groups]).clamp(0, 1)
+    return torch.cat([render(field, g, resolution, n_samples=n_samples, background=background).rgb for g in groups]).clamp(0, 1)
 
 
 def turntable_cameras(n_frames: int = 24, elevation_degrees: float = 20.0, **settings: float) -> Cameras:
@@ -158,35 +158,11 @@ class Gif(NamedTuple):
         return f'<img src="data:image/gif;base64,{base64.b64encode(self.data).decode()}">'
 
 
-def _nearest(x: Float[np.ndarray, "k 3"], palette: Float[np.ndarray, "j 3"]) -> Int[np.ndarray, " k"]:
-    """argmin_j |x_k - palette_j|^2 = argmin_j (|palette_j|^2 / 2 - x_k . palette_j), one matrix product."""
-    return ((palette**2).sum(axis=1) / 2 - x @ palette.T).argmin(axis=1)
-
-
 def with_palette(picture: Image.Image) -> Image.Image:
-    """The same picture with 256 colours: weighted k-means over its distinct colours x_k, which occur n_k times.
-
-        palette_j = sum_k n_k x_k / sum_k n_k   over those k whose nearest palette entry is j;  two rounds
-
-    It starts evenly along the sorted distinct colours, which keeps small parts and smooth shading alike (Pillow's
-    quantisers lose one or the other), and a plain background stays exact, because it outweighs what is near to it.
-    """
+    """The same picture with 256 colours of its own, as gifs need (Pillow's maximum coverage, refined by k-means)."""
     from PIL import Image
 
-    codes = np.asarray(picture).reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1])  # one number per colour sorts faster
-    codes, which, n = np.unique(codes, return_inverse=True, return_counts=True)
-    x = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1).astype(np.float32)
-    palette = x[np.linspace(0, len(x) - 1, 256).round().astype(int)]
-    for _ in range(2):
-        near = _nearest(x, palette)
-        weight = np.bincount(near, n, minlength=256)
-        total = np.stack([np.bincount(near, n * channel, minlength=256) for channel in x.T], axis=1)
-        # palette_j = sum_k n_k x_k / sum_k n_k; an entry that is nobody's nearest stays
-        palette = np.where(weight[:, None] > 0, total / weight.clip(1)[:, None], palette).round().astype(np.float32)
-    near = _nearest(x, palette).astype(np.uint8)
-    indexed = Image.fromarray(near[which].reshape(picture.height, picture.width))
-    indexed.putpalette(palette.astype(np.uint8).tobytes())
-    return indexed
+    return picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
 
 
 def gif(

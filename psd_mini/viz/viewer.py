@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.mesh import Mesh
-from psd_mini.viz import to_uint8
+from psd_mini.viz.mesh import Mesh
+from psd_mini.viz.pictures import to_uint8
 
 PAGE = """<!DOCTYPE html><body style="margin:0;background:white">
 <canvas width=@SIZE@ height=@SIZE@ style="cursor:grab;touch-action:none"></canvas><script>
@@ -74,13 +74,13 @@ class Html(NamedTuple):
         return f"<a page of {len(self.data)} characters>"
 
 
-def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, size: int = 240) -> Html:
-    """The mesh in a frame of `size` pixels, to be turned with the mouse, and the still picture beside it.
+def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, resolution: int = 240) -> Html:
+    """The mesh in a frame of `resolution` pixels, to be turned with the mouse, and the still picture beside it.
 
     Args:
         mesh: vertices inside of [-1, 1]^3; they are rounded to multiples of 1/32767.
         still: a picture in [0, 1] for readers without scripts.
-        size: of the frame and of the still picture, pixels.
+        resolution: of the frame and of the still picture, pixels.
 
     Raises:
         ValueError: vertices outside of the cube.
@@ -97,14 +97,14 @@ def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, size: int = 
         "COLOURS": np.round(255 * mesh.colours.clip(0, 1)).astype(np.uint8),
         "FACES": mesh.faces.astype("<u4"),
     }
-    page = PAGE.replace("@SIZE@", str(size))
+    page = PAGE.replace("@SIZE@", str(resolution))
     for name, array in parts.items():
         page = page.replace(f"@{name}@", base64.b64encode(array.tobytes()).decode())
     picture = ""
     if still is not None:
         buffer = io.BytesIO()
         Image.fromarray(to_uint8(torch.as_tensor(still))).save(buffer, format="png")
-        picture = f'<img width={size} height={size} src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-    frame = f'<iframe width={size} height={size} style="border:0" srcdoc="{html.escape(page)}"></iframe>'
+        picture = f'<img width={resolution} height={resolution} src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    frame = f'<iframe width={resolution} height={resolution} style="border:0" srcdoc="{html.escape(page)}"></iframe>'
     # pages of notebooks put every picture on a line of its own, and may be dark
     return Html(f'<div style="display:flex; background:white">{frame}{picture}</div>')

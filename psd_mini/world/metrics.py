@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import validated
+from psd_mini._internal.arguments import validated
 from psd_mini.world.objects import COLOURS
 from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
@@ -96,7 +96,7 @@ def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> 
         ValueError: pictures that do not fit the views in number or size.
     """
     views = views or judge_views()
-    expected = (len(views.cameras), 3, views.size, views.size)
+    expected = (len(views.cameras), 3, views.resolution, views.resolution)
     if tuple(images.shape) != expected:
         raise ValueError(f"images: expected {expected}, one per camera of views, in [0, 1]; got {tuple(images.shape)}")
     squared = squared_distances(images, views)

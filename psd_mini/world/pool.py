@@ -21,7 +21,7 @@ from torch import Tensor
 
 from psd_mini import cameras as cameras_module
 from psd_mini.cameras import Cameras, orbit
-from psd_mini.files import write_atomically
+from psd_mini._internal.files import write_atomically
 from psd_mini.world import objects as objects_module
 from psd_mini.world import views as views_module
 from psd_mini.world.objects import COLOURS, OBJECTS
@@ -34,7 +34,7 @@ GOLDEN_ANGLE = 180.0 * (3.0 - 5.0**0.5)  # degrees; successive multiples never b
 def pool_cameras(n: int = POOL_SIZE) -> Cameras:
     """The shared pool: azimuths by the golden angle, elevations evenly from 0 to 45 degrees (a Fibonacci lattice)."""
     index = torch.arange(n, dtype=torch.float64)
-    return orbit((index * GOLDEN_ANGLE) % 360.0, 45.0 * (index + 0.5) / n)
+    return orbit((index * GOLDEN_ANGLE) % 360.0, 45.0 * (index + 0.5) / n).numbered()
 
 
 def fresh_cameras(n: int = 24) -> Cameras:
@@ -55,8 +55,11 @@ class WorldViews:
     cameras: Cameras
     layers: Float[Tensor, "o p 4 h w"]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", self.cameras.numbered())
+
     @property
-    def size(self) -> int:
+    def resolution(self) -> int:
         return self.layers.shape[-1]
 
     def pictures(self, index: Tensor) -> Float[Tensor, "b m 3 h w"]:
@@ -65,20 +68,21 @@ class WorldViews:
         return recolour(self.layers[:, index].transpose(0, 1).contiguous(), colours).flatten(1, 2)
 
     def index_of(self, cameras: Cameras) -> Tensor:
-        """Indices (B,) into `self.cameras` of cameras that were drawn from it.
+        """Places (B,) in `self.cameras` of cameras that were drawn from it.
 
         Raises:
             ValueError: a camera that is not one of these; the exact prior knows the world only from its own cameras.
         """
-        distance, index = torch.cdist(cameras.positions().cpu().double(), self.cameras.positions().double()).min(dim=1)
-        if abs(cameras.fov - self.cameras.fov) > 1e-6:
+        index, own = cameras.index, self.cameras
+        if abs(cameras.fov - own.fov) > 1e-6:
             raise ValueError(
-                f"cameras: their fov is {cameras.fov:g} radians, that of the world's pool {self.cameras.fov:g}; use the same"
+                f"cameras: their fov is {cameras.fov:g} radians, that of the world's pool {own.fov:g}; use the same"
             )
-        if (distance > 1e-4).any():
+        inside = index is not None and bool((index < len(own)).all())
+        if index is None or not inside or not torch.equal(own[index].positions(), cameras.positions()):
             raise ValueError(
-                f"cameras: camera {int(distance.argmax())} is not one of the {len(self.cameras)} cameras of the world's pool; "
-                "draw cameras with prior.draw_cameras, or make views of your own with make_views(cameras, size)"
+                f"cameras: expected some of the {len(own)} cameras of the world's pool; draw cameras with prior.draw_cameras, "
+                "or make views of your own with make_views(cameras, resolution) and pick from their cameras"
             )
         return index
 
@@ -90,32 +94,32 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psd_mini"
 
 
-def make_views(cameras: Cameras, size: int) -> WorldViews:
-    """Every object from every camera, at size x size pixels, from the cache or freshly drawn (seconds).
+def make_views(cameras: Cameras, resolution: int) -> WorldViews:
+    """Every object from every camera, at resolution x resolution pixels, from the cache or freshly drawn (seconds).
 
     Args:
         cameras: P cameras.
-        size: pixels per side, at least 8.
+        resolution: pixels per side, at least 8.
 
     Raises:
-        ValueError: size too small for an object to be seen.
+        ValueError: resolution too small for an object to be seen.
     """
-    if size < 8:
-        raise ValueError(f"size: expected at least 8 pixels per side, got {size}")
-    digest = hashlib.sha256(f"{size} {cameras.fov}".encode())
+    if resolution < 8:
+        raise ValueError(f"resolution: expected at least 8 pixels per side, got {resolution}")
+    digest = hashlib.sha256(f"{resolution} {cameras.fov}".encode())
     for module in (objects_module, views_module, cameras_module):
         digest.update(Path(module.__file__ or "").read_bytes())
     for angles in (cameras.azimuth, cameras.elevation, cameras.distance):
         digest.update(angles.double().numpy().tobytes())
-    path = cache_folder() / f"views-{len(cameras)}x{size}-{digest.hexdigest()[:16]}.npy"
-    shape = (len(OBJECTS), len(cameras), 4, size, size)
+    path = cache_folder() / f"views-{len(cameras)}x{resolution}-{digest.hexdigest()[:16]}.npy"
+    shape = (len(OBJECTS), len(cameras), 4, resolution, resolution)
     try:
         layers = np.load(path, mmap_mode="r", allow_pickle=False)  # maps: a huge shape in its header costs no memory
         if layers.shape == shape and layers.dtype == np.float32 and np.isfinite(layers).all():
             return WorldViews(cameras, torch.from_numpy(np.array(layers)))
     except Exception:  # not there yet, or damaged, for which numpy has many kinds: draw it
         pass
-    layers = torch.stack([render_layers(name, cameras, size) for name in OBJECTS]).float()
+    layers = torch.stack([render_layers(name, cameras, resolution) for name in OBJECTS]).float()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()

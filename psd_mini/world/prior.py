@@ -24,10 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini.arguments import ArgumentError, at_least, in_words, validated
+from psd_mini._internal.arguments import ArgumentError, at_least, in_words, validated
 from psd_mini.cameras import Cameras
-from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.rewards import score
+from psd_mini.sds import Prior
 from psd_mini.schedule import NoiseSchedule, Times, scaled_linear_schedule
 from psd_mini.world import text
 from psd_mini.world.metrics import KERNEL_WIDTH
@@ -37,11 +38,11 @@ CONDITIONING = ("camera", "words", "none")
 
 
 @validated
-class ToyWorldPrior:
+class ToyWorldPrior(Prior):
     """Exact prior over the world's pictures, given a text embedding and a camera.
 
     Args:
-        size: pixels per side of x; ignored when `views` is given.
+        resolution: pixels per side of x; ignored when `views` is given.
         conditioning: what the prior knows of the camera. "camera": exactly which one, the mixture holds that camera's
             pictures only. "words": its view word (front, right, back, left) is added to every embedding, as
             view-dependent prompts do for a text-to-image model, and the mixture holds the whole pool. "none": nothing,
@@ -56,7 +57,7 @@ class ToyWorldPrior:
 
     def __init__(
         self,
-        size: int = 32,
+        resolution: int = 32,
         conditioning: str = "camera",
         views: WorldViews | None = None,
         log_prior: Float[Tensor, " m"] | None = None,
@@ -64,7 +65,7 @@ class ToyWorldPrior:
     ):
         if conditioning not in CONDITIONING:
             raise ValueError(f"conditioning: {conditioning!r} is not known; choose from {', '.join(CONDITIONING)}")
-        self.views = views or make_views(pool_cameras(), size)
+        self.views = views or make_views(pool_cameras(), resolution)
         self.conditioning = conditioning
         self.schedule = schedule or scaled_linear_schedule()
         self.variance = (2 * KERNEL_WIDTH) ** 2  # tau_x^2: a unit of image is two units of x
@@ -76,18 +77,18 @@ class ToyWorldPrior:
 
     def __repr__(self) -> str:
         weights = "" if not self.log_prior.any() else f", log_prior={self.log_prior.tolist()}"
-        return f"ToyWorldPrior({self.views.size}, {self.conditioning!r}, {len(self.views.cameras)} cameras{weights})"
+        return f"ToyWorldPrior({self.views.resolution}, {self.conditioning!r}, {len(self.views.cameras)} cameras{weights})"
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
         """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See `world.text.embed`."""
         return text.embed(prompts)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """x = 2 image - 1, differentiable. Raises ValueError for pictures of another size than the prior's."""
-        if images.shape[1:] != (3, self.views.size, self.views.size):
+        """x = 2 image - 1, differentiable. Raises ValueError for pictures of another resolution than the prior's."""
+        if images.shape[1:] != (3, self.views.resolution, self.views.resolution):
             raise ValueError(
-                f"images: expected (B, 3, {self.views.size}, {self.views.size}), got {tuple(images.shape)}; "
-                "render at the prior's size or make the prior with another size"
+                f"images: expected (B, 3, {self.views.resolution}, {self.views.resolution}), got {tuple(images.shape)}; "
+                "render at the prior's resolution or make the prior with another resolution"
             )
         return 2 * images - 1
 

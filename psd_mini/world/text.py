@@ -10,7 +10,6 @@ differentiable in the embedding. The null prompt is the zero embedding: every ob
 
 from __future__ import annotations
 
-import math
 import re
 
 import torch
@@ -81,7 +80,6 @@ def components() -> list[tuple[str, str]]:
 
 def view_keys(cameras: Cameras) -> Float[Tensor, "b v"]:
     """Which view word describes each camera: (B, V) of zeros and one 1 per row. A word covers 45 degrees to either side."""
-    quadrant = torch.round(cameras.azimuth / (math.pi / 2)).long() % 4
     keys = torch.zeros(len(cameras), len(VOCABULARY))
-    keys[torch.arange(len(cameras)), torch.tensor([VOCABULARY.index(view) for view in VIEWS])[quadrant]] = 1.0
+    keys[torch.arange(len(cameras)), torch.tensor([VOCABULARY.index(view) for view in VIEWS])[cameras.side(4)]] = 1.0
     return keys

@@ -92,7 +92,7 @@ def _radiance(name: str, origins: Float[Tensor, "3 n"], directions: Float[Tensor
     return layers
 
 
-def render_layers(name: str, cameras: Cameras, size: int, supersample: int = 2) -> Float[Tensor, "b 4 size size"]:
+def render_layers(name: str, cameras: Cameras, resolution: int, supersample: int = 2) -> Float[Tensor, "b 4 resolution resolution"]:
     """Base and main layer of an object's pictures: everything about them but the main colour.
 
         layers = mean over supersample^2 rays of (c_fixed * shade or background, [main part] * shade)
@@ -100,28 +100,28 @@ def render_layers(name: str, cameras: Cameras, size: int, supersample: int = 2) 
     Args:
         name: a key of `OBJECTS`.
         cameras: B cameras; their dtype and device are those of the result.
-        size: height and width in pixels.
+        resolution: height and width in pixels.
         supersample: rays per pixel along each axis; averaging is linear, so the picture stays affine.
 
     Returns:
-        (B, 4, size, size): base (3 channels) and main (1); base + main * c is in [0, 1] for c in [0, 1].
+        (B, 4, resolution, resolution): base (3 channels) and main (1); base + main * c is in [0, 1] for c in [0, 1].
 
     Raises:
-        ValueError: for an unknown name, or size or supersample below 1.
+        ValueError: for an unknown name, or resolution or supersample below 1.
     """
     if name not in OBJECTS:
         raise ValueError(f"name: the toy world has no {name!r}; choose one of {', '.join(OBJECTS)}")
-    if size < 1 or supersample < 1:
-        raise ValueError(f"size, supersample: expected at least 1, got {size} and {supersample}")
-    side = size * supersample
+    if resolution < 1 or supersample < 1:
+        raise ValueError(f"resolution, supersample: expected at least 1, got {resolution} and {supersample}")
+    side = resolution * supersample
     at_once = max(1, RAYS_AT_ONCE // side**2)
 
-    def draw(start: int) -> Float[Tensor, "b 4 size size"]:
+    def draw(start: int) -> Float[Tensor, "b 4 resolution resolution"]:
         origins, directions = camera_rays(cameras[start : start + at_once], side, side)
         # one row per coordinate from here on: x, y and z are contiguous
         rays = origins.T.repeat_interleave(side**2, dim=1), directions.reshape(-1, 3).T.contiguous()
         layers = _radiance(name, *rays)
-        return layers.reshape(4, -1, size, supersample, size, supersample).mean((3, 5)).transpose(0, 1)
+        return layers.reshape(4, -1, resolution, supersample, resolution, supersample).mean((3, 5)).transpose(0, 1)
 
     # one thread for each batch of cameras, not several for each operation: thousands of short operations that wait for
     # all their threads take ten times as long when another process keeps one of the cores busy

@@ -46,7 +46,7 @@ def sheet(kind: str) -> None:
     """Contact sheet of all prompts: rows are objects, columns colours."""
     import torch
 
-    from psd_mini.viz import contact_sheet, save_png
+    from psd_mini.viz.pictures import contact_sheet, save_png
     from psd_mini.world.objects import COLOURS, OBJECTS
     from psd_mini.world.text import caption
 

@@ -6,6 +6,7 @@ both sides. All times are wall-clock milliseconds.
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import subprocess
@@ -17,15 +18,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from psd_mini.arguments import at_least
+from psd_mini._internal.arguments import at_least
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.distill import distill
 from psd_mini.fields import DENSITY_SCALE, VoxelField, make_field
 from psd_mini.methods import METHODS, make_method
-from psd_mini.priors.toy_world import ToyWorldPrior
+from psd_mini.world.prior import ToyWorldPrior
 from psd_mini.rendering import ball_interval, compositing_weights, render
 from psd_mini.rewards import make_reward
-from psd_mini.viz import gif, render_views, turntable_cameras
+from psd_mini.viz.pictures import gif, render_views, turntable_cameras
 
 PARTS = ("render", "prior", "backward")
 
@@ -189,3 +190,9 @@ def import_ratio(repeats: int) -> float:
 
     times = [(seconds("torch"), seconds("psd_mini")) for _ in range(repeats)]
     return statistics.median(mine for _, mine in times) / statistics.median(torchs for torchs, _ in times)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Where the time of a step goes.")
+    parser.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up (default: %(default)s)")
+    bench(parser.parse_args().steps)

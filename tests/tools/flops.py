@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from psd_mini.cameras import orbit
-from psd_mini.formulas import surrogate_loss
-from psd_mini.methods.context import Context, predict
+from psd_mini.sds import surrogate_loss
+from psd_mini.sds import Context, predict
 from psd_mini.negative import negative_loss
-from psd_mini.priors.stable_diffusion import StableDiffusionPrior
-from psd_mini.rewards import image_reward
-from psd_mini.rewards.image_reward import ImageRewardNetwork
+from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
+from psd_mini.pretrained import image_reward
+from psd_mini.pretrained.image_reward import ImageRewardNetwork
 
 TARGETS = {("stock", "SDS"): 3.9, ("lean", "SDS"): 1.9}  # TFLOP, at most
 
@@ -75,7 +75,7 @@ class MetaReward:
         tokens = torch.ones(len(images), image_reward.TOKENS, dtype=torch.long, device="meta")
         network = self.network
         with torch.device("meta"):
-            z = network.vision(image_reward.preprocess(images, network.size)).last_hidden_state
+            z = network.vision(image_reward.preprocess(images, network.resolution)).last_hidden_state
             # without masks, whose values transformers wants to see: the padding is computed all the same
             h = network.text(tokens, encoder_hidden_states=z, is_decoder=False)
             return network.head(h.last_hidden_state[:, 0])[:, 0]

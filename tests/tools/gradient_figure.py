@@ -21,9 +21,11 @@ from pathlib import Path
 
 import torch
 
-from psd_mini.methods import KINDS, SDS, Context, rank, reward_gradient
+from psd_mini.methods import KINDS, reward_gradient
+from psd_mini.sds import SDS, Context
+from psd_mini.psd import rank
 from psd_mini.methods.exact import BETA
-from psd_mini.priors.toy_world import ToyWorldPrior
+from psd_mini.world.prior import ToyWorldPrior
 from psd_mini.rewards import make_reward
 from psd_mini.world import text
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -23,8 +24,8 @@ import torch
 from psd_mini.distill import distill
 from psd_mini.fields import VoxelField
 from psd_mini.methods import make_method
-from psd_mini.priors.mixture import GaussianMixture
-from psd_mini.priors.toy_world import ToyWorldPrior
+from psd_mini.mixture import GaussianMixture
+from psd_mini.world.prior import ToyWorldPrior
 from psd_mini.schedule import scaled_linear_schedule
 
 SIZES = {
@@ -44,7 +45,7 @@ def step_milliseconds(
     run = distill(
         *(VoxelField(resolution), prior, make_method("sds"), "a mushroom"),
         steps=steps,
-        size=prior.views.size,
+        resolution=prior.views.resolution,
         n_samples=n_samples,
         cameras_per_step=cameras_per_step,
         progress=False,
@@ -118,3 +119,7 @@ def _draw(table: dict[str, list[tuple[int, float]]], path: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     canvas.figure.axes[0].set_ylabel("ms")
     canvas.figure.savefig(path)
+
+
+if __name__ == "__main__":
+    growth_of_cost(sys.argv[1])

@@ -186,7 +186,7 @@ def published_model(folder: Path, full: bool) -> nn.Module:
 
 def compare(folder: Path, full: bool = False) -> tuple[float, float, float]:
     """Largest |score difference|, largest |gradient difference|, and the largest gradient, for two pictures and prompts."""
-    from psd_mini.rewards.image_reward import MEAN, STD, ImageRewardNetwork, convert
+    from psd_mini.pretrained.image_reward import MEAN, STD, ImageRewardNetwork, convert
 
     theirs = published_model(folder, full)
     ours = ImageRewardNetwork() if full else ImageRewardNetwork(SMALL_VISION, SMALL_TEXT)

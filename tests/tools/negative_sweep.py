@@ -50,11 +50,11 @@ def work(job: dict) -> dict:
     import torch
 
     from psd_mini import generate, render_views
-    from psd_mini.compare import ground_truth
+    from psd_mini.pipelines.compare import ground_truth
     from psd_mini.methods import make_method
     from psd_mini.negative import NegativeEmbedding
     from psd_mini.rewards import make_reward
-    from psd_mini.text_to_3d import PREFERENCE_TIMES
+    from psd_mini.pipelines.generate import PREFERENCE_TIMES
     from psd_mini.world import text
     from psd_mini.world.metrics import judge_views
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from psd_mini.compare import DEFAULT_METHODS, compare, ground_truth
+from psd_mini.pipelines.compare import DEFAULT_METHODS, compare, ground_truth
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = ("a mushroom", "a car", "a house", "a chair", "a ball", "a rocket")

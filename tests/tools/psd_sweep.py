@@ -40,7 +40,7 @@ def work(job: dict) -> dict:
     import torch
 
     from psd_mini import PSD, generate, render_views
-    from psd_mini.compare import ground_truth
+    from psd_mini.pipelines.compare import ground_truth
     from psd_mini.methods import RewardGradient
     from psd_mini.rewards import make_reward
     from psd_mini.world.metrics import judge_views

@@ -27,7 +27,7 @@ import numpy as np
 from nbclient import NotebookClient
 from PIL import Image
 
-from psd_mini.viz import with_palette
+from psd_mini.viz.pictures import with_palette
 
 # The repository's address, in this one place: every badge and install cell is made from it. Put the owner's name here and run
 # `python tests/tools/run_notebooks.py --cells-only`.

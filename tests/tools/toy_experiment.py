@@ -38,7 +38,7 @@ def work(job: dict) -> dict:
     import torch
 
     from psd_mini import generate, render_views
-    from psd_mini.compare import ground_truth
+    from psd_mini.pipelines.compare import ground_truth
     from psd_mini.rewards import make_reward, score
     from psd_mini.world.metrics import judge_views
 
@@ -50,7 +50,7 @@ def work(job: dict) -> dict:
     options |= {"prior": "toy", "reward": "colorfulness", **dict(zip(names, map(float, changes[1::2]), strict=True))}
     result = generate(job["prompt"], method=method, seed=job["seed"], progress=False, **options)
     views = judge_views()
-    pictures = render_views(result.field, views.cameras, views.size)
+    pictures = render_views(result.field, views.cameras, views.resolution)
     PICTURES.mkdir(exist_ok=True)
     torch.save(pictures[::3].mul(255).round().byte(), picture_of(job))
     value = score(make_reward("colorfulness"), pictures, [job["prompt"]] * len(pictures)).mean().item()
@@ -73,7 +73,7 @@ def picture_of(job: dict) -> Path:
 def sheet(rows: list[list[dict]], labels: list[str], target: Path, title: str = "") -> None:
     import torch
 
-    from psd_mini.viz import contact_sheet, save_png
+    from psd_mini.viz.pictures import contact_sheet, save_png
 
     strips = []
     for row in rows:

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import avg_pool2d
 
-from psd_mini import toy
+from psd_mini.pretrained import learned as toy
 from psd_mini.cameras import orbit
-from psd_mini.priors.sampling import ddim_sample
-from psd_mini.priors.stable_diffusion import StableDiffusionPrior
-from psd_mini.toy.data import directions_of
-from psd_mini.viz import contact_sheet, save_png
+from psd_mini.pretrained.sampling import ddim_sample
+from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
+from learned.data import directions_of
+from psd_mini.viz.pictures import contact_sheet, save_png
 from psd_mini.world.metrics import squared_distances
 from psd_mini.world.objects import COLOURS, OBJECTS
 from psd_mini.world.pool import fresh_cameras, make_views, pool_cameras

@@ -26,12 +26,12 @@ import torch
 
 from psd_mini.checks.diagnosis import WEIGHTINGS
 from psd_mini.checks.negative_embedding import check_negative_embedding
-from psd_mini.checks.offline import offline_diffusers
+from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.preference import check_psd
 from psd_mini.checks.probe import describe
 from psd_mini.checks.report import Report, in_capitals
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
-from psd_mini.checks.submission import Unreadable
+from psd_mini.checks.grading.submission import Unreadable
 from psd_mini.checks.world_checks import check_renderer, check_schedule
 
 KINDS: dict[str, Callable[..., Report]] = {

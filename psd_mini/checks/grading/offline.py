@@ -17,7 +17,7 @@ from itertools import product
 from types import ModuleType
 from typing import Any
 
-from psd_mini.checks.stand_ins import VAE, Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet
+from psd_mini.checks.grading.stand_ins import VAE, Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet
 
 LIBRARIES = ("diffusers", "transformers")
 STAND_INS: dict[str, Any] = {

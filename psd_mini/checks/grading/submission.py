@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psd_mini.checks.offline import offline_diffusers
-from psd_mini.checks.stand_ins import Pipeline, UNet
+from psd_mini.checks.grading.offline import offline_diffusers
+from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.world import T
 
 # methods that hold the gradient in classes of courses and public code

@@ -7,8 +7,6 @@ says less, and what the null prompt means, which classifier-free guidance subtra
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -32,7 +30,7 @@ def view_layers(n_cameras: int, size: int) -> tuple[Cameras, Float[Tensor, "o p 
 
 def directions_of(cameras: Cameras) -> Int[Tensor, " p"]:
     """Index into `DIRECTIONS` of each camera: the nearest."""
-    return torch.round(cameras.azimuth / (math.pi / 4)).long() % len(DIRECTIONS)
+    return cameras.side(len(DIRECTIONS))
 
 
 def draw_items(n: int, shape: tuple[int, int, int], generator: torch.Generator) -> Int[Tensor, "3 n"]:

@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from psd_mini.checkpoint import read_checkpoint, write_checkpoint
-from psd_mini.files import write_atomically
+from psd_mini._internal.runs import read_checkpoint, write_checkpoint
+from psd_mini._internal.files import write_atomically
 from psd_mini.schedule import NoiseSchedule, scaled_linear_schedule
-from psd_mini.toy import data, parts
+from learned import data, parts
 from psd_mini.world.text import FILLERS, SYNONYMS, VOCABULARY
 
 N_CAMERAS = 256
