@@ -135,9 +135,10 @@ def one_step(number: int, job: Job) -> Step:
         cameras = prior.draw_cameras(options.cameras_per_step, generator)
         look = {"n_samples": options.n_samples, "background": options.background}
         rendering = render(job.field, cameras, options.resolution, generator=generator, **look)
+        parameters = dict(job.field.named_parameters(prefix="field"))
+        check_finite({**parameters, "the render": rendering.rgb})
         x = prior.encode(rendering.rgb)
-    parameters = dict(job.field.named_parameters(prefix="field"))
-    check_finite({**parameters, "the render": x})
+    check_finite({"the encoded render": x})
     job.keep()  # the last good state, before its update, which may overflow
     job.cost.renders += len(cameras)
 
@@ -158,6 +159,7 @@ def one_step(number: int, job: Job) -> Step:
         moved = job.negative.step(progress, x.detach(), context, generator)
         context.embeddings = torch.stack((job.embeddings[0], job.negative.embedding.detach()))
     gradient, metrics = answer(method, x.detach(), t, eps, context)
+    check_finite({"the method's gradient": gradient})
 
     with job.cost.timed("backward"):
         # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
@@ -169,8 +171,7 @@ def one_step(number: int, job: Job) -> Step:
         loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in parameters.items()}
     # Adam divides by the root of squares: infinite ones would stop the field without a word
-    seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
-    check_finite({"the method's gradient": gradient, **seen_by_adam})
+    check_finite({"the loss (half the squared gradient)": loss, **gradients})
     # field <- Adam(field, dL/dfield)
     job.optimizer.step()
     return Step(number, cameras, rendering, x, t, eps, context, gradient, metrics, moved, loss)

@@ -167,17 +167,6 @@ def rank(
 
 
 @validated
-def preference_pull(
-    h_1: Float[Tensor, "b *event"],
-    h_2: Float[Tensor, "b *event"],
-    omega_b: Float[Tensor, " b"],
-    lambda_t: Float[Tensor, "b *ones"] | float,
-) -> Float[Tensor, "b *event"]:
-    """The preference term of PSD: lambda(t) omega(R_1 - R_2) (h_1 - h_2). Arguments: `psd_gradient`."""
-    return lambda_t * omega_b.reshape(-1, *[1] * (h_1.ndim - 1)) * (h_1 - h_2)
-
-
-@validated
 def psd_gradient(
     base: Float[Tensor, "b *event"],
     h_1: Float[Tensor, "b *event"],
@@ -202,7 +191,8 @@ def psd_gradient(
 
     Source: reconstruction of arXiv 2603.01594; the derivation is the module's docstring.
     """
-    return weight_t * (base + preference_pull(h_1, h_2, omega_b, lambda_t))
+    omega_b = omega_b.reshape(-1, *[1] * (h_1.ndim - 1))
+    return weight_t * (base + lambda_t * omega_b * (h_1 - h_2))
 
 
 @validated
@@ -259,8 +249,9 @@ class PSD(Method):
             base = torch.where(first_wins, ranked.base[0], ranked.base[1])
         schedule = context.prior.schedule
         lambda_t = self.strength(schedule.alpha_sigma(t, x)[1])
-        # G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) }, as `psd_gradient`
-        pull = preference_pull(h_1, h_2, omega(gap, self.omega, self._temperature(gap)), lambda_t)
+        # G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) }
+        omega_b = omega(gap, self.omega, self._temperature(gap)).view(-1, *[1] * (x.ndim - 1))
+        pull = lambda_t * omega_b * (h_1 - h_2)
         gradient = schedule.weight(t, self.base.weighting, x) * (base + pull)
         return gradient, {
             "gradient_rms": gradient.square().mean().sqrt().item(),

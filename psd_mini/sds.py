@@ -212,7 +212,8 @@ class Prior:
 
     def tilted(self, reward: Callable | None, beta: float, prompt: str = "") -> Any:
         """The optimum of reward minus beta KL, which only an exact prior knows."""
-        raise ValueError("method: exact needs the toy world's prior; a learned prior has no `tilted`")
+        message = "exact needs a prior with `tilted`, such as the toy world's"
+        raise ValueError(f"method: {message}; a learned prior has none")
 
     @staticmethod
     def of(prior: Any) -> Any:

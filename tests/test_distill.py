@@ -273,7 +273,7 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
     with pytest.raises(ValueError, match=r"made with torch = '1.0', this run has '\d"):
         run(prior, checkpoint=path, resume=True)
     torch.save({**state, "format": "psd-mini checkpoint 0"}, path)
-    with pytest.raises(ValueError, match="is not a 'psd-mini checkpoint 1'"):
+    with pytest.raises(ValueError, match="is not a 'psd-mini checkpoint 2'"):
         run(prior, checkpoint=path, resume=True)
 
 

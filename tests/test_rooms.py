@@ -11,7 +11,7 @@ CHAPTERS = (
 )
 ROOMS = ("_internal", *CHAPTERS, "world", "methods", "pretrained", "viz", "pipelines", "checks")
 # registers of names import what they name when it is asked for
-REGISTERS = {"rewards.py": {"world", "pretrained"}}
+REGISTERS = {"rewards.py": {"world", "pretrained"}, "pipelines/cli.py": {"checks"}}
 PACKAGE = Path(psd_mini.__file__).parent
 
 

@@ -49,8 +49,6 @@ class Exact(Method):
         prompt = context.prompts[0] if context.prompts else ""
         key = id(context.prior), id(context.reward), prompt
         if key not in self._tilted:
-            if not hasattr(context.prior, "tilted"):
-                raise ValueError("method: exact needs a prior with `tilted`, such as the toy world's; a learned prior has none")
             self._tilted = {key: context.prior.tilted(context.reward, self.beta, prompt)}
         tilted = replace(context, prior=self._tilted[key])
         result = self.base(x, t, eps, tilted)

@@ -73,16 +73,18 @@ class WorldViews:
         Raises:
             ValueError: a camera that is not one of these; the exact prior knows the world only from its own cameras.
         """
-        index, own = cameras.index, self.cameras
-        if abs(cameras.fov - own.fov) > 1e-6:
+        if abs(cameras.fov - self.cameras.fov) > 1e-6:
             raise ValueError(
-                f"cameras: their fov is {cameras.fov:g} radians, that of the world's pool {own.fov:g}; use the same"
+                f"cameras: their fov is {cameras.fov:g} radians, that of the world's pool {self.cameras.fov:g}; use the same"
             )
-        inside = index is not None and bool((index < len(own)).all())
-        if index is None or not inside or not torch.equal(own[index].positions(), cameras.positions()):
+        here, pool, index = cameras.positions().cpu(), self.cameras.positions(), cameras.index
+        if index is None:  # made by hand: look for them
+            index = torch.cdist(here.double(), pool.double()).argmin(dim=1)
+        distance = (here - pool[index.clamp(max=len(pool) - 1)]).norm(dim=-1)
+        if (distance > 1e-4).any():
             raise ValueError(
-                f"cameras: expected some of the {len(own)} cameras of the world's pool; draw cameras with prior.draw_cameras, "
-                "or make views of your own with make_views(cameras, resolution) and pick from their cameras"
+                f"cameras: camera {int(distance.argmax())} is not one of the {len(pool)} cameras of the world's pool; "
+                "draw cameras with prior.draw_cameras, or make views of your own with make_views(cameras, resolution)"
             )
         return index
 

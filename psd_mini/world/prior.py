@@ -125,14 +125,13 @@ class ToyWorldPrior(Prior):
         log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
         return ToyWorldPrior(conditioning=self.conditioning, views=self.views, log_prior=log_prior, schedule=self.schedule)
 
-    def _mixture(self, embeddings: Tensor, cameras: Cameras | None, n: int) -> tuple[Tensor, Tensor]:
+    def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, Tensor]:
         """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of n cameras sees."""
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.keys.shape[1] or not embeddings.isfinite().all():
+        if embeddings.shape[1] != self.keys.shape[1]:
             expected = f"finite numbers (E, {self.keys.shape[1]}), as `embed` gives them"
             raise ArgumentError(f"embeddings: expected {expected}, got {in_words(embeddings)}")
-        if cameras is None or len(cameras) != n:
-            came = "none" if cameras is None else len(cameras)
-            raise ArgumentError(f"cameras: expected {n} of the pool, one per picture, got {came}")
+        if len(cameras) != n:
+            raise ArgumentError(f"cameras: expected {n} of the pool, one per picture, got {len(cameras)}")
         index = self.views.index_of(cameras)
         if self.conditioning == "camera":
             means = self.views.pictures(index).to(embeddings).flatten(2).mul_(2).sub_(1)
