@@ -164,8 +164,8 @@ def distill(
         ValueError: a value out of range, or a checkpoint that does not fit, named.
         KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished and a checkpoint written first.
         NonFiniteError: NaN or infinity; names the first tensor that had it among the field, the render, the prior's noise
-            prediction, the negative embedding's gradient, the method's, the loss's; the field is back in its last good
-            state and the last checkpoint is untouched.
+            prediction, the negative embedding's gradient, the method's, the loss's; the last checkpoint is untouched and
+            the field is back in its last good state: the start of the last step that found it finite, and its render.
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
     settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "background": repr(background)}
@@ -217,7 +217,8 @@ def distill(
             except OSError as error:  # a full disk must not cost the run; the older checkpoint is still there
                 warnings.warn(f"checkpoint of step {run.steps} not written, the run goes on: {error}", stacklevel=3)
 
-    check_finite(dict(radiance_field.named_parameters(prefix="field")))
+    parameters = dict(radiance_field.named_parameters(prefix="field"))
+    check_finite(parameters)
     last_good = _copy(radiance_field)
     between_steps = True
     bar = _progress_bar(steps, run.steps, prompt, progress)
@@ -232,7 +233,8 @@ def distill(
                             radiance_field, cameras, size, n_samples=n_samples, background=background, generator=generator
                         )
                         x = prior.encode(rendering.rgb)
-                    check_finite({"the render": x})
+                    check_finite({**parameters, "the render": x})
+                    last_good = _copy(radiance_field)  # before its update, which may overflow
                     run.cost.renders += len(cameras)
 
                     # t ~ U{t_min .. t_max}, both moving over the run
@@ -255,11 +257,10 @@ def distill(
                             loss = loss + entropy_weight * x[0].numel() * opacity_entropy(rendering.opacity)
                         optimizer.zero_grad(set_to_none=True)
                         loss.backward()
-                    gradients = {f"gradient of field.{name}": p.grad for name, p in radiance_field.named_parameters()}
+                    gradients = {f"gradient of {name}": parameter.grad for name, parameter in parameters.items()}
                     # Adam divides by the root of squares: infinite ones would stop the field without a word
                     seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
                     check_finite({"the method's gradient": gradient, **seen_by_adam})
-                    last_good = _copy(radiance_field)
                     optimizer.step()
 
                 run.steps = step + 1
@@ -270,7 +271,7 @@ def distill(
                     callback({name: value for name, value in locals().items() if name in seen} | stateful)
                 bar.update(1)
                 if run.steps % checkpoint_every == 0 or run.steps == steps:
-                    check_finite(dict(radiance_field.named_parameters(prefix="field")))
+                    check_finite(parameters)
                     save()
                 if interrupted and run.steps < steps:
                     raise KeyboardInterrupt
