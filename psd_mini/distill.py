@@ -5,7 +5,7 @@
         x = encode(render(field, camera))
         G = method(x, t, eps)                        a direction in x, same shape
         L = (1/B) 0.5 ||x - stopgrad(x - G)||^2      + entropy_weight * C h w * H(opacity)       x is (B, C, h, w)
-        field <- Adam(field, dL/dfield)
+        field <- Adam(field, dL/dfield)                                                      betas 0.9 and 0.99
 
 One torch.Generator makes every random choice, and it is part of the checkpoint: a run that was killed and resumed ends in
 the same bits as one that was not.
