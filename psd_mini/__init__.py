@@ -1,8 +1,9 @@
 """psd_mini: score distillation with human preference, in modules that read like textbook pages.
 
 The ladder of rooms, each importing only from those above it: arguments, files, checkpoint, failures, precision, schedule,
-cameras, fields, rendering, world, formulas, rewards, toy, priors, methods, negative, distill, viz, mesh, viewer, text_to_3d,
-compare, bench, growth, checks, cli. The names below are what a notebook needs; those of `psd_mini.checks` load when first used.
+cameras, fields, rendering, world, formulas, rewards, toy, priors, methods, negative, distill, viz, oracle, mesh, viewer,
+folders, text_to_3d, compare, bench, growth, checks, cli. The names below are what a notebook needs; those of
+`psd_mini.checks` load when first used.
 """
 
 from importlib import import_module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import re
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +45,12 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--steps", type=int, help="optimiser steps (default: 120 in the toy world, 5000 for large models)")
     make.add_argument("--seed", type=int, default=0, help="one seed, one result (default: %(default)s)")
     make.add_argument("--resolution", type=int, help="pixels per side while training, 32 or 64 by prior (results are 64)")
-    make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")
+    make.add_argument(
+        "--out",
+        help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>, with every other setting that you give)",
+    )
     make.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    make.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     make.set_defaults(run=run_generate)
 
     table = commands.add_parser(
@@ -64,10 +68,11 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--resolution", type=int, default=32, help="pixels per side (default: %(default)s)")
     table.add_argument(
         "--out",
-        default="psd_mini_out/compare",
-        help="folder for compare.md, compare.json and compare.png (default: %(default)s)",
+        help="folder for compare.md, compare.json and compare.png (default: psd_mini_out/compare-<prompt>, with every other "
+        "setting that you give)",
     )
     table.add_argument("--resume", action="store_true", help="keep the runs that are finished in the output folder")
+    table.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds runs")
     table.set_defaults(run=run_compare)
 
     bench = commands.add_parser("bench", help="show where the time of a step goes")
@@ -94,11 +99,14 @@ def parser() -> argparse.ArgumentParser:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Run `generate`, and say what came out and where it is."""
+    from psd_mini.folders import folder_name
     from psd_mini.text_to_3d import generate
 
-    slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")
-    out = args.out or f"psd_mini_out/{slug}-{args.method}-{args.field}-{args.seed}"
     settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "prompt", "out")}
+    usual = {name: parameter.default for name, parameter in inspect.signature(generate).parameters.items()}
+    elsewhere = ("method", "field", "seed", "resume", "overwrite")  # in the name anyway, or nothing to do with the result
+    others = {k: v for k, v in settings.items() if k not in elsewhere and v != usual[k]}
+    out = args.out or f"psd_mini_out/{folder_name([args.prompt, args.method, args.field], others, [args.seed])}"
     try:
         result = generate(args.prompt, out=out, **settings)
     except KeyboardInterrupt:
@@ -114,8 +122,7 @@ def run_compare(args: argparse.Namespace) -> None:
     from psd_mini.compare import compare
 
     settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "methods")}
-    records = compare(methods=args.methods.split(","), **settings)
-    print(f"{len(records)} runs; table and pictures are in {args.out}")
+    compare(methods=args.methods.split(","), **settings)
 
 
 def run_bench(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ reward above the best true object, a true_view_distance above the oracle's, noth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -29,10 +30,11 @@ from torch import Tensor
 from psd_mini.arguments import at_least, validated
 from psd_mini.checkpoint import identity
 from psd_mini.files import write_atomically
+from psd_mini.folders import REPLACE, different, folder_name, writable_folder
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
 from psd_mini.rewards import make_reward, score
-from psd_mini.text_to_3d import PREFERENCE_TIMES, generate, writable_folder
+from psd_mini.text_to_3d import PREFERENCE_TIMES, generate
 from psd_mini.viz import contact_sheet, render_views, save_png
 from psd_mini.world import text
 from psd_mini.world.metrics import judge_views
@@ -45,7 +47,8 @@ COLUMNS = (
 )
 
 
-_OWN: dict[str, Any] = {}  # methods and the reward that `compare` was given as objects; forked processes inherit it
+# methods and the reward that `compare` was given as objects, while it runs: forked processes inherit them
+_OWN: dict[str, Any] = {}
 
 
 def ground_truth(prompt: str, reward: str | Callable, beta: float = BETA) -> dict[str, float]:
@@ -100,8 +103,9 @@ def compare(
     seeds: int = 3,
     steps: int = 120,
     resolution: int = 32,
-    out: str | Path = "psd_mini_out/compare",
+    out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Run every method with every seed, one single-threaded process per core, and write compare.md, .json and .png.
 
@@ -111,16 +115,20 @@ def compare(
             your own come as a dictionary, {"psd": "psd", "mine": MyMethod()}, whose keys name the rows.
         reward: "colorfulness", "color:NAME" or a function of your own.
         seeds: how many, from 0. steps, resolution: as for `generate`.
-        out: the folder.
-        resume: keep finished runs that are there (records.jsonl) instead of starting anew; they are known by the names of
-            method and reward, so give a method that you changed another name.
+        out: the folder; None is psd_mini_out/compare- with the prompt and each setting that is not the default (but methods and
+            seeds, which can be added later).
+        resume: keep finished runs that are there (records.jsonl) and add what is missing. Methods and rewards of your own
+            are known again by their names and code. The table holds the rows that were asked for last.
+        overwrite: start anew in a folder that holds runs.
 
     Returns:
         The records of compare.json, one per method and seed.
 
     Raises:
-        ValueError: an unknown method, prompt or reward, or no seed, before anything is run.
+        ValueError: an unknown method, prompt or reward, no seed, or a folder with other runs, before anything is run.
     """
+    if resume and overwrite:
+        raise ValueError("resume, overwrite: one keeps the runs in the folder, the other replaces them; choose one")
     own = dict(methods) if isinstance(methods, Mapping) else {}
     for name in methods:
         if name not in own and name.removesuffix("+neg") not in METHODS:
@@ -128,47 +136,91 @@ def compare(
     at_least("seeds", seeds, 1)
     at_least("steps", steps, 1)
     at_least("resolution", resolution, 8)
-    truth, folder = ground_truth(prompt, reward), Path(out)
+    name_of_reward = reward if isinstance(reward, str) else identity(reward)
+    settings = {"prompt": prompt, "reward": name_of_reward, "steps": steps, "resolution": resolution}
+    usual = {"reward": "colorfulness", "steps": 120, "resolution": 32}
+    others = {name: settings[name] for name in usual if settings[name] != usual[name]}
+    folder = Path(out or f"psd_mini_out/{folder_name(['compare', prompt], others)}")
+    past = _past_runs(folder, settings, resume, overwrite)
+    truth = ground_truth(prompt, reward)
     writable_folder(folder)
-    _OWN.clear()
-    _OWN.update({f"method {name}": method for name, method in own.items()})
-    if not isinstance(reward, str):
-        _OWN["reward"], reward = reward, identity(reward)
     methods = [*dict.fromkeys([*methods, "exact"])]
-    settings = {"prompt": prompt, "reward": reward, "steps": steps, "resolution": resolution}
-    jobs = [{**settings, "method": name, "seed": seed} for seed in range(seeds) for name in methods]
+    # a method that is given as an object is known again by its name and its code
+    code = {name: {"identity": identity(method)} for name, method in own.items() if not isinstance(method, str)}
+    jobs = [{**settings, "method": name, "seed": seed, **code.get(name, {})} for seed in range(seeds) for name in methods]
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    log = folder / "records.jsonl"
-    if not resume:
-        log.unlink(missing_ok=True)
-    past = map(json.loads, log.read_text().splitlines() if log.exists() else [])
+    if overwrite:
+        (folder / "records.jsonl").unlink(missing_ok=True)
     done = {_key(r): r for r in past if _pictures_of(r, folder).exists()}
-    waiting = [job for job in jobs if _key(job) not in done]
+    objects = {f"method {name}": method for name, method in own.items()}
+    done |= _run_all(
+        [job for job in jobs if _key(job) not in done],
+        folder,
+        objects | ({} if name_of_reward is reward else {"reward": reward}),
+    )
+    return _write_tables(jobs, done, truth, folder)
+
+
+def _past_runs(folder: Path, settings: dict[str, Any], resume: bool, overwrite: bool) -> list[dict[str, Any]]:
+    """The finished runs in a folder; refused where they would be lost, or are of another comparison."""
+    log, past = folder / "records.jsonl", []
+    if overwrite:
+        return []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        with contextlib.suppress(ValueError):  # half a line, of a process that was killed
+            past.append(json.loads(line))
+    for record in past:
+        if difference := different({**record, "reward": record.get("reward_name", record["reward"])}, settings):
+            raise ValueError(f"out: {folder} holds another comparison, with {difference}; {REPLACE}")
+    if not resume and (past or (folder / "compare.json").exists()):
+        raise ValueError(f"out: {folder} holds {len(past)} finished runs; go on with them by resume=True (--resume), {REPLACE}")
+    return past
+
+
+def _run_all(waiting: list[dict[str, Any]], folder: Path, objects: dict[str, Any]) -> dict[tuple, dict[str, Any]]:
+    """Run jobs in processes of their own; their records, which are also added to records.jsonl one by one."""
+    done = {}
+    _OWN.update(objects)
     # what is given as an object cannot be sent to another process, but a fork has it already
     context = multiprocessing.get_context("fork") if _OWN else None
     pool = ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,))
-    with pool, log.open("a") as file:
-        futures = [pool.submit(run_one, job, str(folder)) for job in waiting]
-        for count, future in enumerate(as_completed(futures), 1):
-            record = future.result()
-            done[_key(record)] = record
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            print(f"[{count}/{len(waiting)}] {record['method']} seed {record['seed']}: {record['recognised']}", flush=True)
+    try:
+        with pool, (folder / "records.jsonl").open("a+") as file:
+            file.seek(0)
+            if file.read()[-1:] not in ("", "\n"):
+                file.write("\n")  # after half a line, of a process that was killed
+            futures = [pool.submit(run_one, job, str(folder)) for job in waiting]
+            for count, future in enumerate(as_completed(futures), 1):
+                record = future.result()
+                done[_key(record)] = record
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                print(f"[{count}/{len(waiting)}] {record['method']} seed {record['seed']}: {record['recognised']}", flush=True)
+    finally:
+        _OWN.clear()  # or the next call of `run_one` would take them for its own
+    return done
 
+
+def _write_tables(
+    jobs: list[dict[str, Any]], done: dict[tuple, dict[str, Any]], truth: dict[str, float], folder: Path
+) -> list[dict[str, Any]]:
+    """compare.json, .md and .png of these jobs; the records."""
+    prompt, reward, methods = jobs[0]["prompt"], jobs[0]["reward"], [*dict.fromkeys(job["method"] for job in jobs)]
     records = []
     for job in jobs:
-        raw = done[_key(job)]
+        raw = dict(done[_key(job)])
         value = raw.pop("score") if "score" in raw else raw["reward"]
-        optimum = _load(_pictures_of({**job, "method": "exact"}, folder))
+        optimum = _load(
+            _pictures_of(next(one for one in jobs if (one["method"], one["seed"]) == ("exact", job["seed"])), folder)
+        )
         distance = (_load(_pictures_of(job, folder)) - optimum).square().mean().sqrt().item()
         gain = (value - truth["r_prior"]) / (truth["r_opt"] - truth["r_prior"]) if truth["r_opt"] > truth["r_prior"] else 0.0
         records.append({**raw, "reward_name": reward, "reward": value, "gain": gain, "distance_to_optimum": distance})
     write_atomically(folder / "compare.json", json.dumps(records, indent=1).encode())
     write_atomically(folder / "compare.md", table(records, truth).encode())
-    rows = [_load(_pictures_of({**jobs[0], "method": name}, folder))[::3] for name in methods]
+    rows = [_load(_pictures_of(job, folder))[::3] for job in jobs[: len(methods)]]  # of seed 0
     save_png(contact_sheet(rows, methods, title=f"{prompt}, reward {reward}, seed 0"), folder / "compare.png")
-    print(table(records, truth))
+    print(table(records, truth) + f"\ntable, records and pictures are in {folder}")
     return records
 
 
@@ -194,11 +246,12 @@ def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
 
 def _key(record: dict[str, Any]) -> tuple:
     names = ("prompt", "method", "seed", "steps", "resolution")
-    return (*(record[name] for name in names), record.get("reward_name", record["reward"]))
+    own = (record["identity"],) if "identity" in record else ()
+    return (*(record[name] for name in names), record.get("reward_name", record["reward"]), *own)
 
 
 def _pictures_of(job: dict[str, Any], folder: Path) -> Path:
-    # the digest keeps runs of another prompt or reward in the same folder apart
+    # the digest keeps runs of another method of the same name in the same folder apart
     digest = hashlib.sha256(repr(_key(job)).encode()).hexdigest()[:8]
     return folder / "pictures" / f"{job['method']}-{job['seed']}-{digest}.pt"
 

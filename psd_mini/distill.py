@@ -13,6 +13,7 @@ the same bits as one that was not.
 
 from __future__ import annotations
 
+import inspect
 import signal
 import warnings
 from collections.abc import Callable
@@ -49,10 +50,23 @@ class Run:
 
 
 # the arguments of `distill` that decide a run's outcome: a checkpoint keeps them, and a resumed run must have the same
-SETTINGS = {
+SETTINGS = (
     *("prompt", "negative_prompt", "steps", "cameras_per_step", "size", "n_samples", "t_min", "t_max", "lr_scale"),
     *("entropy_weight", "seed"),
-}
+)
+
+
+def settings_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What decides the outcome of `distill` besides its objects: these arguments (or their defaults), threads and torch."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
+    used = {**defaults, **given}
+    settings = {name: used[name] for name in SETTINGS}
+    return {
+        **settings,
+        "background": identity(used["background"]),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
 
 
 def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
@@ -126,6 +140,7 @@ def distill(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
+    overwrite: bool = False,
     config: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -154,6 +169,7 @@ def distill(
         checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A write that fails
             (a full disk) warns, keeps the older file and goes on.
         resume: go on from that file.
+        overwrite: replace that file, if it is there; else it is refused.
         config: what else identifies the run (prompt, method, ...); must be equal on resume.
         progress: show a progress bar.
 
@@ -167,8 +183,7 @@ def distill(
             prediction, the negative embedding's gradient, the method's, the loss's; the last checkpoint is untouched and
             the field is back in its last good state: the start of the last step that found it finite, and its render.
     """
-    settings = {name: value for name, value in locals().items() if name in SETTINGS}
-    settings |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "background": repr(background)}
+    settings = settings_of(locals())
     objects = {"method": method, "prior": prior, "reward": reward, "negative": negative}
     settings |= {name: identity(thing) for name, thing in objects.items()}
     settings |= {"field": f"{type(radiance_field).__name__} {getattr(radiance_field, 'settings', '')}", **(config or {})}
@@ -182,6 +197,8 @@ def distill(
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         raise ValueError(f"checkpoint: expected a file in a folder that exists, got {str(path)!r}")
+    if path is not None and path.exists() and not (resume or overwrite):
+        raise ValueError(f"checkpoint: {path} holds a run; go on with it by resume=True, or replace it by overwrite=True")
     # a text prior words the prompt for each view, but not what guidance pushes away from
     embeddings = torch.cat((getattr(prior, "embed_views", prior.embed)([prompt]), embed_negative(prior, negative_prompt)))
     generator = torch.Generator().manual_seed(seed)

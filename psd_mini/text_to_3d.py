@@ -21,24 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psd_mini import fields, rendering, viz, world
+from psd_mini import fields, folders, viz, world
 from psd_mini import mesh as mesh_module
 from psd_mini.arguments import check_options, validated
 from psd_mini.checkpoint import identity
-from psd_mini.distill import distill
+from psd_mini.distill import distill, settings_of
 from psd_mini.failures import memory_error_in_one_line
 from psd_mini.files import write_atomically
-from psd_mini.methods import BASES, PREFERENCE_METHODS, Regression, make_method
+from psd_mini.methods import BASES, PREFERENCE_METHODS, make_method
 from psd_mini.negative import NegativeEmbedding
+from psd_mini.oracle import ORACLE_STEPS, oracle_distance
+from psd_mini.precision import choose_device, choose_dtype
 from psd_mini.priors import embed_negative, make_prior
-from psd_mini.priors.toy_world import ToyWorldPrior
 from psd_mini.rewards import make_reward
 from psd_mini.world.metrics import Judgement, judge, judge_views
-from psd_mini.world.pool import cache_folder
 from psd_mini.world.text import words
 
 JUDGED = ("exact", "toy")  # priors of the toy world, whose results have a truth to be compared with
-ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
 # Where a preference can act: x_t leaves open which of two pictures it holds only while alpha_t^2 ||mu_1 - mu_2||^2 / sigma_t^2
 # is of order 1. With 3,072 numbers a picture that ratio, between a grey object and its other colours, is 0.6 to 4.3 for t
 # from 1 to 0.9 and already 48 to 113 at t = 0.5. So runs with a preference begin up there and come down; with t from 0.02
@@ -121,6 +120,7 @@ def generate(
     dtype: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     callback: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
@@ -148,8 +148,10 @@ def generate(
         resolution: pixels per side of the training renders, default 32, for learned priors 64 (they enlarge them to their
             own size). Results are always rendered at 64 x 64, and judged where the prior is of the toy world.
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the default is what there is.
-        out: folder for results and checkpoints; None keeps everything in memory.
+        out: folder for results and checkpoints; None keeps everything in memory. A folder that holds another run, or this one
+            unfinished, is refused. One that holds exactly this run, finished, gives its results back; nothing is computed.
         resume: continue the run in `out`.
+        overwrite: replace what is in `out`, once the first step is done.
         progress, callback, options: for `distill`, which documents them. Runs with a reward, but for sds, sds2 and csd, have
             `PREFERENCE_TIMES` as their range of timesteps.
 
@@ -171,34 +173,50 @@ def generate(
     steps = (120 if prior in JUDGED else 5000) if steps is None else steps
     g = GUIDANCE_SCALES.get(prior, 7.5) if guidance_scale is None else float(guidance_scale)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
-    the_reward = None if reward is None else make_reward(reward, device)
-    folder = writable_folder(out)
-    if resume and folder is None:
+    if resume and out is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
-
+    if resume and overwrite:
+        raise ValueError("resume, overwrite: one goes on with what is in the folder, the other replaces it; choose one")
     the_field = fields.make_field(field, torch.Generator().manual_seed(seed))
     resolution = (32 if prior == "exact" else 64) if resolution is None else resolution
-    the_prior = make_prior(prior, resolution, conditioning, device, dtype)
-    the_negative = negative if isinstance(negative, NegativeEmbedding) else None
-    if negative is True:
-        the_negative = make_negative(the_prior, negative_prompt, g)
-    config = {
-        "prompt": prompt,
+    config = settings_of(
+        {**options, "prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "size": resolution, "seed": seed}
+    ) | {
         "method": identity(the_method),
         "field": {"kind": field, **the_field.settings},  # type: ignore[dict-item]
         "prior": prior,
         "conditioning": conditioning,
         "guidance_scale": g,
-        "negative_prompt": negative_prompt,
-        "negative": repr(the_negative),
+        "negative": negative if isinstance(negative, bool) else identity(negative),
         "reward": reward if isinstance(reward, str | None) else identity(reward),
-        "steps": steps,
-        "seed": seed,
         "resolution": resolution,
     }
     if prior != "exact":
+        config["device"] = str(choose_device(device))
+        config["dtype"] = str(choose_dtype(choose_device(device), dtype))
+    # before a network is loaded or a picture drawn: whether the folder is free
+    if out is not None and (state := folders.look(Path(out), config, resume, overwrite)):
+        named = isinstance(method, str) and isinstance(reward, str | None) and isinstance(negative, bool) and callback is None
+        return _as_it_stands(Path(out), state, named)
+    the_reward = None if reward is None else make_reward(reward, device)
+    folder = folders.writable_folder(out)
+    the_prior = make_prior(prior, resolution, conditioning, device, dtype)
+    the_negative = negative if isinstance(negative, NegativeEmbedding) else None
+    if negative is True:
+        the_negative = make_negative(the_prior, negative_prompt, g)
+    if prior != "exact":
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
+    begun = resume
+
+    def after_step(info: dict[str, Any]) -> None:
+        nonlocal begun
+        if folder is not None and not begun:
+            folders.claim(folder, config, overwrite)
+        begun = True
+        if callback is not None:
+            callback(info)
+
     try:
         run = distill(
             the_field,
@@ -211,15 +229,18 @@ def generate(
             reward=the_reward,
             negative=the_negative,
             seed=seed,
-            callback=callback,
+            callback=after_step,
             checkpoint=folder and folder / "checkpoint.pt",
             resume=resume,
+            overwrite=True,  # the folder was looked at; an equal run beside this one writes the same bits
             config=config,
             progress=progress,
             **options,
         )
     except KeyboardInterrupt:
-        if folder is not None:  # how far it came can be looked at; `resume` goes on from there
+        if folder is not None and (begun or not overwrite):  # how far it came can be looked at; `resume` goes on from there
+            if not begun:
+                folders.claim(folder, config)
             frames = viz.render_views(the_field.cpu(), viz.turntable_cameras(8), 64)
             viz.save_png(viz.contact_sheet(frames, title=f"{prompt}, interrupted"), folder / "views.png")
         raise
@@ -263,36 +284,6 @@ def caption_of(judgement: Judgement) -> str:
     return world.text.caption(*judgement.recognised)
 
 
-def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32, steps: int = ORACLE_STEPS) -> float:
-    """What a field of this kind can express: its `true_view_distance` after regression to the true views.
-
-    The field starts as for distillation and sees the same cameras with the same optimiser, but is pulled to the true
-    pictures of `target` = (object, colour) (see `methods.regression`), for as many steps as the run that it is compared
-    with, at most `ORACLE_STEPS`. The number is kept in the cache folder.
-    """
-    prior = ToyWorldPrior(resolution)
-    the_field = fields.make_field(field)
-    digest = hashlib.sha256(repr((field, the_field.settings, target, resolution, steps)).encode())
-    for module in (fields, rendering, world.objects, world.views, world.pool):
-        digest.update(Path(module.__file__ or "").read_bytes())
-    path = cache_folder() / f"oracle-{digest.hexdigest()[:16]}.json"
-    try:
-        return float(json.loads(path.read_text())["distance"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or damaged: fit it
-    caption = world.text.caption(*target)
-    distill(the_field, prior, Regression(target), caption, steps=steps, size=resolution, progress=False)
-    distance = judge(viz.render_views(the_field, judge_views().cameras, judge_views().size)).distances[
-        world.text.components().index(target)
-    ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"distance": float(distance), "target": target, "field": field}).encode())
-    except OSError:
-        pass  # the views have warned already
-    return float(distance)
-
-
 def save(result: Generation, folder: Path) -> None:
     """Write turntable.gif, views.png, curves.png, mesh.glb and field.safetensors into a folder."""
     result.turntable(folder / "turntable.gif")
@@ -305,16 +296,41 @@ def save(result: Generation, folder: Path) -> None:
         print(f"no mesh: {error}")
 
 
+def _as_it_stands(folder: Path, state: dict[str, Any], named: bool) -> Generation:
+    """The finished run in a folder, read back; refused where it cannot be known that the same call would end the same way.
+
+    Args:
+        folder: of the run; state: its checkpoint.
+        named: the call names all its parts; a function or an object may have changed without a trace.
+    """
+    record = folders.read_record(folder)
+    if not named or record.get("versions") != _versions():
+        why = "its code or versions were other ones" if named else "a function or an object of yours may have changed since"
+        raise ValueError(f"out: {folder} holds this run, finished, but {why}; {folders.REPLACE}")
+    print(f"nothing computed: {folder} holds this run, finished; overwrite=True (--overwrite) makes it anew")
+    field, parts = fields.load_field(folder / "field.safetensors"), ("config", "metrics", "cost", "seconds")
+    return Generation(
+        record["config"]["prompt"], field, **{name: record[name] for name in parts}, history=state["history"], out=folder
+    )
+
+
+def _versions() -> dict[str, Any]:
+    package = Path(__file__).parent
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(package.rglob("*.py"))))
+    return {
+        "psd-mini": _own_version(),
+        "code": code.hexdigest()[:8],
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def _write_run(result: Generation, folder: Path) -> None:
     record = {
         "config": result.config,
         "seed": result.config["seed"],
-        "versions": {
-            "psd-mini": _own_version(),
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        },
+        "versions": _versions(),
         "seconds": result.seconds,
         "cost": result.cost,
         "metrics": result.metrics,
@@ -327,18 +343,3 @@ def _own_version() -> str:
         return version("psd-mini")
     except PackageNotFoundError:  # run from a source folder that was never installed
         return "not installed"
-
-
-def writable_folder(out: str | Path | None) -> Path | None:
-    """The output folder, made if need be, after trying that a file can be written there."""
-    if out is None:
-        return None
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"out: cannot write into {folder} ({error.strerror}); choose another folder") from None
-    return folder

@@ -7,8 +7,8 @@ import psd_mini
 
 ROOMS = (
     *("arguments", "files", "checkpoint", "failures", "precision", "schedule", "cameras", "fields", "rendering", "world"),
-    *("formulas", "rewards", "toy", "priors", "methods", "negative", "distill", "viz", "mesh", "viewer", "text_to_3d"),
-    *("compare", "bench", "growth", "checks", "cli"),
+    *("formulas", "rewards", "toy", "priors", "methods", "negative", "distill", "viz", "oracle", "mesh", "viewer"),
+    *("folders", "text_to_3d", "compare", "bench", "growth", "checks", "cli"),
 )
 PACKAGE = Path(psd_mini.__file__).parent
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini.checkpoint import identity
 from psd_mini.world.views import AMBIENT
 
 Images = Float[Tensor, "b 3 h w"]
@@ -107,6 +108,9 @@ class WeightedSum:
                 raise ValueError(f"parts: expected finite weights, got {weight!r}")
         self.parts = list(parts)
         self.differentiable = all(getattr(reward, "differentiable", True) for _, reward in parts)
+
+    def __repr__(self) -> str:
+        return f"WeightedSum({', '.join(f'{weight!r} {identity(reward)}' for weight, reward in self.parts)})"
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
         return torch.stack([weight * reward(images, prompts) for weight, reward in self.parts]).sum(0)

@@ -2,12 +2,11 @@
 
 Every object is shaded once per camera and recoloured on demand (`views.recolour`), because a picture is affine in the
 main colour. The shaded layers are kept in the user's cache folder; they are made again when the code that draws them
-changes.
+or the objects change.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from psd_mini import cameras as cameras_module
 from psd_mini.cameras import Cameras, orbit
-from psd_mini.files import write_atomically
+from psd_mini.checkpoint import spelled
+from psd_mini.files import made_of, write_atomically
 from psd_mini.world import objects as objects_module
 from psd_mini.world import views as views_module
 from psd_mini.world.objects import COLOURS, OBJECTS
@@ -90,6 +90,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psd_mini"
 
 
+def world_in_words() -> str:
+    """What pictures of the world hang on besides their source code: the objects and colours as they are now, and torch."""
+    return f"{spelled(OBJECTS)} {COLOURS} {torch.__version__}"
+
+
 def make_views(cameras: Cameras, size: int) -> WorldViews:
     """Every object from every camera, at size x size pixels, from the cache or freshly drawn (seconds).
 
@@ -102,12 +107,9 @@ def make_views(cameras: Cameras, size: int) -> WorldViews:
     """
     if size < 8:
         raise ValueError(f"size: expected at least 8 pixels per side, got {size}")
-    digest = hashlib.sha256(f"{size} {cameras.fov}".encode())
-    for module in (objects_module, views_module, cameras_module):
-        digest.update(Path(module.__file__ or "").read_bytes())
-    for angles in (cameras.azimuth, cameras.elevation, cameras.distance):
-        digest.update(angles.double().numpy().tobytes())
-    path = cache_folder() / f"views-{len(cameras)}x{size}-{digest.hexdigest()[:16]}.npy"
+    angles = [(str(a.dtype), a.tolist()) for a in (cameras.azimuth, cameras.elevation, cameras.distance)]
+    digest = made_of((objects_module, views_module, cameras_module), size, cameras.fov, angles, world_in_words())
+    path = cache_folder() / f"views-{len(cameras)}x{size}-{digest}.npy"
     shape = (len(OBJECTS), len(cameras), 4, size, size)
     try:
         layers = np.load(path, mmap_mode="r", allow_pickle=False)  # maps: a huge shape in its header costs no memory
