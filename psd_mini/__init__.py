@@ -12,7 +12,7 @@ from typing import Any
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.distill import distill
 from psd_mini.fields import TriplaneField, VoxelField, load_field, make_field, save_field
-from psd_mini.formulas import cfg, guidance_from_imagen, omega, sds_residual, surrogate_loss
+from psd_mini.formulas import cfg, guidance_from_dreamfusion, omega, sds_residual, surrogate_loss
 from psd_mini.methods import CSD, METHODS, PSD, SDS, Context, Regression, psd_gradient, sds_gradient
 from psd_mini.priors import make_prior
 from psd_mini.priors.mixture import GaussianMixture
@@ -56,7 +56,7 @@ __all__ = [
     "distill",
     "generate",
     "gradient_statistics",
-    "guidance_from_imagen",
+    "guidance_from_dreamfusion",
     "judge",
     "load_field",
     "make_field",

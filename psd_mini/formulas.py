@@ -21,7 +21,7 @@ def cfg(eps_cond: Float[Tensor, "*shape"], eps_neg: Float[Tensor, "*shape"], gui
         eps_hat = eps_neg + g (eps_cond - eps_neg)
 
     g = 1 is the plain conditional prediction and g = 0 the negative one (the convention of diffusers). Papers that write
-    eps_cond + w (eps_cond - eps_neg) mean g = 1 + w; see `guidance_from_imagen`.
+    eps_cond + w (eps_cond - eps_neg) mean g = 1 + w; see `guidance_from_dreamfusion`.
 
     Args:
         eps_cond: noise predicted for the prompt, in units of the standard normal, any shape.
@@ -38,11 +38,25 @@ def cfg(eps_cond: Float[Tensor, "*shape"], eps_neg: Float[Tensor, "*shape"], gui
 
 
 @validated
-def guidance_from_imagen(w: float) -> float:
-    """Guidance scale g of `cfg` from the weight w of papers that write eps_cond + w (eps_cond - eps_neg): g = 1 + w.
+def guidance_from_dreamfusion(w: float) -> float:
+    """Guidance scale g of `cfg` from the weight w of DreamFusion and of Ho & Salimans.
 
-    Source: Imagen (Saharia et al. 2022, arXiv 2205.11487, eq. 2 writes w eps_cond + (1 - w) eps_neg, which is g = w);
-    DreamFusion (Poole et al. 2022, arXiv 2209.14988) writes (1 + w) eps_cond - w eps_neg, which is g = 1 + w.
+        (1 + w) eps_cond - w eps_neg = eps_neg + g (eps_cond - eps_neg)   with   g = 1 + w
+
+    w = 0 is the plain conditional prediction there. Imagen's weight needs no conversion: it writes
+    w eps_cond + (1 - w) eps_neg, so its w is g.
+
+    Args:
+        w: weight of the papers above, dimensionless.
+
+    Returns:
+        g = 1 + w, dimensionless.
+
+    Raises:
+        ArgumentError: w is not a finite number.
+
+    Source: Ho & Salimans 2022 (arXiv 2207.12598), eq. 6; DreamFusion (Poole et al. 2022, arXiv 2209.14988). For contrast:
+    Imagen (Saharia et al. 2022, arXiv 2205.11487), eq. 2.
     """
     return 1.0 + w
 

@@ -272,7 +272,7 @@ TABLE = {
     "curves": (pm.curves, {"history": [RUN], "path": Path("curves.png")}),
     "judge": (pm.judge, {"images": IMAGES, "views": VIEWS}),
     "cfg": (pm.cfg, {"eps_cond": EPS, "eps_neg": X, "guidance_scale": 2.0}),
-    "guidance_from_imagen": (pm.guidance_from_imagen, {"w": 1.0}),
+    "guidance_from_dreamfusion": (pm.guidance_from_dreamfusion, {"w": 1.0}),
     "omega": (pm.omega, {"gap": POINT, "kind": "bt", "tau": 0.1}),
     "sds_residual": (pm.sds_residual, {"eps_hat": X, "eps": EPS}),
     "surrogate_loss": (pm.surrogate_loss, {"x": X, "gradient": EPS}),

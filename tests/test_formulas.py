@@ -8,7 +8,7 @@ from psd_mini import (
     Context,
     GaussianMixture,
     cfg,
-    guidance_from_imagen,
+    guidance_from_dreamfusion,
     scaled_linear_schedule,
     sds_residual,
     surrogate_loss,
@@ -30,12 +30,14 @@ def test_cfg_ends_and_affinity():
         torch.testing.assert_close(cfg(cond, neg, g), (1 - g) * neg + g * cond, rtol=1e-13, atol=1e-13)
 
 
-def test_cfg_is_not_the_imagen_form():
-    """eps_cond + w (eps_cond - eps_neg) = cfg with g = 1 + w; the two conventions are off by one."""
-    cond, neg = normal(7, seed=1), normal(7, seed=2)
-    w = 6.5
-    torch.testing.assert_close(cfg(cond, neg, guidance_from_imagen(w)), cond + w * (cond - neg), rtol=1e-13, atol=1e-13)
-    assert (cfg(cond, neg, w) - (cond + w * (cond - neg))).abs().max() > 0.1
+def test_cfg_and_the_weights_of_papers():
+    """DreamFusion's (1 + w) eps_cond - w eps_neg = cfg at g = 1 + w; Imagen's w eps_cond + (1 - w) eps_neg = cfg at g = w."""
+    cond, neg, w = normal(7, seed=1), normal(7, seed=2), 6.5
+    dreamfusion, imagen = (1 + w) * cond - w * neg, w * cond + (1 - w) * neg
+    torch.testing.assert_close(cfg(cond, neg, guidance_from_dreamfusion(w)), dreamfusion, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(cfg(cond, neg, w), imagen, rtol=1e-13, atol=1e-13)
+    assert (dreamfusion - imagen).abs().max() > 0.1  # off by one
+    assert guidance_from_dreamfusion(0.0) == 1.0  # no guidance
 
 
 def test_cfg_with_equal_embeddings_does_not_depend_on_g():
