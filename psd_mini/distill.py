@@ -5,7 +5,7 @@
         x = encode(render(field, camera))                                  x is (B, C, h, w)
         G = method(x, t, eps)                                              same shape
         L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
-        field <- Adam(field, dL/dfield)
+        field <- Adam(field, dL/dfield)                                    betas 0.9 and 0.99
 
 `one_step` is these lines in code; `distill` sets up, repeats it and finishes. One torch.Generator
 makes every random choice, and it is part of the checkpoint: on one machine with one thread count,
@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psd_mini._internal.arguments import at_least, needs, validated
-from psd_mini._internal.runs import Keeper, check_finite, identity
+from psd_mini._internal.identity import identity
+from psd_mini._internal.runs import Keeper, check_finite
 from psd_mini.cameras import Cameras
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.fields import make_optimizer
@@ -65,9 +66,10 @@ class Options:
             at_least("lr_scale", scale, 0, whole=False)
 
     def as_config(self) -> dict[str, Any]:
-        """Name -> value, for a checkpoint; a background picture by its repr."""
+        """What identifies a run: name -> value, and the machine's threads and torch."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**values, "background": repr(self.background)}
+        machine = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        return {**values, "background": identity(self.background), **machine}
 
 
 @dataclass
@@ -201,6 +203,7 @@ def distill(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
     resume: bool = False,
+    overwrite: bool = False,
     config: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -232,6 +235,7 @@ def distill(
         checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A
             write that fails (a full disk) warns, keeps the older file and goes on.
         resume: go on from that file.
+        overwrite: replace that file, if it is there; else it is refused.
         config: what else identifies the run; must be equal on resume.
         progress: show a progress bar.
 
@@ -267,11 +271,10 @@ def distill(
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "field": f"{type(radiance_field).__name__} {getattr(radiance_field, 'settings', '')}",
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
         **(config or {}),
     }
-    keeper = Keeper(checkpoint, settings, parts, generator, checkpoint_every, steps)
+    how = {"every": checkpoint_every, "steps": steps, "resume": resume, "overwrite": overwrite}
+    keeper = Keeper(checkpoint, settings, parts, generator, **how)
     run = Run()
     if resume:
         done = keeper.load()

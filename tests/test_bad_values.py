@@ -104,13 +104,27 @@ GENERATE = {
         "negative_prompt": "red",
     },
     **{"conditioning": "camera", "reward": "colorfulness", "preference_weight": 1.0, "negative": False, "seed": 0},
-    **{"device": "cpu", "dtype": "float32", "out": Path("out"), "resume": False, "callback": lambda info: None, **MAKING},
+    **{
+        "device": "cpu",
+        "dtype": "float32",
+        "out": Path("out"),
+        "resume": False,
+        "overwrite": False,
+        "callback": lambda info: None,
+        **MAKING,
+    },
 }
 DISTILL = {
     **{"radiance_field": FIELD, "prior": PRIOR, "method": pm.SDS(2.0), "prompt": "a ball", "negative_prompt": "red"},
     **{"steps": 1, "cameras_per_step": 2, "resolution": 8, "n_samples": 4, "t_min": (0.02, 0.02), "t_max": (0.98, 0.2)},
     **{"lr_scale": 1.0, "entropy_weight": 0.01, "background": 1.0, "reward": REWARD, "negative": None, "seed": 0},
-    **{"callback": lambda info: None, "checkpoint": Path("run.pt"), "checkpoint_every": 50, "resume": False},
+    **{
+        "callback": lambda info: None,
+        "checkpoint": Path("run.pt"),
+        "checkpoint_every": 50,
+        "resume": False,
+        "overwrite": False,
+    },
     **{"config": {"who": "me"}, "progress": False},
 }
 MEAN = {"x": POINT, "t": 300, "prior": MIXTURE, "n": 20, "generator": torch.Generator()}

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from psd_mini.pipelines import cli
-from psd_mini.pipelines.compare import compare, ground_truth
+from psd_mini import cli
+from psd_mini import compare as compare_module
+from psd_mini.compare import compare, ground_truth
 from psd_mini.rewards import Colorfulness
 from psd_mini.world.metrics import judge_views
 from psd_mini.world.text import components
@@ -52,13 +53,72 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
         file.unlink()
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/1] exact seed 0" in capsys.readouterr().out
-    # another prompt in the same folder must not replace the pictures that these records are compared by
-    other = ["compare", "a cube", "--methods", "sds", "--seeds", "1", "--steps", "2", "--resolution", "8", "--resume"]
-    cli.main([*other, "--out", str(tmp_path)])
-    cli.main([*command, "--out", str(tmp_path), "--resume"])
     again = {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())}
     timeless = [{k: v for k, v in r.items() if k != "seconds"} for r in (*again.values(), *records.values())]
     assert timeless[:4] == timeless[4:]
+
+
+def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
+    """Without resume: refused; with it, another prompt, reward or length: refused too; nothing changes. A half-written line,
+    as a killed process leaves it, costs that run only; overwrite starts anew."""
+    command = ["compare", "a ball", "--methods", "exact", "--seeds", "1", "--steps", "1", "--resolution", "8"]
+    cli.main([*command, "--out", str(tmp_path)])
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    for arguments, message in (
+        ([], "holds 1 finished runs; go on with them by resume=True (--resume), replace it with overwrite"),
+        (["--methods", "sds"], "holds 1 finished runs"),
+        (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this one has 2"),
+        (["--resume", "--reward", "color:red"], "with reward = 'colorfulness', this one has 'color:red'"),
+        (["--resume", "--overwrite"], "resume, overwrite: one keeps the runs in the folder"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([*command, "--out", str(tmp_path), *arguments])
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    with pytest.raises(ValueError, match="with prompt = 'a ball', this one has 'a cube'"):
+        compare("a cube", ["exact"], steps=1, resolution=8, out=tmp_path, resume=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"prompt": "a ba')
+    cli.main([*command, "--out", str(tmp_path), "--seeds", "2", "--resume"])
+    assert "[1/1] exact seed 1" in capsys.readouterr().out
+    cli.main([*command, "--out", str(tmp_path), "--seeds", "2", "--resume"])
+    assert "[1/" not in capsys.readouterr().out
+    cli.main([*command, "--out", str(tmp_path), "--overwrite"])
+    assert "[1/1] exact seed 0" in capsys.readouterr().out
+
+
+def test_every_comparison_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    """By default it is named after the prompt and what differs; methods and seeds can be added to a folder."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(compare_module, "_run_all", lambda jobs, folder, objects: seen.append(str(folder)) or {})
+    monkeypatch.setattr(compare_module, "_write_tables", lambda *arguments: [])
+    for change in (
+        {},
+        {"prompt": "a cube"},
+        {"reward": "color:red"},
+        {"reward": Colorfulness()},
+        {"steps": 2},
+        {"resolution": 8},
+    ):
+        compare(**{"prompt": "a ball", "methods": ["exact"], **change})
+    assert seen[0] == "psd_mini_out/compare-a-ball" and len(set(seen)) == len(seen)
+    assert not compare_module._OWN
+
+
+def test_a_changed_method_of_the_same_name_is_run_again(tmp_path, capsys):
+    """And nothing that was given as an object is left behind for a later call."""
+
+    def scaled(factor):
+        return lambda x, t, eps, context: factor * x
+
+    settings = {"seeds": 1, "steps": 1, "resolution": 8, "out": tmp_path, "resume": True}
+    for factor, ran in ((1.0, "[2/2]"), (2.0, "[1/1] mine")):
+        compare("a ball", {"mine": scaled(factor)}, **settings)
+        assert ran in capsys.readouterr().out and not compare_module._OWN
+    compare("a ball", {"mine": scaled(2.0)}, **settings)
+    assert "[1/" not in capsys.readouterr().out
 
 
 def test_mistakes_come_before_the_runs(tmp_path, capsys):

@@ -153,7 +153,7 @@ def test_nan_is_named_and_costs_nothing(prior, tmp_path):
         if info["step"] == 4:
             info["field"].colour.data[0, 0, 4, 4, 4] = torch.nan
 
-    with pytest.raises(NonFiniteError, match=r"step 5: the render is not finite.*last good state.*checkpoint.pt is untouched"):
+    with pytest.raises(NonFiniteError, match="step 5: field.colour is not finite.*last good state.*checkpoint.pt is untouched"):
         run(prior, field, checkpoint=path, checkpoint_every=3, callback=poison)
     assert all(torch.isfinite(value).all() for value in field.state_dict().values())
     before, _ = run(prior)

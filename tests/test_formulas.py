@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from psd_mini import SDS, Context, GaussianMixture, cfg, guidance_from_dreamfusion, scaled_linear_schedule, surrogate_loss
+from psd_mini import (
+    SDS,
+    Context,
+    GaussianMixture,
+    cfg,
+    guidance_from_dreamfusion,
+    scaled_linear_schedule,
+    sds_residual,
+    surrogate_loss,
+)
 
 SCHEDULE = scaled_linear_schedule()
 
@@ -21,12 +30,14 @@ def test_cfg_ends_and_affinity():
         torch.testing.assert_close(cfg(cond, neg, g), (1 - g) * neg + g * cond, rtol=1e-13, atol=1e-13)
 
 
-def test_cfg_is_not_the_imagen_form():
-    """eps_cond + w (eps_cond - eps_neg) = cfg with g = 1 + w; the two conventions are off by one."""
-    cond, neg = normal(7, seed=1), normal(7, seed=2)
-    w = 6.5
-    torch.testing.assert_close(cfg(cond, neg, guidance_from_dreamfusion(w)), cond + w * (cond - neg), rtol=1e-13, atol=1e-13)
-    assert (cfg(cond, neg, w) - (cond + w * (cond - neg))).abs().max() > 0.1
+def test_cfg_and_the_weights_of_papers():
+    """DreamFusion's (1 + w) eps_cond - w eps_neg = cfg at g = 1 + w; Imagen's w eps_cond + (1 - w) eps_neg = cfg at g = w."""
+    cond, neg, w = normal(7, seed=1), normal(7, seed=2), 6.5
+    dreamfusion, imagen = (1 + w) * cond - w * neg, w * cond + (1 - w) * neg
+    torch.testing.assert_close(cfg(cond, neg, guidance_from_dreamfusion(w)), dreamfusion, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(cfg(cond, neg, w), imagen, rtol=1e-13, atol=1e-13)
+    assert (dreamfusion - imagen).abs().max() > 0.1  # off by one
+    assert guidance_from_dreamfusion(0.0) == 1.0  # no guidance
 
 
 def test_cfg_with_equal_embeddings_does_not_depend_on_g():
@@ -39,7 +50,7 @@ def test_cfg_with_equal_embeddings_does_not_depend_on_g():
 def test_cfg_split():
     """eps_cfg - eps = (eps_cond - eps) + (g-1)(eps_cond - eps_neg) = (eps_neg - eps) + g (eps_cond - eps_neg)."""
     cond, neg, eps, g = normal(9, seed=1), normal(9, seed=2), normal(9, seed=3), 7.5
-    h = (cfg(cond, neg, g) - eps)
+    h = sds_residual(cfg(cond, neg, g), eps)
     torch.testing.assert_close(h, (cond - eps) + (g - 1) * (cond - neg), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(h, (neg - eps) + g * (cond - neg), rtol=1e-13, atol=1e-13)
 
@@ -75,7 +86,7 @@ def test_residual_points_from_the_denoised_image():
     x_t = SCHEDULE.add_noise(x, eps, t)
     abar = SCHEDULE.alphas_cumprod[t][:, None]
     x0_hat = (x_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
-    torch.testing.assert_close((eps_hat - eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sds_residual(eps_hat, eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-12, atol=1e-12)
 
 
 def test_regression_to_the_denoised_image_is_sds_of_another_weight():
@@ -88,7 +99,7 @@ def test_regression_to_the_denoised_image_is_sds_of_another_weight():
     abar = SCHEDULE.alphas_cumprod[t][:, None]
     x0_hat = (abar.sqrt() * x + (1 - abar).sqrt() * (eps - eps_hat)) / abar.sqrt()
     (gradient,) = torch.autograd.grad(0.5 * (x - x0_hat.detach()).square().sum(), x)
-    h = (eps_hat - eps)
+    h = sds_residual(eps_hat, eps)
     torch.testing.assert_close(gradient, ((1 - abar) / abar).sqrt() * h, rtol=1e-12, atol=1e-12)
     through_surrogate = torch.autograd.grad(4 * surrogate_loss(x, ((1 - abar) / abar).sqrt() * h), x)[0]
     torch.testing.assert_close(gradient, through_surrogate, rtol=1e-12, atol=1e-12)

@@ -258,3 +258,33 @@ def test_gap_psd_reaches_the_tilted_mean_as_the_noise_vanishes():
         # both parts carry the factor sigma; what is left of them is smaller by sigma^2
         left, part = (h_0 + lam * 2 * slope_h @ slope_r).norm(), h_0.norm()
         assert part > 0.5 * noise**0.5 and 0.01 * noise < left / part < 20 * noise
+
+
+def test_hard_pairs_stay_bounded_where_the_exact_term_vanishes():
+    """sigma_t -> 0, Gaussian prior, linear reward: |E[sign(R_1 - R_2)(h_1 - h_2)]| -> 2 / sqrt(pi), while the exact term
+    sigma_t grad V_t / beta -> 0. With one lambda their ratio grows like 1 / sigma_t, and so does the distance from mu at which
+    prior and preference balance, |E[h]| = lambda |E[pair]|; with lambda(t) = preference_weight sigma_t the ratio tends to
+    preference_weight (2 / sqrt(pi)) beta / |v|.
+    """
+    beta, ratios, n = 0.6, [], 100_000
+    zero = torch.zeros(n, 3, 1, 1, dtype=torch.float64)
+    for noise in (1e-2, 1e-4, 1e-6):
+        schedule, sigma = NoiseSchedule(torch.tensor([1 - noise], dtype=torch.float64)), noise**0.5
+        prior = GaussianMixture(torch.ones(1), MU[None], S[None], schedule)
+        t, eps = torch.zeros(n, dtype=torch.long), normal(2, n, 3, 1, 1, seed=81)
+        ranked = rank(SDS(), X.view(1, 3, 1, 1).expand(n, -1, -1, -1), t, eps, context(prior, n=n))
+        pairs = psd_gradient(zero, *ranked.residuals, omega(ranked.rewards[0] - ranked.rewards[1], "hard"), 1.0).flatten(1)
+        C_t = (1 - noise) * S + noise * EYE
+        J_t = (1 - noise) ** 0.5 * torch.linalg.solve(C_t, S)
+        u = J_t @ V / (J_t @ V).norm()
+        assert_mean(pairs, -(2 / math.sqrt(math.pi)) * (1 - noise) ** 0.5 * J_t @ u)
+        exact = (prior.tilt_linear(V, beta)[0].predict_noise(X[None], t[:1]) - prior.predict_noise(X[None], t[:1])).norm()
+        ratios.append((pairs.mean(0).norm() / exact).item())
+        assert pairs.mean(0).norm() == pytest.approx(2 / math.sqrt(math.pi), rel=0.03)
+        place = MU + 2 / math.sqrt(math.pi) * (1 - noise) ** 0.5 / sigma * S @ u  # lambda = 1
+        assert_mean(pairs, -affine_maps(place, schedule, 0)[0])
+        expected = 2 / math.sqrt(math.pi) * beta / V.norm().item()
+        assert PSD(preference_weight=3.0).strength(torch.tensor(sigma)).item() * ratios[-1] == pytest.approx(
+            3 * expected, rel=0.03
+        )
+    assert [ratios[i + 1] / ratios[i] for i in (0, 1)] == pytest.approx([10, 10], rel=0.05)

@@ -79,6 +79,14 @@ def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
         assert all(torch.equal(x, y) for x, y in zip(fields[0].parameters(), other.parameters(), strict=True))
 
 
+def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
+    """Half precision rounds otherwise, so the checkpoint of a run in float32 is not continued in it."""
+    monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
+    generate("a corgi", prior=str(folder), out=tmp_path, dtype="float32", **SMALL)
+    with pytest.raises(ValueError, match="dtype = 'torch.float32', this one has 'torch.bfloat16'"):
+        generate("a corgi", prior=str(folder), out=tmp_path, dtype="bfloat16", resume=True, **SMALL)
+
+
 def test_psd_with_negative_embedding(folder):
     """PSD, a reward and a learnt negative embedding against a learned prior: the embedding moves within its trust region."""
     result = generate("a corgi", prior=str(folder), negative=True, **{**SMALL, "method": "psd"})

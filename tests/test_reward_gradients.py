@@ -393,3 +393,28 @@ def test_regression_is_the_difference_to_the_true_picture():
     assert metrics == {"gradient_rms": pytest.approx((difference**2).mean().item() ** 0.5)}
     assert Regression(target).n_noises == 0  # the loop draws none
     assert repr(Regression(target)) == "Regression(target=('mushroom', 'red'))"
+
+
+def test_exact_follows_the_reward_that_it_is_given_now():
+    """One method object, two runs: a reward whose id came back after the first was freed, and another temperature; each time
+    the gradient of a new method."""
+    views = make_views(pool_cameras(4), 8)
+    prior, x = ToyWorldPrior(views=views), views.pictures(torch.arange(2))[:, 40] * 2 - 1
+    t, eps = torch.tensor([950, 950]), torch.randn(1, *x.shape, generator=torch.Generator().manual_seed(0))
+    embeddings = prior.embed(["a mushroom", ""])
+
+    def gradient(method, reward):
+        return method(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))[0]
+
+    method, red = Exact(), make_reward("color:red")
+    gradient(method, red)
+    address = id(red)
+    del red
+    blues = [make_reward("color:blue") for _ in range(1000)]  # one of them lies where the red one lay, unless that is kept
+    blue = next((reward for reward in blues if id(reward) == address), blues[0])
+    torch.testing.assert_close(gradient(method, blue), gradient(Exact(), blue), rtol=0, atol=1e-6)
+    method.beta = 10.0
+    torch.testing.assert_close(gradient(method, blue), gradient(Exact(beta=10.0), blue), rtol=0, atol=1e-6)
+    assert (gradient(Exact(), blue) - gradient(Exact(beta=10.0), blue)).abs().max() > 1e-2
+    assert (gradient(Exact(), blue) - gradient(Exact(), make_reward("color:red"))).abs().max() > 1e-2
+    assert method == Exact(beta=10.0)  # what it remembers is no setting

@@ -161,6 +161,34 @@ def test_binary_guidance_with_the_implicit_reward_is_the_tilted_prior(which):
         assert (score + wrong - wanted).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("tau", [0.25, 0.8, 3.0])
+def test_one_preference_for_clean_pictures_has_other_odds_at_every_noise_level(tau):
+    """P(win | x) = sigmoid(r / tau) for clean x: its log-odds given x_t are V_t / tau where the noise vanishes, at the rate
+    sigma_t^2, and have another slope where it does not: log E[sigmoid(r / tau) | x_t] is no log E[exp(r / beta) | x_t].
+
+    Source: derived here; the odds by integration over x = (x_t - sigma_t u) / alpha_t.
+    """
+    weights, means, covariances = world(1)
+    beta, v, x_0, u = 0.8, tensor(0.9), tensor([-1.0], [-0.2], [0.5], [1.4]), torch.linspace(-9, 9, 4001).double()
+
+    def relative_difference(noise):
+        prior = GaussianMixture(weights, means, covariances, NoiseSchedule(tensor(1 - noise)))
+        tilted, log_z = prior.tilt_linear(v, beta)
+        x = ((1 - noise) ** 0.5 * x_0).requires_grad_()
+        pictures = (x - noise**0.5 * u) / (1 - noise) ** 0.5  # (4, 4001)
+        mass = plain_density(pictures.reshape(-1, 1), weights, means, covariances).view_as(pictures) * torch.exp(-0.5 * u**2)
+        win, lose = ((mass * torch.sigmoid(sign * v * pictures / tau)).sum(1) for sign in (1, -1))
+        odds = (win / lose).log()
+        value = implicit_reward(prior, tilted, log_z, beta, x, torch.zeros(4).long()) / tau
+        slopes = [torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for y in (odds, value)]
+        return ((slopes[0] - slopes[1]).norm() / slopes[1].norm()).item()
+
+    errors = [relative_difference(noise) for noise in (1e-4, 1e-6)]
+    assert errors[1] < 1e-4 and 50 < errors[0] / errors[1] < 200
+    for step in (200, 400, 800):
+        assert relative_difference(1 - SCHEDULE.alphas_cumprod[step].item()) > 0.1
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
     """V_t -> r as t -> 0, at the rate sigma_t^2; and P(x_1 beats x_2) = sigmoid((r_1 - r_2) / tau) from densities alone,

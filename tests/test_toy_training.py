@@ -1,6 +1,7 @@
 """The script that trains the toy checkpoint: its data, its objectives, and that a killed run ends in the same bits."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -164,6 +165,28 @@ def test_other_settings_do_not_continue_a_training(trained):
     other = {**SMALL, "autoencoder": {**SMALL["autoencoder"], "lr": 2e-3}}
     with pytest.raises(ValueError, match="autoencoder lr = 0.001, this run has 0.002"):
         train.train(trained, trained.parent / "work", **other)
+
+
+def test_latents_of_another_autoencoder_or_world_are_not_used(trained, tmp_path, monkeypatch):
+    """The autoencoder's stage is begun anew with other settings: the model is the one of a fresh folder. And a world that
+    was changed does not go on from the old one's stages."""
+    shutil.copytree(trained.parent / "work", tmp_path / "work")
+    for name in ("autoencoder.pt", "denoiser.pt"):
+        (tmp_path / "work" / name).unlink()
+    other = {**SMALL, "autoencoder": {**SMALL["autoencoder"], "lr": 2e-3}}
+    train.train(tmp_path / "model", tmp_path / "work", **other)
+    train.train(tmp_path / "fresh", tmp_path / "fresh work", **other)
+    expected, got = weights(tmp_path / "fresh"), weights(tmp_path / "model")
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    view_layers = data.view_layers
+
+    def other_world(*arguments):
+        cameras, layers = view_layers(*arguments)
+        return cameras, 1 - layers
+
+    monkeypatch.setattr(data, "view_layers", other_world)
+    with pytest.raises(ValueError, match="was made with pictures = '"):
+        train.train(tmp_path / "model", tmp_path / "work", **other)
 
 
 def test_what_is_saved_loads_as_stable_diffusion_does(trained):

@@ -8,16 +8,13 @@ unpickled is refused, not executed.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
-import re
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from torch import Tensor, nn
 from psd_mini._internal.files import write_atomically
 
 FORMAT = "psd-mini checkpoint 2"
+ANEW = "delete it to start anew"
 
 
 class NonFiniteError(FloatingPointError):
@@ -40,31 +38,30 @@ def check_finite(tensors: Mapping[str, Tensor | None]) -> None:
             raise NonFiniteError(f"{name} is not finite (NaN or infinity)")
 
 
-def identity(thing: Any) -> str:
-    """What tells methods, rewards and priors apart when a run goes on, in this process or another.
-
-    Of a function the name and a digest of its code (not of what it takes from outside itself), else
-    what repr says, without memory addresses; a class without a __repr__ of its own goes by its name
-    alone. A long text becomes a digest.
-    """
-    code = getattr(thing, "__code__", None)
-    if code is not None:
-        constants = [value for value in code.co_consts if not isinstance(value, CodeType)]
-        text = repr((constants, code.co_names)).encode()
-        return f"{thing.__name__} {_digest(code.co_code + text)}"
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
-    return text if len(text) <= 400 else f"{type(thing).__name__} {_digest(text.encode())}"
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:8]
-
-
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint at `path` in one step; a failing write leaves the old one as it was."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def open_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint, of whatever run; ValueError if there is none or it is damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(
+            f"resume: there is no checkpoint at {path}; start the run without resume"
+        ) from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ValueError(
+            f"resume: {path} is damaged or not a checkpoint ({reason}); {ANEW}"
+        ) from None
+    known = isinstance(state, dict) and state.get("format") == FORMAT
+    if not known or not isinstance(state.get("config"), dict):
+        raise ValueError(f"resume: {path} is not a '{FORMAT}'; {ANEW}")
+    return state
 
 
 def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -81,21 +78,7 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         ValueError: no checkpoint there, damaged, foreign, or of another run; names the first
             setting that differs.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(
-            f"resume: there is no checkpoint at {path}; start the run without resume"
-        ) from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(
-            f"resume: {path} is damaged or not a checkpoint ({reason}); start again without resume"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(
-            f"resume: {path} is not a '{FORMAT}'; start again without resume, or in another folder"
-        )
+    state = open_checkpoint(path)
     saved = state["config"]
     for name in sorted(saved.keys() | config.keys()):
         if saved.get(name) != config.get(name):
@@ -155,9 +138,10 @@ class Keeper:
         parts: name -> object with `state_dict` and `load_state_dict`, "field" among them.
         generator: of every random choice.
         every: steps between two checkpoints; steps: of the whole run.
+        resume, overwrite: what may happen to a checkpoint that is there already.
 
     Raises:
-        ValueError: `path` is no file in a folder that exists.
+        ValueError: `path` is no file in a folder that exists, or it holds a run.
     """
 
     def __init__(
@@ -168,11 +152,18 @@ class Keeper:
         generator: torch.Generator,
         every: int,
         steps: int,
+        resume: bool = False,
+        overwrite: bool = False,
     ):
         self.path = None if path is None else Path(path)
         if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
             raise ValueError(
                 f"checkpoint: expected a file in a folder that exists, got {str(self.path)!r}"
+            )
+        if self.path is not None and self.path.exists() and not (resume or overwrite):
+            raise ValueError(
+                f"checkpoint: {self.path} holds a run; go on with it by resume=True, or replace it "
+                "by overwrite=True"
             )
         self.config, self.parts, self.generator = config, parts, generator
         self.every, self.steps = every, steps

@@ -17,6 +17,7 @@ Reference: the optimum is that of Korbak et al. 2022 (arXiv 2205.11275) and DPO 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ BETA = 0.02  # temperature of the RLHF objective in the experiments, in units of
 @validated
 @dataclass
 class Exact(Method):
-    """SDS on the tilted toy-world prior, which is made once per run from the context's prior and reward.
+    """SDS on the tilted toy-world prior, which is made once per run from the context's prior, reward and prompt.
 
     Args:
         base: guidance scale and weighting of the SDS that is run.
@@ -39,7 +40,9 @@ class Exact(Method):
 
     base: SDS = field(default_factory=SDS)
     beta: float = BETA
-    _tilted: dict = field(default_factory=dict, init=False, repr=False)
+    # what the last tilted prior was made of (prior, reward, beta, prompt), and that prior. The objects
+    # themselves are kept: an id alone may belong to another object once the first is gone
+    _tilted: tuple[tuple, Any] = field(default=((), None), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -47,10 +50,13 @@ class Exact(Method):
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
         prompt = context.prompts[0] if context.prompts else ""
-        key = id(context.prior), id(context.reward), prompt
-        if key not in self._tilted:
-            self._tilted = {key: context.prior.tilted(context.reward, self.beta, prompt)}
-        tilted = replace(context, prior=self._tilted[key])
+        made_of = (context.prior, context.reward, self.beta, prompt)
+        before, prior = self._tilted
+        same_objects = len(before) == 4 and before[0] is made_of[0] and before[1] is made_of[1]
+        if not same_objects or before[2:] != made_of[2:]:
+            prior = context.prior.tilted(context.reward, self.beta, prompt)
+            self._tilted = made_of, prior
+        tilted = replace(context, prior=prior)
         result = self.base(x, t, eps, tilted)
         context.predictions = tilted.predictions  # for callbacks, which watch the loop's own context
         return result

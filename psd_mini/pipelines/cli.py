@@ -3,142 +3,175 @@
 from __future__ import annotations
 
 import argparse
-import re
+import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+# what each number of `distill.Options` says of itself; None is the prior's default
+NUMBERS = {
+    "steps": "optimiser steps (default: 120 in the toy world, 5000 for large models)",
+    "cameras_per_step": "pictures rendered per step (default: 4, real 1)",
+    "resolution": "pixels per side while training (default: 32 exact, 64 others; results are 64)",
+    "n_samples": "samples per ray (default: 32)",
+    "t_min": "lowest timestep at the first and at the last step, fractions of the schedule",
+    "t_max": "highest timestep, likewise",
+    "lr_scale": "factor of the learning rates; two are for the field's two groups",
+    "entropy_weight": "weight of the opacities' entropy (default: 0.01)",
+    "background": "brightness behind the object, 0 to 1 (default: 1)",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
-    from psd_mini.pipelines.compare import DEFAULT_METHODS
+    description = "Score distillation in small, exactly."
+    root = argparse.ArgumentParser(prog="psd-mini", description=description)
+    commands = root.add_subparsers(dest="command", required=True)
+    _generate_arguments(commands.add_parser("generate", help="make a 3D object from a prompt"))
+    text = "run several methods and seeds on one prompt; table and picture (some 20 s a run)"
+    _compare_arguments(commands.add_parser("compare", help=text))
+    text = "check a formula in somebody's file, and name the mistake"
+    _check_arguments(commands.add_parser("check", help=text, description=CHECK))
+    return root
+
+
+def _generate_arguments(make: argparse.ArgumentParser) -> None:
+    from psd_mini.distill import Options
     from psd_mini.fields import FIELDS
     from psd_mini.methods import METHODS
     from psd_mini.world.prior import CONDITIONING
-    from psd_mini.schedule import WEIGHTINGS
 
-    root = argparse.ArgumentParser(prog="psd-mini", description="Score distillation in small, exactly.")
-    commands = root.add_subparsers(dest="command", required=True)
-
-    make = commands.add_parser("generate", help="make a 3D object from a prompt")
-    make.add_argument("prompt", help='what to make, for example "a red mushroom"')
-    make.add_argument("--method", default="psd", choices=METHODS, help="default: %(default)s")
-    make.add_argument("--field", default="voxel", choices=FIELDS, help="default: %(default)s")
-    make.add_argument(
-        "--prior", default="exact", help="exact (default), toy (trained), real (Stable Diffusion), or a folder or hub id"
-    )
-    make.add_argument("--device", help="where a learned prior runs, for example cuda or cpu (default: what there is)")
-    make.add_argument("--dtype", help="float32, float16 or bfloat16 (default: what the device is fast in)")
-    make.add_argument(
-        "--guidance-scale", type=float, help="classifier-free guidance g; 1 is none (default: 1 exact, 50 real, 7.5 others)"
-    )
-    make.add_argument("--negative-prompt", default="", help="what guidance pushes away from")
-    make.add_argument(
-        "--conditioning",
-        default="camera",
-        choices=CONDITIONING,
-        help="what the exact prior knows of the camera (default: %(default)s)",
-    )
-    make.add_argument("--reward", help="colorfulness (default), color:NAME, image-reward or image-reward:FILE")
-    make.add_argument("--preference-weight", type=float, help="how strongly the reward pulls (default: the method's)")
-    make.add_argument("--negative", action="store_true", help="optimise the negative embedding too (guidance scale not 1)")
-    make.add_argument("--steps", type=int, help="optimiser steps (default: 120 in the toy world, 5000 for large models)")
-    make.add_argument("--seed", type=int, default=0, help="one seed, one result (default: %(default)s)")
-    make.add_argument("--resolution", type=int, help="pixels per side while training, 32 or 64 by prior (results are 64)")
-    make.add_argument("--out", help="output folder (default: psd_mini_out/<prompt>-<method>-<field>-<seed>)")
-    make.add_argument("--resume", action="store_true", help="continue the run in the output folder")
+    add = make.add_argument
+    add("prompt", help='what to make, for example "a red mushroom"')
+    add("--method", default="psd", choices=METHODS, help="default: %(default)s")
+    add("--field", default="voxel", choices=FIELDS, help="default: %(default)s")
+    known = "exact (default), learned (small, in the package), real (Stable Diffusion)"
+    add("--prior", default="exact", help=f"{known}, or a folder or hub id")
+    add("--device", help="where a learned prior runs: cuda, cpu (default: what there is)")
+    add("--dtype", help="float32, float16 or bfloat16 (default: what the device is fast in)")
+    text = "classifier-free guidance g; 1 is none (default: 1 exact, 50 real, 7.5 others)"
+    add("--guidance-scale", type=float, help=text)
+    add("--negative-prompt", default="", help="what guidance pushes away from")
+    text = "what the exact prior knows of the camera (default: %(default)s)"
+    add("--conditioning", default="camera", choices=CONDITIONING, help=text)
+    text = "colorfulness (default), color:NAME, image-reward or image-reward:FILE"
+    add("--reward", help=text)
+    text = "how strongly the reward pulls (default: the method's)"
+    add("--preference-weight", type=float, help=text)
+    text = "optimise the negative embedding too (guidance scale not 1)"
+    add("--negative", action="store_true", help=text)
+    for option in fields(Options):
+        if option.name != "seed":
+            kind = int if option.type == "int" else float
+            count: Any = {"t_min": 2, "t_max": 2, "lr_scale": "+"}.get(option.name)
+            flag = "--" + option.name.replace("_", "-")
+            add(flag, type=kind, nargs=count, metavar="N", help=NUMBERS[option.name])
+    add("--seed", type=int, default=0, help="one seed, one result (default: %(default)s)")
+    text = "psd_mini_out/<prompt>-<method>-<field>-<seed>, with every other setting that you give"
+    add("--out", help=f"output folder (default: {text})")
+    add("--resume", action="store_true", help="continue the run in the output folder")
+    add("--overwrite", action="store_true", help="replace the run in the output folder")
     make.set_defaults(run=run_generate)
 
-    table = commands.add_parser(
-        "compare", help="run several methods and seeds on one prompt; table and picture (some 20 s a run)"
-    )
-    table.add_argument("prompt")
-    table.add_argument(
-        "--methods",
-        default=",".join(DEFAULT_METHODS),
-        help="comma-separated, +neg adds the negative embedding (default: %(default)s)",
-    )
-    table.add_argument("--reward", default="colorfulness", help="colorfulness (default) or color:NAME")
-    table.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
-    table.add_argument("--steps", type=int, default=120, help="default: %(default)s")
-    table.add_argument("--resolution", type=int, default=32, help="pixels per side (default: %(default)s)")
-    table.add_argument(
-        "--out",
-        default="psd_mini_out/compare",
-        help="folder for compare.md, compare.json and compare.png (default: %(default)s)",
-    )
-    table.add_argument("--resume", action="store_true", help="keep the runs that are finished in the output folder")
+
+def _compare_arguments(table: argparse.ArgumentParser) -> None:
+    from psd_mini.pipelines.compare import DEFAULT_METHODS
+
+    add = table.add_argument
+    add("prompt")
+    text = "comma-separated, +neg adds the negative embedding (default: %(default)s)"
+    add("--methods", default=",".join(DEFAULT_METHODS), help=text)
+    add("--reward", default="colorfulness", help="colorfulness (default) or color:NAME")
+    add("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
+    add("--steps", type=int, default=120, help="default: %(default)s")
+    add("--resolution", type=int, default=32, help="pixels per side (default: %(default)s)")
+    text = "psd_mini_out/compare-<prompt>, with every other setting that you give"
+    add("--out", help=f"folder for compare.md, compare.json and compare.png (default: {text})")
+    text = "keep the runs that are finished in the output folder"
+    add("--resume", action="store_true", help=text)
+    add("--overwrite", action="store_true", help="start anew in a folder that holds runs")
     table.set_defaults(run=run_compare)
 
-    check = commands.add_parser(
-        "check",
-        help="check a formula in somebody's file, and name the mistake",
-        description="Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of its own. "
-        "Exit status 1 if anything is wrong. It executes what it checks: isolation from accidents, not a security sandbox.",
-    )
-    check.add_argument("paths", nargs="+", metavar="path", help="file.py, file.py:function, file.py:Class or a folder")
-    check.add_argument(
-        "--kind", default="sds", help="sds (default), cfg, csd, vsd, psd, negative-embedding, renderer or schedule"
-    )
-    check.add_argument("--weighting", choices=WEIGHTINGS, help="take only this w(t) for right (default: any)")
-    check.add_argument("--json", action="store_true", help="print all findings as JSON")
-    check.add_argument("--timeout", type=float, default=20.0, help="seconds for each file (default: %(default)g)")
+
+CHECK = (
+    "Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of "
+    "its own and in a copy of its folder. Exit status 1 if anything is not right, 130 after Ctrl-C "
+    "(results so far are printed). It executes what it checks: isolation from accidents, not a "
+    "security sandbox."
+)
+
+
+def _check_arguments(check: argparse.ArgumentParser) -> None:
+    from psd_mini.schedule import WEIGHTINGS
+
+    add = check.add_argument
+    text = "file.py, file.py:function, file.py:Class or a folder"
+    add("paths", nargs="+", metavar="path", help=text)
+    text = "sds (default), cfg, csd, vsd, psd, negative-embedding, renderer or schedule"
+    add("--kind", default="sds", help=text)
+    add("--weighting", choices=WEIGHTINGS, help="take only this w(t) for right (default: any)")
+    add("--json", action="store_true", help="print all findings as JSON")
+    add("--timeout", type=float, default=20.0, help="seconds for each file (default: %(default)g)")
+    text = "GiB for each file, beside what the check itself takes (default: %(default)g)"
+    add("--memory", type=float, default=2.0, help=text)
     check.set_defaults(run=run_check)
-    return root
 
 
 def run_generate(args: argparse.Namespace) -> None:
     """Run `generate`, and say what came out and where it is."""
+    from psd_mini.pipelines.folders import folder_name
     from psd_mini.pipelines.generate import generate
 
-    slug = re.sub(r"[^a-z0-9]+", "-", args.prompt.lower()).strip("-")
-    out = args.out or f"psd_mini_out/{slug}-{args.method}-{args.field}-{args.seed}"
-    settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "prompt", "out")}
+    settings = vars(args).copy()
+    prompt, given_out, _, _ = (settings.pop(n) for n in ("prompt", "out", "command", "run"))
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = tuple(value) if len(value) > 1 else value[0]
+    usual = inspect.signature(generate).parameters
+    # in the name anyway, or nothing to do with the result
+    elsewhere = ("method", "field", "seed", "resume", "overwrite")
+    others = {
+        name: value
+        for name, value in settings.items()
+        if name not in elsewhere and value != usual[name].default
+    }
+    name = folder_name([prompt, args.method, args.field], others, [args.seed])
+    out = given_out or f"psd_mini_out/{name}"
     try:
-        result = generate(args.prompt, out=out, **settings)
+        result = generate(prompt, out=out, **settings)
     except KeyboardInterrupt:
-        raise SystemExit(f"interrupted, see {out}/views.png; the same command with --resume goes on from there") from None
+        how = "the same command with --resume goes on from there"
+        raise SystemExit(f"interrupted, see {out}/views.png; {how}") from None
     print(result.summary())
     if result.out is None:
-        raise OSError(f"the files in {out} are incomplete; make room, and the same command with --resume writes them")
-    print(f"{result.seconds:.0f} s; look at {out}/turntable.gif (also views.png, curves.png, mesh.glb, run.json)")
+        how = "make room, and the same command with --resume writes them"
+        raise OSError(f"the files in {out} are incomplete; {how}")
+    files = "also views.png, curves.png, mesh.glb, run.json"
+    print(f"{result.seconds:.0f} s; look at {out}/turntable.gif ({files})")
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    """Run `compare`, and print its table."""
+    """Run `compare`, which prints its table."""
     from psd_mini.pipelines.compare import compare
 
     settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "methods")}
-    records = compare(methods=args.methods.split(","), **settings)
-    print(f"{len(records)} runs; table and pictures are in {args.out}")
+    compare(methods=args.methods.split(","), **settings)
 
 
 def run_check(args: argparse.Namespace) -> None:
-    """Check submissions; the exit status is 1 if any is wrong."""
-    import json
+    """Check submissions; see `checks.grading.command`."""
+    from psd_mini.checks.grading.command import check
 
-    from psd_mini.checks.grading.grader import KINDS, expand, grade, summary
-    from psd_mini.checks.report import Finding, Report
-
-    if args.kind not in KINDS:
-        raise ValueError(f"kind: {args.kind!r} is not known; choose from {', '.join(KINDS)}")
-    if not 0 < args.timeout <= 86400:
-        raise ValueError(f"timeout: expected more than 0 and at most 86400 seconds, got {args.timeout:g}")
-    paths = [path for given in args.paths for path in expand(given)]
-    if not paths:
-        raise ValueError(f"path: no .py files in {', '.join(args.paths)}")
-    results = grade(paths, args.kind, args.timeout, weighting=args.weighting)
-    if args.json:
-        print(json.dumps(results, indent=1))
-    elif len(results) == 1:
-        print(Report(results[0]["title"], [Finding(**finding) for finding in results[0]["findings"]]))
-    else:
-        print(summary(results))
-    if not all(result["ok"] for result in results):
-        raise SystemExit(1)
+    options = {"timeout": args.timeout, "weighting": args.weighting, "memory": args.memory}
+    check(args.paths, args.kind, args.json, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. A mistake in the arguments ends in one line and exit status 2; anything else is a bug and is shown."""
+    """Entry point. A mistake in the arguments ends in one line and exit status 2.
+
+    Anything else is a bug and is shown.
+    """
     args = parser().parse_args(argv)
     try:
         args.run(args)

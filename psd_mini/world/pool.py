@@ -2,12 +2,11 @@
 
 Every object is shaded once per camera and recoloured on demand (`views.recolour`), because a picture is affine in the
 main colour. The shaded layers are kept in the user's cache folder; they are made again when the code that draws them
-changes.
+or the objects change.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import warnings
@@ -22,6 +21,7 @@ from torch import Tensor
 from psd_mini import cameras as cameras_module
 from psd_mini.cameras import Cameras, orbit
 from psd_mini._internal.files import write_atomically
+from psd_mini._internal.identity import made_of, spelled
 from psd_mini.world import objects as objects_module
 from psd_mini.world import views as views_module
 from psd_mini.world.objects import COLOURS, OBJECTS
@@ -96,6 +96,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psd_mini"
 
 
+def world_in_words() -> str:
+    """What pictures of the world hang on besides their source code: objects and colours as they are now, and torch."""
+    return f"{spelled(OBJECTS)} {COLOURS} {torch.__version__}"
+
+
 def make_views(cameras: Cameras, resolution: int) -> WorldViews:
     """Every object from every camera, at resolution x resolution pixels, from the cache or freshly drawn (seconds).
 
@@ -108,12 +113,9 @@ def make_views(cameras: Cameras, resolution: int) -> WorldViews:
     """
     if resolution < 8:
         raise ValueError(f"resolution: expected at least 8 pixels per side, got {resolution}")
-    digest = hashlib.sha256(f"{resolution} {cameras.fov}".encode())
-    for module in (objects_module, views_module, cameras_module):
-        digest.update(Path(module.__file__ or "").read_bytes())
-    for angles in (cameras.azimuth, cameras.elevation, cameras.distance):
-        digest.update(angles.double().numpy().tobytes())
-    path = cache_folder() / f"views-{len(cameras)}x{resolution}-{digest.hexdigest()[:16]}.npy"
+    angles = [(str(a.dtype), a.tolist()) for a in (cameras.azimuth, cameras.elevation, cameras.distance)]
+    digest = made_of((objects_module, views_module, cameras_module), resolution, cameras.fov, angles, world_in_words())
+    path = cache_folder() / f"views-{len(cameras)}x{resolution}-{digest}.npy"
     shape = (len(OBJECTS), len(cameras), 4, resolution, resolution)
     try:
         layers = np.load(path, mmap_mode="r", allow_pickle=False)  # maps: a huge shape in its header costs no memory

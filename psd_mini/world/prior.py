@@ -73,7 +73,7 @@ class ToyWorldPrior(Prior):
         self.log_prior = torch.zeros(len(self.keys)) if log_prior is None else log_prior
         if self.log_prior.shape != (len(self.keys),):
             raise ValueError(f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}")
-        self._all_means = torch.empty(0, dtype=torch.bool)  # of every picture of the pool, made when they are first needed
+        self._all_means: tuple[WorldViews | None, Tensor] = (None, torch.empty(0))  # of every picture of these views
 
     def __repr__(self) -> str:
         weights = "" if not self.log_prior.any() else f", log_prior={self.log_prior.tolist()}"
@@ -144,10 +144,12 @@ class ToyWorldPrior(Prior):
             embeddings = embeddings + text.WORD_STRENGTH * views[index]
         # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
         log_weights = (embeddings @ views.T)[..., None] + (embeddings @ keys.T + self.log_prior.to(keys))[..., None, :]
-        if (self._all_means.dtype, self._all_means.device) != (embeddings.dtype, embeddings.device):  # (1, P M, D)
+        of, means = self._all_means  # made when they are first needed
+        if of is not self.views or (means.dtype, means.device) != (embeddings.dtype, embeddings.device):
             everything = self.views.pictures(torch.arange(len(self.views.cameras))).to(embeddings).mul_(2).sub_(1)
-            self._all_means = everything.flatten(2).flatten(0, 1)[None]
-        return self._all_means, log_weights.flatten(2)
+            means = everything.flatten(2).flatten(0, 1)[None]  # (1, P M, D)
+            self._all_means = self.views, means
+        return means, log_weights.flatten(2)
 
     def denoise(
         self, x_t: Float[Tensor, "b 3 h w"], t: Times, embeddings: Float[Tensor, "e v"], cameras: Cameras

@@ -27,7 +27,7 @@ def error(values: list[float]) -> str:
 def main(methods: list[str], reward: str) -> None:
     records = []
     for prompt in PROMPTS:
-        out = ROOT / "psd_mini_out" / "experiment" / prompt.replace(" ", "-")
+        out = ROOT / "psd_mini_out" / "experiment" / f"{prompt} {reward}".replace(" ", "-").replace(":", "-")
         best = ground_truth(prompt, reward)["r_best"]
         for record in compare(prompt, methods, reward, seeds=SEEDS, out=out, resume=True):
             records.append({**record, "of_best": record["reward"] / best})

@@ -17,11 +17,13 @@ and one thread count give one checkpoint, bit for bit. Networks are averaged ove
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -121,6 +123,17 @@ def all_latents(vae: nn.Module, layers: Tensor) -> Tensor:
     return torch.stack(rows).unflatten(0, (len(data.NAMES), len(data.COLOUR_NAMES)))
 
 
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """A digest of some tensors: what was made of others differs from what was made of these."""
+    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in tensors.items()})).hexdigest()[:16]
+
+
+def metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
 class Denoiser(nn.Module):
     """UNet and text encoder, trained together: v_hat(x_t, t, caption)."""
 
@@ -173,7 +186,8 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     cameras, layers = data.view_layers(n_cameras, parts.SIZE)
-    same = {"seed": seed, "n_cameras": n_cameras, "threads": torch.get_num_threads()}
+    same = {"seed": seed, "n_cameras": n_cameras, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    same["pictures"] = fingerprint({"layers": layers})  # of another world another model
 
     vae = parts.seeded(parts.autoencoder, seed)
     config = {**same, **{f"autoencoder {key}": value for key, value in autoencoder.items()}}
@@ -188,8 +202,9 @@ def train(
         config,
     )
     file = work / "latents.safetensors"
-    if not file.exists():
-        write_atomically(file, save({"latents": all_latents(vae, layers).contiguous()}))
+    of = fingerprint({"layers": layers, **vae.state_dict()})
+    if not file.exists() or metadata(file).get("of") != of:
+        write_atomically(file, save({"latents": all_latents(vae, layers).contiguous()}, {"of": of}))
     latents = load_file(file)["latents"]
     scale = 1 / latents.std().item()
     vae.register_to_config(scaling_factor=scale)  # type: ignore[operator]

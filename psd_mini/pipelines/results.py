@@ -1,0 +1,125 @@
+"""A finished object: what is known about it, its pictures, and its files in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psd_mini import fields
+from psd_mini._internal.arguments import validated
+from psd_mini._internal.files import write_atomically
+from psd_mini.pipelines import folders
+from psd_mini.viz import mesh, pictures
+
+
+@validated
+@dataclass
+class Generation:
+    """A finished object and everything that is known about it.
+
+    field: the trained field; config, metrics, cost, seconds: as in run.json; history: numbers per
+    step; out: the folder.
+    """
+
+    prompt: str
+    field: nn.Module
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    cost: dict[str, Any]
+    seconds: float
+    history: list[dict[str, float]]
+    out: Path | None = None
+
+    def frames(self, n_frames: int = 24, resolution: int = 64) -> Tensor:
+        """A full turn at 20 degrees elevation: (n_frames, 3, H, W) in [0, 1]."""
+        return pictures.render_views(self.field, pictures.turntable_cameras(n_frames), resolution)
+
+    def turntable(self, path: str | Path | None = None) -> pictures.Gif:
+        """The turntable as an animated gif, which notebooks play; also written to `path`."""
+        return pictures.gif(self.frames(), path)
+
+    def views(self):
+        """Contact sheet: eight views around the object, as a `PIL.Image`."""
+        labels = [f"{azimuth}°" for azimuth in range(0, 360, 45)]
+        return pictures.contact_sheet(self.frames(8), column_labels=labels, title=self.summary())
+
+    def mesh(self) -> mesh.Mesh:
+        """Coloured triangle mesh of the object's surface."""
+        return mesh.extract_mesh(self.field)
+
+    def summary(self) -> str:
+        """One line: what was asked, what the judge saw."""
+        m = self.metrics
+        if "recognised" not in m:
+            names = ("steps", "prior", "method")
+            steps, prior, method = (self.config.get(name, "unknown") for name in names)
+            return f"{self.prompt}: {steps} steps against {prior}, {method}"
+        return (
+            f"{self.prompt}: recognised as {m['recognised']}, true-view distance "
+            f"{m['true_view_distance']:.3f} (oracle {m['oracle_distance']:.3f})"
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write turntable.gif, views.png, curves.png, mesh.glb and field.safetensors."""
+        self.turntable(folder / "turntable.gif")
+        pictures.save_png(self.views(), folder / "views.png")
+        pictures.curves(self.history, folder / "curves.png")
+        fields.save_field(self.field, folder / "field.safetensors")
+        try:
+            mesh.write_glb(self.mesh(), folder / "mesh.glb")
+        except ValueError as error:  # an object that is all fog has no surface
+            print(f"no mesh: {error}")
+
+    def write_run(self, folder: Path) -> None:
+        """Write run.json."""
+        record = {"config": self.config, "seed": self.config["seed"], "versions": versions()}
+        record |= {"seconds": self.seconds, "cost": self.cost, "metrics": self.metrics}
+        write_atomically(folder / "run.json", json.dumps(record, indent=2).encode())
+
+
+def as_it_stands(folder: Path, state: dict[str, Any], named: bool) -> Generation:
+    """The finished run in a folder, read back.
+
+    Args:
+        folder: of the run; state: its checkpoint.
+        named: the call names all its parts; a function or an object may have changed unseen.
+
+    Raises:
+        ValueError: it cannot be known that the same call would end the same way.
+    """
+    record = folders.read_record(folder)
+    if not named or record.get("versions") != versions():
+        why = "a function or an object of yours may have changed since"
+        why = "its code or versions were other ones" if named else why
+        raise ValueError(f"out: {folder} holds this run, finished, but {why}; {folders.REPLACE}")
+    print(f"nothing computed: {folder} holds this run, finished; {folders.ANEW}")
+    field = fields.load_field(folder / "field.safetensors")
+    known = {name: record[name] for name in ("config", "metrics", "cost", "seconds")}
+    history = state["progress"]["history"]
+    return Generation(record["config"]["prompt"], field, **known, history=history, out=folder)
+
+
+def versions() -> dict[str, Any]:
+    """What decides the bits of a result besides its settings."""
+    code = hashlib.sha256()
+    for path in sorted(Path(fields.__file__).parent.rglob("*.py")):
+        code.update(path.read_bytes())
+    try:
+        own = version("psd-mini")
+    except PackageNotFoundError:  # run from a source folder that was never installed
+        own = "not installed"
+    return {
+        "psd-mini": own,
+        "code": code.hexdigest()[:8],
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+    }
