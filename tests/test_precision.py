@@ -63,7 +63,7 @@ def test_levels_and_weights_are_rounded_once(dtype):
     """alpha_t, sigma_t and the weights of a schedule of known abar, relative error at all t, in three precisions."""
     like, u = torch.zeros(T, dtype=dtype), UNIT[dtype]
     for got, exact in zip(SCHEDULE.alpha_sigma(ALL, like), (ALPHA, SIGMA), strict=True):
-        assert errors(got, exact, relative=True).max() < (2 if dtype == torch.float64 else 1) * u
+        assert errors(got, exact, relative=True).max() < (2.01 if dtype == torch.float64 else 1.01) * u
     wanted = {"sds": lambda a, s: s**2, "uniform": lambda a, s: mpf(1), "fantasia3d": lambda a, s: a * s**2}
     for kind, weight in wanted.items():
         exact = list(map(weight, ALPHA, SIGMA))
@@ -108,8 +108,8 @@ def test_conversions_lose_what_they_divide_by(name):
         assert bool((error <= 3 * u * (x.abs() + y.abs()) / small).all())
         assert error.max() > 0.3 * u / small.min()
         if divisor:
-            ends = error[:5].mean(), error[-5:].mean()
-            assert max(ends) > 10 * min(ends) and (ends[0] < ends[1]) == (divisor == "alpha")
+            first_times, last_times = error[:5].mean(), error[-5:].mean()
+            assert last_times > 10 * first_times if divisor == "alpha" else first_times > 10 * last_times
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -124,7 +124,7 @@ def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
     )
     assert bool((by_eps <= 1.01 * u * prediction.abs() * s / a).all())
     assert bool((by_v <= 1.01 * u * prediction.abs() * s).all())
-    assert by_eps[-1].max() > 10 * u > by_v.max() and by_eps[0].max() < u
+    assert by_eps[-1].max() > 10 * u > by_v.max() and by_eps[0].max() < 0.5 * u
 
 
 def test_guidance_amplifies_what_predictions_have_lost():
@@ -149,9 +149,9 @@ def test_residual_loses_digits_at_high_noise():
     u = UNIT[torch.float16]
     lost = (sds_residual(rounded(eps + h, torch.float16), eps) - h).norm(dim=1) / h.norm(dim=1)
     assert 10 * lost[0] < lost[-1]
-    assert bool((lost < u * (1 + s / a)[:, 0]).all())
+    assert bool((lost < 0.9 * u * (1 + s / a)[:, 0]).all())
     exact = [p - q for p, q in zip(numbers((eps + h)[::100]), numbers(eps[::100]), strict=True)]
-    assert errors(sds_residual((eps + h)[::100], eps[::100]), exact, relative=True).max() <= UNIT[torch.float64]
+    assert errors(sds_residual((eps + h)[::100], eps[::100]), exact, relative=True).max() <= 1.01 * UNIT[torch.float64]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -324,7 +324,8 @@ def test_weights_of_a_ray_from_thin_fog_to_a_wall():
         assert errors(weights, exact).max() < 30 * u
         assert errors(weights[1], exact[13:], relative=True).max() < 200 * u
         assert errors(alpha, opacity, relative=True).max() < 30 * u
-    assert (1 - torch.exp(-density[1].float() * 0.125)).sum() == 0  # what expm1 is there for
+    lost = 1 - torch.exp(-density[1].float() * 0.125)
+    assert errors(lost, exact[13:], relative=True).min() > 0.9  # what expm1 is there for
 
 
 def test_weights_of_rewards_far_apart():

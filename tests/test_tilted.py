@@ -101,7 +101,7 @@ def test_implicit_reward_guides_to_the_optimum(which):
     joint = gaussian_kernel(x_t, points, t) * plain_density(points, weights, means, covariances)
     expected_reward = joint @ reward(points) / joint.sum(-1)
     gaps = torch.stack([value(beta) - expected_reward for beta in (0.5, 1e3, 1e4)])
-    assert bool((gaps > 0).all())
+    assert bool((gaps > 1e-7).all())
     # the leading term is Var(r|x_t) / (2 beta)
     variance = joint @ reward(points) ** 2 / joint.sum(-1) - expected_reward**2
     close(gaps[1] * 2e3, variance, 1e-2)
