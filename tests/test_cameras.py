@@ -10,6 +10,8 @@ import torch
 
 from psd_mini.cameras import Cameras, camera_rays, orbit
 
+pytestmark = pytest.mark.algebra
+
 F64 = torch.float64
 
 

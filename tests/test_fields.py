@@ -16,6 +16,8 @@ from torch.func import functional_call
 from psd_mini.bench import converged_field, plain_render, renderer_ratio
 from psd_mini.fields import FIELDS, TriplaneField, VoxelField, load_field, make_field, save_field
 
+pytestmark = pytest.mark.algebra
+
 F64 = torch.float64
 
 

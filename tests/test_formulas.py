@@ -14,6 +14,8 @@ from psd_mini import (
     surrogate_loss,
 )
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 
 

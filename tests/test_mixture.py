@@ -22,6 +22,8 @@ from plain_mixture import (
 
 from psd_mini.priors.mixture import GaussianMixture, implicit_reward
 
+pytestmark = pytest.mark.algebra
+
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_against_brute_force_integration(d):

@@ -13,6 +13,8 @@ from psd_mini.rewards import LinearReward, black_box, make_reward
 from psd_mini.world import text
 from psd_mini.world.pool import make_views, pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 F64 = torch.float64
 MEANS = torch.tensor([[0.4, -1.0, 0.7], [-0.5, 0.3, 1.0], [1.0, 1.0, -0.4]], dtype=F64)

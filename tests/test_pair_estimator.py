@@ -39,6 +39,8 @@ from psd_mini.formulas import omega
 from psd_mini.methods import PSD, RewardSDS, psd_gradient, rank
 from psd_mini.rewards import LinearReward, black_box
 
+pytestmark = pytest.mark.algebra
+
 # identities 35, 36, 50 and the antithetic constants: E[omega (h_1 - h_2)] for a Gaussian prior and a linear reward
 TAU = 0.4
 CONSTANTS = {

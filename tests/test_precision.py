@@ -17,6 +17,8 @@ from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.priors.mixture import GaussianMixture, implicit_reward
 from psd_mini.rendering import compositing_weights
 
+pytestmark = pytest.mark.algebra
+
 mp.mp.dps = 50
 ALL = torch.arange(T)
 GRID = torch.tensor([*range(0, T, 10), T - 1])
@@ -115,15 +117,16 @@ def test_conversions_lose_what_they_divide_by(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
     """x0_hat of eps_hat rounded to u, all else exact: error <= u |eps_hat| sigma_t / alpha_t, 15 u at T - 1; from a rounded
-    v it is <= u |v| sigma_t at every t."""
+    v it is <= u |v| sigma_t at every t. (Near 0 a rounding is the spacing of the smallest numbers, for float16 6e-8.)"""
     x_t, prediction, u = normal(3, len(GRID), 64), normal(4, len(GRID), 64).clamp(-4, 4), UNIT[dtype]
     a, s = levels(GRID)
     by_eps, by_v = (
         (convert(x_t, rounded(prediction, dtype), GRID) - convert(x_t, prediction, GRID)).abs()
         for convert in (SCHEDULE.x0_from_eps, SCHEDULE.x0_from_v)
     )
-    assert bool((by_eps <= 1.01 * u * prediction.abs() * s / a).all())
-    assert bool((by_v <= 1.01 * u * prediction.abs() * s).all())
+    lost = 1.01 * u * prediction.abs() + 1e-7 * u / UNIT[torch.float16]
+    assert bool((by_eps <= lost * s / a).all())
+    assert bool((by_v <= lost * s).all())
     assert by_eps[-1].max() > 10 * u > by_v.max() and by_eps[0].max() < 0.5 * u
 
 

@@ -17,6 +17,8 @@ from psd_mini.cameras import camera_rays
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.priors.isotropic import isotropic_denoise, isotropic_log_prob
 
+pytestmark = pytest.mark.algebra
+
 F64 = torch.float64
 examples = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 

@@ -9,6 +9,8 @@ from psd_mini.formulas import omega
 from psd_mini.methods import CSD, PSD, DreamDPO, RewardSDS, psd_gradient, rank, reward_weights
 from psd_mini.rewards import LinearReward, black_box
 
+pytestmark = pytest.mark.algebra
+
 
 # identity 31
 def test_pair_difference_points_from_loser_to_winner():

@@ -27,6 +27,8 @@ from relatives import (
 from psd_mini import CSD, SDS, cfg
 from psd_mini.methods import csd_gradient
 
+pytestmark = pytest.mark.algebra
+
 
 # identity 12
 def sjc(x, t, eps, g=G, var_red=True, width=lambda a, s: s / a):

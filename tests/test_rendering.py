@@ -14,6 +14,8 @@ from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.fields import VoxelField
 from psd_mini.rendering import ball_interval, compositing_weights, render
 
+pytestmark = pytest.mark.algebra
+
 F64 = torch.float64
 RED, GREEN, BLUE = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 

@@ -14,6 +14,8 @@ from psd_mini.schedule import NoiseSchedule
 from psd_mini.world.pool import make_views, pool_cameras
 from psd_mini.world.text import components
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 EYE = torch.eye(3, dtype=torch.float64)
 S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)

@@ -7,6 +7,8 @@ import torch
 from psd_mini.rewards import Colorfulness, LinearReward, NamedColor, QuadraticReward, WeightedSum, black_box, make_reward, score
 from psd_mini.world.objects import COLOURS
 
+pytestmark = pytest.mark.algebra
+
 
 def pictures(n=2, size=4, seed=0):
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -9,6 +9,8 @@ from psd_mini.cameras import orbit
 from psd_mini.priors.sampling import ddim_sample
 from psd_mini.schedule import scaled_linear_schedule
 
+pytestmark = pytest.mark.algebra
+
 
 class Gaussian:
     """N(mean, s^2 I) for "a", N(0, I) for "": eps_hat = sigma_t (x_t - alpha_t mean) / (alpha_t^2 s^2 + sigma_t^2)."""

@@ -10,6 +10,8 @@ from psd_mini import SDS, ToyWorldPrior, VoxelField, distill
 from psd_mini.schedule import NoiseSchedule, annealed, sample_timesteps, scaled_linear_schedule
 from psd_mini.world.pool import make_views, pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 T = 1000
 SCHEDULE = scaled_linear_schedule(T)
 ALL = torch.arange(T)

@@ -9,6 +9,8 @@ from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_
 from psd_mini.methods import predict
 from psd_mini.world.pool import pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
 MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)

@@ -19,6 +19,8 @@ from plain_mixture import (
 from psd_mini.priors.mixture import GaussianMixture, implicit_reward
 from psd_mini.schedule import NoiseSchedule
 
+pytestmark = pytest.mark.algebra
+
 
 def rewards(d: int):
     """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one Gaussian."""

@@ -9,6 +9,8 @@ from psd_mini.schedule import NoiseSchedule
 from psd_mini.world import text
 from psd_mini.world.pool import make_views, pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 CAMERAS = orbit([0.0, 40.0, 95.0, 180.0, 260.0], [5.0, 30.0, 20.0, 10.0, 40.0])
 
 

@@ -12,6 +12,8 @@ from psd_mini.world import objects, views
 from psd_mini.world.objects import CARROT, COLOURS, MAIN, OBJECTS, RADIUS, Part, union
 from psd_mini.world.views import AMBIENT, EPSILON, LIGHTS, recolour, render_layers, trace
 
+pytestmark = pytest.mark.algebra
+
 BALL = 0.8  # radius of the ball, world units
 EVERY_OBJECT = pytest.mark.parametrize("name", OBJECTS)
 
