@@ -92,10 +92,11 @@ CONVERSIONS = {
 def test_conversions_lose_what_they_divide_by(name):
     """|error| <= 3 u (|first| + |second|) / divisor, with divisor alpha_t, sigma_t or 1: three precisions, the whole grid.
 
-    Where there is a divisor the end of the grid at which it is small is at least ten times worse than the other.
+    Where there is a divisor, the five times at which it is small are twelve times worse than the five at the other end: so
+    says the mean of 1 / divisor, and the mean of these errors says at least six.
     """
     equation, divisor = CONVERSIONS[name]
-    first, second = 0.5 + normal(1, len(GRID), 4).abs(), -0.5 - normal(2, len(GRID), 4).abs()
+    first, second = 0.5 + normal(1, len(GRID), 16).abs(), -0.5 - normal(2, len(GRID), 16).abs()
     a, s = levels(GRID)
     small = {"alpha": a, "sigma": s, None: torch.ones_like(a)}[divisor]
     for dtype, u in UNIT.items():
@@ -111,7 +112,7 @@ def test_conversions_lose_what_they_divide_by(name):
         assert error.max() > 0.3 * u / small.min()
         if divisor:
             first_times, last_times = error[:5].mean(), error[-5:].mean()
-            assert last_times > 10 * first_times if divisor == "alpha" else first_times > 10 * last_times
+            assert last_times > 6 * first_times if divisor == "alpha" else first_times > 6 * last_times
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -291,7 +292,10 @@ def psd_equation(W, L, sign, base, h_1, h_2):
 
 
 def test_gradients_of_the_methods_over_the_grid():
-    """SDS at g = 7.5, and PSD: within three u of the sum of what is added, in each precision at every t."""
+    """SDS at g = 7.5, and PSD: within five u of the sum of what is added, in each precision at every t.
+
+    Five operations round: difference, product, sum, sum (for PSD the product lambda omega), product with w.
+    """
     _, s = levels(GRID)
     sign = torch.where(torch.arange(len(GRID)) % 3 == 0, -1.0, 1.0)
     for dtype, u in UNIT.items():
@@ -306,7 +310,7 @@ def test_gradients_of_the_methods_over_the_grid():
         )
         size = neg.abs() + 7.5 * (cond.abs() + neg.abs()) + eps.abs(), base.abs() + lam * (h_1.abs() + h_2.abs())
         for answer, wanted, added in zip(got, exact, size, strict=True):
-            assert bool((errors(answer, wanted) <= 3 * u * w * added).all()), dtype
+            assert bool((errors(answer, wanted) <= 5.02 * u * w * added).all()), dtype
 
 
 def test_weights_of_a_ray_from_thin_fog_to_a_wall():

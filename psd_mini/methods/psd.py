@@ -24,9 +24,10 @@ Gradient, in five lines. Nobody has a denoiser for winners and one for losers, b
 base is any score distillation: the mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals the mean with lambda
 larger by 1/2; a fresh third noise costs one more evaluation. The reward is only compared: no gradient of it is needed.
 
-What the coefficients do. lambda = 0, a constant reward or a tie: the base method bit for bit. Antithetic noises
-eps_2 = -eps_1 cancel the base's noise and make pairs differ more. Hard omega diverges like 1/sigma_t for small t, hence
-lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form suggests) the sign is wrong: a test shows it.
+What the coefficients do. lambda = 0, a constant reward or a tie: the base method, bit for bit on one machine with one
+thread count. Antithetic noises eps_2 = -eps_1 cancel the base's noise and make pairs differ more. Hard omega diverges like
+1/sigma_t for small t, hence lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form suggests) the sign
+is wrong: a test shows it.
 
 Paper and reconstruction. Leng et al. 2026 (arXiv 2603.01594) publish the idea: an added implicit-reward term in
 CFG form, pairs of noises ranked by a 2D reward, negative-embedding co-optimisation. Their exact formulas, weights and
