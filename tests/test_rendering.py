@@ -326,7 +326,7 @@ def test_depth_of_an_opaque_ball_is_where_the_ray_meets_it():
     middle = -(origins[:, None, None] * directions).sum(-1)
     chord, bin_width = chords(cameras, 9, 9, r), chords(cameras, 9, 9, 1.0) / n_samples
     solid = chord > 2 * bin_width
-    assert 0.3 < solid.double().mean() < 0.99
+    assert 0.1 < solid.double().mean() < 0.99  # the furthest camera, at 4.5, has 0.2 of its picture in the ball
     late = (result.depth[:, 0] - (middle - chord / 2))[solid]
     assert (late >= -1e-9).all()
     assert (late <= bin_width[solid] + 1e-9).all()

@@ -171,9 +171,9 @@ def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
     Source: DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 5 and 6.
     """
     weights, means, covariances = world(3)
-    beta, tau, (x, _) = 0.8, 0.3, noisy(24, 6, 3)
+    beta, (x, _) = 0.8, noisy(24, 6, 3)
     reward, tilt, _ = list(rewards(3))[which]
-    errors = []
+    tau, errors = reward(x).std(), []  # so that no duel is decided in advance
     for noise in (1e-6, 1e-8):
         prior = GaussianMixture(weights, means, covariances, NoiseSchedule(tensor(1 - noise)))
         tilted, log_z = tilt(prior, beta)
