@@ -8,7 +8,7 @@
         field <- Adam(field, dL/dfield)                                                      betas 0.9 and 0.99
 
 One torch.Generator makes every random choice, and it is part of the checkpoint: a run that was killed and resumed ends in
-the same bits as one that was not.
+the same bits as one that was not, on one machine with one thread count.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ noises give; in other worlds it is no fixed multiple.
 base is any score distillation: the mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals the mean with lambda
 larger by 1/2; a fresh third noise costs one more evaluation. The reward is only compared: no gradient of it is needed.
 
-What the coefficients do. lambda = 0, a constant reward or a tie: the base method bit for bit. Opposite noises cancel the odd
+What the coefficients do. lambda = 0, a constant reward or a tie: the base method bit for bit on one machine with one thread count. Opposite noises cancel the odd
 part of the base's noise and make pairs differ more. Hard omega at small t, Gaussian prior: the mean of the pair's term stays
 bounded, but the exact term (sigma_t / beta) grad V_t and the base's pull shrink like sigma_t. With one lambda for all t the
 ratio to the exact term, and the distance of the place of rest from the prior's mean, would grow like 1 / sigma_t; hence
