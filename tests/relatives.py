@@ -40,5 +40,6 @@ def package(method, x, t, eps, prompt=Y, negative=NEG):
 
 
 def differs(got, expected):
-    """A wrong implementation is off by much more than rounding, for every picture."""
-    assert bool(((got - expected).abs().amax(-1) > 1e-3).all())
+    """A wrong implementation is off by much more than rounding. Not at every picture: at small t, x_t may name its component
+    so clearly that the prompt does not matter."""
+    assert (got - expected).abs().max() > 1e-3

@@ -122,7 +122,7 @@ def test_predictions_are_independent_of_the_batch_and_differentiable():
     alone = torch.cat([world.predict(x[i : i + 1], t[i : i + 1], e[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     for gradient in torch.autograd.grad(together.square().sum(), (x, e)):
-        assert bool((gradient != 0).any())
+        assert gradient.abs().max() > 1e-3
 
 
 def test_report_in_all_forms():

@@ -26,7 +26,7 @@ def test_ground_truth_by_hand():
     weights = [math.exp(r / 0.02) for r in rewards]
     assert truth["r_opt"] == pytest.approx(sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights), abs=1e-5)
     assert truth["r_best"] == pytest.approx(max(rewards), abs=1e-6)
-    assert truth["r_prior"] < truth["r_opt"] < truth["r_best"]
+    assert truth["r_prior"] + 0.1 < truth["r_opt"] < truth["r_best"] - 0.005
 
 
 def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
@@ -37,7 +37,8 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     assert list(records) == ["sds", "psd", "sds+neg", "exact"]
     wanted = "method prompt seed reward gain true_view_distance oracle_distance log_density_gap distance_to_optimum recognised"
     assert set(wanted.split()) | {"prior_evaluations", "seconds"} <= set(records["psd"])
-    assert records["exact"]["distance_to_optimum"] == 0 < records["psd"]["distance_to_optimum"]
+    assert records["exact"]["distance_to_optimum"] == 0  # exact: a picture and itself
+    assert records["psd"]["distance_to_optimum"] > 1e-4
     assert records["psd"]["prior_evaluations"] == 2 * records["sds"]["prior_evaluations"] == 16
     assert "negative_words" in records["sds+neg"]
     truth = ground_truth("a ball", "colorfulness")
@@ -153,7 +154,8 @@ def test_methods_and_rewards_of_ones_own(tmp_path):
     records = compare("a ball", {"sds": "sds", "mine": mine, "theirs": "sds2"}, redness, **settings)
     row = {r["method"]: r for r in records}
     assert list(row) == ["sds", "mine", "theirs", "exact"]
-    assert row["mine"]["distance_to_optimum"] == row["sds"]["distance_to_optimum"] != row["theirs"]["distance_to_optimum"]
+    far = {name: record["distance_to_optimum"] for name, record in row.items()}
+    assert far["mine"] == pytest.approx(far["sds"], abs=1e-9) and abs(far["theirs"] - far["sds"]) > 1e-4
     assert row["mine"]["reward"] == row["sds"]["reward"] and row["sds"]["reward_name"].startswith("redness ")
     for wrong in ("sds,psd", [mine]):
         with pytest.raises(ValueError, match="^methods: expected a list"):

@@ -34,6 +34,7 @@ def run(prior, field=None, method=None, steps=STEPS, **options):
 
 
 def same(a, b):
+    # exact: asked of runs on one machine with one thread count
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
@@ -84,7 +85,7 @@ def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
     assert resumable == (killed_at >= 3)
     resumed, resumed_run = run(prior, checkpoint=path, checkpoint_every=3, resume=resumable)
     assert same(whole, resumed)
-    assert whole_run.history == resumed_run.history
+    assert whole_run.history == resumed_run.history  # exact: a run and its resumption, one machine and thread count
     assert whole_run.cost.prior_evaluations == resumed_run.cost.prior_evaluations == 2 * STEPS
 
 
@@ -116,7 +117,7 @@ def test_resume_of_a_killed_process(tmp_path):
     assert process(tmp_path / "broken", 4, "new") == -signal.SIGKILL
     assert process(tmp_path / "broken", -1, "resume") == 0
     whole, broken = (torch.load(tmp_path / name / "field.pt", weights_only=True) for name in ("whole", "broken"))
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)  # exact: one machine, one thread
 
 
 def test_method_state_is_in_the_checkpoint(prior, tmp_path):
@@ -357,7 +358,7 @@ def test_costs_are_counted(prior):
     _, guided = run(prior, method=SDS(2.0))
     assert plain.cost.prior_evaluations == plain.cost.renders == 2 * STEPS
     assert guided.cost.prior_evaluations == 4 * STEPS
-    assert all(seconds >= 0 for seconds in plain.cost.seconds.values())
+    assert all(seconds >= 0 for seconds in plain.cost.seconds.values())  # exact: a clock that does not run backwards
 
 
 def test_opacity_entropy():

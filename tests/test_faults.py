@@ -63,7 +63,7 @@ def check_end(folder, unbroken):
     """Resume to the end in a new process: the same bits as the run that nobody killed."""
     assert start(folder).wait() == 0
     broken = torch.load(folder / "field.pt", weights_only=True)
-    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)  # exact: one machine, one thread
 
 
 def kill_at_random(folder, rng):
@@ -86,7 +86,7 @@ def test_killed_at_a_random_moment(unbroken, tmp_path):
 def test_killed_in_the_write_of_a_checkpoint(unbroken, tmp_path, write):
     """The half-written file stands beside the old checkpoint and is not taken for it."""
     assert start(tmp_path, write).wait() == -signal.SIGKILL
-    assert (tmp_path / "c.pt").exists() == (write > 1)
+    assert (tmp_path / "c.pt").exists() == (write > 1)  # exact: a count
     check_end(tmp_path, unbroken)
 
 
@@ -133,6 +133,7 @@ def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
     assert torch.load(path, weights_only=True)["step"] == 4
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", checkpoint=path, resume=True, **OPTIONS)
+    # exact: a run and its resumption, one machine and thread count
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
 
 
@@ -188,10 +189,12 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monk
         pytest.warns(UserWarning, match="checkpoint of step [46] not written, the run goes on"),
     ):
         distill(field, prior, SDS(), "a red mushroom", callback=lambda info: info["step"] == 2 and fault(patch), **options)
+    # exact: a run and its resumption, one machine and thread count
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"] and torch.load(path, weights_only=True)["step"] == 2
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", resume=True, **options)
+    # exact: a run and its resumption, one machine and thread count
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
 
 

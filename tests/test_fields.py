@@ -13,8 +13,10 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from bench import converged_field, renderer_ratio
+from bench import converged_field, plain_render, renderer_ratio
 from psd_mini.fields import FIELDS, TriplaneField, VoxelField, load_field, make_field, save_field
+
+pytestmark = pytest.mark.algebra
 
 F64 = torch.float64
 
@@ -169,8 +171,8 @@ def test_density_is_nonnegative_and_colours_lie_between_zero_and_one(kind, chann
         points = probe_points(5, 1.0).to(dtype)
         density, colour = field.to(dtype)(points)
         assert density.dtype == colour.dtype == dtype
-        assert (density >= 0).all()
-        assert ((colour > 0) & (colour < 1)).all()
+        assert (density >= 0).all()  # exact: softplus is log1p of what is not negative
+        assert ((colour > 1e-6) & (colour < 1 - 1e-6)).all()
         assert colour.shape == (len(points), channels)
 
 
@@ -191,14 +193,14 @@ def test_no_points_give_no_values(kind):
 
 
 def test_voxels_start_as_a_grey_soft_ball():
-    """At the nodes, density = 10 softplus(4 (0.8 - |p|) - 1) and colour = 1/2 exactly."""
+    """At the nodes, density = 10 softplus(4 (0.8 - |p|) - 1) and colour = 1/2."""
     resolution, bound = 9, 1.1
     axis = torch.linspace(-bound, bound, resolution, dtype=F64)
     points = torch.cartesian_prod(axis, axis, axis)
     density, colour = VoxelField(resolution, bound).double()(points)
     expected = [10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()]
     torch.testing.assert_close(density, torch.tensor(expected, dtype=F64), rtol=2e-6, atol=0)  # nodes made in float32
-    assert torch.equal(colour, torch.full_like(colour, 0.5))
+    torch.testing.assert_close(colour, torch.full_like(colour, 0.5), rtol=0, atol=1e-12)
 
 
 def test_triplane_starts_near_a_grey_soft_ball():
@@ -214,7 +216,7 @@ def test_triplane_starts_near_a_grey_soft_ball():
         field.planes.zero_()
     density, colour = field(points)
     torch.testing.assert_close(density, ball, rtol=1e-12, atol=0)
-    assert torch.equal(colour, torch.full_like(colour, 0.5))
+    torch.testing.assert_close(colour, torch.full_like(colour, 0.5), rtol=0, atol=1e-12)
 
 
 def test_triplane_is_determined_by_its_generator():
@@ -224,9 +226,9 @@ def test_triplane_is_determined_by_its_generator():
     def weights(generator):
         return torch.cat([p.flatten() for p in TriplaneField(4, generator=generator).parameters()])
 
-    assert torch.equal(weights(seeded(7)), weights(seeded(7)))
-    assert not torch.equal(weights(seeded(7)), weights(seeded(8)))
-    assert torch.equal(weights(None), weights(seeded(0)))
+    assert torch.equal(weights(seeded(7)), weights(seeded(7)))  # exact: one generator, one machine
+    assert (weights(seeded(7)) - weights(seeded(8))).abs().max() > 1e-3
+    assert torch.equal(weights(None), weights(seeded(0)))  # exact: one generator, one machine
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -269,7 +271,7 @@ def test_parameter_groups_hold_every_parameter_once(kind):
     field: Any = make_field(kind, resolution=4)
     grouped = [id(p) for group in field.parameter_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in field.parameters())
-    assert all(group["lr"] > 0 for group in field.parameter_groups())
+    assert all(group["lr"] > 0 for group in field.parameter_groups())  # exact: a setting
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -291,8 +293,9 @@ def test_saved_fields_come_back_bit_for_bit(kind, dtype, tmp_path):
         assert name == loaded_name
         assert loaded_value.dtype == dtype
         assert loaded_value.requires_grad
-        assert torch.equal(value, loaded_value)
+        assert torch.equal(value, loaded_value)  # exact: a file holds bits
     points = probe_points(5, 0.9).to(dtype)
+    # exact: the same code on the same numbers
     assert all(torch.equal(a, b) for a, b in zip(field(points), loaded(points), strict=True))
 
 
@@ -381,7 +384,10 @@ def test_bad_settings_are_named():
 
 
 @pytest.mark.parametrize("field", [VoxelField(), converged_field()], ids=["fresh", "converged"])
-def test_the_renderer_that_is_timed_agrees_with_the_plain_one(field):
+def test_the_renderer_that_is_timed_agrees_with_the_plain_one(field, monkeypatch):
     """Picture and gradients of every parameter, relative to their norm, as `psd-mini bench` compares them."""
     _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
-    assert 0 < difference < 1e-6
+    assert difference < 1e-6
+    monkeypatch.setattr("psd_mini.bench.plain_render", lambda *settings: 1.001 * plain_render(*settings))
+    _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
+    assert 5e-4 < difference < 2e-3  # it is the plain renderer that was compared

@@ -14,6 +14,8 @@ from psd_mini import (
     surrogate_loss,
 )
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 
 
@@ -24,7 +26,7 @@ def normal(*shape, seed=0):
 def test_cfg_ends_and_affinity():
     """eps(g=1) = eps_cond, eps(g=0) = eps_neg, and eps(g) = (1 - g) eps(0) + g eps(1): affine in g."""
     cond, neg = normal(2, 5, seed=1), normal(2, 5, seed=2)
-    assert torch.equal(cfg(cond, neg, 0.0), neg)
+    assert torch.equal(cfg(cond, neg, 0.0), neg)  # exact: neg + 0 is neg
     torch.testing.assert_close(cfg(cond, neg, 1.0), cond, rtol=0, atol=1e-15)
     for g in (-3.0, 0.3, 7.5, 100.0):
         torch.testing.assert_close(cfg(cond, neg, g), (1 - g) * neg + g * cond, rtol=1e-13, atol=1e-13)

@@ -9,6 +9,8 @@ from plain_mixture import SCHEDULE, T, Tensor, close, levels, normal
 from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.mixture import GaussianMixture
 
+pytestmark = pytest.mark.algebra
+
 
 def isotropic_case(own_components: bool):
     """x_t, means, log-weights (one of them -inf), variance, levels and t of a batch of four with two prompts."""

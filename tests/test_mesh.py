@@ -197,7 +197,7 @@ def test_glb_holds_the_mesh_upright(torus_mesh, glb):
     assert body.volume == pytest.approx(2 * math.pi**2 * R * r**2, rel=0.01)  # a reflection would make it negative
     np.testing.assert_array_equal(body.faces, torus_mesh.faces)
     for ours, theirs in ((0, 2), (1, 0), (2, 1)):
-        np.testing.assert_array_equal(body.vertices[:, theirs], torus_mesh.vertices[:, ours])
+        np.testing.assert_array_equal(body.vertices[:, theirs], torus_mesh.vertices[:, ours])  # exact: a file holds bits
     low, high = np.array([[-R - r, -R - r - 0.1, 0.05 - r], [R + r, R + r - 0.1, 0.05 + r]])
     np.testing.assert_allclose(body.bounds, [low, high], atol=0.01)
 
@@ -226,8 +226,9 @@ def test_glb_document(torus_mesh, glb):
     """What the format demands: bounds of POSITION, views that fill the buffer, aligned; and an unlit, matt material."""
     document, binary = glb_parts(glb)
     position = document["accessors"][0]
+    # exact: a smallest number is one of the numbers, and JSON holds it whole
     np.testing.assert_array_equal(position["min"], torus_mesh.vertices.min(0)[[1, 2, 0]].astype(float))
-    np.testing.assert_array_equal(position["max"], torus_mesh.vertices.max(0)[[1, 2, 0]].astype(float))
+    np.testing.assert_array_equal(position["max"], torus_mesh.vertices.max(0)[[1, 2, 0]].astype(float))  # exact: as above
     end = 0
     for view in document["bufferViews"]:
         assert view["byteOffset"] == end and end % 4 == 0

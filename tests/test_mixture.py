@@ -22,6 +22,8 @@ from plain_mixture import (
 
 from psd_mini.mixture import GaussianMixture, implicit_reward
 
+pytestmark = pytest.mark.algebra
+
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_against_brute_force_integration(d):
@@ -101,7 +103,7 @@ def test_jacobian_of_the_denoiser_is_the_posterior_covariance():
         d_eps = finite_difference(lambda x, i=i: prior.predict_noise(x[None], t[[i]])[0, 0], x_t[i])
         close(d_eps, (torch.eye(3).double() - a[i] * jacobian[i]) / s[i], 1e-9)
     close(jacobian, jacobian.mT, 1e-14)
-    assert bool((torch.linalg.eigvalsh(jacobian) > 0).all())
+    assert bool((torch.linalg.eigvalsh(jacobian) > 1e-3).all())
 
 
 def test_full_diagonal_and_isotropic_are_one_distribution():
@@ -154,6 +156,7 @@ def test_samples_have_the_mixtures_moments(form):
     assert bool(((x.mean(0) - mean).abs() < 4 * (cov.diagonal() / n).sqrt()).all())
     products = (x - mean)[:, :, None] * (x - mean)[:, None, :]
     assert bool(((products.mean(0) - cov).abs() < 4 * products.std(0) / math.sqrt(n)).all())
+    # exact: one seed, one machine
     assert torch.equal(x, prior.sample(n, torch.Generator().manual_seed(0), embedding))
 
 

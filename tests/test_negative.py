@@ -13,6 +13,8 @@ from psd_mini.rewards import LinearReward, black_box, make_reward
 from psd_mini.world import text
 from psd_mini.world.pool import make_views, pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 F64 = torch.float64
 MEANS = torch.tensor([[0.4, -1.0, 0.7], [-0.5, 0.3, 1.0], [1.0, 1.0, -0.4]], dtype=F64)
@@ -49,7 +51,7 @@ def test_gradient_by_finite_differences(g):
     differences = finite_difference(lambda of: (denoised(of, x, t, eps[0], context, g).flatten(1) @ V).mean(), n.detach(), 1e-3)
     torch.testing.assert_close(gradient, -differences, rtol=1e-8, atol=1e-10)
     if g == 1.0:
-        assert gradient.abs().max() == 0
+        assert gradient.abs().max() == 0  # exact: G - 1 G
     (reference,) = torch.autograd.grad(negative_loss(n, x, t, eps, context, 2.0), n)
     torch.testing.assert_close(gradient, (g - 1) * reference, rtol=1e-9, atol=1e-12)
 
@@ -128,7 +130,7 @@ def test_linear_gaussian_world():
     change = guided(n.detach() + eta * ascent) - guided(n.detach())
     expected = -eta * (g - 1) ** 2 * sigma**3 * alpha * torch.linalg.solve(C, M @ M.T @ torch.linalg.solve(C, V))
     torch.testing.assert_close(change, expected, rtol=1e-9, atol=1e-12)
-    assert V @ change < 0  # descent along the guided prediction gains reward
+    assert V @ change < -1e-6  # descent along the guided prediction gains reward
 
 
 # identity 46
@@ -139,11 +141,11 @@ def test_nothing_else_receives_a_gradient():
     context.embeddings.requires_grad_()
     n = normal(3, seed=5).requires_grad_()
     negative_loss(n, x, t, eps, context, 2.0).backward()
-    assert n.grad.abs().max() > 0 and x.grad is None and context.embeddings.grad is None
+    assert n.grad.abs().max() > 1e-3 and x.grad is None and context.embeddings.grad is None
     n.grad = None
     context.reward = LinearReward(0 * V, 3.0)
     negative_loss(n, x.detach(), t, eps, context, 2.0).backward()
-    assert n.grad.abs().max() == 0
+    assert n.grad.abs().max() == 0  # exact: products with 0
 
 
 def test_small_steps_raise_the_reward():
@@ -153,7 +155,7 @@ def test_small_steps_raise_the_reward():
     for _ in range(30):
         leaf = n.clone().requires_grad_()
         loss = negative_loss(leaf, x, t, eps, context, 2.0)
-        assert loss.item() <= last
+        assert loss.item() <= last + 1e-12
         last = loss.item()
         n = n - 0.1 * torch.autograd.grad(loss, leaf)[0]
 
@@ -237,10 +239,10 @@ def test_it_moves_only_in_its_steps():
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
     assert negative.step(0.05, x, context, generator) == negative.step(0.7, x, context, generator) == {}
-    assert torch.equal(state, generator.get_state()) and negative.embedding.abs().max() == 0
+    assert torch.equal(state, generator.get_state()) and negative.embedding.abs().max() == 0  # exact: nothing was done
     for progress in (0.3, 0.1, 0.6):
         before = negative.embedding.detach().clone()
-        assert negative.step(progress, x, context, generator) and not torch.equal(negative.embedding, before)
+        assert negative.step(progress, x, context, generator) and (negative.embedding - before).abs().max() > 1e-3
 
 
 def test_it_is_read_back_as_words():
@@ -248,7 +250,7 @@ def test_it_is_read_back_as_words():
     negative = NegativeEmbedding(torch.tensor([9.0, 0.5, 0.0, 1.0]), 2.0)
     with torch.no_grad():
         negative.embedding.copy_(torch.tensor([9.1, -2.5, 0.0, 3.12345]))
-    assert negative.read(["a", "b", "c", "d"], 2) == [("b", -3.0), ("d", 2.123)]
+    assert negative.read(["a", "b", "c", "d"], 2) == [("b", -3.0), ("d", 2.123)]  # exact: decimals
     assert repr(negative) == "NegativeEmbedding(2.0, 'reward', 0.2, 6.0, (0.5, 0.98), (0.0, 1.0))"
 
 
@@ -292,7 +294,9 @@ def test_resume_with_a_negative_embedding_is_bit_for_bit(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(stop=5, path=tmp_path / "c.pt")
     again = run(resume=True, path=tmp_path / "c.pt")
+    # exact: a run and its resumption, one machine and thread count
     assert torch.equal(negative.embedding, again[1].embedding) and negative.embedding.abs().max() > 0.1
-    assert result.history == again[2].history and "negative_norm" in result.history[0]
+    assert result.history == again[2].history and "negative_norm" in result.history[0]  # exact: as above
+    # exact: as above
     assert all(torch.equal(a, b) for a, b in zip(field.parameters(), again[0].parameters(), strict=True))
     assert len(negative.read(text.VOCABULARY)) == 5

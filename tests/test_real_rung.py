@@ -64,18 +64,19 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("a corgi in a hat: 3 steps against") and len(printed) == 2
     record = json.loads((out / "run.json").read_text())
-    assert record["metrics"] == {} and record["config"]["guidance_scale"] == 7.5
+    assert record["metrics"] == {} and record["config"]["guidance_scale"] == 7.5  # exact: a setting
     assert record["config"]["model"] == str(folder) and record["cost"]["prior_evaluations"] == 24
     assert (out / "turntable.gif").exists() and (out / "mesh.glb").exists()
 
 
 def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
-    """Twice the same bits; a finished run resumes to the same bits."""
+    """On one machine with one thread count: twice the same bits; a finished run resumes to the same bits."""
     monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     options = {**SMALL, "prior": str(folder), "out": tmp_path}
     fields = [generate("a corgi", **options).field, generate("a corgi", **options, resume=True).field]
     fields.append(generate("a corgi", **{**options, "out": None}).field)
     for other in fields[1:]:
+        # exact: one machine, one thread count
         assert all(torch.equal(x, y) for x, y in zip(fields[0].parameters(), other.parameters(), strict=True))
 
 
@@ -90,7 +91,7 @@ def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
 def test_psd_with_negative_embedding(folder):
     """PSD, a reward and a learnt negative embedding against a learned prior: the embedding moves within its trust region."""
     result = generate("a corgi", prior=str(folder), negative=True, **{**SMALL, "method": "psd"})
-    assert all(record["negative_norm"] > 0 for record in result.history)
+    assert all(record["negative_norm"] > 1e-4 for record in result.history)
     assert "negative_words" not in result.metrics
 
 
@@ -161,6 +162,7 @@ def test_text_model_under_both_layouts(folder, copy):
     state = {name.removeprefix("text_model."): value for name, value in load_file(path).items()}
     save_file({f"text_model.{name}": value for name, value in state.items()}, path, {"format": "pt"})
     expected = StableDiffusionPrior.from_pretrained(folder, device="cpu").embed(["a dog"])
+    # exact: the same weights, so the same code on the same numbers
     assert torch.equal(StableDiffusionPrior.from_pretrained(copy, device="cpu").embed(["a dog"]), expected)
 
 
@@ -181,7 +183,7 @@ def test_autoencoder_with_its_old_names(folder, copy):
     save_file({old(name): value for name, value in state.items()}, path, {"format": "pt"})
     image = torch.rand(1, 3, 16, 16)
     priors = [StableDiffusionPrior.from_pretrained(place, device="cpu") for place in (folder, copy)]
-    assert torch.equal(priors[0].encode(image), priors[1].encode(image))
+    assert torch.equal(priors[0].encode(image), priors[1].encode(image))  # exact: the same weights and code
 
 
 def test_only_half_precision_files(folder, copy):

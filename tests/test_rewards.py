@@ -9,6 +9,8 @@ from psd_mini.rewards import Colorfulness, LinearReward, NamedColor, black_box, 
 from psd_mini.world.objects import COLOURS
 from psd_mini.world.views import AMBIENT
 
+pytestmark = pytest.mark.algebra
+
 
 def pictures(n=2, size=4, seed=0):
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -114,13 +116,13 @@ def test_misbehaving_rewards_are_named(answer, message):
 def test_lists_and_integers_are_scores_too(answer):
     """Anything that holds one number per image becomes scores in the images' dtype."""
     scores = score(lambda i, p: answer, pictures(), ["a", "b"])
-    assert scores.tolist() == [1.0, 2.0] and scores.dtype == torch.float64
+    assert scores.tolist() == [1.0, 2.0] and scores.dtype == torch.float64  # exact: handed on
 
 
 def test_a_score_that_overflows_in_the_images_precision_is_infinite():
     """1e300 is a float64 but not a float32: a difference of two such rewards would be NaN."""
     answer = torch.tensor([0.0, 1e300], dtype=torch.float64)
-    assert score(lambda i, p: answer, pictures(), ["a", "b"])[1] == 1e300
+    assert score(lambda i, p: answer, pictures(), ["a", "b"])[1] == 1e300  # exact: handed on
     with pytest.raises(ValueError, match="returned NaN or infinity for image 1"):
         score(lambda i, p: answer, pictures().float(), ["a", "b"])
 

@@ -9,6 +9,8 @@ from psd_mini.cameras import orbit
 from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.schedule import scaled_linear_schedule
 
+pytestmark = pytest.mark.algebra
+
 
 class Gaussian:
     """N(mean, s^2 I) for "a", N(0, I) for "": eps_hat = sigma_t (x_t - alpha_t mean) / (alpha_t^2 s^2 + sigma_t^2)."""
@@ -46,7 +48,7 @@ def test_many_steps_are_the_probability_flow():
     alpha, sigma = (v.flatten()[0] for v in Gaussian.schedule.alpha_sigma(torch.tensor([999]), NOISE))
     expected = mean + s * (NOISE - alpha * mean) / (alpha**2 * s**2 + sigma**2).sqrt()
     errors = [(ddim_sample(Gaussian(mean, s), "a", NOISE, steps=n) - expected).abs().max().item() for n in (50, 200, 1000)]
-    assert errors[2] < 0.02 and errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02 and errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
 def test_guidance_asks_twice_and_steps_away_from_the_negative_prompt():
@@ -81,6 +83,7 @@ def test_what_the_prior_is_asked():
     ddim_sample(Watched(1.0, 0.5), "a", NOISE[:2], cameras=cameras, guidance_scale=2.0, negative_prompt="b", steps=4)
     assert asked[:2] == [["views of", "a"], ["b"]]
     assert asked[2:] == [([t, t], 2, cameras) for t in (999, 749, 500, 250)]
+    # exact: the same code on the same numbers
     assert torch.equal(ddim_sample(Gaussian(1.0, 0.5), "a", NOISE), ddim_sample(Gaussian(1.0, 0.5), "a", NOISE, steps=25))
 
 

@@ -9,6 +9,8 @@ from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_
 from psd_mini.sds import predict
 from psd_mini.world.pool import pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 SCHEDULE = scaled_linear_schedule()
 S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
 MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
@@ -167,7 +169,7 @@ def test_a_context_starts_empty_and_counts():
     for calls in (1, 2):
         answer = predict(x, t, normal(2, *x.shape), ctx)
         assert ctx.predictions is answer and ctx.cost.prior_evaluations == calls * 3 * 2 * 2 and ctx.cost.renders == 0
-    assert list(ctx.cost.seconds) == ["prior"] and ctx.cost.seconds["prior"] > 0
+    assert list(ctx.cost.seconds) == ["prior"] and ctx.cost.seconds["prior"] > 0  # exact: a clock
 
 
 def test_seconds_are_added_by_part(monkeypatch):
@@ -205,4 +207,4 @@ def test_one_noise_needs_no_copies_of_the_cameras():
     ctx = Context(SimpleNamespace(schedule=SCHEDULE, predict_noise=asked), torch.zeros(2, 1).double(), views)
     for n in (1, 2):
         predict(as_picture(normal(3, 3)), torch.tensor([1, 2, 3]), normal(n, 3, 3, 1, 1), ctx)
-    assert seen[0] is views and torch.equal(seen[1].azimuth, torch.cat((views.azimuth, views.azimuth)))
+    assert seen[0] is views and torch.equal(seen[1].azimuth, torch.cat((views.azimuth, views.azimuth)))  # exact: copies

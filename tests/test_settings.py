@@ -95,7 +95,7 @@ def test_methods_by_name():
     for name in ("psd", *KINDS):
         weighted = make_method(name, 3.0, 7.0)
         assert repr(weighted).startswith(expected[name].split("base=")[0]) and weighted.base == SDS(3.0)
-        assert weighted.preference_weight == 7.0
+        assert weighted.preference_weight == 7.0  # exact: a setting
     noises = {name: make_method(name).n_noises for name in METHODS}
     assert noises == {
         "sds": 1,
@@ -180,6 +180,7 @@ def test_when_all_rewards_tie(reward):
             psd = PSD(SDS(2.0), 3.0, kind, tau, antithetic=False)
             x, t, eps, context = case(psd, reward)
             for _ in range(2):
+                # exact: base + 0
                 assert torch.equal(psd(x, t, eps, context)[0], SDS(2.0, n_noises=2)(x, t, eps, context)[0])
     first, second = (SDS(2.0)(x, t, e[None], context)[0] for e in eps)
     rows = [
@@ -214,6 +215,7 @@ def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, wha
     with pytest.raises(NonFiniteError, match=f"^step 0: {what}.* is not finite.*last good state") as error:
         distill(field, prior, PSD(preference_weight=weight), "a ball", reward=make_reward("colorfulness"), **options)
     assert "\n" not in str(error.value)
+    # exact: copies
     assert all(torch.equal(a, b) for a, b in zip(before, field.state_dict().values(), strict=True))
 
 

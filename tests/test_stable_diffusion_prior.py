@@ -114,6 +114,7 @@ def test_without_view_words(folder):
     x_t, t = draw(4, 4, 8, 8), torch.tensor([5, 300, 600, 900])
     embeddings = prior.embed_views([PROMPT])
     assert embeddings.shape == (1, 1, 16, 32)
+    # exact: the same code on the same numbers
     assert torch.equal(prior.predict_noise(x_t, t, embeddings, FOUR), prior.predict_noise(x_t, t, embeddings))
 
 
@@ -190,7 +191,7 @@ def test_negative_embedding_moves(model):
 
     context = Context(prior, both(prior), FOUR[:2], [PROMPT] * 2, Redness())
     seen = negative.step(0.0, draw(2, 4, 8, 8), context, torch.Generator().manual_seed(0))
-    assert seen["negative_norm"] > 0
+    assert seen["negative_norm"] > 1e-4
     assert torch.stack((context.embeddings[0], negative.embedding.detach())).shape == (2, 6, 16, 32)
 
 
@@ -209,7 +210,7 @@ def test_text_encoder_is_let_go_and_comes_back(folder):
     assert len(loads) == 1
     prior.predict_noise(draw(1, 4, 8, 8), torch.tensor([5]), first)
     assert encoder() is None
-    assert torch.equal(both(prior), first) and len(loads) == 1
+    assert torch.equal(both(prior), first) and len(loads) == 1  # exact: kept, not computed again
     prior.embed(["a ball"])
     assert len(loads) == 2
 
@@ -283,8 +284,9 @@ def test_cameras_all_around(folder):
     cameras = prior.draw_cameras(4000, torch.Generator().manual_seed(0))
     assert torch.histc(cameras.azimuth, 4, 0, 2 * math.pi).min() > 900
     assert abs(cameras.elevation.mean().item() - math.radians(32.5)) < 0.02
+    # exact: one seed, one machine
     assert torch.equal(cameras.azimuth, prior.draw_cameras(4000, torch.Generator().manual_seed(0)).azimuth)
-    assert cameras.distance.min() * math.sin(cameras.fov / 2) > 1.0
+    assert cameras.distance.min() * math.sin(cameras.fov / 2) > 1.02
 
 
 def test_models_of_another_kind_are_refused(folder):

@@ -19,6 +19,8 @@ from plain_mixture import (
 from psd_mini.mixture import GaussianMixture, implicit_reward
 from psd_mini.schedule import NoiseSchedule
 
+pytestmark = pytest.mark.algebra
+
 
 def rewards(d: int):
     """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one Gaussian."""
@@ -101,7 +103,7 @@ def test_implicit_reward_guides_to_the_optimum(which):
     joint = gaussian_kernel(x_t, points, t) * plain_density(points, weights, means, covariances)
     expected_reward = joint @ reward(points) / joint.sum(-1)
     gaps = torch.stack([value(beta) - expected_reward for beta in (0.5, 1e3, 1e4)])
-    assert bool((gaps > 0).all())
+    assert bool((gaps > 1e-7).all())
     # the leading term is Var(r|x_t) / (2 beta)
     variance = joint @ reward(points) ** 2 / joint.sum(-1) - expected_reward**2
     close(gaps[1] * 2e3, variance, 1e-2)
@@ -197,9 +199,9 @@ def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
     Source: DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 5 and 6.
     """
     weights, means, covariances = world(3)
-    beta, tau, (x, _) = 0.8, 0.3, noisy(24, 6, 3)
+    beta, (x, _) = 0.8, noisy(24, 6, 3)
     reward, tilt, _ = list(rewards(3))[which]
-    errors = []
+    tau, errors = reward(x).std(), []  # so that no duel is decided in advance
     for noise in (1e-6, 1e-8):
         prior = GaussianMixture(weights, means, covariances, NoiseSchedule(tensor(1 - noise)))
         tilted, log_z = tilt(prior, beta)

@@ -31,7 +31,7 @@ def test_it_is_small():
 
 def test_cameras_stand_where_its_pictures_were_taken(prior):
     cameras = prior.draw_cameras(200, torch.Generator().manual_seed(0))
-    assert cameras.elevation.min() >= 0 and cameras.elevation.max() <= torch.pi / 4
+    assert cameras.elevation.min() >= -1e-6 and cameras.elevation.max() <= torch.pi / 4 + 1e-6
     azimuths = torch.arange(0, 360, 10.0)
     assert prior.view_index(orbit(azimuths.tolist(), 20.0)).tolist() == [
         1 + DIRECTIONS.index(direction) for direction in map(direction_of, azimuths.tolist())
@@ -111,5 +111,6 @@ def test_a_prior_of_three_worlds_has_one_interface():
     with pytest.raises(ValueError, match="prompt: the toy world does not know 'zebra'"):
         generate("a zebra", prior="toy", steps=1, progress=False)
     result = generate("a red ball", prior="toy", method="sds", steps=2, progress=False)
-    assert result.config["prior"] == result.config["model"] == "toy" and result.config["guidance_scale"] == 7.5
+    assert result.config["prior"] == result.config["model"] == "toy"
+    assert result.config["guidance_scale"] == 7.5  # exact: a setting
     assert {"recognised", "oracle_distance", "true_view_distance"} <= result.metrics.keys()

@@ -122,7 +122,7 @@ def test_stage_3_is_zero_at_v_and_asks_with_the_right_caption(world):
         return train.denoiser_loss(model, schedule, latents, data.directions_of(cameras), 8, 0, 5)
 
     assert told(1) < 1e-20
-    assert told(-1) > 1
+    assert told(-1) > 1.5  # E v^2 = 1
 
 
 SMALL = {"autoencoder": {"batch": 2, "steps": 3, "lr": 1e-3}, "denoiser": {"batch": 2, "steps": 3, "lr": 1e-3}, "n_cameras": 4}
@@ -158,6 +158,7 @@ def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path, monkeypatch)
             train.train(tmp_path / "model", tmp_path / "work", **SMALL)
     train.train(tmp_path / "model", tmp_path / "work", **SMALL)
     expected, got = weights(trained), weights(tmp_path / "model")
+    # exact: a run and its resumption, one machine and thread count
     assert expected.keys() == got.keys() and all(torch.equal(expected[key], got[key]) for key in expected)
 
 

@@ -9,6 +9,8 @@ from psd_mini.schedule import NoiseSchedule
 from psd_mini.world import text
 from psd_mini.world.pool import make_views, pool_cameras
 
+pytestmark = pytest.mark.algebra
+
 CAMERAS = orbit([0.0, 40.0, 95.0, 180.0, 260.0], [5.0, 30.0, 20.0, 10.0, 40.0])
 
 
@@ -154,12 +156,13 @@ def test_encode_decode_and_drawing(views):
     prior = ToyWorldPrior(views=views)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(prior.decode(prior.encode(images)), images, rtol=0, atol=1e-6)
+    # exact: clamped
     assert prior.decode(torch.full((1, 3, 8, 8), 1.7)).max() == 1.0 and prior.decode(torch.full((1, 3, 8, 8), -1.7)).max() == 0
     drawn = prior.draw_cameras(5, torch.Generator().manual_seed(4))
     assert sorted(views.index_of(drawn).tolist()) == [0, 1, 2, 3, 4]
     assert len(prior.draw_cameras(1, torch.Generator())) == 1 and len(prior.draw_cameras(7, torch.Generator())) == 5
     again = prior.draw_cameras(5, torch.Generator().manual_seed(4))
-    assert torch.equal(drawn.azimuth, again.azimuth)
+    assert torch.equal(drawn.azimuth, again.azimuth)  # exact: one seed, copies of the pool
 
 
 @pytest.mark.parametrize("conditioning", ["camera", "none"])
@@ -205,6 +208,7 @@ def test_default_views_are_the_pools(views, monkeypatch):
     for size in ({}, {"resolution": 8}):
         assert ToyWorldPrior(**size).views is views
     assert [size for _, size in asked] == [32, 8]
+    # exact: the same code on the same numbers
     assert all(torch.equal(cameras.positions(), pool_cameras().positions()) for cameras, _ in asked)
 
 

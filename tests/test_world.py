@@ -26,7 +26,7 @@ def test_fresh_cameras_are_outside_the_pool():
     """Every judging camera is at least one degree away from every training camera, so nothing was ever trained at it."""
     fresh, pool = fresh_cameras().positions(), pool_cameras().positions()
     cosine = (fresh / fresh.norm(dim=1, keepdim=True)) @ (pool / pool.norm(dim=1, keepdim=True)).T
-    assert math.degrees(torch.arccos(cosine.max()).item()) > 1.0
+    assert math.degrees(torch.arccos(cosine.max()).item()) > 1.01
 
 
 def test_captions_are_read_back():
@@ -47,15 +47,15 @@ def test_unknown_word_lists_what_the_world_knows():
 def test_null_prompt_is_zero_and_words_add():
     """e("") = 0;  e("a red mushroom") = e("red") + e("mushroom")."""
     empty, both, red, mushroom = text.embed(["", "a red mushroom", "red", "mushroom"])
-    assert empty.abs().max() == 0
-    assert torch.equal(both, red + mushroom) and not torch.equal(red, mushroom)
+    assert empty.abs().max() == 0  # exact: nothing is added
+    assert torch.equal(both, red + mushroom) and not torch.equal(red, mushroom)  # exact: whole numbers
 
 
 def test_inner_product_counts_the_words_that_fit():
     """<e, key(object, colour)> = WORD_STRENGTH x number of words of the prompt that describe the component."""
     scores = text.embed(["a red mushroom"]) @ text.component_keys().T / text.WORD_STRENGTH
     for score, (name, colour) in zip(scores[0], text.components(), strict=True):
-        assert score == (name == "mushroom") + (colour == "red")
+        assert score.item() == pytest.approx((name == "mushroom") + (colour == "red"), abs=1e-5)
 
 
 def test_view_words():
@@ -70,7 +70,7 @@ def test_view_words():
         (271, "left"),
     ):
         key = text.view_keys(orbit(azimuth, 10.0))[0]
-        assert text.VOCABULARY[int(key.argmax())] == word and key.sum() == 1
+        assert text.VOCABULARY[int(key.argmax())] == word and key.sum() == 1  # exact: one 1 among zeros
 
 
 def test_pictures_are_the_tracer_in_the_named_colour(tmp_path, monkeypatch):
@@ -79,7 +79,7 @@ def test_pictures_are_the_tracer_in_the_named_colour(tmp_path, monkeypatch):
     cameras = orbit([0.0, 130.0], 20.0)
     drawn, cached = make_views(cameras, 16), make_views(cameras, 16)
     assert len(list(tmp_path.iterdir())) == 1
-    assert torch.equal(drawn.layers, cached.layers)
+    assert torch.equal(drawn.layers, cached.layers)  # exact: a file holds bits
     pictures = drawn.pictures(torch.tensor([1]))[0]
     for name, colour in (("house", "blue"), ("mug", "red")):
         layers = render_layers(name, cameras[1:], 16)[0]
@@ -99,7 +99,7 @@ def test_damaged_cache_is_drawn_again(tmp_path, monkeypatch):
     assert huge != good
     for data in (good[:100], b"PK\x03\x04 not a zip", archive.getvalue(), nan.getvalue(), huge):
         file.write_bytes(data)
-        assert torch.equal(make_views(orbit(10.0, 20.0), 8).layers, first.layers)
+        assert torch.equal(make_views(orbit(10.0, 20.0), 8).layers, first.layers)  # exact: the same code, one machine
         assert file.read_bytes() == good and list(tmp_path.iterdir()) == [file]
 
 
