@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from psd_mini import cli
-from psd_mini import compare as compare_module
-from psd_mini.compare import compare, ground_truth
+from psd_mini.pipelines import cli
+from psd_mini.pipelines import compare as compare_module
+from psd_mini.pipelines.compare import compare, ground_truth
 from psd_mini.rewards import Colorfulness
 from psd_mini.world.metrics import judge_views
 from psd_mini.world.text import components

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from psd_mini import PSD, SDS, Regression, ToyWorldPrior, TriplaneField, VoxelField, distill
-from psd_mini._internal.runs import identity, read_checkpoint, write_checkpoint
+from psd_mini._internal.identity import identity
+from psd_mini._internal.runs import read_checkpoint, write_checkpoint
 from psd_mini._internal.runs import NonFiniteError
 from psd_mini.rendering import opacity_entropy
 from psd_mini._internal.files import write_atomically

@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
-from psd_mini import cli, distill, folders, generate, save_field, text_to_3d
-from psd_mini.folders import folder_name
+from psd_mini.pipelines import cli, generate as text_to_3d
+from psd_mini import distill, generate, save_field
+from psd_mini.pipelines import folders
+from psd_mini.pipelines.folders import folder_name
 from psd_mini.rewards import make_reward
 
 SMALL = {"steps": 2, "resolution": 8, "progress": False}

@@ -3,16 +3,7 @@
 import pytest
 import torch
 
-from psd_mini import (
-    SDS,
-    Context,
-    GaussianMixture,
-    cfg,
-    guidance_from_dreamfusion,
-    scaled_linear_schedule,
-    sds_residual,
-    surrogate_loss,
-)
+from psd_mini import SDS, Context, GaussianMixture, cfg, guidance_from_dreamfusion, scaled_linear_schedule, surrogate_loss
 
 pytestmark = pytest.mark.algebra
 
@@ -52,7 +43,7 @@ def test_cfg_with_equal_embeddings_does_not_depend_on_g():
 def test_cfg_split():
     """eps_cfg - eps = (eps_cond - eps) + (g-1)(eps_cond - eps_neg) = (eps_neg - eps) + g (eps_cond - eps_neg)."""
     cond, neg, eps, g = normal(9, seed=1), normal(9, seed=2), normal(9, seed=3), 7.5
-    h = sds_residual(cfg(cond, neg, g), eps)
+    h = cfg(cond, neg, g) - eps
     torch.testing.assert_close(h, (cond - eps) + (g - 1) * (cond - neg), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(h, (neg - eps) + g * (cond - neg), rtol=1e-13, atol=1e-13)
 
@@ -88,7 +79,7 @@ def test_residual_points_from_the_denoised_image():
     x_t = SCHEDULE.add_noise(x, eps, t)
     abar = SCHEDULE.alphas_cumprod[t][:, None]
     x0_hat = (x_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
-    torch.testing.assert_close(sds_residual(eps_hat, eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((eps_hat - eps), (abar / (1 - abar)).sqrt() * (x - x0_hat), rtol=1e-12, atol=1e-12)
 
 
 def test_regression_to_the_denoised_image_is_sds_of_another_weight():
@@ -101,7 +92,7 @@ def test_regression_to_the_denoised_image_is_sds_of_another_weight():
     abar = SCHEDULE.alphas_cumprod[t][:, None]
     x0_hat = (abar.sqrt() * x + (1 - abar).sqrt() * (eps - eps_hat)) / abar.sqrt()
     (gradient,) = torch.autograd.grad(0.5 * (x - x0_hat.detach()).square().sum(), x)
-    h = sds_residual(eps_hat, eps)
+    h = eps_hat - eps
     torch.testing.assert_close(gradient, ((1 - abar) / abar).sqrt() * h, rtol=1e-12, atol=1e-12)
     through_surrogate = torch.autograd.grad(4 * surrogate_loss(x, ((1 - abar) / abar).sqrt() * h), x)[0]
     torch.testing.assert_close(gradient, through_surrogate, rtol=1e-12, atol=1e-12)

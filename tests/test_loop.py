@@ -27,7 +27,7 @@ from loop_world import (
 from torch import nn
 
 from psd_mini import SDS
-from psd_mini.failures import NonFiniteError
+from psd_mini._internal.runs import NonFiniteError
 from psd_mini.negative import NegativeEmbedding
 
 GUIDANCE = 2.5

@@ -8,8 +8,8 @@ import pytest
 import torch
 from gaussian_world import ALPHA, GAUSS, S_R, SIGMA, STEP, UNIFORM, WORLD, X, context, e_sech2, normal, picture
 
-from psd_mini.formulas import omega
-from psd_mini.methods import PSD
+from psd_mini.psd import omega
+from psd_mini.psd import PSD
 
 TAU = 0.4
 
