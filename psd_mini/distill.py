@@ -27,8 +27,8 @@ from psd_mini._internal.arguments import at_least, needs, validated
 from psd_mini._internal.identity import identity
 from psd_mini._internal.runs import Keeper, check_finite
 from psd_mini.cameras import Cameras
-from psd_mini.negative import NegativeEmbedding
 from psd_mini.fields import make_optimizer
+from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import Rendering, opacity_entropy, render
 from psd_mini.schedule import annealed, sample_timesteps
 from psd_mini.sds import Context, Cost, Method, Prior, answer, surrogate_loss

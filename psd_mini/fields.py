@@ -4,10 +4,10 @@ A field is anything that can be called as
 
     field(points (N, 3)) -> density (N,), colour (N, C)
 
-and two of them stand here, both view-independent: a voxel grid, where every number has a place in space, and a
-triplane, where a small network decodes three feature pictures. `density` is in 1 / world units (extinction per unit
-length), `colour` in (0, 1). A field lives in the cube [-bound, bound]^3, and the renderer samples it inside the ball
-of radius `bound`.
+and two of them stand here, both view-independent: a voxel grid, where every number has a place in
+space, and a triplane, where a small network decodes three feature pictures. `density` is in 1 /
+world units (extinction per unit length), `colour` in (0, 1). A field lives in the cube [-bound,
+bound]^3, and the renderer samples it inside the ball of radius `bound`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ from psd_mini._internal.arguments import at_least, check_options, validated
 from psd_mini._internal.files import write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
-DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
+DENSITY_SCALE = (
+    10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
+)
 BALL_RADIUS = 0.8  # the soft ball in which optimisation starts, world units
-BALL_SHARPNESS = 4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
+BALL_SHARPNESS = (
+    4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
+)
 BALL_OFFSET = -1.0  # raw density at that radius
-SLABS = 4  # on a CPU grid_sample uses one thread per element of its batch, so voxels hand it the points in four slabs
+# on a CPU grid_sample uses one thread per element of its batch, so voxels hand it the points in
+# four slabs
+SLABS = 4
 
 
 def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
@@ -37,8 +43,8 @@ def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
 
         raw(p) = sharpness * (radius - |p|) + offset
 
-    Too little density and the pictures are all background, too much and the inside never gets light; the values come
-    from the sweep in tests/results/field_sweep.md.
+    Too little density and the pictures are all background, too much and the inside never gets
+    light; the values come from the sweep in tests/results/field_sweep.md.
     """
     return BALL_SHARPNESS * (BALL_RADIUS - points.norm(dim=-1)) + BALL_OFFSET
 
@@ -49,24 +55,40 @@ class VoxelField(nn.Module):
 
         density(p) = 10 softplus(sum_i w_i(p) density_i),    colour(p) = sigmoid(sum_i w_i(p) colour_i)
 
-    over the eight nodes i around p; the weights w_i are products of 1 - |distance| along the three axes in units of the
-    node spacing, and sum to one. Nodes sit on the faces of the cube too (align_corners).
+    over the eight nodes i around p; the weights w_i are products of 1 - |distance| along the three
+    axes in units of the node spacing, and sum to one. Nodes sit on the faces of the cube too
+    (align_corners).
 
     Args:
         resolution: R, nodes along each axis, at least 2.
         bound: half the side of the cube in world units.
         channels: colour channels C (3 for rgb, 4 for a latent-space field).
-        generator: unused (the voxel field starts without randomness), taken so that all fields are made alike.
+        generator: unused (the voxel field starts without randomness), taken so that all fields are
+            made alike.
     """
 
-    def __init__(self, resolution: int = 32, bound: float = 1.0, channels: int = 3, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        resolution: int = 32,
+        bound: float = 1.0,
+        channels: int = 3,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
-        self.settings: dict[str, Any] = {"resolution": resolution, "bound": bound, "channels": channels}
+        self.settings: dict[str, Any] = {
+            "resolution": resolution,
+            "bound": bound,
+            "channels": channels,
+        }
         _check_settings(**self.settings)
         self.bound = bound
         axis = torch.linspace(-bound, bound, resolution)
-        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)  # indexed [z, y, x]
-        self.density = nn.Parameter(soft_ball(nodes.flip(-1).reshape(-1, 3)).reshape(1, 1, *(resolution,) * 3))
+        nodes = torch.stack(
+            torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1
+        )  # indexed [z, y, x]
+        self.density = nn.Parameter(
+            soft_ball(nodes.flip(-1).reshape(-1, 3)).reshape(1, 1, *(resolution,) * 3)
+        )
         self.colour = nn.Parameter(torch.zeros(1, channels, *(resolution,) * 3))
 
     def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
@@ -85,13 +107,15 @@ class VoxelField(nn.Module):
 
 @validated
 class TriplaneField(nn.Module):
-    """Three feature planes, summed and decoded by a small network (Chan et al. 2022, arXiv 2112.07945, section 4.1).
+    """Three feature planes, summed and decoded by a small network (Chan et al. 2022, arXiv
+    2112.07945, section 4.1).
 
         f(p) = F_xy(p_x, p_y) + F_xz(p_x, p_z) + F_yz(p_y, p_z)
         (raw, c) = W_2 relu(W_1 f + b_1) + b_2
         density(p) = 10 softplus(raw + soft_ball(p)),    colour(p) = sigmoid(c)
 
-    Each plane is bilinearly interpolated. R^2 features instead of R^3: memory grows with the square of the resolution.
+    Each plane is bilinearly interpolated. R^2 features instead of R^3: memory grows with the square
+    of the resolution.
 
     Args:
         resolution: R, nodes along each side of a plane, at least 2.
@@ -122,17 +146,26 @@ class TriplaneField(nn.Module):
         _check_settings(**self.settings)
         self.bound = bound
         generator = generator or torch.Generator().manual_seed(0)
-        self.planes = nn.Parameter(0.1 * torch.randn(3, features, resolution, resolution, generator=generator))
-        # He initialisation for the hidden layer; a small output layer keeps the first pictures close to the soft ball
-        self.w_1 = nn.Parameter(torch.randn(hidden, features, generator=generator) * (2 / features) ** 0.5)
+        self.planes = nn.Parameter(
+            0.1 * torch.randn(3, features, resolution, resolution, generator=generator)
+        )
+        # He initialisation for the hidden layer; a small output layer keeps the first pictures
+        # close to the soft ball
+        self.w_1 = nn.Parameter(
+            torch.randn(hidden, features, generator=generator) * (2 / features) ** 0.5
+        )
         self.b_1 = nn.Parameter(torch.zeros(hidden))
-        self.w_2 = nn.Parameter(torch.randn(1 + channels, hidden, generator=generator) * 0.1 / hidden**0.5)
+        self.w_2 = nn.Parameter(
+            torch.randn(1 + channels, hidden, generator=generator) * 0.1 / hidden**0.5
+        )
         self.b_2 = nn.Parameter(torch.zeros(1 + channels))
 
     def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
         p = points / self.bound
         where = torch.stack((p[:, [0, 1]], p[:, [0, 2]], p[:, [1, 2]]))[:, None]  # (3, 1, N, 2)
-        planes = F.grid_sample(self.planes, where, align_corners=True, padding_mode="border")  # (3, F, 1, N)
+        planes = F.grid_sample(
+            self.planes, where, align_corners=True, padding_mode="border"
+        )  # (3, F, 1, N)
         # f = F_xy + F_xz + F_yz
         features = planes.sum(0)[:, 0].T
         hidden = F.relu(F.linear(features, self.w_1, self.b_1))
@@ -141,7 +174,10 @@ class TriplaneField(nn.Module):
 
     def parameter_groups(self) -> list[dict]:
         """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
-        return [{"params": [self.planes], "lr": 0.04}, {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.01}]
+        return [
+            {"params": [self.planes], "lr": 0.04},
+            {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.01},
+        ]
 
 
 FIELDS = {"voxel": VoxelField, "triplane": TriplaneField}
@@ -168,9 +204,7 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
     return FIELDS[kind](generator=generator, **settings)
 
 
-def make_optimizer(
-    field: nn.Module, lr_scale: float | tuple[float, float]
-) -> torch.optim.Adam:
+def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> torch.optim.Adam:
     """The field's optimiser: Adam on its own groups, each learning rate times its scale."""
     groups = field.parameter_groups()  # type: ignore[operator]
     scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
@@ -196,7 +230,9 @@ def save_field(field: nn.Module, path: str | Path) -> None:
 
     kind = next((name for name, cls in FIELDS.items() if type(field) is cls), None)
     if kind is None:
-        raise ValueError(f"field: cannot save a {type(field).__name__}; expected one of {', '.join(FIELDS)}")
+        raise ValueError(
+            f"field: cannot save a {type(field).__name__}; expected one of {', '.join(FIELDS)}"
+        )
     settings: dict[str, Any] = field.settings  # type: ignore[assignment]
     header = {"psd_mini_field": json.dumps({"kind": kind, **settings})}
     state = {name: value.detach().contiguous().cpu() for name, value in field.state_dict().items()}
@@ -209,10 +245,12 @@ def load_field(path: str | Path, expect: dict | None = None) -> nn.Module:
 
     Args:
         path: the file.
-        expect: settings that the file must have, such as {"kind": "voxel", "resolution": 32}; None takes any.
+        expect: settings that the file must have, such as {"kind": "voxel", "resolution": 32}; None
+            takes any.
 
     Raises:
-        ValueError: not such a file, damaged, or made with other settings than expected; names the file and the setting.
+        ValueError: not such a file, damaged, or made with other settings than expected; names the
+            file and the setting.
     """
     import json
 
@@ -225,15 +263,23 @@ def load_field(path: str | Path, expect: dict | None = None) -> nn.Module:
                 raise ValueError(f"its settings are {settings!r:.40}")
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"path: {path} is not a field file of psd-mini, or damaged ({error}); use save_field") from None
+        raise ValueError(
+            f"path: {path} is not a field file of psd-mini, or damaged ({error}); use save_field"
+        ) from None
     for name, wanted in (expect or {}).items():
         if settings.get(name) != wanted:
-            raise ValueError(f"path: {path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it without `expect`")
+            raise ValueError(
+                f"path: {path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it"
+                " without `expect`"
+            )
     try:
         with torch.device("meta"):  # no memory before the shapes are known to agree
             field = make_field(settings.pop("kind"), **settings)
         field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # torch spreads it over several lines
-        raise ValueError(f"path: {path}: the field's header and tensors disagree ({reason}); save the field again") from None
+        raise ValueError(
+            f"path: {path}: the field's header and tensors disagree ({reason}); save the field"
+            " again"
+        ) from None
     return field

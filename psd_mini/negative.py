@@ -5,29 +5,31 @@ Under classifier-free guidance the denoised image depends on the negative embedd
     eps_cfg(n) = eps(x_t; n) + g ( eps(x_t; y) - eps(x_t; n) ),    x0_hat(n) = (x_t - sigma_t eps_cfg(n)) / alpha_t
     d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
 
-so n can be moved to where the denoised image is rewarded, through one noise prediction. Two objectives stand behind one
-interface:
+so n can be moved to where the denoised image is rewarded, through one noise prediction. Two
+objectives stand behind one interface:
 
     "reward"     L(n) = -mean r( decode( x0_hat(n) ) )                 the reward must be differentiable
     "inversion"  L(n) = || eps(x_t^loser; n) - eps_loser ||^2          n learns to describe what loses; any reward will do
 
     n <- Adam(n, dL/dn),   then projected on the trust region ||n - n_0|| <= radius
 
-At g = 1 the gradient is zero, below 1 it has the wrong sign. In a linear-Gaussian world one step of size eta adds
--eta (g - 1)^2 sigma_t^3 alpha_t C^-1 M M^T C^-1 v to the field's gradient: n integrates reward gradients as seen through
-the denoiser, and without the trust region it does so for ever (a test shows the runaway).
+At g = 1 the gradient is zero, below 1 it has the wrong sign. In a linear-Gaussian world one step of
+size eta adds -eta (g - 1)^2 sigma_t^3 alpha_t C^-1 M M^T C^-1 v to the field's gradient: n
+integrates reward gradients as seen through the denoiser, and without the trust region it does so
+for ever (a test shows the runaway).
 
-In the toy world, whose components have weights proportional to exp(<n, key>), the derivative is a covariance,
+In the toy world, whose components have weights proportional to exp(<n, key>), the derivative is a
+covariance,
 
     d x0_hat_cfg / dn = -(g - 1) Cov( x_0, key | x_t, n )
 
-bounded, but exactly zero once x_t says without doubt which component it is: at small t, after the field has settled. So n
-must be moved early and at large t.
+bounded, but exactly zero once x_t says without doubt which component it is: at small t, after the
+field has settled. So n must be moved early and at large t.
 
-Sources: idea and its place in PSD, Leng et al. 2026 (arXiv 2603.01594), whose exact loss is not public; the "reward"
-objective is that of ReNeg (Li et al. 2024, arXiv 2412.19637) taken online; "inversion" is textual inversion (Gal et al.
-2022, arXiv 2208.01618) on the loser. The derivation of the two-line world models is ours.
-"""
+Sources: idea and its place in PSD, Leng et al. 2026 (arXiv 2603.01594), whose exact loss is not
+public; the "reward" objective is that of ReNeg (Li et al. 2024, arXiv 2412.19637) taken online;
+"inversion" is textual inversion (Gal et al. 2022, arXiv 2208.01618) on the loser. The derivation of
+the two-line world models is ours."""
 
 from __future__ import annotations
 
@@ -39,10 +41,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.runs import check_finite
-from psd_mini.sds import cfg
-from psd_mini.sds import Context
 from psd_mini.rewards import score
 from psd_mini.schedule import sample_timesteps
+from psd_mini.sds import Context, cfg
 
 OBJECTIVES = ("reward", "inversion")
 
@@ -86,11 +87,16 @@ def negative_loss(
         # L = -mean r( decode( x0_hat(n) ) )
         scores = score(context.reward, prior.decode(denoised(eps[0], n)[0]), context.prompts)
         if not scores.requires_grad:
-            raise ValueError("reward: the negative embedding climbs its gradient, and it has none; use objective='inversion'")
+            raise ValueError(
+                "reward: the negative embedding climbs its gradient, and it has none; use"
+                " objective='inversion'"
+            )
         return -scores.mean()
     images, eps_neg = zip(*(denoised(noise, n) for noise in eps[:2]), strict=True)
     with torch.no_grad():
-        rewards = torch.stack([score(context.reward, prior.decode(image), context.prompts) for image in images])
+        rewards = torch.stack(
+            [score(context.reward, prior.decode(image), context.prompts) for image in images]
+        )
     first_loses = (rewards[0] < rewards[1]).view(-1, *[1] * (x.ndim - 1))
     # L = || eps(x_t^loser; n) - eps_loser ||^2
     return torch.where(first_loses, eps_neg[0] - eps[0], eps_neg[1] - eps[1]).square().mean()
@@ -124,23 +130,32 @@ class NegativeEmbedding:
     ):
         if guidance_scale == 1.0:
             raise ValueError(
-                "guidance_scale: at 1 the negative embedding has no effect (its gradient carries the factor g - 1 = 0); "
-                "use for example 2"
+                "guidance_scale: at 1 the negative embedding has no effect (its gradient carries"
+                " the factor g - 1 = 0); use for example 2"
             )
         if objective not in OBJECTIVES:
-            raise ValueError(f"objective: {objective!r} is not known; choose from {', '.join(OBJECTIVES)}")
+            raise ValueError(
+                f"objective: {objective!r} is not known; choose from {', '.join(OBJECTIVES)}"
+            )
         for name, (low, high) in {"t_range": t_range, "steps": steps}.items():
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"{name}: expected 0 <= low <= high <= 1, got {(low, high)}")
         if not radius >= 0 or not lr > 0:
             raise ValueError(f"radius, lr: expected radius >= 0 and lr > 0, got {radius} and {lr}")
-        self.start, self.guidance_scale, self.objective = start.detach().clone(), guidance_scale, objective
+        self.start, self.guidance_scale, self.objective = (
+            start.detach().clone(),
+            guidance_scale,
+            objective,
+        )
         self.radius, self.t_range, self.steps = radius, t_range, steps
         self.embedding = start.detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.embedding], lr=lr)
 
-    def step(self, progress: float, x: Tensor, context: Context, generator: torch.Generator) -> dict[str, float]:
-        """Move n once, on the current render, with a timestep and noises of its own; nothing else receives a gradient.
+    def step(
+        self, progress: float, x: Tensor, context: Context, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Move n once, on the current render, with a timestep and noises of its own; nothing else
+        receives a gradient.
 
         Args:
             progress: of the run, in [0, 1].
@@ -155,23 +170,33 @@ class NegativeEmbedding:
         T = context.prior.schedule.num_timesteps
         low, high = (round(bound * (T - 1)) for bound in self.t_range)
         t = sample_timesteps(len(x), low, high, generator)
-        eps = torch.randn(2 if self.objective == "inversion" else 1, *x.shape, generator=generator).to(x)
+        eps = torch.randn(
+            2 if self.objective == "inversion" else 1, *x.shape, generator=generator
+        ).to(x)
         with torch.enable_grad():
-            loss = negative_loss(self.embedding, x, t, eps, context, self.guidance_scale, self.objective)
+            loss = negative_loss(
+                self.embedding, x, t, eps, context, self.guidance_scale, self.objective
+            )
             (self.embedding.grad,) = torch.autograd.grad(loss, self.embedding)
         check_finite({"the gradient of the negative embedding": self.embedding.grad})
         self.optimizer.step()
         with torch.no_grad():
             away = self.embedding - self.start
             # projection on ||n - n_0|| <= radius
-            self.embedding.copy_(self.start + away * min(1.0, self.radius / max(away.norm().item(), 1e-12)))
+            self.embedding.copy_(
+                self.start + away * min(1.0, self.radius / max(away.norm().item(), 1e-12))
+            )
         norm = (self.embedding - self.start).norm().item()
         return {"negative_loss": loss.item(), "negative_norm": norm}
 
     def read(self, vocabulary: Sequence[str], n: int = 5) -> list[tuple[str, float]]:
-        """The words that n moved to most, with how far, in embedding units: for embeddings with one number per word."""
+        """The words that n moved to most, with how far, in embedding units: for embeddings with
+        one number per word."""
         away = (self.embedding - self.start).detach()
-        return [(vocabulary[i], round(away[i].item(), 3)) for i in away.abs().argsort(descending=True)[:n].tolist()]
+        return [
+            (vocabulary[i], round(away[i].item(), 3))
+            for i in away.abs().argsort(descending=True)[:n].tolist()
+        ]
 
     def __repr__(self) -> str:
         lr = self.optimizer.param_groups[0]["lr"]
@@ -179,7 +204,10 @@ class NegativeEmbedding:
         return f"NegativeEmbedding{settings}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"embedding": self.embedding.detach().clone(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "embedding": self.embedding.detach().clone(),
+            "optimizer": self.optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():

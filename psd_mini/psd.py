@@ -10,15 +10,15 @@ At noise level t its score is that of p_t plus the gradient of an *implicit rewa
     V_t(x_t) = beta log E[ exp(r(x_0) / beta) | x_t ]
     eps*(x_t) = eps_hat(x_t) - (sigma_t / beta) grad V_t(x_t)
 
-and not of the reward of the noisy picture, which a reward model has never seen. Let "preferred" be a
-binary variable with log-odds V_t / tau at level t. Then the optimum has the form of classifier-free
-guidance, with a difference of two scores:
+and not of the reward of the noisy picture, which a reward model has never seen. Let "preferred" be
+a binary variable with log-odds V_t / tau at level t. Then the optimum has the form of
+classifier-free guidance, with a difference of two scores:
 
     eps*(x_t) = eps_hat(x_t) + lambda [ eps(x_t | win) - eps(x_t | lose) ],    lambda = tau / beta
 
-One preference P(win | x) = sigmoid(r(x) / tau) for clean pictures has these log-odds at t = 0 only: at
-t > 0 its log-odds come from E[sigmoid(r / tau) | x_t], V_t comes from E[exp(r / beta) | x_t], and
-their slopes differ.
+One preference P(win | x) = sigmoid(r(x) / tau) for clean pictures has these log-odds at t = 0 only:
+at t > 0 its log-odds come from E[sigmoid(r / tau) | x_t], V_t comes from E[exp(r / beta) | x_t],
+and their slopes differ.
 
 Gradient. Nobody has a denoiser for winners and one for losers, but two noises of one render give a
 pair:
@@ -30,12 +30,13 @@ For any f, for independent noises, and for omega = tanh(gap / 2 tau) of a duel, 
     E[ omega(R_1 - R_2) (f_1 - f_2) ] = E[f | win] - E[f | lose] = 4 Cov(P(win | R), f)     duel
                                       = 2 Cov(R, f) / tau                                   gap
 
-With f = h, h_w - h_l = (alpha_t / sigma_t) (x0_hat_l - x0_hat_w): descent moves x from the loser to the
-winner. So
+With f = h, h_w - h_l = (alpha_t / sigma_t) (x0_hat_l - x0_hat_w): descent moves x from the loser to
+the winner. So
 
     G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) },  lambda(t) = preference_weight sigma_t
 
-Opposite noises eps_2 = -eps_1, the default, compare R(eps) with R(-eps), and the right sides change:
+Opposite noises eps_2 = -eps_1, the default, compare R(eps) with R(-eps), and the right sides
+change:
 
     duel: 4 Cov(P(win | eps), f),  P(win | eps) = sigmoid((R(eps) - R(-eps)) / tau)
     gap:  4 Cov(R_odd, f) / tau,   R_odd = (R(eps) - R(-eps)) / 2
@@ -43,16 +44,18 @@ Opposite noises eps_2 = -eps_1, the default, compare R(eps) with R(-eps), and th
 For a Gaussian prior and a linear reward that is 2 times (gap), sqrt 2 times (hard) or in between
 (duel) what independent noises give; in other worlds it is no fixed multiple.
 
-base is any score distillation. The mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals the
-mean with lambda larger by 1/2; a fresh third noise costs one more evaluation. The reward is only
+base is any score distillation. The mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals
+the mean with lambda larger by 1/2; a fresh third noise costs one more evaluation. The reward is
+only
 compared: no gradient of it is needed.
 
-Limits. lambda = 0, a constant reward or a tie: the base method bit for bit, on one machine and thread
-count. Opposite noises cancel the odd part of the base's noise and make pairs differ more. Hard omega
-at small t, Gaussian prior: the mean of the pair's term stays bounded, but the exact term (sigma_t /
-beta) grad V_t and the base's pull shrink like sigma_t. With one lambda for all t the ratio to the
-exact term, and the distance of the place of rest from the prior's mean, would grow like 1 / sigma_t;
-hence lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form suggests) the sign is
+Limits. lambda = 0, a constant reward or a tie: the base method bit for bit, on one machine and
+thread count. Opposite noises cancel the odd part of the base's noise and make pairs differ more.
+Hard omega at small t, Gaussian prior: the mean of the pair's term stays bounded, but the exact term
+(sigma_t / beta) grad V_t and the base's pull shrink like sigma_t. With one lambda for all t the
+ratio to the exact term, and the distance of the place of rest from the prior's mean, would grow
+like 1 / sigma_t; hence lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form
+suggests) the sign is
 wrong: a test shows it.
 
 Paper and reconstruction. Leng et al. 2026 (arXiv 2603.01594) publish the idea: an added implicit-
@@ -73,7 +76,7 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, validated
 from psd_mini.rewards import score
-from psd_mini.sds import SDS, Renders, Context, Method, Noises, Predictions, Timesteps
+from psd_mini.sds import SDS, Context, Method, Noises, Predictions, Renders, Timesteps
 
 OMEGAS = ("hard", "gap", "bt", "gated")
 PAIR_BASES = ("mean", "winner", "fresh")

@@ -31,14 +31,15 @@ class Colorfulness:
         rg = R - G,   yb = (R + G) / 2 - B
         M = sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2)
 
-    variances and means over the pixels. On images in [0, 1]: the published value divided by 255. The formula was fitted to
-    ratings by people; it knows nothing of objects, which is what makes it easy to cheat.
+    variances and means over the pixels. On images in [0, 1]: the published value divided by 255.
+    The formula was fitted to ratings by people; it knows nothing of objects, which is what makes it
+    easy to cheat.
 
-    Called with images (B, 3, H, W) in [0, 1], returns (B,); 0 for grey pictures. Differentiable (a tiny constant under the
-    roots keeps the gradient finite at grey).
+    Called with images (B, 3, H, W) in [0, 1], returns (B,); 0 for grey pictures. Differentiable (a
+    tiny constant under the roots keeps the gradient finite at grey).
 
-    Source: Hasler & Suesstrunk, "Measuring colourfulness in natural images", SPIE 5007 (2003), M^(3).
-    """
+    Source: Hasler & Suesstrunk, "Measuring colourfulness in natural images", SPIE 5007 (2003),
+    M^(3)."""
 
     differentiable = True
 
@@ -81,25 +82,31 @@ class NamedColor:
 
 @dataclass
 class LinearReward:
-    """r(x) = <v, x> + c, for the mixture worlds, where everything about it is known in closed form. v has x's shape."""
+    """r(x) = <v, x> + c, for the mixture worlds, where everything about it is known in closed
+    form. v has x's shape."""
 
     v: Tensor
     c: float = 0.0
     differentiable = True
 
-    def __call__(self, images: Float[Tensor, "b *event"], prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
+    def __call__(
+        self, images: Float[Tensor, "b *event"], prompts: Sequence[str] = ()
+    ) -> Float[Tensor, " b"]:
         return images.flatten(1) @ self.v.flatten().to(images) + self.c
 
 
 def black_box(function: Callable[[Images, Sequence[str]], Sequence[float]]) -> Callable:
-    """Any function of pictures as a reward without gradients: it is called with detached pictures and may leave torch.
+    """Any function of pictures as a reward without gradients: it is called with detached pictures
+    and may leave torch.
 
     A preference needs no more than this: pair methods only compare values.
     """
 
     def reward(images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
         with torch.no_grad():
-            return torch.as_tensor(function(images.detach(), prompts), dtype=images.dtype, device=images.device)
+            return torch.as_tensor(
+                function(images.detach(), prompts), dtype=images.dtype, device=images.device
+            )
 
     reward.differentiable = False  # type: ignore[attr-defined]
     reward.__name__ = getattr(function, "__name__", "function")
@@ -108,8 +115,9 @@ def black_box(function: Callable[[Images, Sequence[str]], Sequence[float]]) -> C
 
 @validated
 def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
-    """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward" from the hub, or
-    "image-reward:FILE" from a file; a function of your own is returned as it is.
+    """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours,
+    "image-reward" from the hub, or "image-reward:FILE" from a file; a function of your own is
+    returned as it is.
 
     `device` is where a network runs; None is what there is.
 
@@ -131,12 +139,15 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
     raise ValueError(
-        f"reward: {reward!r} is not known; choose colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
+        f"reward: {reward!r} is not known; choose colorfulness, image-reward or color:NAME with"
+        f" NAME in {', '.join(COLOURS)}"
     )
 
 
 def score(
-    reward: Callable[[Tensor, Sequence[str]], Any] | None, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    reward: Callable[[Tensor, Sequence[str]], Any] | None,
+    images: Float[Tensor, "b 3 h w"],
+    prompts: Sequence[str],
 ) -> Float[Tensor, " b"]:
     """Ask a reward, and refuse answers that would poison a run.
 
@@ -146,12 +157,12 @@ def score(
         prompts: B strings.
 
     Returns:
-        (B,) scores in the images' dtype and on their device, whatever the reward answered in (a list, integers, another
-        device); differentiable if the reward is and gradients are on.
+        (B,) scores in the images' dtype and on their device, whatever the reward answered in (a
+        list, integers, another device); differentiable if the reward is and gradients are on.
 
     Raises:
-        ValueError: there is no reward, or it raised (its own exception is the cause), returned another shape than (B,), no
-            real numbers, or NaN or infinity (in the images' dtype).
+        ValueError: there is no reward, or it raised (its own exception is the cause), returned
+            another shape than (B,), no real numbers, or NaN or infinity (in the images' dtype).
     """
     if reward is None:
         raise ValueError("reward: this method needs one, for example reward='colorfulness'")
@@ -159,16 +170,26 @@ def score(
     try:
         scores = reward(images, prompts)
     except Exception as error:
-        raise ValueError(f"reward: {name} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(
+            f"reward: {name} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
     if not isinstance(scores, Tensor):
         try:
             scores = torch.as_tensor(scores, dtype=images.dtype)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"reward: {name} returned {type(scores).__name__}, expected ({len(images)},) numbers") from None
+            raise ValueError(
+                f"reward: {name} returned {type(scores).__name__}, expected ({len(images)},)"
+                " numbers"
+            ) from None
     if scores.shape != (len(images),):
-        raise ValueError(f"reward: {name} returned shape {tuple(scores.shape)}, expected ({len(images)},), one per image")
+        raise ValueError(
+            f"reward: {name} returned shape {tuple(scores.shape)}, expected ({len(images)},), one"
+            " per image"
+        )
     if scores.is_complex():
-        raise ValueError(f"reward: {name} returned complex numbers, expected ({len(images)},) real ones")
+        raise ValueError(
+            f"reward: {name} returned complex numbers, expected ({len(images)},) real ones"
+        )
     try:
         scores = scores.to(images)
         finite = torch.isfinite(scores).tolist()

@@ -1,4 +1,5 @@
-"""SDS and CSD: pull a render towards what a diffusion prior finds likely. Every other method builds on it.
+"""SDS and CSD: pull a render towards what a diffusion prior finds likely. Every other method builds
+on it.
 
 Objective. With x = encode(render) and x_t = alpha_t x + sigma_t eps, make the noised render likely:
 
@@ -27,8 +28,8 @@ CSD keeps the classifier part alone, which is what is left as g grows:
     eps_cond - eps_null = -sigma_t grad log [ p_t(x_t | prompt) / p_t(x_t) ]
                         = -sigma_t grad log p(prompt | x_t)                       by Bayes' rule
 
-CSD subtracts no noise, because both predictions are of the same x_t. It has no pull to the prior: in
-a world of Gaussians with equal covariances C_t its gradient is the constant
+CSD subtracts no noise, because both predictions are of the same x_t. It has no pull to the prior:
+in a world of Gaussians with equal covariances C_t its gradient is the constant
 -alpha_t sigma_t C_t^-1 (mu_cond - mu_neg), which no picture satisfies, so colours run away.
 
 Limits. g = 1 is the plain prior, g = 0 forgets the prompt, a large g follows CSD and saturates

@@ -1,7 +1,8 @@
-"""One thread for tests: torch's threads wait busily, and on a shared machine two of them are slower than one.
+"""One thread for tests: torch's threads wait busily, and on a shared machine two of them are slower
+than one.
 
-`pytest -m algebra --jitter 1e-14 --seed-offset 1000` asks whether an identity is luck: seeds are others, and inputs are moved.
-"""
+`pytest -m algebra --jitter 1e-14 --seed-offset 1000` asks whether an identity is luck: seeds are
+others, and inputs are moved."""
 
 import os
 
@@ -13,8 +14,15 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--jitter", type=float, default=0.0, help="move every random float64 input by up to this share of itself")
-    parser.addoption("--seed-offset", type=int, default=0, help="add this to every seed that torch is given")
+    parser.addoption(
+        "--jitter",
+        type=float,
+        default=0.0,
+        help="move every random float64 input by up to this share of itself",
+    )
+    parser.addoption(
+        "--seed-offset", type=int, default=0, help="add this to every seed that torch is given"
+    )
 
 
 def pytest_configure(config):
@@ -34,7 +42,8 @@ def pytest_configure(config):
 
 
 def moved(draw, jitter):
-    """`draw`, whose float64 numbers x_i become x_i (1 + jitter cos i): as far apart as two processors' sums."""
+    """`draw`, whose float64 numbers x_i become x_i (1 + jitter cos i): as far apart as two
+    processors' sums."""
 
     def drawn(*args, **kwargs):
         x = draw(*args, **kwargs)

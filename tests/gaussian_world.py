@@ -1,8 +1,9 @@
-"""A world for tests of preference pairs: Gaussian prior N(mu, S) in three dimensions, linear reward r = <v, x>.
+"""A world for tests of preference pairs: Gaussian prior N(mu, S) in three dimensions, linear reward
+r = <v, x>.
 
-Everything has a closed form there: C = alpha^2 S + sigma^2 I, J = alpha S C^-1 the denoiser's Jacobian, s_R = sigma ||J v||
-the deviation of R, u = J v / ||J v||. WORLD is a mixture of two such Gaussians, whose denoiser is not linear.
-"""
+Everything has a closed form there: C = alpha^2 S + sigma^2 I, J = alpha S C^-1 the denoiser's
+Jacobian, s_R = sigma ||J v|| the deviation of R, u = J v / ||J v||. WORLD is a mixture of two such
+Gaussians, whose denoiser is not linear."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +27,12 @@ C = ABAR * S + (1 - ABAR) * EYE
 J = ALPHA * S @ torch.linalg.inv(C)
 S_R, U = SIGMA * (J @ V).norm(), J @ V / (J @ V).norm()
 GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
-WORLD = GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
+WORLD = GaussianMixture(
+    torch.tensor([0.4, 0.6], dtype=torch.float64),
+    torch.stack((MU, -MU)),
+    torch.stack((S, S)),
+    SCHEDULE,
+)
 N = 300_000
 UNIFORM = {"base": SDS(weighting="uniform"), "over_views": False}
 
@@ -60,7 +66,8 @@ def weight(t):
 
 
 def expected_pair(method, seed=0, reward=None):
-    """Samples (n, 3) of lambda omega (h_1 - h_2), that is PSD minus its base, at X and STEP, w = 1, lambda = 1."""
+    """Samples (n, 3) of lambda omega (h_1 - h_2), that is PSD minus its base, at X and STEP, w =
+    1, lambda = 1."""
     x = X.view(1, 3, 1, 1).expand(N, -1, -1, -1)
     t = torch.full((N,), STEP)
     eps = normal(method.n_noises, *x.shape, seed=seed)
@@ -72,7 +79,8 @@ def expected_pair(method, seed=0, reward=None):
 
 
 def assert_mean(samples, expected, *others, uncertainty=0.0):
-    """The mean is within 4 standard errors (each at most 1% of its length), and flipped, doubled, halved or `others` is not.
+    """The mean is within 4 standard errors (each at most 1% of its length), and flipped, doubled,
+    halved or `others` is not.
 
     uncertainty: standard error of `expected` itself, where it was sampled too.
     """
@@ -88,14 +96,17 @@ def assert_mean(samples, expected, *others, uncertainty=0.0):
 
 
 def noise_kept(expected):
-    """What E[omega (eps_hat_1 - eps_hat_2)] is where E[omega (h_1 - h_2)] = expected: h_1 - h_2 = -alpha J (eps_1 - eps_2)."""
+    """What E[omega (eps_hat_1 - eps_hat_2)] is where E[omega (h_1 - h_2)] = expected: h_1 - h_2
+    = -alpha J (eps_1 - eps_2)."""
     return expected - torch.linalg.solve(ALPHA * J, expected)
 
 
 def e_sech2(scale):
     """E_z sech^2(scale z), z ~ N(0, 1), by the trapezoidal rule."""
     z = torch.linspace(-10, 10, 40_001, dtype=torch.float64)
-    return (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) / torch.cosh(scale * z) ** 2).sum() * (z[1] - z[0])
+    return (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) / torch.cosh(scale * z) ** 2).sum() * (
+        z[1] - z[0]
+    )
 
 
 @dataclass

@@ -4,8 +4,8 @@ The field is eight numbers, a picture x has C h w = 2 * 2 * 2 of them, and the p
 
     p(x | e, camera) = N(e + azimuth / 10, S I)         e (2,): one number per channel
 
-`run` tells what the loop drew; from that `picture`, `sds` and `slope` compute render, gradient and slopes by other code.
-"""
+`run` tells what the loop drew; from that `picture`, `sds` and `slope` compute render, gradient and
+slopes by other code."""
 
 import copy
 import math
@@ -31,14 +31,17 @@ def embedding(*words):
 
 
 class Fog(nn.Module):
-    """density(p) = softplus(a_0 + a_1 x), colour(p) = sigmoid(c_0 + c_1 z): every pixel is half transparent."""
+    """density(p) = softplus(a_0 + a_1 x), colour(p) = sigmoid(c_0 + c_1 z): every pixel is half
+    transparent."""
 
     bound = 1.0
 
     def __init__(self):
         super().__init__()
         self.density = nn.Parameter(torch.tensor([-0.5, 0.3], dtype=torch.float64))
-        self.colour = nn.Parameter(torch.tensor([[0.1, -0.2, 0.3], [0.5, 0.4, -0.6]], dtype=torch.float64))
+        self.colour = nn.Parameter(
+            torch.tensor([[0.1, -0.2, 0.3], [0.5, 0.4, -0.6]], dtype=torch.float64)
+        )
 
     def forward(self, points):
         colour = torch.sigmoid(self.colour[0] + self.colour[1] * points[:, 2:])
@@ -49,7 +52,8 @@ class Fog(nn.Module):
 
 
 class World:
-    """The prior. It counts the pictures that it is asked about; a picture is x = ENCODER times colours, 2 x 2 pixels pooled."""
+    """The prior. It counts the pictures that it is asked about; a picture is x = ENCODER times
+    colours, 2 x 2 pixels pooled."""
 
     schedule = SCHEDULE
 
@@ -67,7 +71,9 @@ class World:
 
     def draw_cameras(self, n, generator):
         azimuth, elevation = 2 * torch.rand(2, n, generator=generator, dtype=torch.float64) - 1
-        return Cameras(azimuth, 0.5 * elevation, torch.full_like(azimuth, 3.0), math.radians(20))  # every ray meets the ball
+        return Cameras(
+            azimuth, 0.5 * elevation, torch.full_like(azimuth, 3.0), math.radians(20)
+        )  # every ray meets the ball
 
     def predict_noise(self, x_t, t, embeddings, cameras):
         self.asked += len(embeddings) * len(x_t)
@@ -84,7 +90,8 @@ class ViewWorld(World):
 
 
 class Recorder:
-    """A method of three noises that remembers what it was given, and answers zero or what `base` answers."""
+    """A method of three noises that remembers what it was given, and answers zero or what `base`
+    answers."""
 
     n_noises = N
 
@@ -92,7 +99,15 @@ class Recorder:
         self.base, self.given = base, []
 
     def __call__(self, x, t, eps, context):
-        self.given.append({"x": x, "t": t, "eps": eps, "embeddings": context.embeddings.clone(), "context": context})
+        self.given.append(
+            {
+                "x": x,
+                "t": t,
+                "eps": eps,
+                "embeddings": context.embeddings.clone(),
+                "context": context,
+            }
+        )
         return self.base(x, t, eps, context) if self.base else torch.zeros_like(x)
 
 
@@ -102,20 +117,34 @@ def liked(images, prompts):
 
 
 def run(method=None, world=None, callback=None, field=None, **options):
-    """The field, the run, and the callback's dictionaries with the field before and after each step, and its gradient."""
+    """The field, the run, and the callback's dictionaries with the field before and after each
+    step, and its gradient."""
     field = field or Fog()
     seen, before = [], [copy.deepcopy(field)]
 
     def keep(info):
         gradients = [p.grad.clone() for p in field.parameters() if p.grad is not None]
-        seen.append({**info, "before": before[-1], "after": copy.deepcopy(field), "gradients": gradients})
+        seen.append(
+            {**info, "before": before[-1], "after": copy.deepcopy(field), "gradients": gradients}
+        )
         before.append(seen[-1]["after"])
         if callback:
             callback(info)
 
-    options = {"steps": 2, "cameras_per_step": B, "size": SIZE, "n_samples": SAMPLES, "progress": False, **options}
+    options = {
+        "steps": 2,
+        "cameras_per_step": B,
+        "size": SIZE,
+        "n_samples": SAMPLES,
+        "progress": False,
+        **options,
+    }
     try:
-        return field, distill(field, world or World(), method or Recorder(), "yes", callback=keep, **options), seen
+        return (
+            field,
+            distill(field, world or World(), method or Recorder(), "yes", callback=keep, **options),
+            seen,
+        )
     except Exception as error:
         error.field, error.seen = field, seen
         raise
@@ -126,7 +155,8 @@ def same(a, b):
 
 
 def picture(field, cameras, z):
-    """x (B, 2, 2, 2) and opacity (B, SIZE, SIZE) at the places z that the loop drew: w_i = (1 - a_i) prod_{j<i} a_j."""
+    """x (B, 2, 2, 2) and opacity (B, SIZE, SIZE) at the places z that the loop drew: w_i = (1 -
+    a_i) prod_{j<i} a_j."""
     origins, directions = camera_rays(cameras, SIZE, SIZE)
     along = (origins[:, None, None] * directions).sum(-1)
     chord = 2 * (along**2 - (origins**2).sum(-1)[:, None, None] + 1).sqrt()
@@ -136,14 +166,23 @@ def picture(field, cameras, z):
     left = through.cumprod(-1)
     light = ((left / through * (1 - through))[..., None] * colour.view(*z.shape, 3)).sum(-2)
     rgb = (light + left[..., -1:] * BACKGROUND).permute(0, 3, 1, 2)
-    return World().encode(rgb), 1 - left[..., -1], (z + along[..., None] + chord[..., None] / 2) / chord[..., None]
+    return (
+        World().encode(rgb),
+        1 - left[..., -1],
+        (z + along[..., None] + chord[..., None] / 2) / chord[..., None],
+    )
 
 
 def sds(x, info, mean):
-    """G = sigma_t^2 mean_i (eps_cfg_i - eps_i) in this Gaussian world, solved: eps_hat is linear in x and eps."""
+    """G = sigma_t^2 mean_i (eps_cfg_i - eps_i) in this Gaussian world, solved: eps_hat is linear
+    in x and eps."""
     a = SCHEDULE.alphas_cumprod[info["t"]].view(-1, 1, 1, 1)
     mean = mean[:, None, None] + 0.1 * info["cameras"].azimuth.view(-1, 1, 1, 1)
-    return (1 - a) * ((a * (1 - a)).sqrt() * (x - mean) - a * S * info["eps"].mean(0)) / (a * S + 1 - a)
+    return (
+        (1 - a)
+        * ((a * (1 - a)).sqrt() * (x - mean) - a * S * info["eps"].mean(0))
+        / (a * S + 1 - a)
+    )
 
 
 def slope(function, field):
@@ -155,7 +194,9 @@ def slope(function, field):
             ends = []
             for step in (1e-5, -1e-5):
                 moved = copy.deepcopy(field)
-                dict(zip(field.parameters(), moved.parameters(), strict=True))[p].data.view(-1)[i] += step
+                dict(zip(field.parameters(), moved.parameters(), strict=True))[p].data.view(-1)[
+                    i
+                ] += step
                 with torch.no_grad():
                     ends.append(function(moved))
             slopes[-1].data.view(-1)[i] = (ends[0] - ends[1]) / 2e-5

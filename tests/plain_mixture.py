@@ -1,4 +1,5 @@
-"""A Gaussian mixture in plain algebra, the other side of the tests: explicit inverses and brute-force integration."""
+"""A Gaussian mixture in plain algebra, the other side of the tests: explicit inverses and
+brute-force integration."""
 
 import math
 
@@ -27,8 +28,8 @@ def levels(t: Tensor) -> tuple[Tensor, Tensor]:
 def world(d: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and full covariances of a small mixture in d dimensions.
 
-    Whatever the seed: |mean| <= 2.5 in each direction and standard deviations from 0.2 to 1.03, so that `grid` holds it.
-    """
+    Whatever the seed: |mean| <= 2.5 in each direction and standard deviations from 0.2 to 1.03, so
+    that `grid` holds it."""
     if d == 1:
         return tensor(0.3, 0.7), tensor([-1.5], [1.2]), tensor([[0.3]], [[0.5]])
     root = 0.5 * normal(10 + d, 3, d, d) + 0.3 * torch.eye(d)
@@ -55,17 +56,27 @@ def plain_posterior(x_t: Tensor, t: Tensor, weights: Tensor, means: Tensor, cova
     for x, a_i, s_i in zip(x_t, a, s, strict=True):
         inv = [torch.linalg.inv(a_i**2 * cov + s_i**2 * eye) for cov in covariances]
         joint = [
-            w * torch.sqrt(torch.linalg.det(i)) * torch.exp(-0.5 * (x - a_i * mu) @ i @ (x - a_i * mu))
+            w
+            * torch.sqrt(torch.linalg.det(i))
+            * torch.exp(-0.5 * (x - a_i * mu) @ i @ (x - a_i * mu))
             for w, mu, i in zip(weights, means, inv, strict=True)
         ]
         g.append(torch.stack(joint) / sum(joint))
-        m.append(torch.stack([mu + a_i * S @ i @ (x - a_i * mu) for mu, S, i in zip(means, covariances, inv, strict=True)]))
+        m.append(
+            torch.stack(
+                [
+                    mu + a_i * S @ i @ (x - a_i * mu)
+                    for mu, S, i in zip(means, covariances, inv, strict=True)
+                ]
+            )
+        )
         lam.append(torch.stack([s_i**2 * S @ i for S, i in zip(covariances, inv, strict=True)]))
     return torch.stack(g), torch.stack(m), torch.stack(lam)
 
 
 def grid(d: int) -> tuple[Tensor, float]:
-    """Points of a regular grid over the worlds' support, cell volume: a trapezoid rule, exact to rounding here."""
+    """Points of a regular grid over the worlds' support, cell volume: a trapezoid rule, exact to
+    rounding here."""
     if d == 1:
         return torch.linspace(-12, 12, 24_001, dtype=torch.float64)[:, None], 24 / 24_000
     axis = torch.linspace(-12, 12, 481, dtype=torch.float64)
@@ -80,7 +91,8 @@ def gaussian_kernel(x_t: Tensor, points: Tensor, t: Tensor) -> Tensor:
 
 
 def noisy(seed: int, b: int, d: int) -> tuple[Tensor, Tensor]:
-    """b points between and around the components, at timesteps from nearly clean to nearly noise."""
+    """b points between and around the components, at timesteps from nearly clean to nearly
+    noise."""
     return 1.3 * normal(seed, b, d), torch.linspace(150, T - 1, b).long()
 
 

@@ -1,4 +1,5 @@
-"""A world for the relatives of SDS and PSD: six renders, three prompts, predictions by plain algebra."""
+"""A world for the relatives of SDS and PSD: six renders, three prompts, predictions by plain
+algebra."""
 
 import torch
 from plain_mixture import SCHEDULE, levels, normal, plain_posterior, tensor, world
@@ -7,7 +8,11 @@ from psd_mini import Context, GaussianMixture
 
 WEIGHTS, MEANS, COVARIANCES = world(3)
 PRIOR = GaussianMixture(WEIGHTS, MEANS, COVARIANCES, SCHEDULE)
-Y, NULL, NEG = tensor(1.5, -1.0, 0.3), tensor(0.0, 0.0, 0.0), tensor(-2.0, 0.5, 1.0)  # log-weights: three prompts
+Y, NULL, NEG = (
+    tensor(1.5, -1.0, 0.3),
+    tensor(0.0, 0.0, 0.0),
+    tensor(-2.0, 0.5, 1.0),
+)  # log-weights: three prompts
 G = 7.5
 TOLERANCE = 1e-10
 
@@ -40,6 +45,6 @@ def package(method, x, t, eps, prompt=Y, negative=NEG):
 
 
 def differs(got, expected):
-    """A wrong implementation is off by much more than rounding. Not at every picture: at small t, x_t may name its component
-    so clearly that the prompt does not matter."""
+    """A wrong implementation is off by much more than rounding. Not at every picture: at small t,
+    x_t may name its component so clearly that the prompt does not matter."""
     assert (got - expected).abs().max() > 1e-3

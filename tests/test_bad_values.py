@@ -1,9 +1,10 @@
-"""Every public argument times bad values: what comes back is finite, or one line that names the argument.
+"""Every public argument times bad values: what comes back is finite, or one line that names the
+argument.
 
-The table holds one small valid call of every public function, constructor and method; a test asserts that it covers all of
-them and every parameter. The bad values follow from the valid one: another type, shape, dtype or device, NaN, infinity,
-empty, out of range. A wrong implementation is any that lets torch, numpy or Python answer for it, or computes on with NaN.
-"""
+The table holds one small valid call of every public function, constructor and method; a test
+asserts that it covers all of them and every parameter. The bad values follow from the valid one:
+another type, shape, dtype or device, NaN, infinity, empty, out of range. A wrong implementation is
+any that lets torch, numpy or Python answer for it, or computes on with NaN."""
 
 import argparse
 import copy
@@ -20,16 +21,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from worlds import public_names
 
 import psd_mini as pm
-from worlds import public_names
-from psd_mini.pipelines import cli, compare, generate as text_to_3d
 from psd_mini import checks, methods
 from psd_mini._internal.runs import NonFiniteError
-from psd_mini.sds import Cost, Predictions
-from psd_mini.world import prior as toy_world
+from psd_mini.pipelines import cli, compare
+from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.rewards import make_reward
+from psd_mini.sds import Cost, Predictions
 from psd_mini.world import metrics
+from psd_mini.world import prior as toy_world
 from psd_mini.world.pool import make_views, pool_cameras
 
 NAN, INF = math.nan, math.inf
@@ -55,14 +57,22 @@ LOG_WEIGHTS = torch.zeros(2, 2, dtype=torch.float64)
 FIELD = pm.VoxelField(8)
 PREDICTIONS = Predictions(X[None], EPS[None], EPS[None] + 0.1)
 RUN = {"step": 0, "loss": 0.5}
-GENERATION = pm.Generation("a ball", FIELD, {"steps": 1, "prior": "exact", "method": "SDS()"}, {}, {}, 1.0, [RUN])
+GENERATION = pm.Generation(
+    "a ball", FIELD, {"steps": 1, "prior": "exact", "method": "SDS()"}, {}, {}, 1.0, [RUN]
+)
 SHORT = pm.Generation(**vars(GENERATION))
 SHORT.frames = lambda: IMAGES  # instead of 24
 MAKING = {"steps": 1, "resolution": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
 
 
 def context(**changes):
-    settings = {"prior": PRIOR, "embeddings": EMBEDDINGS, "cameras": CAMERAS, "prompts": ["a ball"] * 2, "reward": REWARD}
+    settings = {
+        "prior": PRIOR,
+        "embeddings": EMBEDDINGS,
+        "cameras": CAMERAS,
+        "prompts": ["a ball"] * 2,
+        "reward": REWARD,
+    }
     return pm.Context(**{**settings, "cost": Cost(), "predictions": PREDICTIONS, **changes})
 
 
@@ -103,7 +113,13 @@ GENERATE = {
         "guidance_scale": 2.0,
         "negative_prompt": "red",
     },
-    **{"conditioning": "camera", "reward": "colorfulness", "preference_weight": 1.0, "negative": False, "seed": 0},
+    **{
+        "conditioning": "camera",
+        "reward": "colorfulness",
+        "preference_weight": 1.0,
+        "negative": False,
+        "seed": 0,
+    },
     **{
         "device": "cpu",
         "dtype": "float32",
@@ -115,9 +131,29 @@ GENERATE = {
     },
 }
 DISTILL = {
-    **{"radiance_field": FIELD, "prior": PRIOR, "method": pm.SDS(2.0), "prompt": "a ball", "negative_prompt": "red"},
-    **{"steps": 1, "cameras_per_step": 2, "resolution": 8, "n_samples": 4, "t_min": (0.02, 0.02), "t_max": (0.98, 0.2)},
-    **{"lr_scale": 1.0, "entropy_weight": 0.01, "background": 1.0, "reward": REWARD, "negative": None, "seed": 0},
+    **{
+        "radiance_field": FIELD,
+        "prior": PRIOR,
+        "method": pm.SDS(2.0),
+        "prompt": "a ball",
+        "negative_prompt": "red",
+    },
+    **{
+        "steps": 1,
+        "cameras_per_step": 2,
+        "resolution": 8,
+        "n_samples": 4,
+        "t_min": (0.02, 0.02),
+        "t_max": (0.98, 0.2),
+    },
+    **{
+        "lr_scale": 1.0,
+        "entropy_weight": 0.01,
+        "background": 1.0,
+        "reward": REWARD,
+        "negative": None,
+        "seed": 0,
+    },
     **{
         "callback": lambda info: None,
         "checkpoint": Path("run.pt"),
@@ -141,43 +177,89 @@ TABLE = {
     "CSD.residual": (pm.CSD().residual, {"predictions": PREDICTIONS, "eps": EPS[None]}),
     "PSD": (
         used(pm.PSD, gradient),
-        {"base": pm.SDS(2.0), "preference_weight": 1.0, "omega": "bt", "tau": 0.1, "pair_base": "mean", "antithetic": True}
+        {
+            "base": pm.SDS(2.0),
+            "preference_weight": 1.0,
+            "omega": "bt",
+            "tau": 0.1,
+            "pair_base": "mean",
+            "antithetic": True,
+        }
         | {"over_views": True},
     ),
     "PSD.__call__": (pm.PSD(), CALL),
     "PSD.strength": (pm.PSD().strength, {"sigma_t": torch.full((2, 1, 1, 1), 0.5)}),
     "PSD.state_dict": (pm.PSD().state_dict, {}),
     "PSD.load_state_dict": (pm.PSD().load_state_dict, {"state": {"median_gap": 0.5}}),
-    "Regression": (used(pm.Regression, lambda r: r(X, T, EPS[:0], context())[0]), {"target": ("ball", "red")}),
+    "Regression": (
+        used(pm.Regression, lambda r: r(X, T, EPS[:0], context())[0]),
+        {"target": ("ball", "red")},
+    ),
     "Regression.__call__": (pm.Regression(("ball", "red")), CALL),
-    "METHODS": (used(methods.make_method, gradient), {"method": "psd", "guidance_scale": 2.0, "preference_weight": 1.0}),
+    "METHODS": (
+        used(methods.make_method, gradient),
+        {"method": "psd", "guidance_scale": 2.0, "preference_weight": 1.0},
+    ),
     "DreamDPO": (used(methods.DreamDPO, gradient), {**BASED, "tau": 0.1, "published_code": False}),
-    "RewardSDS": (used(methods.RewardSDS, gradient), {**BASED, "strategy": "softmax", "n_noises": 2}),
-    "RewardGradient": (used(methods.RewardGradient, gradient), {**BASED, "kind": "dps", "preference_weight": 1.0}),
+    "RewardSDS": (
+        used(methods.RewardSDS, gradient),
+        {**BASED, "strategy": "softmax", "n_noises": 2},
+    ),
+    "RewardGradient": (
+        used(methods.RewardGradient, gradient),
+        {**BASED, "kind": "dps", "preference_weight": 1.0},
+    ),
     "Exact": (used(methods.Exact, gradient), {**BASED, "beta": 0.1}),
     "DreamDPO.__call__": (methods.DreamDPO(), {**CALL, "eps": torch.stack((EPS, -EPS))}),
-    "RewardSDS.__call__": (methods.RewardSDS(n_noises=2), {**CALL, "eps": torch.stack((EPS, -EPS))}),
+    "RewardSDS.__call__": (
+        methods.RewardSDS(n_noises=2),
+        {**CALL, "eps": torch.stack((EPS, -EPS))},
+    ),
     "RewardGradient.__call__": (methods.RewardGradient("dps"), CALL),
     "Exact.__call__": (methods.Exact(), CALL),
     "Context": (
         lambda **parts: pm.PSD(pm.SDS(2.0))(X, T, EPS[None], pm.Context(**parts))[0],
-        {"prior": PRIOR, "embeddings": EMBEDDINGS, "cameras": CAMERAS, "prompts": ["a ball"] * 2, "reward": REWARD}
+        {
+            "prior": PRIOR,
+            "embeddings": EMBEDDINGS,
+            "cameras": CAMERAS,
+            "prompts": ["a ball"] * 2,
+            "reward": REWARD,
+        }
         | {"cost": Cost(), "predictions": PREDICTIONS},
     ),
     "Cameras": (
         used(pm.Cameras, lambda cameras: pm.camera_rays(cameras, 2, 2)),
-        {"azimuth": normal(2), "elevation": torch.tensor([0.1, 0.2]), "distance": torch.tensor([3.0, 3.0]), "fov": 0.7},
+        {
+            "azimuth": normal(2),
+            "elevation": torch.tensor([0.1, 0.2]),
+            "distance": torch.tensor([3.0, 3.0]),
+            "fov": 0.7,
+        },
     ),
-    "Cameras.__getitem__": (used(CAMERAS.__getitem__, lambda cameras: cameras.positions()), {"index": torch.tensor([1, 0])}),
+    "Cameras.__getitem__": (
+        used(CAMERAS.__getitem__, lambda cameras: cameras.positions()),
+        {"index": torch.tensor([1, 0])},
+    ),
     "Cameras.positions": (CAMERAS.positions, {}),
     "orbit": (
         used(pm.orbit, lambda cameras: pm.camera_rays(cameras, 2, 2)),
-        {"azimuth_degrees": 30.0, "elevation_degrees": [10.0, 20.0], "distance": 3.0, "fov_degrees": 40.0},
+        {
+            "azimuth_degrees": 30.0,
+            "elevation_degrees": [10.0, 20.0],
+            "distance": 3.0,
+            "fov_degrees": 40.0,
+        },
     ),
     "camera_rays": (pm.camera_rays, {"cameras": CAMERAS, "height": 2, "width": 3}),
     "GaussianMixture": (
         used(pm.GaussianMixture, lambda mixture: mixture.predict_noise(**NOISED)),
-        {"weights": torch.ones(2), "means": normal(2, 3), "covariances": torch.ones(2, 3), "schedule": SCHEDULE},
+        {
+            "weights": torch.ones(2),
+            "means": normal(2, 3),
+            "covariances": torch.ones(2, 3),
+            "schedule": SCHEDULE,
+        },
     ),
     "GaussianMixture.encode": (MIXTURE.encode, {"images": IMAGES}),
     "GaussianMixture.decode": (MIXTURE.decode, {"x": X}),
@@ -187,14 +269,27 @@ TABLE = {
     "GaussianMixture.predict_noise": (MIXTURE.predict_noise, {**NOISED, "cameras": CAMERAS}),
     "GaussianMixture.denoise": (MIXTURE.denoise, NOISED),
     "GaussianMixture.posterior_covariance": (MIXTURE.posterior_covariance, NOISED),
-    "GaussianMixture.sample": (MIXTURE.sample, {"n": 3, "generator": torch.Generator(), "embedding": LOG_WEIGHTS[0]}),
-    "GaussianMixture.condition": (used(MIXTURE.condition, lambda m: m.score(**NOISED)), {"embedding": LOG_WEIGHTS[0]}),
-    "GaussianMixture.tilt_components": (MIXTURE.tilt_components, {"r": LOG_WEIGHTS[0], "beta": 0.5}),
+    "GaussianMixture.sample": (
+        MIXTURE.sample,
+        {"n": 3, "generator": torch.Generator(), "embedding": LOG_WEIGHTS[0]},
+    ),
+    "GaussianMixture.condition": (
+        used(MIXTURE.condition, lambda m: m.score(**NOISED)),
+        {"embedding": LOG_WEIGHTS[0]},
+    ),
+    "GaussianMixture.tilt_components": (
+        MIXTURE.tilt_components,
+        {"r": LOG_WEIGHTS[0], "beta": 0.5},
+    ),
     "GaussianMixture.tilt_linear": (MIXTURE.tilt_linear, {"v": POINT, "beta": 0.5, "c": 0.1}),
-    "GaussianMixture.tilt_quadratic": (MIXTURE.tilt_quadratic, {"b": POINT, "Q": torch.eye(3).double(), "beta": 0.5}),
+    "GaussianMixture.tilt_quadratic": (
+        MIXTURE.tilt_quadratic,
+        {"b": POINT, "Q": torch.eye(3).double(), "beta": 0.5},
+    ),
     "Generation": (
         used(pm.Generation, lambda result: result.summary()),
-        {field.name: getattr(GENERATION, field.name) for field in dataclasses.fields(pm.Generation)} | {"out": Path("out")},
+        {field.name: getattr(GENERATION, field.name) for field in dataclasses.fields(pm.Generation)}
+        | {"out": Path("out")},
     ),
     "Generation.frames": (GENERATION.frames, {"n_frames": 1, "resolution": 8}),
     "Generation.turntable": (SHORT.turntable, {"path": Path("turn.gif")}),
@@ -218,23 +313,41 @@ TABLE = {
     "NoiseSchedule.score_from_eps": (SCHEDULE.score_from_eps, {"eps_hat": EPS, "t": T}),
     "NoiseSchedule.eps_from_score": (SCHEDULE.eps_from_score, {"score": EPS, "t": T}),
     "NoiseSchedule.weight": (SCHEDULE.weight, {**LEVEL, "kind": "sds"}),
-    "scaled_linear_schedule": (pm.scaled_linear_schedule, {"T": 10, "beta_start": 0.01, "beta_end": 0.02}),
+    "scaled_linear_schedule": (
+        pm.scaled_linear_schedule,
+        {"T": 10, "beta_start": 0.01, "beta_end": 0.02},
+    ),
     "ToyWorldPrior": (
-        used(pm.ToyWorldPrior, lambda prior: prior.predict_noise(X, T, EMBEDDINGS, prior.views.cameras[:2])),
-        {"resolution": 8, "conditioning": "camera", "views": VIEWS, "log_prior": torch.zeros(96), "schedule": SCHEDULE},
+        used(
+            pm.ToyWorldPrior,
+            lambda prior: prior.predict_noise(X, T, EMBEDDINGS, prior.views.cameras[:2]),
+        ),
+        {
+            "resolution": 8,
+            "conditioning": "camera",
+            "views": VIEWS,
+            "log_prior": torch.zeros(96),
+            "schedule": SCHEDULE,
+        },
     ),
     "ToyWorldPrior.embed": (PRIOR.embed, {"prompts": ["a ball", ""]}),
     "ToyWorldPrior.encode": (PRIOR.encode, {"images": IMAGES}),
     "ToyWorldPrior.decode": (PRIOR.decode, {"x": X}),
     "ToyWorldPrior.draw_cameras": (PRIOR.draw_cameras, {"n": 2, "generator": torch.Generator()}),
-    "ToyWorldPrior.component_rewards": (PRIOR.component_rewards, {"reward": REWARD, "prompt": "a ball"}),
+    "ToyWorldPrior.component_rewards": (
+        PRIOR.component_rewards,
+        {"reward": REWARD, "prompt": "a ball"},
+    ),
     "ToyWorldPrior.tilted": (
         used(PRIOR.tilted, lambda p: p.denoise(**SAMPLED)),
         {"reward": REWARD, "beta": 0.1, "prompt": "a ball"},
     ),
     "ToyWorldPrior.denoise": (PRIOR.denoise, SAMPLED),
     "ToyWorldPrior.predict_noise": (PRIOR.predict_noise, SAMPLED),
-    "ToyWorldPrior.log_prob": (PRIOR.log_prob, {"x": X, "embeddings": EMBEDDINGS, "cameras": CAMERAS, "t": T}),
+    "ToyWorldPrior.log_prob": (
+        PRIOR.log_prob,
+        {"x": X, "embeddings": EMBEDDINGS, "cameras": CAMERAS, "t": T},
+    ),
     "VoxelField": (
         used(pm.VoxelField, lambda field: field(POINTS.float())),
         {"resolution": 4, "bound": 1.0, "channels": 3, "generator": torch.Generator()},
@@ -243,7 +356,14 @@ TABLE = {
     "VoxelField.parameter_groups": (FIELD.parameter_groups, {}),
     "TriplaneField": (
         used(pm.TriplaneField, lambda field: field(POINTS.float())),
-        {"resolution": 4, "bound": 1.0, "channels": 3, "features": 2, "hidden": 3, "generator": torch.Generator()},
+        {
+            "resolution": 4,
+            "bound": 1.0,
+            "channels": 3,
+            "features": 2,
+            "hidden": 3,
+            "generator": torch.Generator(),
+        },
     ),
     "TriplaneField.forward": (pm.TriplaneField(4), {"points": POINTS.float()}),
     "TriplaneField.parameter_groups": (pm.TriplaneField(4).parameter_groups, {}),
@@ -266,10 +386,18 @@ TABLE = {
         }
         | {"generator": torch.Generator()},
     ),
-    "render_views": (pm.render_views, {"field": FIELD, "cameras": CAMERAS, "resolution": 4, "n_samples": 4, "background": 1.0}),
+    "render_views": (
+        pm.render_views,
+        {"field": FIELD, "cameras": CAMERAS, "resolution": 4, "n_samples": 4, "background": 1.0},
+    ),
     "contact_sheet": (
         pm.contact_sheet,
-        {"rows": [IMAGES, IMAGES], "row_labels": ["a", "b"], "column_labels": ["c", "d"], "title": "all"},
+        {
+            "rows": [IMAGES, IMAGES],
+            "row_labels": ["a", "b"],
+            "column_labels": ["c", "d"],
+            "title": "all",
+        },
     ),
     "curves": (pm.curves, {"history": [RUN], "path": Path("curves.png")}),
     "judge": (pm.judge, {"images": IMAGES, "views": VIEWS}),
@@ -279,42 +407,99 @@ TABLE = {
     "surrogate_loss": (pm.surrogate_loss, {"x": X, "gradient": EPS}),
     "sds_gradient": (
         pm.sds_gradient,
-        {"eps_cond": X, "eps_neg": -X, "eps": EPS, "guidance_scale": 2.0, "weight_t": torch.ones(2, 1, 1, 1)},
+        {
+            "eps_cond": X,
+            "eps_neg": -X,
+            "eps": EPS,
+            "guidance_scale": 2.0,
+            "weight_t": torch.ones(2, 1, 1, 1),
+        },
     ),
     "psd_gradient": (
         pm.psd_gradient,
-        {"base": X, "h_1": EPS, "h_2": -EPS, "omega_b": torch.ones(2), "lambda_t": 1.0, "weight_t": torch.ones(2, 1, 1, 1)},
+        {
+            "base": X,
+            "h_1": EPS,
+            "h_2": -EPS,
+            "omega_b": torch.ones(2),
+            "lambda_t": 1.0,
+            "weight_t": torch.ones(2, 1, 1, 1),
+        },
     ),
     "make_prior": (
-        used(pm.make_prior, lambda prior: prior.predict_noise(X, T, EMBEDDINGS, prior.views.cameras[:2])),
-        {"prior": "exact", "resolution": 8, "conditioning": "camera", "device": "cpu", "dtype": "float32"},
+        used(
+            pm.make_prior,
+            lambda prior: prior.predict_noise(X, T, EMBEDDINGS, prior.views.cameras[:2]),
+        ),
+        {
+            "prior": "exact",
+            "resolution": 8,
+            "conditioning": "camera",
+            "device": "cpu",
+            "dtype": "float32",
+        },
     ),
-    "make_reward": (used(pm.make_reward, lambda reward: reward(IMAGES, [])), {"reward": "color:red", "device": "cpu"}),
+    "make_reward": (
+        used(pm.make_reward, lambda reward: reward(IMAGES, [])),
+        {"reward": "color:red", "device": "cpu"},
+    ),
     "ddim_sample": (
         pm.ddim_sample,
-        {"prior": PRIOR, "prompt": "a ball", "noise": X, "cameras": CAMERAS, "guidance_scale": 2.0, "negative_prompt": "red"}
+        {
+            "prior": PRIOR,
+            "prompt": "a ball",
+            "noise": X,
+            "cameras": CAMERAS,
+            "guidance_scale": 2.0,
+            "negative_prompt": "red",
+        }
         | {"steps": 2},
     ),
     "distill": (trained, DISTILL),
-    "generate": (used(pm.generate, lambda result: (list(result.field.parameters()), result.history, result.metrics)), GENERATE),
+    "generate": (
+        used(
+            pm.generate,
+            lambda result: (list(result.field.parameters()), result.history, result.metrics),
+        ),
+        GENERATE,
+    ),
     **{
         f"check_{name}": (getattr(pm, f"check_{name}"), {"fn": formula, "names": {"q": "x"}})
         for name in ("cfg", "negative_embedding", "renderer", "schedule")
     },
     **{
-        f"check_{n}": (getattr(pm, f"check_{n}"), {"fn": formula, "weighting": "sds", "names": {"q": "x"}})
+        f"check_{n}": (
+            getattr(pm, f"check_{n}"),
+            {"fn": formula, "weighting": "sds", "names": {"q": "x"}},
+        )
         for n in ("sds", "csd")
     },
-    "check_vsd": (pm.check_vsd, {"fn": formula, "train": formula, "weighting": "sds", "names": {"q": "x"}}),
-    "check_psd": (pm.check_psd, {"fn": formula, "form": "psd", "weighting": "sds", "names": {"q": "x"}}),
+    "check_vsd": (
+        pm.check_vsd,
+        {"fn": formula, "train": formula, "weighting": "sds", "names": {"q": "x"}},
+    ),
+    "check_psd": (
+        pm.check_psd,
+        {"fn": formula, "form": "psd", "weighting": "sds", "names": {"q": "x"}},
+    ),
     "check_gradient": (
-        lambda inputs, **others: pm.check_gradient(others["fn"], others["reference"], inputs, tolerance=others["tolerance"]),
+        lambda inputs, **others: pm.check_gradient(
+            others["fn"], others["reference"], inputs, tolerance=others["tolerance"]
+        ),
         {"fn": lambda x: x, "reference": lambda x: x, "inputs": X, "tolerance": 1e-3},
     ),
-    "numeric_gradient": (pm.numeric_gradient, {**MEAN, "objective": lambda x_t, t: x_t.square().sum(-1), "step": 1e-3}),
+    "numeric_gradient": (
+        pm.numeric_gradient,
+        {**MEAN, "objective": lambda x_t, t: x_t.square().sum(-1), "step": 1e-3},
+    ),
     "gradient_statistics": (
         pm.gradient_statistics,
-        {**MEAN, "method": pm.SDS(), "reference": POINT, "context": pm.Context(MIXTURE, LOG_WEIGHTS)},
+        {
+            **MEAN,
+            "method": pm.SDS(),
+            "reference": POINT,
+            "context": pm.Context(MIXTURE, LOG_WEIGHTS),
+        },
     ),
     "offline_diffusers": (pm.offline_diffusers, {}),
 }
@@ -323,16 +508,21 @@ TABLE = {
 def public_methods(cls):
     """What a user may call on an instance, as far as the class itself says it."""
     for name, member in vars(cls).items():
-        if isinstance(member, types.FunctionType | classmethod) and (name[0] != "_" or name in ("__call__", "__getitem__")):
+        if isinstance(member, types.FunctionType | classmethod) and (
+            name[0] != "_" or name in ("__call__", "__getitem__")
+        ):
             yield name, getattr(cls, name)
 
 
 def signatures():
-    """Name in the table -> signature, for every public name and the constructors behind `METHODS`."""
+    """Name in the table -> signature, for every public name and the constructors behind
+    `METHODS`."""
     functions = {k: v for k, v in public_names(checks).items() if isinstance(v, types.FunctionType)}
     functions = {k: v for k, v in functions.items() if not k.endswith("objective")}
     public = public_names(pm) | functions | {"METHODS": methods.make_method}
-    makers = {maker.func if isinstance(maker, partial) else maker for maker in methods.METHODS.values()}
+    makers = {
+        maker.func if isinstance(maker, partial) else maker for maker in methods.METHODS.values()
+    }
     public |= {maker.__name__: maker for maker in makers}
     for name, target in public.items():
         yield name, inspect.signature(target)
@@ -346,7 +536,9 @@ SIGNATURES = dict(signatures())
 def test_the_table_covers_every_name_and_parameter():
     assert TABLE.keys() == SIGNATURES.keys()
     for name, signature in SIGNATURES.items():
-        wanted = {p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD} - {"self"}
+        wanted = {p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD} - {
+            "self"
+        }
         assert wanted <= TABLE[name][1].keys(), name
 
 
@@ -368,25 +560,53 @@ def bad_values(valid, default):
         if valid.is_floating_point():
             changed |= {"integers": valid.long()}
             for bad in (NAN, INF):
-                changed[f"{bad}"] = torch.where(torch.arange(valid.numel()).reshape(valid.shape) == 0, bad, valid)
+                changed[f"{bad}"] = torch.where(
+                    torch.arange(valid.numel()).reshape(valid.shape) == 0, bad, valid
+                )
         else:
             changed |= {"floats": valid.float(), "negative": -1 - valid, "large": valid + 10**6}
         return others | changed
     if isinstance(valid, pm.Cameras):
         return others | {"one fewer": valid[:1], "one more": valid[torch.tensor([0, 1, 0])]}
     if isinstance(valid, bool | int | float):
-        numbers = {"NaN": NAN, "infinity": INF, "-infinity": -INF, "negative": -1, "zero": 0, "a fraction": 2.5}
-        return {name: value for name, value in (others | numbers).items() if not isinstance(valid, bool) or name != "zero"}
+        numbers = {
+            "NaN": NAN,
+            "infinity": INF,
+            "-infinity": -INF,
+            "negative": -1,
+            "zero": 0,
+            "a fraction": 2.5,
+        }
+        return {
+            name: value
+            for name, value in (others | numbers).items()
+            if not isinstance(valid, bool) or name != "zero"
+        }
     if isinstance(valid, str):
         return others | {"empty": "", "a zero byte": "\0", "bytes": b"a ball"}
     if isinstance(valid, Path):
-        folders = {"a folder": Path("."), "in no folder": Path("no/such/thing"), "in a file": Path("saved.safetensors/x")}
+        folders = {
+            "a folder": Path("."),
+            "in no folder": Path("no/such/thing"),
+            "in a file": Path("saved.safetensors/x"),
+        }
         return others | folders | {"empty": "", "a zero byte": "\0"}
     if isinstance(valid, tuple | list):
-        nothing = {"empty tuple": (), "a tuple of nothing": (None,) * len(valid), "a list of nothing": [None] * len(valid)}
-        return others | nothing | {"NaNs": (NAN,) * len(valid), "one more": (*valid, valid[0]), "a tensor": X}
+        nothing = {
+            "empty tuple": (),
+            "a tuple of nothing": (None,) * len(valid),
+            "a list of nothing": [None] * len(valid),
+        }
+        return (
+            others
+            | nothing
+            | {"NaNs": (NAN,) * len(valid), "one more": (*valid, valid[0]), "a tensor": X}
+        )
     if callable(valid):
-        answers = {"answers None": lambda *a, **k: None, "answers a shape": lambda *a, **k: torch.zeros(7, 7, 7)}
+        answers = {
+            "answers None": lambda *a, **k: None,
+            "answers a shape": lambda *a, **k: torch.zeros(7, 7, 7),
+        }
         return others | answers
     return others | {"an empty dictionary": {}, "a tensor": X}
 
@@ -430,7 +650,8 @@ def complaint(call, name):
 
 @pytest.fixture(autouse=True)
 def small_world(tmp_path, monkeypatch):
-    """Two cameras in the pool and for the judge, no files of results, no oracle: `generate` in milliseconds."""
+    """Two cameras in the pool and for the judge, no files of results, no oracle: `generate` in
+    milliseconds."""
     monkeypatch.chdir(tmp_path)
     pm.save_field(FIELD, "saved.safetensors")
     monkeypatch.setattr(toy_world, "pool_cameras", lambda: CAMERAS)
@@ -449,12 +670,15 @@ def test_the_valid_call_is_valid(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameter"), [(name, parameter) for name, (_, valid) in TABLE.items() for parameter in valid]
+    ("name", "parameter"),
+    [(name, parameter) for name, (_, valid) in TABLE.items() for parameter in valid],
 )
 def test_a_bad_value_is_named_or_does_no_harm(name, parameter):
     call, valid = TABLE[name]
     complaints = {}
-    declared = SIGNATURES[name].parameters.get(parameter)  # None for what a function takes as **options
+    declared = SIGNATURES[name].parameters.get(
+        parameter
+    )  # None for what a function takes as **options
     bad = bad_values(valid[parameter], declared and declared.default) | LARGE.get(parameter, {})
     for what, value in bad.items():
         if wrong := complaint(lambda value=value: call(**{**valid, parameter: value}), parameter):
@@ -486,12 +710,31 @@ class Inline:
 # command: a valid text for each of its options
 COMMANDS = {
     "generate": {
-        **{"prompt": "a ball", "method": "psd", "field": "voxel", "prior": "exact", "device": "cpu", "dtype": "float32"},
-        **{"guidance-scale": "2", "negative-prompt": "red", "conditioning": "camera", "reward": "colorfulness"},
+        **{
+            "prompt": "a ball",
+            "method": "psd",
+            "field": "voxel",
+            "prior": "exact",
+            "device": "cpu",
+            "dtype": "float32",
+        },
+        **{
+            "guidance-scale": "2",
+            "negative-prompt": "red",
+            "conditioning": "camera",
+            "reward": "colorfulness",
+        },
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
     },
     "compare": {
-        **{"prompt": "a ball", "methods": "sds", "reward": "colorfulness", "seeds": "1", "steps": "1", "resolution": "8"},
+        **{
+            "prompt": "a ball",
+            "methods": "sds",
+            "reward": "colorfulness",
+            "seeds": "1",
+            "steps": "1",
+            "resolution": "8",
+        },
         "out": "out",
     },
     "check": {"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
@@ -512,13 +755,16 @@ TEXTS = (
 )
 
 
-# a million steps are what was asked for; of weights that overflow, tests/test_settings.py says what they do
+# a million steps are what was asked for; of weights that overflow, tests/test_settings.py says what
+# they do
 LARGE_IS_FINE = ("steps", "seeds", "guidance-scale", "preference-weight")
 
 
 def actions():
     """(command, option, its action) for all that take a value."""
-    (commands,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (
+        action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction)
+    )
     for command, parser in commands.choices.items():
         for action in parser._actions:
             if action.nargs != 0:  # flags and --help
@@ -528,7 +774,13 @@ def actions():
 def ended(command, **changes):
     """Run a command in this process: exit status (0 where it returned)."""
     texts = {**COMMANDS[command], **changes}
-    places = [texts.pop("paths")] if command == "check" else ["--", texts.pop("prompt")] if "prompt" in texts else []
+    places = (
+        [texts.pop("paths")]
+        if command == "check"
+        else ["--", texts.pop("prompt")]
+        if "prompt" in texts
+        else []
+    )
     try:
         cli.main([command, *(f"--{name}={text}" for name, text in texts.items()), *places])
     except SystemExit as error:
@@ -537,7 +789,9 @@ def ended(command, **changes):
 
 
 def test_the_commands_cover_every_option():
-    assert {(command, option) for command, option, _ in actions()} == {(c, o) for c, texts in COMMANDS.items() for o in texts}
+    assert {(command, option) for command, option, _ in actions()} == {
+        (c, o) for c, texts in COMMANDS.items() for o in texts
+    }
 
 
 @pytest.fixture
@@ -552,9 +806,12 @@ def test_the_valid_command_runs(small_commands, capsys, command):
     assert ended(command) == (1 if command == "check" else 0), capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("command", "option"), [(command, option) for command, option, _ in actions()])
+@pytest.mark.parametrize(
+    ("command", "option"), [(command, option) for command, option, _ in actions()]
+)
 def test_a_bad_option_is_named_in_one_line(small_commands, capsys, command, option):
-    """Status 2 and a last line that names the option (argparse prints its usage above), or the command does its work."""
+    """Status 2 and a last line that names the option (argparse prints its usage above), or the
+    command does its work."""
     complaints = {}
     for text in TEXTS:
         if option in LARGE_IS_FINE and text[:2] == "10":

@@ -1,4 +1,5 @@
-"""What is remembered is remembered under everything that it depends on: caches in memory, cached files, identities."""
+"""What is remembered is remembered under everything that it depends on: caches in memory, cached
+files, identities."""
 
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import torch
 
 import psd_mini
 from psd_mini import ToyWorldPrior
-from psd_mini.pipelines import oracle
-from psd_mini.cameras import Cameras
 from psd_mini._internal.identity import identity
-from psd_mini.rewards import Colorfulness, LinearReward, NamedColor, black_box
+from psd_mini.cameras import Cameras
+from psd_mini.pipelines import oracle
+from psd_mini.rewards import LinearReward, black_box
 from psd_mini.world import objects, text
 from psd_mini.world.pool import fresh_cameras, make_views, pool_cameras
 
@@ -25,32 +26,49 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_prior_whose_views_are_exchanged_shows_the_new_ones():
-    """Without the camera the prior keeps all pictures of its pool; the answer is that of a prior that was made with the new."""
+    """Without the camera the prior keeps all pictures of its pool; the answer is that of a prior
+    that was made with the new."""
     old, new = make_views(pool_cameras(3), 8), make_views(fresh_cameras(3), 8)
     prior = ToyWorldPrior(views=old, conditioning="none")
-    x_t, t, embeddings = torch.full((1, 3, 8, 8), 0.3), torch.tensor([300]), text.embed(["a red ball"])
+    x_t, t, embeddings = (
+        torch.full((1, 3, 8, 8), 0.3),
+        torch.tensor([300]),
+        text.embed(["a red ball"]),
+    )
     prior.denoise(x_t, t, embeddings, old.cameras[:1])
     prior.views = new
-    expected = ToyWorldPrior(views=new, conditioning="none").denoise(x_t, t, embeddings, new.cameras[:1])
-    torch.testing.assert_close(prior.denoise(x_t, t, embeddings, new.cameras[:1]), expected, rtol=0, atol=1e-6)
+    expected = ToyWorldPrior(views=new, conditioning="none").denoise(
+        x_t, t, embeddings, new.cameras[:1]
+    )
+    torch.testing.assert_close(
+        prior.denoise(x_t, t, embeddings, new.cameras[:1]), expected, rtol=0, atol=1e-6
+    )
 
 
 def test_an_object_that_was_changed_is_drawn_again(cache, monkeypatch):
-    """A ball that is a cube while the program runs looks like the cube, and leaves the true ball's pictures alone."""
+    """A ball that is a cube while the program runs looks like the cube, and leaves the true
+    ball's pictures alone."""
     before = make_views(pool_cameras(2), 8).layers
     ball, cube = (list(objects.OBJECTS).index(name) for name in ("ball", "cube"))
     with monkeypatch.context() as patch:
         patch.setitem(objects.OBJECTS, "ball", objects.OBJECTS["cube"])
-        torch.testing.assert_close(make_views(pool_cameras(2), 8).layers[ball], before[cube], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            make_views(pool_cameras(2), 8).layers[ball], before[cube], rtol=0, atol=1e-6
+        )
     torch.testing.assert_close(make_views(pool_cameras(2), 8).layers, before, rtol=0, atol=1e-6)
     assert len(list(cache.iterdir())) == 2
 
 
 def test_pictures_are_known_by_their_cameras_precision_and_torch(cache, monkeypatch):
-    """The same angles in single and in double precision are two sets of rays, and another torch rounds otherwise."""
+    """The same angles in single and in double precision are two sets of rays, and another torch
+    rounds otherwise."""
     double = pool_cameras(2)
-    single = Cameras(double.azimuth.float(), double.elevation.float(), double.distance.float(), double.fov)
-    same_angles = Cameras(single.azimuth.double(), single.elevation.double(), single.distance.double(), double.fov)
+    single = Cameras(
+        double.azimuth.float(), double.elevation.float(), double.distance.float(), double.fov
+    )
+    same_angles = Cameras(
+        single.azimuth.double(), single.elevation.double(), single.distance.double(), double.fov
+    )
     make_views(single, 8)
     make_views(same_angles, 8)
     assert len(list(cache.iterdir())) == 2
@@ -64,7 +82,8 @@ NO_PART = {"arguments.py", "checkpoint.py", "failures.py", "files.py"}
 
 
 def test_the_oracle_is_known_by_every_module_that_takes_part_in_it(cache):
-    """Each module of the package that runs while the number is made is in the name of its file, but for those above."""
+    """Each module of the package that runs while the number is made is in the name of its file,
+    but for those above."""
     ran = set()
 
     def note(frame, event, argument):
@@ -113,13 +132,23 @@ def enclosing(value):
 
 
 DIFFERENT = {
-    "in a comprehension": [made(f"def mine(x, p):\n    return [sum(i[c] for c in ({k},)) for i in x]") for k in (0, 1)],
-    "in a function within": [made(f"def mine(x, p):\n    return (lambda i: i * {k})(x)") for k in (2, 3)],
+    "in a comprehension": [
+        made(f"def mine(x, p):\n    return [sum(i[c] for c in ({k},)) for i in x]") for k in (0, 1)
+    ],
+    "in a function within": [
+        made(f"def mine(x, p):\n    return (lambda i: i * {k})(x)") for k in (2, 3)
+    ],
     "in a default": [made(f"def mine(x, p, k={k}):\n    return x * k") for k in (2, 3)],
     "in what is enclosed": [enclosing(2.0), enclosing(3.0)],
     "in a function that is enclosed": [black_box(enclosing(2.0)), black_box(enclosing(3.0))],
-    "in a digit of a tensor": [LinearReward(torch.tensor([0.12341])), LinearReward(torch.tensor([0.12344]))],
-    "in the middle of a long tensor": [LinearReward(torch.zeros(2000)), LinearReward(torch.eye(2000)[1000])],
+    "in a digit of a tensor": [
+        LinearReward(torch.tensor([0.12341])),
+        LinearReward(torch.tensor([0.12344])),
+    ],
+    "in the middle of a long tensor": [
+        LinearReward(torch.zeros(2000)),
+        LinearReward(torch.eye(2000)[1000]),
+    ],
 }
 
 
@@ -131,7 +160,8 @@ def test_identities_of_different_things_differ(where):
 
 
 def test_an_identity_is_the_same_in_every_process():
-    """Also of a function with a set in it, whose order changes from process to process, and of one that encloses itself."""
+    """Also of a function with a set in it, whose order changes from process to process, and of
+    one that encloses itself."""
     script = """
 from psd_mini._internal.identity import identity
 def made():
@@ -142,7 +172,12 @@ print(identity(made()))
 """
     seen = set()
     for seed in "123":
-        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONHASHSEED": seed})
+        run = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            env={"PYTHONHASHSEED": seed},
+        )
         assert run.returncode == 0, run.stderr
         seen.add(run.stdout)
     assert len(seen) == 1

@@ -1,7 +1,8 @@
-"""Cameras: where things appear in the picture, against a pinhole projection that is written here with rotations.
+"""Cameras: where things appear in the picture, against a pinhole projection that is written here
+    with rotations.
 
-The package builds rays from cross products; the projection below turns the world until the camera stands on +x.
-"""
+The package builds rays from cross products; the projection below turns the world until the camera
+stands on +x."""
 
 import math
 
@@ -26,17 +27,26 @@ def random_cameras(count: int, seed: int, fov: float = 0.9) -> Cameras:
     return Cameras(20 * u[0] - 10, 2.8 * u[1] - 1.4, 1.5 + 4 * u[2], fov)
 
 
-def pinhole(point, azimuth: float, elevation: float, distance: float, fov: float, height: int, width: int):
-    """Column and row, in pixels from the top left corner of the picture, at which a pinhole camera sees a point.
+def pinhole(
+    point, azimuth: float, elevation: float, distance: float, fov: float, height: int, width: int
+):
+    """Column and row, in pixels from the top left corner of the picture, at which a pinhole camera
+    sees a point.
 
-    Turn by -azimuth around z and by the elevation around y: the camera stands at (distance, 0, 0), sees +y on the right
-    and +z up. With the focal length F = H / (2 tan(fov / 2)) in pixels:
+    Turn by -azimuth around z and by the elevation around y: the camera stands at (distance, 0, 0),
+    sees +y on the right and +z up. With the focal length F = H / (2 tan(fov / 2)) in pixels:
 
         column = W / 2 + F y / (distance - x),    row = H / 2 - F z / (distance - x)
     """
     x, y, z = (float(value) for value in point)
-    x, y = math.cos(azimuth) * x + math.sin(azimuth) * y, -math.sin(azimuth) * x + math.cos(azimuth) * y
-    x, z = math.cos(elevation) * x + math.sin(elevation) * z, -math.sin(elevation) * x + math.cos(elevation) * z
+    x, y = (
+        math.cos(azimuth) * x + math.sin(azimuth) * y,
+        -math.sin(azimuth) * x + math.cos(azimuth) * y,
+    )
+    x, z = (
+        math.cos(elevation) * x + math.sin(elevation) * z,
+        -math.sin(elevation) * x + math.cos(elevation) * z,
+    )
     focal = height / (2 * math.tan(fov / 2))
     return width / 2 + focal * y / (distance - x), height / 2 - focal * z / (distance - x)
 
@@ -76,7 +86,8 @@ def minus(point):
     ],
 )
 def test_axes_appear_where_the_drawing_says(azimuth, point, row, column):
-    """From azimuth 0, +y is on the right and +z in the upper half; walking round by 90 degrees turns the picture."""
+    """From azimuth 0, +y is on the right and +z in the upper half; walking round by 90 degrees
+    turns the picture."""
     size = 21
     origins, directions = camera_rays(orbit(azimuth, 0.0), size, size)
     i, j = nearest_pixel(point, origins[0], directions[0])
@@ -96,10 +107,13 @@ def test_raised_camera_looks_down():
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (4, 9), (9, 4), (1, 1)])
 def test_every_ray_projects_back_to_its_pixel_centre(height, width):
-    """pinhole(o + s d_ij) = (j + 1/2, i + 1/2) for every pixel, camera and length s in front of the camera."""
+    """pinhole(o + s d_ij) = (j + 1/2, i + 1/2) for every pixel, camera and length s in front of
+    the camera."""
     cameras = random_cameras(5, seed=0)
     origins, directions = camera_rays(cameras, height, width)
-    lengths = 0.2 + 6 * torch.rand(directions.shape[:3], dtype=F64, generator=torch.Generator().manual_seed(1))
+    lengths = 0.2 + 6 * torch.rand(
+        directions.shape[:3], dtype=F64, generator=torch.Generator().manual_seed(1)
+    )
     points = origins[:, None, None] + lengths[..., None] * directions
     for b in range(5):
         pose = cameras.azimuth[b].item(), cameras.elevation[b].item(), cameras.distance[b].item()
@@ -111,12 +125,18 @@ def test_every_ray_projects_back_to_its_pixel_centre(height, width):
 
 
 def test_point_is_seen_in_the_pixel_that_it_projects_to():
-    """The pixel whose ray passes a point most closely is the one that contains its pinhole projection."""
+    """The pixel whose ray passes a point most closely is the one that contains its pinhole
+    projection."""
     cameras = random_cameras(4, seed=2, fov=0.5)
     origins, directions = camera_rays(cameras, 31, 41)
     for b in range(4):
         pose = cameras.azimuth[b].item(), cameras.elevation[b].item(), cameras.distance[b].item()
-        for point in ((0.25, 0, 0), (0, 0.25, 0), (0, 0, 0.25), (0.1, -0.15, 0.12)):  # inside each of the pictures
+        for point in (
+            (0.25, 0, 0),
+            (0, 0.25, 0),
+            (0, 0, 0.25),
+            (0.1, -0.15, 0.12),
+        ):  # inside each of the pictures
             column, row = pinhole(point, *pose, cameras.fov, 31, 41)
             i, j = nearest_pixel(point, origins[b], directions[b])
             assert abs(row - i - 0.5) <= 0.5 + 1e-6
@@ -129,13 +149,18 @@ def test_directions_are_unit_and_the_centre_ray_passes_the_origin():
     origins, directions = camera_rays(cameras, 5, 9)
     assert directions.dtype == F64
     assert directions.shape == (6, 5, 9, 3)
-    torch.testing.assert_close(directions.norm(dim=-1), torch.ones(6, 5, 9, dtype=F64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        directions.norm(dim=-1), torch.ones(6, 5, 9, dtype=F64), rtol=0, atol=1e-14
+    )
     torch.testing.assert_close(origins.norm(dim=-1), cameras.distance, rtol=1e-14, atol=0)
-    torch.testing.assert_close(origins + cameras.distance[:, None] * directions[:, 2, 4], 0 * origins, rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        origins + cameras.distance[:, None] * directions[:, 2, 4], 0 * origins, rtol=0, atol=1e-13
+    )
 
 
 def test_field_of_view_at_the_edges():
-    """Half a pixel inside the edge, tan(angle) = tan(fov / 2) (1 - 1/H) vertically, tan(fov / 2) (W - 1)/H sideways."""
+    """Half a pixel inside the edge, tan(angle) = tan(fov / 2) (1 - 1/H) vertically, tan(fov / 2)
+    (W - 1)/H sideways."""
     height, width, fov = 5, 11, 1.1
     cameras = cameras64([0.7], [0.4], [3.0], fov)
     _, directions = camera_rays(cameras, height, width)
@@ -151,12 +176,15 @@ def test_field_of_view_at_the_edges():
 
 
 def test_positions_go_counter_clockwise_seen_from_above():
-    """Azimuth 0, 90, 180, 270 stand on +x, +y, -x, -y; elevation 30 lifts the camera by distance sin(30)."""
+    """Azimuth 0, 90, 180, 270 stand on +x, +y, -x, -y; elevation 30 lifts the camera by distance
+    sin(30)."""
     positions = orbit([0, 90, 180, 270], 0.0, distance=2.0).positions()
     expected = torch.tensor([[2.0, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]])
     torch.testing.assert_close(positions, expected, rtol=0, atol=1e-6)
     raised = cameras64([0.0], [math.pi / 6], [2.0], 0.7).positions()
-    torch.testing.assert_close(raised, torch.tensor([[3**0.5, 0, 1]], dtype=F64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        raised, torch.tensor([[3**0.5, 0, 1]], dtype=F64), rtol=0, atol=1e-14
+    )
 
 
 def test_orbit_repeats_single_numbers_and_converts_degrees():
@@ -173,7 +201,9 @@ def test_orbit_repeats_single_numbers_and_converts_degrees():
     assert default.fov == pytest.approx(math.radians(40))
 
 
-@pytest.mark.parametrize("index", [slice(1, 3), torch.tensor([2, 0, 2]), torch.tensor([False, True, True, False])])
+@pytest.mark.parametrize(
+    "index", [slice(1, 3), torch.tensor([2, 0, 2]), torch.tensor([False, True, True, False])]
+)
 def test_indexing_picks_whole_cameras(index):
     """positions(cameras[index]) = positions(cameras)[index]: no part of a pose is left behind."""
     cameras = random_cameras(4, seed=4)
@@ -201,15 +231,33 @@ NAN = float("nan")
         (lambda: orbit(0, 0, fov_degrees=0), r"fov: expected between 0 and 180 degrees, got 0"),
         (lambda: orbit(0, 0, fov_degrees=180), r"fov: expected between 0 and 180 degrees, got 180"),
         (lambda: orbit(0, 0, fov_degrees=NAN), r"fov_degrees: expected a finite number, got nan"),
-        (lambda: orbit([0, NAN], 0), r"azimuth_degrees: expected a finite number or .*, got \[0, nan\]"),
+        (
+            lambda: orbit([0, NAN], 0),
+            r"azimuth_degrees: expected a finite number or .*, got \[0, nan\]",
+        ),
         (lambda: orbit(0, NAN), r"elevation_degrees: expected a finite number or .*, got nan"),
-        (lambda: orbit(0, 0, distance=float("inf")), r"distance: expected a finite number, got inf"),
-        (lambda: orbit([0, 1, 2], [0, 1]), r"azimuth_degrees, elevation_degrees: .* equally many, got \(3, 2\)"),
-        (lambda: cameras64([0.0, 1.0], [0.0], [3.0, 3.0], 0.7), r"elevation: .* got \(1,\) float64 beside azimuth \(2,\)"),
+        (
+            lambda: orbit(0, 0, distance=float("inf")),
+            r"distance: expected a finite number, got inf",
+        ),
+        (
+            lambda: orbit([0, 1, 2], [0, 1]),
+            r"azimuth_degrees, elevation_degrees: .* equally many, got \(3, 2\)",
+        ),
+        (
+            lambda: cameras64([0.0, 1.0], [0.0], [3.0, 3.0], 0.7),
+            r"elevation: .* got \(1,\) float64 beside azimuth \(2,\)",
+        ),
         (lambda: cameras64(0.0, 0.0, 3.0, 0.7), r"azimuth: .* tensor \(b\), got \(\)"),
         (lambda: orbit([0, 90], 0)[torch.tensor(1)], r"index: .*, got \(\) int64"),
-        (lambda: camera_rays(orbit(0, 0), 0, 4), r"height: expected a whole number of at least 1, got 0"),
-        (lambda: camera_rays(orbit(0, 0), 4, -1), r"width: expected a whole number of at least 1, got -1"),
+        (
+            lambda: camera_rays(orbit(0, 0), 0, 4),
+            r"height: expected a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: camera_rays(orbit(0, 0), 4, -1),
+            r"width: expected a whole number of at least 1, got -1",
+        ),
     ],
 )
 def test_bad_input_is_named_in_one_line(make, message):

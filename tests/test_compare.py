@@ -15,7 +15,8 @@ from psd_mini.world.text import components
 
 
 def test_ground_truth_by_hand():
-    """r_prior = mean r_k, r_opt = sum r_k exp(r_k / beta) / sum exp(r_k / beta) over the eight colours of a mushroom."""
+    """r_prior = mean r_k, r_opt = sum r_k exp(r_k / beta) / sum exp(r_k / beta) over the eight
+    colours of a mushroom."""
     views, rewards = judge_views(), []
     for k, (name, _) in enumerate(components()):
         if name == "mushroom":
@@ -24,18 +25,35 @@ def test_ground_truth_by_hand():
     truth = ground_truth("a mushroom", "colorfulness", beta=0.02)
     assert truth["r_prior"] == pytest.approx(sum(rewards) / 8, abs=1e-6)
     weights = [math.exp(r / 0.02) for r in rewards]
-    assert truth["r_opt"] == pytest.approx(sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights), abs=1e-5)
+    assert truth["r_opt"] == pytest.approx(
+        sum(w * r for w, r in zip(weights, rewards, strict=True)) / sum(weights), abs=1e-5
+    )
     assert truth["r_best"] == pytest.approx(max(rewards), abs=1e-6)
     assert truth["r_prior"] + 0.1 < truth["r_opt"] < truth["r_best"] - 0.005
 
 
 def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
-    """Two methods with one seed (exact is added): the records' fields, the distance to the optimum, and nothing run twice."""
-    command = ["compare", "a ball", "--methods", "sds,psd,sds+neg", "--seeds", "1", "--steps", "2", "--resolution", "8"]
+    """Two methods with one seed (exact is added): the records' fields, the distance to the
+    optimum, and nothing run twice."""
+    command = [
+        "compare",
+        "a ball",
+        "--methods",
+        "sds,psd,sds+neg",
+        "--seeds",
+        "1",
+        "--steps",
+        "2",
+        "--resolution",
+        "8",
+    ]
     cli.main([*command, "--out", str(tmp_path)])
     records = {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())}
     assert list(records) == ["sds", "psd", "sds+neg", "exact"]
-    wanted = "method prompt seed reward gain true_view_distance oracle_distance log_density_gap distance_to_optimum recognised"
+    wanted = (
+        "method prompt seed reward gain true_view_distance oracle_distance log_density_gap"
+        " distance_to_optimum recognised"
+    )
     assert set(wanted.split()) | {"prior_evaluations", "seconds"} <= set(records["psd"])
     assert records["exact"]["distance_to_optimum"] == 0  # exact: a picture and itself
     assert records["psd"]["distance_to_optimum"] > 1e-4
@@ -44,7 +62,10 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     truth = ground_truth("a ball", "colorfulness")
     gain = (records["sds"]["reward"] - truth["r_prior"]) / (truth["r_opt"] - truth["r_prior"])
     assert records["sds"]["gain"] == pytest.approx(gain)
-    assert "| psd |" in (tmp_path / "compare.md").read_text() and (tmp_path / "compare.png").stat().st_size > 1000
+    assert (
+        "| psd |" in (tmp_path / "compare.md").read_text()
+        and (tmp_path / "compare.png").stat().st_size > 1000
+    )
     capsys.readouterr()
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/" not in capsys.readouterr().out
@@ -55,21 +76,44 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/1] exact seed 0" in capsys.readouterr().out
     again = {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())}
-    timeless = [{k: v for k, v in r.items() if k != "seconds"} for r in (*again.values(), *records.values())]
+    timeless = [
+        {k: v for k, v in r.items() if k != "seconds"} for r in (*again.values(), *records.values())
+    ]
     assert timeless[:4] == timeless[4:]
 
 
 def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
-    """Without resume: refused; with it, another prompt, reward or length: refused too; nothing changes. A half-written line,
-    as a killed process leaves it, costs that run only; overwrite starts anew."""
-    command = ["compare", "a ball", "--methods", "exact", "--seeds", "1", "--steps", "1", "--resolution", "8"]
+    """Without resume: refused; with it, another prompt, reward or length: refused too; nothing
+    changes. A half-written line, as a killed process leaves it, costs that run only; overwrite
+    starts anew."""
+    command = [
+        "compare",
+        "a ball",
+        "--methods",
+        "exact",
+        "--seeds",
+        "1",
+        "--steps",
+        "1",
+        "--resolution",
+        "8",
+    ]
     cli.main([*command, "--out", str(tmp_path)])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     for arguments, message in (
-        ([], "holds 1 finished runs; go on with them by resume=True (--resume), replace it with overwrite"),
+        (
+            [],
+            (
+                "holds 1 finished runs; go on with them by resume=True (--resume), replace it with"
+                " overwrite"
+            ),
+        ),
         (["--methods", "sds"], "holds 1 finished runs"),
         (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this one has 2"),
-        (["--resume", "--reward", "color:red"], "with reward = 'colorfulness', this one has 'color:red'"),
+        (
+            ["--resume", "--reward", "color:red"],
+            "with reward = 'colorfulness', this one has 'color:red'",
+        ),
         (["--resume", "--overwrite"], "resume, overwrite: one keeps the runs in the folder"),
     ):
         with pytest.raises(SystemExit):
@@ -90,10 +134,13 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
 
 
 def test_every_comparison_has_a_folder_of_its_own(tmp_path, monkeypatch):
-    """By default it is named after the prompt and what differs; methods and seeds can be added to a folder."""
+    """By default it is named after the prompt and what differs; methods and seeds can be added
+    to a folder."""
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(compare_module, "_run_all", lambda jobs, folder, objects: seen.append(str(folder)) or {})
+    monkeypatch.setattr(
+        compare_module, "_run_all", lambda jobs, folder, objects: seen.append(str(folder)) or {}
+    )
     monkeypatch.setattr(compare_module, "_write_tables", lambda *arguments: [])
     for change in (
         {},
@@ -138,7 +185,8 @@ def test_mistakes_come_before_the_runs(tmp_path, capsys):
 
 
 def test_methods_and_rewards_of_ones_own(tmp_path):
-    """A plain function as method: its row has its name and what it computes (SDS, so SDS's numbers); a reward as well."""
+    """A plain function as method: its row has its name and what it computes (SDS, so SDS's
+    numbers); a reward as well."""
 
     def mine(x, t, eps, context):
         schedule = context.prior.schedule
@@ -147,7 +195,9 @@ def test_methods_and_rewards_of_ones_own(tmp_path):
         return schedule.weight(t, "sds", x) * (eps_hat - eps[0])
 
     def redness(images, prompts):
-        assert set(prompts) == {"a ball"}  # exact asks for the run's prompt too, not for each component's caption
+        assert set(prompts) == {
+            "a ball"
+        }  # exact asks for the run's prompt too, not for each component's caption
         return (images[:, 0] - images[:, 1:].mean(1)).mean((1, 2))
 
     settings = {"seeds": 1, "steps": 2, "resolution": 8, "out": tmp_path}
@@ -155,8 +205,13 @@ def test_methods_and_rewards_of_ones_own(tmp_path):
     row = {r["method"]: r for r in records}
     assert list(row) == ["sds", "mine", "theirs", "exact"]
     far = {name: record["distance_to_optimum"] for name, record in row.items()}
-    assert far["mine"] == pytest.approx(far["sds"], abs=1e-9) and abs(far["theirs"] - far["sds"]) > 1e-4
-    assert row["mine"]["reward"] == row["sds"]["reward"] and row["sds"]["reward_name"].startswith("redness ")
+    assert (
+        far["mine"] == pytest.approx(far["sds"], abs=1e-9)
+        and abs(far["theirs"] - far["sds"]) > 1e-4
+    )
+    assert row["mine"]["reward"] == row["sds"]["reward"] and row["sds"]["reward_name"].startswith(
+        "redness "
+    )
     for wrong in ("sds,psd", [mine]):
         with pytest.raises(ValueError, match="^methods: expected a list"):
             compare("a ball", wrong, **settings)

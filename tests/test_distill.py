@@ -1,4 +1,5 @@
-"""The loop: it goes downhill, one seed gives one result, and a killed run resumes in the same bits."""
+"""The loop: it goes downhill, one seed gives one result, and a killed run resumes in the same
+bits."""
 
 import os
 import pickle
@@ -11,12 +12,11 @@ import pytest
 import torch
 
 from psd_mini import PSD, SDS, Regression, ToyWorldPrior, TriplaneField, VoxelField, distill
-from psd_mini._internal.identity import identity
-from psd_mini._internal.runs import read_checkpoint, write_checkpoint
-from psd_mini._internal.runs import NonFiniteError
-from psd_mini.rendering import opacity_entropy
 from psd_mini._internal.files import write_atomically
+from psd_mini._internal.identity import identity
+from psd_mini._internal.runs import NonFiniteError, read_checkpoint, write_checkpoint
 from psd_mini.negative import NegativeEmbedding
+from psd_mini.rendering import opacity_entropy
 from psd_mini.rewards import make_reward
 from psd_mini.world.pool import make_views, pool_cameras
 
@@ -36,7 +36,10 @@ def run(prior, field=None, method=None, steps=STEPS, **options):
 
 def same(a, b):
     # exact: asked of runs on one machine with one thread count
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 class Stop(Exception):
@@ -52,14 +55,21 @@ def stop_after(step):
 
 
 def test_regression_and_sds_reach_the_target(prior):
-    """With one prompt that leaves nothing open, both end near the true pictures; the distance falls at least by half."""
+    """With one prompt that leaves nothing open, both end near the true pictures; the distance
+    falls at least by half."""
 
     def distance(field):
         from psd_mini.rendering import render
 
         target = prior.views.pictures(torch.arange(6))[:, 24]
         with torch.no_grad():
-            return (render(field, prior.views.cameras, 8, n_samples=8).rgb - target).square().mean().sqrt().item()
+            return (
+                (render(field, prior.views.cameras, 8, n_samples=8).rgb - target)
+                .square()
+                .mean()
+                .sqrt()
+                .item()
+            )
 
     from psd_mini.world.text import components
 
@@ -77,7 +87,8 @@ def test_same_seed_same_bits_other_seed_other_bits(prior):
 
 @pytest.mark.parametrize("killed_at", [2, 3, 6])
 def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
-    """Unbroken run = run that was stopped after a step and resumed from its last checkpoint; the history too."""
+    """Unbroken run = run that was stopped after a step and resumed from its last checkpoint; the
+    history too."""
     whole, whole_run = run(prior)
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(Stop):
@@ -86,14 +97,16 @@ def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
     assert resumable == (killed_at >= 3)
     resumed, resumed_run = run(prior, checkpoint=path, checkpoint_every=3, resume=resumable)
     assert same(whole, resumed)
-    assert whole_run.history == resumed_run.history  # exact: a run and its resumption, one machine and thread count
+    assert (
+        whole_run.history == resumed_run.history
+    )  # exact: a run and its resumption, one machine and thread count
     assert whole_run.cost.prior_evaluations == resumed_run.cost.prior_evaluations == 2 * STEPS
 
 
 def test_resume_of_a_killed_process(tmp_path):
-    """kill -9 in the middle of a run, resume in a new process: the same field as the unbroken run, bit for bit."""
-    script = textwrap.dedent(
-        """
+    """kill -9 in the middle of a run, resume in a new process: the same field as the unbroken
+    run, bit for bit."""
+    script = textwrap.dedent("""
         import os, signal, sys, torch
         from psd_mini import SDS, ToyWorldPrior, VoxelField, distill
         from psd_mini.world.pool import make_views, pool_cameras
@@ -107,18 +120,23 @@ def test_resume_of_a_killed_process(tmp_path):
                 cameras_per_step=2, n_samples=8, progress=False, checkpoint=folder + "/c.pt", checkpoint_every=2,
                 resume=resume, callback=callback)
         torch.save(field.state_dict(), folder + "/field.pt")
-        """
-    )
+        """)
 
     def process(folder, kill, mode):
         folder.mkdir(exist_ok=True)
-        return subprocess.run([sys.executable, "-c", script, str(folder), str(kill), mode], env=os.environ).returncode
+        return subprocess.run(
+            [sys.executable, "-c", script, str(folder), str(kill), mode], env=os.environ
+        ).returncode
 
     assert process(tmp_path / "whole", -1, "new") == 0
     assert process(tmp_path / "broken", 4, "new") == -signal.SIGKILL
     assert process(tmp_path / "broken", -1, "resume") == 0
-    whole, broken = (torch.load(tmp_path / name / "field.pt", weights_only=True) for name in ("whole", "broken"))
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)  # exact: one machine, one thread
+    whole, broken = (
+        torch.load(tmp_path / name / "field.pt", weights_only=True) for name in ("whole", "broken")
+    )
+    assert all(
+        torch.equal(whole[name], broken[name]) for name in whole
+    )  # exact: one machine, one thread
 
 
 def test_method_state_is_in_the_checkpoint(prior, tmp_path):
@@ -147,7 +165,8 @@ def test_method_state_is_in_the_checkpoint(prior, tmp_path):
 
 
 def test_nan_is_named_and_costs_nothing(prior, tmp_path):
-    """NaN that a callback puts into the field: the error names step and tensor, the field and the checkpoint stay good."""
+    """NaN that a callback puts into the field: the error names step and tensor, the field and
+    the checkpoint stay good."""
     path = tmp_path / "checkpoint.pt"
     field = VoxelField(8)
 
@@ -155,7 +174,10 @@ def test_nan_is_named_and_costs_nothing(prior, tmp_path):
         if info["step"] == 4:
             info["field"].colour.data[0, 0, 4, 4, 4] = torch.nan
 
-    with pytest.raises(NonFiniteError, match="step 5: field.colour is not finite.*last good state.*checkpoint.pt is untouched"):
+    with pytest.raises(
+        NonFiniteError,
+        match="step 5: field.colour is not finite.*last good state.*checkpoint.pt is untouched",
+    ):
         run(prior, field, checkpoint=path, checkpoint_every=3, callback=poison)
     assert all(torch.isfinite(value).all() for value in field.state_dict().values())
     before, _ = run(prior)
@@ -203,14 +225,24 @@ class BrokenSlope(torch.autograd.Function):
 
 
 def test_the_first_tensor_with_a_nan_is_named(prior):
-    """Not what it spoils later: a prior's NaN is not the method's or the reward's, a reward's not the embedding's."""
+    """Not what it spoils later: a prior's NaN is not the method's or the reward's, a reward's
+    not the embedding's."""
     broken, reward = BrokenPrior(views=prior.views), make_reward("colorfulness")
     for method in (SDS(), PSD()):
-        with pytest.raises(NonFiniteError, match="step 0: the prior's noise prediction is not finite"):
+        with pytest.raises(
+            NonFiniteError, match="step 0: the prior's noise prediction is not finite"
+        ):
             run(broken, method=method, reward=reward)
     negative = NegativeEmbedding(prior.embed([""])[0], 2.0)
-    with pytest.raises(NonFiniteError, match="step 0: the gradient of the negative embedding is not finite"):
-        run(prior, method=SDS(2.0), negative=negative, reward=lambda images, prompts: BrokenSlope.apply(images))
+    with pytest.raises(
+        NonFiniteError, match="step 0: the gradient of the negative embedding is not finite"
+    ):
+        run(
+            prior,
+            method=SDS(2.0),
+            negative=negative,
+            reward=lambda images, prompts: BrokenSlope.apply(images),
+        )
     assert bool(negative.embedding.isfinite().all())
     field = VoxelField(8)
     field.density.data[0, 0, 0, 0, 0] = torch.nan  # a corner, which no ray meets
@@ -219,7 +251,8 @@ def test_the_first_tensor_with_a_nan_is_named(prior):
 
 
 def test_a_function_as_method_is_known_again_in_another_process(prior, tmp_path):
-    """Its name and code tell it, not where it lies in memory; another function of the same name is another method."""
+    """Its name and code tell it, not where it lies in memory; another function of the same name
+    is another method."""
 
     def made(factor):
         source = f"def mine(x, t, eps, context):\n    return {factor} * x, {{}}"
@@ -252,21 +285,38 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
     for change, message in (
         ({"seed": 7}, "made with seed = 0, this run has 7"),
         ({"resolution": 16}, "made with resolution = 8, this run has 16"),
-        ({"method": SDS(3.0)}, r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0"),
+        (
+            {"method": SDS(3.0)},
+            r"method = .SDS\(guidance_scale=1.0.*this run has .SDS\(guidance_scale=3.0",
+        ),
         ({"background": 0.0}, "background = '1.0', this run has '0.0'"),
-        ({"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))}, "reward = 'None', this run has '<lambda> "),
-        ({"field": VoxelField(16)}, "field = \"VoxelField {'resolution': 8.*this run has \"VoxelField {'resolution': 16"),
+        (
+            {"reward": lambda images, prompts: 0 * images.sum((1, 2, 3))},
+            "reward = 'None', this run has '<lambda> ",
+        ),
+        (
+            {"field": VoxelField(16)},
+            "field = \"VoxelField {'resolution': 8.*this run has \"VoxelField {'resolution': 16",
+        ),
         ({"field": TriplaneField(8)}, "field = .VoxelField .*this run has .TriplaneField "),
         ({"config": {"kind": "triplane"}}, "kind = None, this run has 'triplane'"),
-        ({"prior": ToyWorldPrior(views=prior.views, conditioning="none")}, r"prior = .*'camera'.*this run has .*'none'"),
-        ({"prior": prior.tilted(make_reward("colorfulness"), 0.1)}, "prior = .*this run has 'ToyWorldPrior "),
+        (
+            {"prior": ToyWorldPrior(views=prior.views, conditioning="none")},
+            r"prior = .*'camera'.*this run has .*'none'",
+        ),
+        (
+            {"prior": prior.tilted(make_reward("colorfulness"), 0.1)},
+            "prior = .*this run has 'ToyWorldPrior ",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             run(**{"prior": prior, **change}, checkpoint=path, resume=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.raises(ValueError, match=f"made with threads = {threads}, this run has {threads + 1}"):
+        with pytest.raises(
+            ValueError, match=f"made with threads = {threads}, this run has {threads + 1}"
+        ):
             run(prior, checkpoint=path, resume=True)
     finally:
         torch.set_num_threads(threads)
@@ -280,7 +330,8 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(prior, tmp_path):
-    """Truncated, not a checkpoint, another program's, missing: one line each; a pickle is not executed."""
+    """Truncated, not a checkpoint, another program's, missing: one line each; a pickle is not
+    executed."""
     path = tmp_path / "checkpoint.pt"
     run(prior, checkpoint=path)
     whole = path.read_bytes()
@@ -312,7 +363,8 @@ def test_damaged_and_foreign_checkpoints_are_refused(prior, tmp_path):
 
 
 def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    """The disk fills up while the new checkpoint is written: the old one is whole, no scraps are left."""
+    """The disk fills up while the new checkpoint is written: the old one is whole, no scraps are
+    left."""
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"config": {}, "step": 1})
 
@@ -329,27 +381,44 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_callback_sees_the_intermediates(prior):
-    """Each step hands over x, t, eps, gradient and the rest, consistent with each other: here G = w(t)(eps_hat - eps)."""
+    """Each step hands over x, t, eps, gradient and the rest, consistent with each other: here G
+    = w(t)(eps_hat - eps)."""
     seen = []
     run(prior, steps=2, callback=seen.append)
     info = seen[1]
-    assert info["step"] == 1 and info["eps"].shape == (1, 2, 3, 8, 8) and info["rendering"].rgb.shape == (2, 3, 8, 8)
+    assert (
+        info["step"] == 1
+        and info["eps"].shape == (1, 2, 3, 8, 8)
+        and info["rendering"].rgb.shape == (2, 3, 8, 8)
+    )
     schedule = prior.schedule
     x, t, eps = info["x"].detach(), info["t"], info["eps"][0]
     x_t = schedule.add_noise(x, eps, t)
     eps_hat = prior.predict_noise(x_t, t, prior.embed(["a red mushroom"]), info["cameras"])[0]
     torch.testing.assert_close(info["context"].predictions.x_t[0], x_t, rtol=0, atol=1e-6)
-    torch.testing.assert_close(info["context"].predictions.eps_cond[0], eps_hat, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        info["context"].predictions.eps_cond[0], eps_hat, rtol=1e-5, atol=1e-5
+    )
     weight = (1 - schedule.alphas_cumprod[t]).float().view(-1, 1, 1, 1)
     torch.testing.assert_close(info["gradient"], weight * (eps_hat - eps), rtol=1e-5, atol=1e-5)
 
 
 def test_timesteps_anneal(prior):
-    """t stays in [t_min(step), t_max(step)], and both move linearly from their first to their last value."""
+    """t stays in [t_min(step), t_max(step)], and both move linearly from their first to their
+    last value."""
     seen = []
-    run(prior, steps=6, cameras_per_step=6, t_min=(0.5, 0.1), t_max=(0.9, 0.2), callback=lambda info: seen.append(info["t"]))
+    run(
+        prior,
+        steps=6,
+        cameras_per_step=6,
+        t_min=(0.5, 0.1),
+        t_max=(0.9, 0.2),
+        callback=lambda info: seen.append(info["t"]),
+    )
     for step, t in enumerate(seen):
-        assert t.min() >= round((0.5 - 0.4 * step / 5) * 999) and t.max() <= round((0.9 - 0.7 * step / 5) * 999)
+        assert t.min() >= round((0.5 - 0.4 * step / 5) * 999) and t.max() <= round(
+            (0.9 - 0.7 * step / 5) * 999
+        )
     assert max(int(t.max()) for t in seen) > 500 > int(seen[-1].max())
 
 
@@ -359,7 +428,9 @@ def test_costs_are_counted(prior):
     _, guided = run(prior, method=SDS(2.0))
     assert plain.cost.prior_evaluations == plain.cost.renders == 2 * STEPS
     assert guided.cost.prior_evaluations == 4 * STEPS
-    assert all(seconds >= 0 for seconds in plain.cost.seconds.values())  # exact: a clock that does not run backwards
+    assert all(
+        seconds >= 0 for seconds in plain.cost.seconds.values()
+    )  # exact: a clock that does not run backwards
 
 
 def test_opacity_entropy():
@@ -379,7 +450,10 @@ def test_opacity_entropy():
         ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
         ({"steps": -3}, "steps: expected a whole number of at least 1, got -3"),
         ({"cameras_per_step": 1.5}, "cameras_per_step: expected a whole number"),
-        ({"t_min": (0.5, 0.5), "t_max": (0.9, 0.2)}, "t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends"),
+        (
+            {"t_min": (0.5, 0.5), "t_max": (0.9, 0.2)},
+            "t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends",
+        ),
         ({"t_min": 0.5}, r"t_min: expected \(a finite number, a finite number\), got 0.5"),
         ({"n_samples": 0}, "n_samples: expected a whole number of at least 1"),
     ],
@@ -400,8 +474,13 @@ def _assert_deterministic():
 
 
 def test_rewards_of_one_name_are_told_apart():
-    """Two lambdas differ in a constant, a name or an operation: three identities; the same code has the same."""
-    a, b, c = lambda i, p: i.mean((1, 2, 3)), lambda i, p: i.mean((2, 3)), lambda i, p: -i.mean((1, 2, 3))
+    """Two lambdas differ in a constant, a name or an operation: three identities; the same code
+    has the same."""
+    a, b, c = (
+        lambda i, p: i.mean((1, 2, 3)),
+        lambda i, p: i.mean((2, 3)),
+        lambda i, p: -i.mean((1, 2, 3)),
+    )
     d, same_as_a = lambda i, p: i.amax((1, 2, 3)), lambda i, p: i.mean((1, 2, 3))
     assert len({identity(f) for f in (a, b, c, d)}) == 4 and identity(a) == identity(same_as_a)
     assert identity(None) == "None" and identity(make_reward("colorfulness")) == "Colorfulness()"
@@ -420,5 +499,7 @@ def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):
         (lambda x, t, eps, context: None, "NoneType"),
         (lambda x, t, eps, context: 0.5, "float"),
     ):
-        with pytest.raises(ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\) .*got {came}"):
+        with pytest.raises(
+            ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\) .*got {came}"
+        ):
             run(prior, method=wrong)

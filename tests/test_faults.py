@@ -18,9 +18,9 @@ from psd_mini._internal import files
 from psd_mini.pipelines.cli import main
 from psd_mini.world.pool import make_views, pool_cameras
 
-# PSD with the negative embedding on, the run with the most state. It tells its step, and can die in a checkpoint's write.
-SCRIPT = textwrap.dedent(
-    """
+# PSD with the negative embedding on, the run with the most state. It tells its step, and can die in
+# a checkpoint's write.
+SCRIPT = textwrap.dedent("""
     import os, signal, sys, torch
     from psd_mini import PSD, SDS, ToyWorldPrior, VoxelField, distill, make_reward
     from psd_mini._internal import files
@@ -43,13 +43,16 @@ SCRIPT = textwrap.dedent(
             checkpoint=path, checkpoint_every=2, resume=os.path.exists(path), reward=make_reward("colorfulness"),
             negative=negative, callback=lambda info: print(info["step"], flush=True))
     torch.save({**field.state_dict(), "negative": negative.embedding.detach()}, folder + "/field.pt")
-    """
-)
+    """)
 
 
 def start(folder, kill_write=0):
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(kill_write)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(kill_write)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,9 @@ def check_end(folder, unbroken):
     """Resume to the end in a new process: the same bits as the run that nobody killed."""
     assert start(folder).wait() == 0
     broken = torch.load(folder / "field.pt", weights_only=True)
-    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)  # exact: one machine, one thread
+    assert all(
+        torch.equal(unbroken[name], broken[name]) for name in unbroken
+    )  # exact: one machine, one thread
 
 
 def kill_at_random(folder, rng):
@@ -101,7 +106,14 @@ def test_killed_at_twenty_random_moments(unbroken, tmp_path, seed):
     check_end(tmp_path, unbroken)
 
 
-OPTIONS = {"steps": 6, "resolution": 8, "cameras_per_step": 2, "n_samples": 8, "progress": False, "checkpoint_every": 100}
+OPTIONS = {
+    "steps": 6,
+    "resolution": 8,
+    "cameras_per_step": 2,
+    "n_samples": 8,
+    "progress": False,
+    "checkpoint_every": 100,
+}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +122,8 @@ def prior():
 
 
 def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
-    """The signal comes amid step 3: that is finished and in the checkpoint; a resumed run ends in the same bits."""
+    """The signal comes amid step 3: that is finished and in the checkpoint; a resumed run ends
+    in the same bits."""
     whole = VoxelField(8)
     distill(whole, prior, SDS(), "a red mushroom", **OPTIONS)
     seen = []
@@ -134,7 +147,9 @@ def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", checkpoint=path, resume=True, **OPTIONS)
     # exact: a run and its resumption, one machine and thread count
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
+    )
 
 
 def test_a_second_ctrl_c_acts_at_once(prior, tmp_path):
@@ -147,7 +162,9 @@ def test_a_second_ctrl_c_acts_at_once(prior, tmp_path):
             raise AssertionError("went on")
 
     with pytest.raises(KeyboardInterrupt):
-        distill(VoxelField(8), prior, Stuck(), "a red mushroom", checkpoint=tmp_path / "c.pt", **OPTIONS)
+        distill(
+            VoxelField(8), prior, Stuck(), "a red mushroom", checkpoint=tmp_path / "c.pt", **OPTIONS
+        )
     assert not (tmp_path / "c.pt").exists()
 
 
@@ -159,7 +176,10 @@ def test_ctrl_c_at_the_command_line_leaves_a_picture_and_says_how_to_go_on(tmp_p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text_to_3d, "distill", interrupted)
-    with pytest.raises(SystemExit, match=r"interrupted, see .*views\.png; the same command with --resume goes on from there"):
+    with pytest.raises(
+        SystemExit,
+        match=r"interrupted, see .*views\.png; the same command with --resume goes on from there",
+    ):
         main(["generate", "a red ball", "--out", str(tmp_path)])
     assert (tmp_path / "views.png").stat().st_size > 1000
 
@@ -180,7 +200,8 @@ def read_only_folder(monkeypatch):
 
 @pytest.mark.parametrize("fault", [full_disk, read_only_folder])
 def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monkeypatch, fault):
-    """It happens at step 4: the run ends as if nothing had been, and resumed from step 2's checkpoint it does so again."""
+    """It happens at step 4: the run ends as if nothing had been, and resumed from step 2's
+    checkpoint it does so again."""
     path, whole, field = tmp_path / "c.pt", VoxelField(8), VoxelField(8)
     distill(whole, prior, SDS(), "a red mushroom", **OPTIONS)
     options = {**OPTIONS, "checkpoint": path, "checkpoint_every": 2}
@@ -188,26 +209,44 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monk
         monkeypatch.context() as patch,
         pytest.warns(UserWarning, match="checkpoint of step [46] not written, the run goes on"),
     ):
-        distill(field, prior, SDS(), "a red mushroom", callback=lambda info: info["step"] == 2 and fault(patch), **options)
+        distill(
+            field,
+            prior,
+            SDS(),
+            "a red mushroom",
+            callback=lambda info: info["step"] == 2 and fault(patch),
+            **options,
+        )
     # exact: a run and its resumption, one machine and thread count
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
-    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"] and torch.load(path, weights_only=True)["step"] == 2
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"] and torch.load(
+        path, weights_only=True
+    )["step"] == 2
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", resume=True, **options)
     # exact: a run and its resumption, one machine and thread count
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint of step")
 def test_results_that_cannot_be_written_stay_in_memory(tmp_path, monkeypatch, capsys):
-    """The disk is full when the run is over: the object is returned; at the command line one line, and --resume finishes."""
+    """The disk is full when the run is over: the object is returned; at the command line one
+    line, and --resume finishes."""
     out = tmp_path / "out"
     settings = {"method": "sds", "steps": 1, "progress": False, "checkpoint_every": 1}
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="still in memory"):
         result = generate("a red ball", out=out, callback=lambda info: full_disk(patch), **settings)
     assert result.out is None and result.metrics["recognised"]
     command = ["generate", "a red ball", "--method", "sds", "--steps", "1", "--out", str(out)]
-    with monkeypatch.context() as patch, pytest.warns(UserWarning), pytest.raises(SystemExit) as status:
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning),
+        pytest.raises(SystemExit) as status,
+    ):
         full_disk(patch)
         main(command)
     assert status.value.code == 2 and "with --resume writes them" in capsys.readouterr().err
@@ -223,13 +262,18 @@ def field_file(path, settings, header_length=None):
 
 
 def test_a_huge_field_is_refused_before_memory_is_taken(tmp_path):
-    """A header that promises 10^18 voxels, or a header of 2^60 bytes: an error, and no memory for it."""
+    """A header that promises 10^18 voxels, or a header of 2^60 bytes: an error, and no memory
+    for it."""
     whole = tmp_path / "whole.safetensors"
     save_field(VoxelField(8), whole)
     huge = field_file(tmp_path / "huge.safetensors", {"kind": "voxel", "resolution": 10**6})
-    with pytest.raises(ValueError, match="huge.safetensors: the field's header and tensors disagree"):
+    with pytest.raises(
+        ValueError, match="huge.safetensors: the field's header and tensors disagree"
+    ):
         load_field(huge)
-    with pytest.raises(ValueError, match="long.safetensors is not a field file of psd-mini, or damaged"):
+    with pytest.raises(
+        ValueError, match="long.safetensors is not a field file of psd-mini, or damaged"
+    ):
         load_field(field_file(tmp_path / "long.safetensors", {"kind": "voxel"}, 2**60))
     assert load_field(whole).settings["resolution"] == 8
 

@@ -1,4 +1,5 @@
-"""Fields: interpolation against look-ups written with python loops, derivatives, starting state, files."""
+"""Fields: interpolation against look-ups written with python loops, derivatives, starting state,
+files."""
 
 import json
 import math
@@ -8,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from bench import converged_field, plain_render, renderer_ratio
 from safetensors.torch import save_file
 from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from bench import converged_field, plain_render, renderer_ratio
 from psd_mini.fields import FIELDS, TriplaneField, VoxelField, load_field, make_field, save_field
 
 pytestmark = pytest.mark.algebra
@@ -44,17 +45,19 @@ def sigmoid(raw: float) -> float:
 
 
 def corner_and_fraction(coordinate: float, resolution: int, bound: float) -> tuple[int, float]:
-    """Index i of the node below a coordinate, and the fraction of the way to the next; x_i = -b + 2 b i / (R - 1)."""
+    """Index i of the node below a coordinate, and the fraction of the way to the next; x_i = -b
+    + 2 b i / (R - 1)."""
     steps = (coordinate + bound) / (2 * bound) * (resolution - 1)
     below = min(int(math.floor(steps)), resolution - 2)
     return below, steps - below
 
 
 def interpolate(values, point, bound: float) -> float:
-    """Multilinear look-up in nested lists values[last axis] ... [first axis], written out corner by corner.
+    """Multilinear look-up in nested lists values[last axis] ... [first axis], written out corner by
+    corner.
 
-    sum over the 2^d corners of value(corner) * prod_axis (fraction if the corner is the upper one else 1 - fraction)
-    """
+    sum over the 2^d corners of value(corner) * prod_axis (fraction if the corner is the upper one
+    else 1 - fraction)"""
     total = 0.0
     cells = [corner_and_fraction(c, len(values), bound) for c in point]
     for corner in range(2 ** len(point)):
@@ -89,9 +92,12 @@ def probe_points(resolution: int, bound: float) -> torch.Tensor:
     return torch.cat((torch.tensor(special, dtype=F64).clamp(-bound, bound), random))
 
 
-@pytest.mark.parametrize(("resolution", "bound", "channels"), [(2, 1.0, 3), (5, 1.3, 4), (6, 0.7, 1)])
+@pytest.mark.parametrize(
+    ("resolution", "bound", "channels"), [(2, 1.0, 3), (5, 1.3, 4), (6, 0.7, 1)]
+)
 def test_voxels_against_a_hand_written_trilinear_lookup(resolution, bound, channels):
-    """density = 10 softplus(sum_i w_i d_i), colour = sigmoid(sum_i w_i c_i) over the eight corners i."""
+    """density = 10 softplus(sum_i w_i d_i), colour = sigmoid(sum_i w_i c_i) over the eight
+    corners i."""
     field = randomised(VoxelField(resolution, bound, channels), seed=1, scale=2.0)
     points = probe_points(resolution, bound)
     density, colour = field(points)
@@ -100,13 +106,18 @@ def test_voxels_against_a_hand_written_trilinear_lookup(resolution, bound, chann
     assert density.dtype == colour.dtype == F64
     raw_density, raw_colour = field.density[0, 0].tolist(), field.colour[0].tolist()
     for n, point in enumerate(points.tolist()):
-        assert density[n].item() == pytest.approx(10 * softplus(interpolate(raw_density, point, bound)), abs=1e-12)
+        assert density[n].item() == pytest.approx(
+            10 * softplus(interpolate(raw_density, point, bound)), abs=1e-12
+        )
         for c in range(channels):
-            assert colour[n, c].item() == pytest.approx(sigmoid(interpolate(raw_colour[c], point, bound)), abs=1e-12)
+            assert colour[n, c].item() == pytest.approx(
+                sigmoid(interpolate(raw_colour[c], point, bound)), abs=1e-12
+            )
 
 
 def test_one_voxel_node_sits_at_its_own_place():
-    """Parameter [.., k, j, i] acts at x = x_i, y = y_j, z = z_k, and there alone among the nodes."""
+    """Parameter [.., k, j, i] acts at x = x_i, y = y_j, z = z_k, and there alone among the
+    nodes."""
     resolution, bound, (i, j, k) = 5, 1.5, (1, 3, 4)
     field = VoxelField(resolution, bound).double()
     with torch.no_grad():
@@ -114,17 +125,24 @@ def test_one_voxel_node_sits_at_its_own_place():
         field.density[0, 0, k, j, i] = 3.0
         field.colour[0, 2, k, j, i] = -2.0
     axis = [-bound + 2 * bound * n / (resolution - 1) for n in range(resolution)]
-    nodes = [(a, b, c) for a in range(resolution) for b in range(resolution) for c in range(resolution)]
-    density, colour = field(torch.tensor([[axis[a], axis[b], axis[c]] for a, b, c in nodes], dtype=F64))
+    nodes = [
+        (a, b, c) for a in range(resolution) for b in range(resolution) for c in range(resolution)
+    ]
+    density, colour = field(
+        torch.tensor([[axis[a], axis[b], axis[c]] for a, b, c in nodes], dtype=F64)
+    )
     for n, node in enumerate(nodes):
         lit = node == (i, j, k)
         assert density[n].item() == pytest.approx(10 * softplus(3.0 if lit else 0.0), abs=1e-12)
-        assert colour[n].tolist() == pytest.approx([0.5, 0.5, sigmoid(-2.0) if lit else 0.5], abs=1e-12)
+        assert colour[n].tolist() == pytest.approx(
+            [0.5, 0.5, sigmoid(-2.0) if lit else 0.5], abs=1e-12
+        )
 
 
 @pytest.mark.parametrize(("resolution", "bound", "channels"), [(5, 1.0, 3), (4, 1.3, 4)])
 def test_triplane_against_a_hand_written_lookup_and_decoder(resolution, bound, channels):
-    """f = F_xy + F_xz + F_yz; (raw, c) = W_2 relu(W_1 f + b_1) + b_2; density = 10 softplus(raw + soft ball)."""
+    """f = F_xy + F_xz + F_yz; (raw, c) = W_2 relu(W_1 f + b_1) + b_2; density = 10 softplus(raw
+    + soft ball)."""
     features, hidden = 3, 6
     field = randomised(TriplaneField(resolution, bound, channels, features, hidden), seed=2)
     points = probe_points(resolution, bound)
@@ -140,8 +158,13 @@ def test_triplane_against_a_hand_written_lookup_and_decoder(resolution, bound, c
             + interpolate(planes[2][m], (y, z), bound)
             for m in range(features)
         ]
-        h = [max(0.0, sum(w * v for w, v in zip(w_1[u], f, strict=True)) + b_1[u]) for u in range(hidden)]
-        out = [sum(w * v for w, v in zip(w_2[u], h, strict=True)) + b_2[u] for u in range(1 + channels)]
+        h = [
+            max(0.0, sum(w * v for w, v in zip(w_1[u], f, strict=True)) + b_1[u])
+            for u in range(hidden)
+        ]
+        out = [
+            sum(w * v for w, v in zip(w_2[u], h, strict=True)) + b_2[u] for u in range(1 + channels)
+        ]
         ball = 4 * (0.8 - math.sqrt(x * x + y * y + z * z)) - 1
         assert density[n].item() == pytest.approx(10 * softplus(out[0] + ball), abs=1e-12)
         assert colour[n].tolist() == pytest.approx([sigmoid(c) for c in out[1:]], abs=1e-12)
@@ -149,7 +172,8 @@ def test_triplane_against_a_hand_written_lookup_and_decoder(resolution, bound, c
 
 @pytest.mark.parametrize(("plane", "axis"), [(0, 2), (1, 1), (2, 0)])
 def test_each_plane_ignores_the_axis_it_was_projected_along(plane, axis):
-    """One plane alone gives colours constant along z (xy plane), y (xz plane) or x (yz plane), and along no other."""
+    """One plane alone gives colours constant along z (xy plane), y (xz plane) or x (yz plane),
+    and along no other."""
     field = randomised(TriplaneField(6, features=4, hidden=8), seed=3)
     with torch.no_grad():
         field.planes[[p for p in range(3) if p != plane]] = 0.0
@@ -164,8 +188,11 @@ def test_each_plane_ignores_the_axis_it_was_projected_along(plane, axis):
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("channels", [3, 4])
 def test_density_is_nonnegative_and_colours_lie_between_zero_and_one(kind, channels):
-    """density >= 0 and 0 < colour < 1 for random parameters, in float32 and float64, in the cube and on its rim."""
-    scale = {"voxel": 3.0, "triplane": 0.5}[kind]  # raw values up to about 10, where float32's sigmoid is not yet 1
+    """density >= 0 and 0 < colour < 1 for random parameters, in float32 and float64, in the cube
+    and on its rim."""
+    scale = {"voxel": 3.0, "triplane": 0.5}[
+        kind
+    ]  # raw values up to about 10, where float32's sigmoid is not yet 1
     field = randomised(make_field(kind, resolution=5, channels=channels), seed=5, scale=scale)
     for dtype in (F64, torch.float32):
         points = probe_points(5, 1.0).to(dtype)
@@ -178,10 +205,13 @@ def test_density_is_nonnegative_and_colours_lie_between_zero_and_one(kind, chann
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_outside_the_cube_the_rim_continues(kind):
-    """colour(p) = colour(clamp(p, -bound, bound)): beyond the cube there is no void and no mirror image."""
+    """colour(p) = colour(clamp(p, -bound, bound)): beyond the cube there is no void and no
+    mirror image."""
     field = randomised(make_field(kind, resolution=4, bound=1.2), seed=6)
     outside = torch.tensor([[1.5, 0.3, -0.4], [-1.3, 1.4, 0.5], [0.1, 0.2, -1.25]], dtype=F64)
-    torch.testing.assert_close(field(outside)[1], field(outside.clamp(-1.2, 1.2))[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        field(outside)[1], field(outside.clamp(-1.2, 1.2))[1], rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", FIELDS)
@@ -199,14 +229,19 @@ def test_voxels_start_as_a_grey_soft_ball():
     points = torch.cartesian_prod(axis, axis, axis)
     density, colour = VoxelField(resolution, bound).double()(points)
     expected = [10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()]
-    torch.testing.assert_close(density, torch.tensor(expected, dtype=F64), rtol=2e-6, atol=0)  # nodes made in float32
+    torch.testing.assert_close(
+        density, torch.tensor(expected, dtype=F64), rtol=2e-6, atol=0
+    )  # nodes made in float32
     torch.testing.assert_close(colour, torch.full_like(colour, 0.5), rtol=0, atol=1e-12)
 
 
 def test_triplane_starts_near_a_grey_soft_ball():
-    """Without planes the decoder is silent and the soft ball is exact; the random start stays within 10% of it."""
+    """Without planes the decoder is silent and the soft ball is exact; the random start stays
+    within 10% of it."""
     points = probe_points(5, 1.0)
-    ball = torch.tensor([10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()], dtype=F64)
+    ball = torch.tensor(
+        [10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()], dtype=F64
+    )
     field = TriplaneField(8).double()
     density, colour = field(points)
     assert ((density / ball).log().abs() < 0.1).all()
@@ -220,7 +255,8 @@ def test_triplane_starts_near_a_grey_soft_ball():
 
 
 def test_triplane_is_determined_by_its_generator():
-    """Equal seeds give equal weights, other seeds others, None is seed 0; torch's global generator is not used."""
+    """Equal seeds give equal weights, other seeds others, None is seed 0; torch's global
+    generator is not used."""
     state = torch.get_rng_state()
 
     def weights(generator):
@@ -233,7 +269,8 @@ def test_triplane_is_determined_by_its_generator():
 
 
 def joined(values) -> torch.Tensor:
-    """(density, colour) as one tensor: gradcheck passes over an output that has lost its graph, but not over a part."""
+    """(density, colour) as one tensor: gradcheck passes over an output that has lost its graph,
+    but not over a part."""
     return torch.cat((values[0][:, None], values[1]), dim=1)
 
 
@@ -244,7 +281,8 @@ def small(kind: str) -> nn.Module:
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_gradients_with_respect_to_every_parameter(kind):
-    """d density / d theta and d colour / d theta equal central differences for all parameters theta."""
+    """d density / d theta and d colour / d theta equal central differences for all parameters
+    theta."""
     field = small(kind)
     names = [name for name, _ in field.named_parameters()]
     points = 1.8 * torch.rand(4, 3, dtype=F64, generator=seeded(10)) - 0.9
@@ -258,7 +296,8 @@ def test_gradients_with_respect_to_every_parameter(kind):
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_gradients_with_respect_to_the_points(kind):
-    """d density / d p and d colour / d p equal central differences, away from the nodes (where interpolation bends)."""
+    """d density / d p and d colour / d p equal central differences, away from the nodes (where
+    interpolation bends)."""
     points = (1.8 * torch.rand(6, 3, dtype=F64, generator=seeded(11)) - 0.9).requires_grad_()
     assert (points.abs() > 1e-3).all()  # the nodes of a grid of 3 are at -1, 0, 1
     field = small(kind)
@@ -267,7 +306,8 @@ def test_gradients_with_respect_to_the_points(kind):
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_parameter_groups_hold_every_parameter_once(kind):
-    """What the optimiser is given is exactly what the field has: nothing frozen by accident, nothing counted twice."""
+    """What the optimiser is given is exactly what the field has: nothing frozen by accident,
+    nothing counted twice."""
     field: Any = make_field(kind, resolution=4)
     grouped = [id(p) for group in field.parameter_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in field.parameters())
@@ -283,13 +323,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_saved_fields_come_back_bit_for_bit(kind, dtype, tmp_path):
-    """load(save(field)) has the same kind, settings, dtype, parameters and values, and can be trained on."""
+    """load(save(field)) has the same kind, settings, dtype, parameters and values, and can be
+    trained on."""
     field = randomised(make_field(kind, **SETTINGS[kind]), seed=12).to(dtype)
     save_field(field, tmp_path / "field.safetensors")
-    loaded: Any = load_field(tmp_path / "field.safetensors", expect={"kind": kind, **SETTINGS[kind]})
+    loaded: Any = load_field(
+        tmp_path / "field.safetensors", expect={"kind": kind, **SETTINGS[kind]}
+    )
     assert type(loaded) is type(field)
     assert loaded.settings == field.settings == SETTINGS[kind]
-    for (name, value), (loaded_name, loaded_value) in zip(field.named_parameters(), loaded.named_parameters(), strict=True):
+    for (name, value), (loaded_name, loaded_value) in zip(
+        field.named_parameters(), loaded.named_parameters(), strict=True
+    ):
         assert name == loaded_name
         assert loaded_value.dtype == dtype
         assert loaded_value.requires_grad
@@ -309,11 +354,19 @@ def assert_one_line_error(action, *fragments: str) -> None:
 
 
 def test_another_resolution_than_expected(tmp_path):
-    """`expect` names the setting, what the file has and what was wanted; without it the file loads."""
+    """`expect` names the setting, what the file has and what was wanted; without it the file
+    loads."""
     path = tmp_path / "field.safetensors"
     save_field(VoxelField(4), path)
-    assert_one_line_error(lambda: load_field(path, {"resolution": 8}), str(path), "resolution is 4, expected 8", "load")
-    assert_one_line_error(lambda: load_field(path, {"kind": "triplane"}), "kind is 'voxel', expected 'triplane'")
+    assert_one_line_error(
+        lambda: load_field(path, {"resolution": 8}),
+        str(path),
+        "resolution is 4, expected 8",
+        "load",
+    )
+    assert_one_line_error(
+        lambda: load_field(path, {"kind": "triplane"}), "kind is 'voxel', expected 'triplane'"
+    )
     assert load_field(path).settings == {"resolution": 4, "bound": 1.0, "channels": 3}
 
 
@@ -338,16 +391,25 @@ class Bomb:
 
 
 def test_files_that_are_no_fields(tmp_path):
-    """A missing file, a folder, somebody else's safetensors and a renamed pickle are refused; nothing is unpickled."""
-    foreign, pickled, trace = tmp_path / "foreign.safetensors", tmp_path / "pickle.safetensors", tmp_path / "trace"
+    """A missing file, a folder, somebody else's safetensors and a renamed pickle are refused;
+    nothing is unpickled."""
+    foreign, pickled, trace = (
+        tmp_path / "foreign.safetensors",
+        tmp_path / "pickle.safetensors",
+        tmp_path / "trace",
+    )
     save_file({"weight": torch.zeros(3)}, foreign)
     pickled.write_bytes(pickle.dumps(Bomb(trace)))
     for path in (tmp_path / "missing.safetensors", tmp_path, foreign, pickled):
-        assert_one_line_error(lambda path=path: load_field(path), str(path), "not a field file", "save_field")
+        assert_one_line_error(
+            lambda path=path: load_field(path), str(path), "not a field file", "save_field"
+        )
     assert not trace.exists()
     for header in ("3", '"x"', "null", "[]"):  # JSON, but no settings
         save_file({"weight": torch.zeros(3)}, foreign, {"psd_mini_field": header})
-        assert_one_line_error(lambda: load_field(foreign, {"kind": "voxel"}), str(foreign), "not a field file")
+        assert_one_line_error(
+            lambda: load_field(foreign, {"kind": "voxel"}), str(foreign), "not a field file"
+        )
     torch.save(VoxelField(4).state_dict(), pickled)
     assert_one_line_error(lambda: load_field(pickled), str(pickled), "not a field file")
 
@@ -372,22 +434,38 @@ def test_header_that_does_not_fit_the_tensors(header, reason, tmp_path):
 def test_bad_settings_are_named():
     """One line with the argument, what was expected and what came."""
     assert_one_line_error(lambda: make_field("mesh"), "field: kind 'mesh'", "voxel, triplane")
-    assert_one_line_error(lambda: save_field(nn.Linear(2, 2), "never.safetensors"), "Linear", "voxel, triplane")
+    assert_one_line_error(
+        lambda: save_field(nn.Linear(2, 2), "never.safetensors"), "Linear", "voxel, triplane"
+    )
     for kind in FIELDS:
-        assert_one_line_error(lambda kind=kind: make_field(kind, resolution=1), "resolution: expected", "at least 2", "1")
-        assert_one_line_error(lambda kind=kind: make_field(kind, resolution=8.0), "resolution: expected", "8.0")
-        assert_one_line_error(lambda kind=kind: make_field(kind, channels=0), "channels: expected", "0")
+        assert_one_line_error(
+            lambda kind=kind: make_field(kind, resolution=1),
+            "resolution: expected",
+            "at least 2",
+            "1",
+        )
+        assert_one_line_error(
+            lambda kind=kind: make_field(kind, resolution=8.0), "resolution: expected", "8.0"
+        )
+        assert_one_line_error(
+            lambda kind=kind: make_field(kind, channels=0), "channels: expected", "0"
+        )
         for bound in (0.0, -1.0, float("nan"), float("inf")):
-            assert_one_line_error(lambda kind=kind, b=bound: make_field(kind, bound=b), "bound: expected", repr(bound))
+            assert_one_line_error(
+                lambda kind=kind, b=bound: make_field(kind, bound=b), "bound: expected", repr(bound)
+            )
     assert_one_line_error(lambda: TriplaneField(4, features=0), "features: expected", "0")
     assert_one_line_error(lambda: TriplaneField(4, hidden=0), "hidden: expected", "0")
 
 
 @pytest.mark.parametrize("field", [VoxelField(), converged_field()], ids=["fresh", "converged"])
 def test_the_renderer_that_is_timed_agrees_with_the_plain_one(field, monkeypatch):
-    """Picture and gradients of every parameter, relative to their norm, as `psd-mini bench` compares them."""
+    """Picture and gradients of every parameter, relative to their norm, as `psd-mini bench`
+    compares them."""
     _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
     assert difference < 1e-6
-    monkeypatch.setattr("psd_mini.bench.plain_render", lambda *settings: 1.001 * plain_render(*settings))
+    monkeypatch.setattr(
+        "psd_mini.bench.plain_render", lambda *settings: 1.001 * plain_render(*settings)
+    )
     _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
     assert 5e-4 < difference < 2e-3  # it is the plain renderer that was compared

@@ -1,4 +1,5 @@
-"""No run writes over another: folders are named after all that differs, and a folder that holds something is refused."""
+"""No run writes over another: folders are named after all that differs, and a folder that holds
+something is refused."""
 
 import functools
 import itertools
@@ -7,9 +8,9 @@ import json
 import pytest
 import torch
 
-from psd_mini.pipelines import cli, generate as text_to_3d
 from psd_mini import distill, generate, save_field
-from psd_mini.pipelines import folders
+from psd_mini.pipelines import cli, folders
+from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.pipelines.folders import folder_name
 from psd_mini.rewards import make_reward
 
@@ -19,7 +20,11 @@ SMALL = {"steps": 2, "resolution": 8, "progress": False}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Pictures and the oracle cost seconds, and are not what this is about."""
-    monkeypatch.setattr(text_to_3d, "save", lambda result, folder: save_field(result.field, folder / "field.safetensors"))
+    monkeypatch.setattr(
+        text_to_3d,
+        "save",
+        lambda result, folder: save_field(result.field, folder / "field.safetensors"),
+    )
     monkeypatch.setattr(text_to_3d, "oracle_distance", lambda *settings: 1.0)
 
 
@@ -28,7 +33,9 @@ def contents(folder):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.field.parameters(), b.field.parameters(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(a.field.parameters(), b.field.parameters(), strict=True)
+    )
 
 
 def nothing_costly(monkeypatch):
@@ -63,34 +70,88 @@ def folder_of(monkeypatch, *arguments):
 
 
 OTHERS = [
-    *(["--method", "sds"], ["--field", "triplane"], ["--seed", "1"], ["--reward", "color:blue"], ["--reward", "color:red"]),
-    *(["--prior", "toy"], ["--prior", "a/b"], ["--prior", "a_b"], ["--conditioning", "words"], ["--conditioning", "none"]),
-    *(["--guidance-scale", "2"], ["--guidance-scale", "20"], ["--guidance-scale", "-2"], ["--negative"], ["--steps", "40"]),
-    *(["--negative-prompt", "red"], ["--negative-prompt", "blue"], ["--preference-weight", "4"], ["--resolution", "40"]),
-    *(["--device", "cpu"], ["--dtype", "float16"], ["--reward", "image-reward:/x/A.pt"], ["--reward", "image-reward:/x/a.pt"]),
+    *(
+        ["--method", "sds"],
+        ["--field", "triplane"],
+        ["--seed", "1"],
+        ["--reward", "color:blue"],
+        ["--reward", "color:red"],
+    ),
+    *(
+        ["--prior", "toy"],
+        ["--prior", "a/b"],
+        ["--prior", "a_b"],
+        ["--conditioning", "words"],
+        ["--conditioning", "none"],
+    ),
+    *(
+        ["--guidance-scale", "2"],
+        ["--guidance-scale", "20"],
+        ["--guidance-scale", "-2"],
+        ["--negative"],
+        ["--steps", "40"],
+    ),
+    *(
+        ["--negative-prompt", "red"],
+        ["--negative-prompt", "blue"],
+        ["--preference-weight", "4"],
+        ["--resolution", "40"],
+    ),
+    *(
+        ["--device", "cpu"],
+        ["--dtype", "float16"],
+        ["--reward", "image-reward:/x/A.pt"],
+        ["--reward", "image-reward:/x/a.pt"],
+    ),
 ]
 
 
 def test_every_setting_has_a_folder_of_its_own(monkeypatch):
-    """The default stays short; each setting of the command line that is given differently, and each two of them, leads to
-    another folder; --resume and --overwrite, which decide nothing about the result, do not."""
+    """The default stays short; each setting of the command line that is given differently, and each
+    two of them, leads to another folder; --resume and --overwrite, which decide nothing about the
+    result, do not."""
     usual = folder_of(monkeypatch, "a mushroom")
     assert usual == "psd_mini_out/a-mushroom-psd-voxel-0"
-    assert folder_of(monkeypatch, "a mushroom", "--reward", "color:blue") == usual[:-1] + "reward-color-blue-0"
+    assert (
+        folder_of(monkeypatch, "a mushroom", "--reward", "color:blue")
+        == usual[:-1] + "reward-color-blue-0"
+    )
     for flag in ("--resume", "--overwrite"):
         assert folder_of(monkeypatch, "a mushroom", flag) == usual
     pairs = [[*a, *b] for a, b in itertools.combinations(OTHERS, 2) if a[0] != b[0]]
-    names = [folder_of(monkeypatch, "a mushroom", *settings) for settings in [[], *OTHERS, *pairs[::7]]]
+    names = [
+        folder_of(monkeypatch, "a mushroom", *settings) for settings in [[], *OTHERS, *pairs[::7]]
+    ]
     assert len(set(names)) == len(names)
-    flags = {a.option_strings[0] for a in cli.parser()._subparsers._group_actions[0].choices["generate"]._actions[2:]}
-    assert flags - {settings[0] for settings in OTHERS} == {"--out", "--resume", "--overwrite"}  # none is missing above
+    flags = {
+        a.option_strings[0]
+        for a in cli.parser()._subparsers._group_actions[0].choices["generate"]._actions[2:]
+    }
+    assert flags - {settings[0] for settings in OTHERS} == {
+        "--out",
+        "--resume",
+        "--overwrite",
+    }  # none is missing above
 
 
 @pytest.mark.parametrize(
-    "prompt", ["A/B\\C:*?<>|", "..", "蘑菇", "ein grüner Ball", "x" * 500, "con", "a  b", "trailing. ", "\t", "a'b\"c"]
+    "prompt",
+    [
+        "A/B\\C:*?<>|",
+        "..",
+        "蘑菇",
+        "ein grüner Ball",
+        "x" * 500,
+        "con",
+        "a  b",
+        "trailing. ",
+        "\t",
+        "a'b\"c",
+    ],
 )
 def test_names_are_safe_on_every_system(prompt):
-    """Small letters, digits, dots and dashes, no dot at an end, at most 100 characters; two prompts, two names."""
+    """Small letters, digits, dots and dashes, no dot at an end, at most 100 characters; two
+    prompts, two names."""
     name = folder_name([prompt, "psd"], {"reward": print}, [0])
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") and len(name) <= 100
     assert name[0] not in ".-" and name[-1] not in ".-" and name != "con"
@@ -103,9 +164,26 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch)
     before = contents(tmp_path)
     nothing_costly(monkeypatch)
     for change in (
-        *({"prompt": "a ball"}, {"method": "sds2"}, {"field": "triplane"}, {"prior": "toy"}, {"guidance_scale": 2.0}),
-        *({"negative_prompt": "red"}, {"conditioning": "none"}, {"reward": "color:blue"}, {"preference_weight": 2.0}),
-        *({"negative": True, "guidance_scale": 2.0}, {"steps": 3}, {"seed": 1}, {"resolution": 16}, {"n_samples": 8}),
+        *(
+            {"prompt": "a ball"},
+            {"method": "sds2"},
+            {"field": "triplane"},
+            {"prior": "toy"},
+            {"guidance_scale": 2.0},
+        ),
+        *(
+            {"negative_prompt": "red"},
+            {"conditioning": "none"},
+            {"reward": "color:blue"},
+            {"preference_weight": 2.0},
+        ),
+        *(
+            {"negative": True, "guidance_scale": 2.0},
+            {"steps": 3},
+            {"seed": 1},
+            {"resolution": 16},
+            {"n_samples": 8},
+        ),
         *(
             {"t_min": (0.5, 0.5)},
             {"lr_scale": 2.0},
@@ -115,11 +193,17 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch)
     ):
         settings = {"prompt": "a cube", **change}
         refused(
-            r"^out: the run in .* was made with \w+ = .*; replace it with overwrite=True \(--overwrite\), or ch",
+            r"^out: the run in .* was made with \w+ = .*; replace it with overwrite=True"
+            r" \(--overwrite\), or ch",
             out=tmp_path,
             **settings,
         )
-        refused(r"^resume: the checkpoint at .* was made with \w+ = ", out=tmp_path, resume=True, **settings)
+        refused(
+            r"^resume: the checkpoint at .* was made with \w+ = ",
+            out=tmp_path,
+            resume=True,
+            **settings,
+        )
     assert contents(tmp_path) == before
 
 
@@ -132,18 +216,27 @@ def stop_at(step):
 
 
 def test_an_interrupted_run_repeated_is_refused_and_resume_goes_on(tmp_path, capsys):
-    """What was computed stays; with resume the run ends in the bits of one that nobody interrupted."""
+    """What was computed stays; with resume the run ends in the bits of one that nobody
+    interrupted."""
     with pytest.raises(KeyboardInterrupt):
         generate("a cube", out=tmp_path, callback=stop_at(0), **SMALL)
     before = contents(tmp_path)
     refused(
-        r"holds this run, unfinished \(1 of 2 steps\); go on with resume=True \(--resume\), replace", "a cube", out=tmp_path
+        r"holds this run, unfinished \(1 of 2 steps\); go on with resume=True \(--resume\),"
+        r" replace",
+        "a cube",
+        out=tmp_path,
     )
     command = ["generate", "a cube", "--steps", "2", "--resolution", "8", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as status:
         cli.main(command)
     error = capsys.readouterr().err
-    assert status.value.code == 2 and error.count("\n") == 1 and "--resume" in error and contents(tmp_path) == before
+    assert (
+        status.value.code == 2
+        and error.count("\n") == 1
+        and "--resume" in error
+        and contents(tmp_path) == before
+    )
     resumed = generate("a cube", out=tmp_path, resume=True, **SMALL)
     assert same(resumed, generate("a cube", **SMALL))
 
@@ -162,39 +255,64 @@ def test_a_finished_run_repeated_gives_its_results_back(tmp_path, monkeypatch, c
 
 
 def test_where_the_same_call_may_end_otherwise_nothing_is_given_back(tmp_path, monkeypatch):
-    """A reward of one's own may ask for something global, a callback wants to see steps, and the package may have changed."""
+    """A reward of one's own may ask for something global, a callback wants to see steps, and the
+    package may have changed."""
     mine = lambda images, prompts: images[:, 0].mean((1, 2))  # noqa: E731
     generate("a cube", out=tmp_path / "mine", reward=mine, **SMALL)
-    refused("a function or an object of yours may have changed", "a cube", out=tmp_path / "mine", reward=mine)
+    refused(
+        "a function or an object of yours may have changed",
+        "a cube",
+        out=tmp_path / "mine",
+        reward=mine,
+    )
     generate("a cube", out=tmp_path / "named", **SMALL)
-    refused("a function or an object of yours", "a cube", out=tmp_path / "named", callback=stop_at(9))
+    refused(
+        "a function or an object of yours", "a cube", out=tmp_path / "named", callback=stop_at(9)
+    )
     record = json.loads((tmp_path / "named" / "run.json").read_text())
     record["versions"]["code"] = "another"
     (tmp_path / "named" / "run.json").write_text(json.dumps(record))
-    refused("holds this run, finished, but its code or versions were other ones", "a cube", out=tmp_path / "named")
+    refused(
+        "holds this run, finished, but its code or versions were other ones",
+        "a cube",
+        out=tmp_path / "named",
+    )
 
 
 def test_overwrite_replaces_once_the_first_step_is_done(tmp_path):
-    """A mistake or an interrupt before leaves everything; afterwards nothing of the old run is mixed with the new one."""
+    """A mistake or an interrupt before leaves everything; afterwards nothing of the old run is
+    mixed with the new one."""
     generate("a cube", out=tmp_path, **SMALL)
     before = contents(tmp_path)
-    refused("t_min, t_max: expected", "a ball", out=tmp_path, overwrite=True, t_min=(0.9, 0.9), t_max=(0.1, 0.1))
+    refused(
+        "t_min, t_max: expected",
+        "a ball",
+        out=tmp_path,
+        overwrite=True,
+        t_min=(0.9, 0.9),
+        t_max=(0.1, 0.1),
+    )
     refused("resume, overwrite: .*choose one", "a cube", out=tmp_path, overwrite=True, resume=True)
     assert contents(tmp_path) == before
     with pytest.raises(KeyboardInterrupt):
         generate("a ball", out=tmp_path, overwrite=True, callback=stop_at(0), **SMALL)
     assert set(contents(tmp_path)) == {"checkpoint.pt", "run.json", "views.png"}
     assert folders.read_record(tmp_path)["config"]["prompt"] == "a ball"
-    assert same(generate("a ball", out=tmp_path, overwrite=True, **SMALL), generate("a ball", **SMALL))
+    assert same(
+        generate("a ball", out=tmp_path, overwrite=True, **SMALL), generate("a ball", **SMALL)
+    )
 
 
 def test_two_runs_at_once(tmp_path):
-    """While a run is in its second step, another one is refused in its folder; an equal one is not, and both end alike."""
+    """While a run is in its second step, another one is refused in its folder; an equal one is
+    not, and both end alike."""
     others = []
 
     def meanwhile(info):
         if info["step"] == 1:
-            refused("was made with prompt = 'a cube', this one has 'a ball'", "a ball", out=tmp_path)
+            refused(
+                "was made with prompt = 'a cube', this one has 'a ball'", "a ball", out=tmp_path
+            )
             others.append(generate("a cube", out=tmp_path, **SMALL))
 
     first = generate("a cube", out=tmp_path, callback=meanwhile, **SMALL)
@@ -202,7 +320,8 @@ def test_two_runs_at_once(tmp_path):
 
 
 def test_the_second_of_two_that_begin_together_is_refused(tmp_path, monkeypatch):
-    """Both have found the folder empty; the one that ends its first step later sees the other's settings."""
+    """Both have found the folder empty; the one that ends its first step later sees the other's
+    settings."""
     look, nested = folders.look, []
 
     def slow(*arguments):
@@ -213,7 +332,11 @@ def test_the_second_of_two_that_begin_together_is_refused(tmp_path, monkeypatch)
         return answer
 
     monkeypatch.setattr(folders, "look", slow)
-    refused("meanwhile another run has begun in .*prompt = 'a cube', this one has 'a ball'", "a ball", out=tmp_path)
+    refused(
+        "meanwhile another run has begun in .*prompt = 'a cube', this one has 'a ball'",
+        "a ball",
+        out=tmp_path,
+    )
     assert folders.read_record(tmp_path)["config"]["prompt"] == "a cube"
 
 
@@ -222,7 +345,9 @@ def test_killed_before_the_first_checkpoint_there_is_nothing_to_lose(tmp_path):
     generate("a cube", out=tmp_path, **SMALL)
     for name in ("checkpoint.pt", "field.safetensors"):
         (tmp_path / name).unlink()
-    (tmp_path / "run.json").write_text(json.dumps({"config": json.loads((tmp_path / "run.json").read_text())["config"]}))
+    (tmp_path / "run.json").write_text(
+        json.dumps({"config": json.loads((tmp_path / "run.json").read_text())["config"]})
+    )
     refused("was made with seed = 0", "a cube", out=tmp_path, seed=3)
     assert same(generate("a cube", out=tmp_path, **SMALL), generate("a cube", **SMALL))
 
@@ -230,7 +355,9 @@ def test_killed_before_the_first_checkpoint_there_is_nothing_to_lose(tmp_path):
 @pytest.mark.parametrize("name", folders.FILES[1:])
 def test_files_of_somebody_else_are_not_written_over(tmp_path, name):
     (tmp_path / name).write_text("precious")
-    refused(f"holds {name} of an unknown run; replace it with overwrite=True", "a cube", out=tmp_path)
+    refused(
+        f"holds {name} of an unknown run; replace it with overwrite=True", "a cube", out=tmp_path
+    )
     assert contents(tmp_path) == {name: b"precious"}
 
 
@@ -243,14 +370,31 @@ def test_a_finished_run_without_its_checkpoint_is_not_lost(tmp_path):
 def test_distill_does_not_replace_a_checkpoint_unasked(tmp_path):
     """The loop by itself: refused without resume or overwrite."""
     prior, path = text_to_3d.make_prior("exact", 8), tmp_path / "c.pt"
-    options = {"steps": 1, "size": 8, "n_samples": 4, "progress": False, "checkpoint": path, "reward": make_reward("color:red")}
+    options = {
+        "steps": 1,
+        "size": 8,
+        "n_samples": 4,
+        "progress": False,
+        "checkpoint": path,
+        "reward": make_reward("color:red"),
+    }
 
     def run(**more):
-        distill(text_to_3d.fields.make_field("voxel"), prior, text_to_3d.make_method("sds"), "a cube", **options, **more)
+        distill(
+            text_to_3d.fields.make_field("voxel"),
+            prior,
+            text_to_3d.make_method("sds"),
+            "a cube",
+            **options,
+            **more,
+        )
 
     run()
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="^checkpoint: .* holds a run; go on with it by resume=True, or replace it by overw"):
+    with pytest.raises(
+        ValueError,
+        match="^checkpoint: .* holds a run; go on with it by resume=True, or replace it by overw",
+    ):
         run(seed=1)
     assert path.read_bytes() == before
     run(seed=1, overwrite=True)

@@ -1,37 +1,44 @@
-"""The main job through Python and the command line: prompts end as what they name; mistakes end in one line."""
+"""The main job through Python and the command line: prompts end as what they name; mistakes end
+in one line."""
 
 import json
 import subprocess
 import sys
 
+import bench
 import pytest
 import torch
 
-import bench
 import psd_mini
-from psd_mini.pipelines import cli
 from psd_mini import generate, load_field, render_views
+from psd_mini.pipelines import cli
 from psd_mini.world.metrics import judge, judge_views
 
 SMALL = ["--steps", "3", "--resolution", "8"]
 
 
-@pytest.mark.parametrize(("prompt", "field"), [("a blue house", "voxel"), ("a green car", "triplane")])
+@pytest.mark.parametrize(
+    ("prompt", "field"), [("a blue house", "voxel"), ("a green car", "triplane")]
+)
 def test_prompt_becomes_its_object(prompt, field):
-    """SDS: recognised as the prompt's object and colour, true_view_distance at most 1.25 x the oracle's."""
+    """SDS: recognised as the prompt's object and colour, true_view_distance at most 1.25 x the
+    oracle's."""
     result = generate(prompt, method="sds", field=field, progress=False)
     assert result.metrics["recognised"] == prompt
     assert result.metrics["true_view_distance"] <= 1.25 * result.metrics["oracle_distance"]
 
 
 def test_default_method_prefers_and_a_full_prompt_leaves_nothing_to_prefer():
-    """PSD is the default. An open prompt ends as its object in a rewarded colour; "a red mushroom" ends as itself, with a
-    true_view_distance of at most 1.1 times the oracle's."""
+    """PSD is the default. An open prompt ends as its object in a rewarded colour; "a red mushroom"
+    ends as itself, with a true_view_distance of at most 1.1 times the oracle's."""
     psd = generate("a red mushroom", progress=False)
     assert "PSD(" in psd.config["method"] and psd.config["reward"] == "colorfulness"
     assert psd.metrics["recognised"] == "a red mushroom"
     assert psd.metrics["true_view_distance"] <= 1.1 * psd.metrics["oracle_distance"]
-    assert generate("a mushroom", progress=False).metrics["recognised"] in ("a red mushroom", "an orange mushroom")
+    assert generate("a mushroom", progress=False).metrics["recognised"] in (
+        "a red mushroom",
+        "an orange mushroom",
+    )
 
 
 def test_output_folder_holds_everything(tmp_path, capsys):
@@ -40,16 +47,31 @@ def test_output_folder_holds_everything(tmp_path, capsys):
     cli.main(["generate", "a red ball", *SMALL, "--out", str(out), "--seed", "5"])
     printed = capsys.readouterr().out
     assert "recognised as" in printed and "turntable.gif" in printed
-    expected = {"turntable.gif", "views.png", "curves.png", "mesh.glb", "field.safetensors", "run.json", "checkpoint.pt"}
+    expected = {
+        "turntable.gif",
+        "views.png",
+        "curves.png",
+        "mesh.glb",
+        "field.safetensors",
+        "run.json",
+        "checkpoint.pt",
+    }
     assert {file.name for file in out.iterdir()} == expected
     record = json.loads((out / "run.json").read_text())
     assert record["seed"] == 5 and record["config"]["prompt"] == "a red ball"
     assert record["seconds"] > 0  # exact: a clock
     assert record["cost"]["prior_evaluations"] == 24 and "torch" in record["versions"]
-    assert set(record["metrics"]) == {"true_view_distance", "oracle_distance", "log_density_gap", "recognised"}
+    assert set(record["metrics"]) == {
+        "true_view_distance",
+        "oracle_distance",
+        "log_density_gap",
+        "recognised",
+    }
     field = load_field(out / "field.safetensors")
     verdict = judge(render_views(field, judge_views().cameras, 64))
-    assert record["metrics"]["true_view_distance"] == pytest.approx(verdict.true_view_distance, abs=1e-9)
+    assert record["metrics"]["true_view_distance"] == pytest.approx(
+        verdict.true_view_distance, abs=1e-9
+    )
 
     from PIL import Image
 
@@ -60,28 +82,41 @@ def test_output_folder_holds_everything(tmp_path, capsys):
 
 
 def test_same_seed_same_object_and_resume_is_whole(tmp_path):
-    """One seed twice gives the same bits (on one machine, one thread count); --resume of a finished run changes nothing."""
+    """One seed twice gives the same bits (on one machine, one thread count); --resume of a
+    finished run changes nothing."""
     options = {"steps": 3, "resolution": 8, "progress": False, "seed": 1}
     a = generate("a cube", out=tmp_path, **options)
     b = generate("a cube", **options)
     c = generate("a cube", out=tmp_path, resume=True, **options)
     for other in (b, c):
         # exact: one machine, one thread count
-        assert all(torch.equal(x, y) for x, y in zip(a.field.parameters(), other.field.parameters(), strict=True))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip(a.field.parameters(), other.field.parameters(), strict=True)
+        )
 
 
 def test_a_method_given_as_object_runs_as_the_one_of_its_name():
     """The range of timesteps, too, is that of a preference."""
     options = {"steps": 3, "resolution": 8, "progress": False}
-    named, given = (generate("a cube", method=m, reward="colorfulness", **options) for m in ("psd", psd_mini.PSD()))
+    named, given = (
+        generate("a cube", method=m, reward="colorfulness", **options)
+        for m in ("psd", psd_mini.PSD())
+    )
     # exact: the same code, one machine and thread count
-    assert all(torch.equal(x, y) for x, y in zip(named.field.parameters(), given.field.parameters(), strict=True))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(named.field.parameters(), given.field.parameters(), strict=True)
+    )
 
 
 def test_result_object_shows_itself():
     """turntable(), views() and mesh() without a folder; the gif is one a notebook can show."""
     result = generate("a yellow ball", steps=3, resolution=8, progress=False)
-    assert result.turntable().data[:6] == b"GIF89a" and "data:image/gif;base64," in result.turntable()._repr_html_()
+    assert (
+        result.turntable().data[:6] == b"GIF89a"
+        and "data:image/gif;base64," in result.turntable()._repr_html_()
+    )
     assert result.views().width > 0
     assert len(result.mesh().faces) > 100
     assert "a yellow ball: recognised as" in result.summary()
@@ -95,7 +130,12 @@ def test_own_method_and_own_reward():
             gradient, metrics = super().__call__(x, t, eps, context)
             return 0.5 * gradient, metrics
 
-    assert "Damped" in generate("a cube", method=Damped(), steps=2, resolution=8, progress=False).config["method"]
+    assert (
+        "Damped"
+        in generate("a cube", method=Damped(), steps=2, resolution=8, progress=False).config[
+            "method"
+        ]
+    )
     seen = []
 
     def redness(images, prompts):
@@ -117,14 +157,35 @@ def test_other_conditionings_run(conditioning):
     [
         (["generate", ""], "prompt: names nothing"),
         (["generate", "of the"], "prompt: names nothing"),
-        (["generate", "a purple hippo"], "prompt: the toy world does not know 'hippo'; objects: ball, cube"),
-        (["generate", "a cube", "--steps", "0"], "steps: expected a whole number of at least 1, got 0"),
-        (["generate", "a cube", "--steps", "-4"], "steps: expected a whole number of at least 1, got -4"),
-        (["generate", "a cube", "--resolution", "2"], "resolution: expected a whole number of at least 8"),
+        (
+            ["generate", "a purple hippo"],
+            "prompt: the toy world does not know 'hippo'; objects: ball, cube",
+        ),
+        (
+            ["generate", "a cube", "--steps", "0"],
+            "steps: expected a whole number of at least 1, got 0",
+        ),
+        (
+            ["generate", "a cube", "--steps", "-4"],
+            "steps: expected a whole number of at least 1, got -4",
+        ),
+        (
+            ["generate", "a cube", "--resolution", "2"],
+            "resolution: expected a whole number of at least 8",
+        ),
         (["generate", "a cube", "--resume", *SMALL], "there is no checkpoint at"),
-        (["generate", "a cube", "--negative", *SMALL], "guidance_scale: at 1 the negative embedding has no effect"),
-        (["generate", "a cube", "--method", "sds", "--preference-weight", "2"], "preference_weight: sds has no such weight"),
-        (["generate", "a cube", "--method", "psd", "--reward", "nice"], "reward: 'nice' is not known; choose colorfulness"),
+        (
+            ["generate", "a cube", "--negative", *SMALL],
+            "guidance_scale: at 1 the negative embedding has no effect",
+        ),
+        (
+            ["generate", "a cube", "--method", "sds", "--preference-weight", "2"],
+            "preference_weight: sds has no such weight",
+        ),
+        (
+            ["generate", "a cube", "--method", "psd", "--reward", "nice"],
+            "reward: 'nice' is not known; choose colorfulness",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
@@ -144,7 +205,8 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
 
 
 def test_resuming_another_run_changes_nothing(tmp_path, capsys):
-    """A checkpoint of another prompt: refused with the difference, and every file stays as it was."""
+    """A checkpoint of another prompt: refused with the difference, and every file stays as it
+    was."""
     cli.main(["generate", "a cube", *SMALL, "--out", str(tmp_path)])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(SystemExit):
@@ -165,7 +227,8 @@ def test_unknown_names_in_python():
 
 
 def test_import_needs_only_torch_numpy_and_jaxtyping():
-    """`import psd_mini` in a fresh process where everything else is forbidden; the check itself can fail (matplotlib)."""
+    """`import psd_mini` in a fresh process where everything else is forbidden; the check itself
+    can fail (matplotlib)."""
     script = """
 import importlib.abc, sys
 banned = {"diffusers", "transformers", "matplotlib", "skimage", "PIL", "safetensors", "tqdm", "huggingface_hub", "scipy"}
@@ -177,7 +240,9 @@ sys.meta_path.insert(0, Ban())
 import NAME
 """
     for name, works in (("psd_mini", True), ("matplotlib", False)):
-        run = subprocess.run([sys.executable, "-c", script.replace("NAME", name)], capture_output=True, text=True)
+        run = subprocess.run(
+            [sys.executable, "-c", script.replace("NAME", name)], capture_output=True, text=True
+        )
         assert (run.returncode == 0) == works, run.stderr
 
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from plain_mixture import SCHEDULE, T, Tensor, close, levels, normal
 
-from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.mixture import GaussianMixture
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 
 pytestmark = pytest.mark.algebra
 
 
 def isotropic_case(own_components: bool):
-    """x_t, means, log-weights (one of them -inf), variance, levels and t of a batch of four with two prompts."""
+    """x_t, means, log-weights (one of them -inf), variance, levels and t of a batch of four with
+    two prompts."""
     b, m, d, e = 4, 5, 12, 2
     means = normal(31, b if own_components else 1, m, d)
     log_weights = normal(32, e, b, m)
@@ -26,7 +27,8 @@ def isotropic_case(own_components: bool):
 
 @pytest.mark.parametrize("own_components", [True, False])
 def test_isotropic_functions_are_the_gaussian_mixture(own_components):
-    """x0_hat, log p and their gradients in x_t and log-weights, against one GaussianMixture per sample."""
+    """x0_hat, log p and their gradients in x_t and log-weights, against one GaussianMixture per
+    sample."""
     x_t, means, log_weights, variance, a, s, t = isotropic_case(own_components)
     x_t.requires_grad_()
     log_weights.requires_grad_()
@@ -38,7 +40,9 @@ def test_isotropic_functions_are_the_gaussian_mixture(own_components):
         prior = GaussianMixture(torch.ones(5), means[i % len(means)], variance, SCHEDULE)
         args = x_t[[i]], t[[i]], log_weights[:, i]
         for row, value in zip(
-            expected, (prior.denoise(*args), prior.log_prob(*args), prior.log_prob(args[0], None, args[2])), strict=True
+            expected,
+            (prior.denoise(*args), prior.log_prob(*args), prior.log_prob(args[0], None, args[2])),
+            strict=True,
         ):
             row.append(value)
     for got, row in zip((x0_hat, log_p, clean), expected, strict=True):
@@ -54,7 +58,8 @@ def test_isotropic_functions_are_the_gaussian_mixture(own_components):
 
 
 def test_isotropic_functions_in_single_precision():
-    """Expanded squares cancel in float32; at the size of a 32x32 picture the error is below 0.1 nats of thousands."""
+    """Expanded squares cancel in float32; at the size of a 32x32 picture the error is below 0.1
+    nats of thousands."""
     d, m = 3072, 20
     means = (normal(41, 1, m, d) / 10 + normal(42, 1, 1, d)).clamp(-1, 1)
     t = torch.tensor([0, 20, 300, T - 1])

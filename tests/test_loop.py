@@ -1,4 +1,5 @@
-"""The loop against its equations, and what it hands on, in a world of eight numbers (tests/loop_world.py)."""
+"""The loop against its equations, and what it hands on, in a world of eight numbers
+(tests/loop_world.py)."""
 
 import math
 
@@ -38,12 +39,19 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    ("optimised", "entropy_weight", "lr_scale"), [(False, 0.7, (0.5, 0.1)), (True, 0.7, (0.5, 0.1)), (False, 0.0, 2.0)]
+    ("optimised", "entropy_weight", "lr_scale"),
+    [(False, 0.7, (0.5, 0.1)), (True, 0.7, (0.5, 0.1)), (False, 0.0, 2.0)],
 )
 def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scale):
-    """dL/dfield of L = (1/B) 0.5 ||x - (x - G)||^2 + entropy_weight C h w H(opacity), and Adam's first two steps."""
+    """dL/dfield of L = (1/B) 0.5 ||x - (x - G)||^2 + entropy_weight C h w H(opacity), and Adam's
+    first two steps."""
     negative = NegativeEmbedding(embedding("")[0], GUIDANCE) if optimised else None
-    options = {"negative": negative, "reward": liked, "background": BACKGROUND, "negative_prompt": "no"}
+    options = {
+        "negative": negative,
+        "reward": liked,
+        "background": BACKGROUND,
+        "negative_prompt": "no",
+    }
     method = Recorder(SDS(GUIDANCE, n_noises=N))
     _, _, seen = run(method, **options, lr_scale=lr_scale, entropy_weight=entropy_weight)
     for info, given in zip(seen, method.given, strict=True):
@@ -69,8 +77,14 @@ def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scal
             torch.testing.assert_close(computed, expected, rtol=1e-6, atol=1e-8)
     scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale, lr_scale)
     fields = seen[0]["before"], seen[0]["after"], seen[1]["after"]
-    rows = zip(*(field.parameters() for field in fields), *(info["gradients"] for info in seen), strict=True)
-    for (start, first, second, g_1, g_2), lr in zip(rows, (0.03 * scales[0], 0.02 * scales[1]), strict=True):
+    rows = zip(
+        *(field.parameters() for field in fields),
+        *(info["gradients"] for info in seen),
+        strict=True,
+    )
+    for (start, first, second, g_1, g_2), lr in zip(
+        rows, (0.03 * scales[0], 0.02 * scales[1]), strict=True
+    ):
         torch.testing.assert_close(first, start - lr * g_1.sign(), rtol=1e-7, atol=1e-9)
         # m / sqrt(v), both without their bias
         move = (0.9 * g_1 + g_2) / 1.9 / ((0.99 * g_1**2 + g_2**2) / 1.99).sqrt()
@@ -80,23 +94,37 @@ def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scal
 @pytest.mark.parametrize("world", [World, ViewWorld])
 @pytest.mark.parametrize("negative_prompt", ["", "no"])
 def test_the_method_is_given_the_prompt_and_the_negative_prompt(world, negative_prompt):
-    """embeddings = [prompt, negative prompt]; only the prompt is worded for views; the rest is what the step is about."""
+    """embeddings = [prompt, negative prompt]; only the prompt is worded for views; the rest is
+    what the step is about."""
     method = Recorder()
     _, run_, seen = run(method, world(), negative_prompt=negative_prompt, reward=liked)
-    expected = embedding("yes", negative_prompt) + torch.tensor([[float(world is ViewWorld)], [0.0]])
+    expected = embedding("yes", negative_prompt) + torch.tensor(
+        [[float(world is ViewWorld)], [0.0]]
+    )
     for info, given in zip(seen, method.given, strict=True):
         torch.testing.assert_close(given["embeddings"], expected)
-        assert all(torch.equal(given[name], info[name]) for name in ("x", "t", "eps")) and not given["x"].requires_grad
+        assert (
+            all(torch.equal(given[name], info[name]) for name in ("x", "t", "eps"))
+            and not given["x"].requires_grad
+        )
         context = given["context"]
-        assert context is info["context"] and context.cameras is info["cameras"] and len(context.cameras) == B
-        assert context.prompts == ["yes"] * B and context.reward is liked and context.cost is run_.cost
+        assert (
+            context is info["context"]
+            and context.cameras is info["cameras"]
+            and len(context.cameras) == B
+        )
+        assert (
+            context.prompts == ["yes"] * B and context.reward is liked and context.cost is run_.cost
+        )
         assert isinstance(context.prior, world)
 
 
-@pytest.mark.parametrize(("window", "moves"), [((0.0, 1.0), (1, 1)), ((0.5, 1.0), (0, 1)), ((0.0, 0.5), (1, 0))])
+@pytest.mark.parametrize(
+    ("window", "moves"), [((0.0, 1.0), (1, 1)), ((0.5, 1.0), (0, 1)), ((0.0, 0.5), (1, 0))]
+)
 def test_a_negative_embedding_moves_before_the_method_is_asked(window, moves):
-    """embeddings = [prompt, n]. r = sum <LIKED, decode(x0_hat)> falls with n where ENCODER LIKED > 0 and g > 1: n goes down
-    there, at first by lr in each number. `negative_prompt` is replaced."""
+    """embeddings = [prompt, n]. r = sum <LIKED, decode(x0_hat)> falls with n where ENCODER LIKED >
+    0 and g > 1: n goes down there, at first by lr in each number. `negative_prompt` is replaced."""
     start = torch.tensor([0.3, 0.2], dtype=torch.float64)
     negative, method = NegativeEmbedding(start, GUIDANCE, lr=0.125, steps=window), Recorder()
     _, run_, seen = run(method, negative=negative, reward=liked, negative_prompt="no")
@@ -105,7 +133,9 @@ def test_a_negative_embedding_moves_before_the_method_is_asked(window, moves):
     for given, record, moved in zip(method.given, run_.history, moves, strict=True):
         torch.testing.assert_close(given["embeddings"][0], embedding("yes")[0])
         n = given["embeddings"][1]
-        assert torch.equal(n != previous, torch.full((2,), bool(moved))) and ("negative_norm" in record) == bool(moved)
+        assert torch.equal(n != previous, torch.full((2,), bool(moved))) and (
+            "negative_norm" in record
+        ) == bool(moved)
         if moved and torch.equal(previous, start):
             torch.testing.assert_close(n, start + 0.125 * down, rtol=1e-6, atol=1e-6)
         previous = n
@@ -113,7 +143,8 @@ def test_a_negative_embedding_moves_before_the_method_is_asked(window, moves):
 
 
 def test_noises_are_independent_and_standard_normal():
-    """Mean 0, variance 1, fourth moment 3, and no correlation between two noises, pictures or steps, to 5 standard errors."""
+    """Mean 0, variance 1, fourth moment 3, and no correlation between two noises, pictures or
+    steps, to 5 standard errors."""
     method = Recorder()
     method.n_noises = 2000
     run(method)
@@ -123,16 +154,21 @@ def test_noises_are_independent_and_standard_normal():
         assert abs((eps**power).mean() - moment) < 5 * (variance / eps.numel()) ** 0.5
     for dim in range(eps.ndim):
         product = eps * eps.roll(1, dim)
-        assert abs(product.mean()) < 5 * (2 / eps.numel()) ** 0.5, dim  # with two entries each product is there twice
+        assert abs(product.mean()) < 5 * (2 / eps.numel()) ** 0.5, (
+            dim
+        )  # with two entries each product is there twice
     plain = run(lambda x, t, eps, context: torch.zeros_like(x))[2]
     assert all(info["eps"].shape == (1, B, 2, 2, 2) for info in plain)
 
 
 def test_timesteps_are_uniform_between_moving_bounds():
-    """t in {t_min(step), ..., t_max(step)}, rounded to whole timesteps, each end included, linear between first and last."""
+    """t in {t_min(step), ..., t_max(step)}, rounded to whole timesteps, each end included,
+    linear between first and last."""
     t_min, t_max = (100 / 399, 200 / 399), (102 / 399, 202 / 399)
     seen = run(cameras_per_step=64, steps=3, t_min=t_min, t_max=t_max)[2]
-    assert [sorted(set(info["t"].tolist())) for info in seen] == [[n, n + 1, n + 2] for n in (100, 150, 200)]
+    assert [sorted(set(info["t"].tolist())) for info in seen] == [
+        [n, n + 1, n + 2] for n in (100, 150, 200)
+    ]
     bounds = 0.0999, 0.6  # of 399: 39.86 and 239.4
     seen = run(t_min=bounds, t_max=bounds)[2]
     assert [info["t"].tolist() for info in seen] == [[40] * B, [239] * B]
@@ -142,14 +178,17 @@ def test_timesteps_are_uniform_between_moving_bounds():
 def test_a_method_can_have_one_timestep_for_all_pictures():
     method = Recorder()
     method.shared_timestep = True
-    shared, own = (torch.stack([info["t"] for info in run(m, steps=4)[2]]) for m in (method, Recorder()))
+    shared, own = (
+        torch.stack([info["t"] for info in run(m, steps=4)[2]]) for m in (method, Recorder())
+    )
     assert shared.shape == own.shape == (4, B)
     assert (shared == shared[:, :1]).all() and len(set(shared[:, 0].tolist())) > 1
     assert not (own == own[:, :1]).all()
 
 
 def test_the_seed_makes_every_choice():
-    """Cameras, places along rays, timesteps, noises and the negative embedding's own: torch's global generator has no say."""
+    """Cameras, places along rays, timesteps, noises and the negative embedding's own: torch's
+    global generator has no say."""
 
     def drawn(seed, elsewhere):
         torch.manual_seed(elsewhere)
@@ -166,24 +205,51 @@ def test_the_seed_makes_every_choice():
 
 
 def test_steps_are_recorded_and_paid_for():
-    """At the callback the step is over and in the history; costs are what the prior itself counts, and B renders a step."""
+    """At the callback the step is over and in the history; costs are what the prior itself
+    counts, and B renders a step."""
     world, checks = World(), []
     negative = NegativeEmbedding(embedding("")[0], GUIDANCE)
 
     def check(info):
         run_ = info["run"]
-        checks.append((info["step"], run_.steps, len(run_.history), run_.cost.renders, run_.cost.prior_evaluations))
+        checks.append(
+            (
+                info["step"],
+                run_.steps,
+                len(run_.history),
+                run_.cost.renders,
+                run_.cost.prior_evaluations,
+            )
+        )
         assert run_.cost.prior_evaluations == world.asked
 
-    _, run_, seen = run(SDS(GUIDANCE, n_noises=N), world, check, steps=3, negative=negative, reward=liked)
+    _, run_, seen = run(
+        SDS(GUIDANCE, n_noises=N), world, check, steps=3, negative=negative, reward=liked
+    )
     a_step = 2 * N * B + 2 * B  # prompt and negative prompt for each noise, and both once for n
     assert checks == [(i, i + 1, i + 1, (i + 1) * B, (i + 1) * a_step) for i in range(3)]
     assert set(run_.cost.seconds) == {"total", "render", "prior", "backward"}
     for step, (record, info) in enumerate(zip(run_.history, seen, strict=True)):
-        assert record["step"] == step and record["opacity"] == pytest.approx(info["rendering"].opacity.mean().item())
-        assert record["gradient_rms"] == pytest.approx(info["gradient"].square().mean().sqrt().item())
+        assert record["step"] == step and record["opacity"] == pytest.approx(
+            info["rendering"].opacity.mean().item()
+        )
+        assert record["gradient_rms"] == pytest.approx(
+            info["gradient"].square().mean().sqrt().item()
+        )
         assert record["negative_norm"] > 0 and record.items() >= info["metrics"].items()
-        names = {"cameras", "rendering", "x", "t", "eps", "gradient", "loss", "field", "optimizer", "context", "negative"}
+        names = {
+            "cameras",
+            "rendering",
+            "x",
+            "t",
+            "eps",
+            "gradient",
+            "loss",
+            "field",
+            "optimizer",
+            "context",
+            "negative",
+        }
         assert names <= info.keys()
         x_t = SCHEDULE.add_noise(info["x"].detach(), info["eps"], info["t"])
         torch.testing.assert_close(info["context"].predictions.x_t, x_t)
@@ -194,31 +260,46 @@ def test_a_step_that_fails_leaves_the_field_as_the_step_before_made_it(failing):
     """A method's NaN: nothing that was computed before is lost."""
     method = Recorder()
     method.base = lambda x, t, eps, context: x / 0 if len(method.given) > failing else x
-    with pytest.raises(NonFiniteError, match=f"^step {failing}: the method's gradient is not finite.*last good state") as error:
+    with pytest.raises(
+        NonFiniteError,
+        match=f"^step {failing}: the method's gradient is not finite.*last good state",
+    ) as error:
         run(method, steps=5)
     assert len(error.value.seen) == failing
     assert same(error.value.field, error.value.seen[-1]["after"] if failing else Fog())
 
 
 def test_a_step_that_makes_the_field_infinite_is_taken_back():
-    """An infinite learning rate in step 1, noticed in step 2: the field is back where step 1 began."""
+    """An infinite learning rate in step 1, noticed in step 2: the field is back where step 1
+    began."""
 
     def explode(info):
         for group in info["optimizer"].param_groups:
             group["lr"] = math.inf
 
-    with pytest.raises(NonFiniteError, match="^step 2: field.density is not finite.*last good state") as error:
+    with pytest.raises(
+        NonFiniteError, match="^step 2: field.density is not finite.*last good state"
+    ) as error:
         run(steps=5, callback=lambda info: explode(info) if info["step"] == 0 else None)
     assert not error.value.seen[1]["after"].density.isfinite().any()
-    assert same(error.value.field, error.value.seen[0]["after"]) and not same(error.value.field, Fog())
+    assert same(error.value.field, error.value.seen[0]["after"]) and not same(
+        error.value.field, Fog()
+    )
 
 
 def test_what_no_ray_meets_is_put_back_too():
-    """NaN in a number without influence on the pictures: the next step names it, and no copy of it is handed back as good."""
+    """NaN in a number without influence on the pictures: the next step names it, and no copy of
+    it is handed back as good."""
     field = Fog()
     field.corner = nn.Parameter(torch.ones(1))
-    with pytest.raises(NonFiniteError, match="^step 2: field.corner is not finite.*last good state"):
-        run(field=field, steps=5, callback=lambda info: field.corner.data.fill_(math.nan if info["step"] == 1 else 1.0))
+    with pytest.raises(
+        NonFiniteError, match="^step 2: field.corner is not finite.*last good state"
+    ):
+        run(
+            field=field,
+            steps=5,
+            callback=lambda info: field.corner.data.fill_(math.nan if info["step"] == 1 else 1.0),
+        )
     assert field.corner.item() == 1.0
 
 
@@ -240,13 +321,18 @@ class Counting(Recorder):
 
 @pytest.mark.parametrize(("error", "every", "done"), [(Stop, 2, 2), (KeyboardInterrupt, 50, 4)])
 def test_a_checkpoint_is_the_state_between_two_steps(tmp_path, error, every, done):
-    """Stopped in the callback of step 3 and resumed: field, n, method, history and costs are those of the unbroken run."""
+    """Stopped in the callback of step 3 and resumed: field, n, method, history and costs are
+    those of the unbroken run."""
 
     def parts(**options):
         negative = NegativeEmbedding(embedding("")[0], GUIDANCE)
         field, run_, seen = run(Counting(), steps=5, negative=negative, reward=liked, **options)
         cost = run_.cost.renders, run_.cost.prior_evaluations
-        return [*field.state_dict().values(), negative.embedding], (run_.history, run_.steps, cost), seen
+        return (
+            [*field.state_dict().values(), negative.embedding],
+            (run_.history, run_.steps, cost),
+            seen,
+        )
 
     def stop(info):
         if info["step"] == 3:
@@ -259,4 +345,6 @@ def test_a_checkpoint_is_the_state_between_two_steps(tmp_path, error, every, don
     for steps_left in (range(done, 5), range(0)):  # the last step writes one too
         resumed, again, seen = parts(**options, resume=True)
         assert [info["step"] for info in seen] == list(steps_left)
-        assert again == numbers and all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+        assert again == numbers and all(
+            torch.equal(a, b) for a, b in zip(whole, resumed, strict=True)
+        )

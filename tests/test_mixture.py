@@ -1,4 +1,5 @@
-"""The exact prior: every closed form against brute-force integration, autograd, or plain algebra."""
+"""The exact prior: every closed form against brute-force integration, autograd, or plain
+algebra."""
 
 import math
 
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.algebra
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_against_brute_force_integration(d):
-    """p_t = int p_0 N(x_t; a x, s^2) dx; E[x|x_t] and Cov(x|x_t) likewise; for the null and another prompt."""
+    """p_t = int p_0 N(x_t; a x, s^2) dx; E[x|x_t] and Cov(x|x_t) likewise; for the null and
+    another prompt."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     embeddings = torch.stack([torch.zeros(len(weights)).double(), normal(1, len(weights))])
@@ -55,7 +57,8 @@ def test_against_brute_force_integration(d):
 
 @pytest.mark.parametrize("d", [1, 2, 4])
 def test_posterior_against_plain_algebra(d):
-    """g_k, x0_hat = sum g_k m_k, sum g_k (Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T), eps_hat = (x_t - a x0_hat)/s."""
+    """g_k, x0_hat = sum g_k m_k, sum g_k (Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T), eps_hat =
+    (x_t - a x0_hat)/s."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(3, 6, d)
@@ -66,7 +69,8 @@ def test_posterior_against_plain_algebra(d):
     close(prior.responsibilities(x_t, t)[0], g)
     close(prior.denoise(x_t, t)[0], mean)
     close(
-        prior.posterior_covariance(x_t, t)[0], torch.einsum("bm,bmij->bij", g, lam + spread[..., None] * spread[..., None, :])
+        prior.posterior_covariance(x_t, t)[0],
+        torch.einsum("bm,bmij->bij", g, lam + spread[..., None] * spread[..., None, :]),
     )
     close(prior.predict_noise(x_t, t)[0], (x_t - a * mean) / s)
 
@@ -74,15 +78,22 @@ def test_posterior_against_plain_algebra(d):
 @pytest.mark.parametrize("form", ["full", "diagonal", "isotropic"])
 @pytest.mark.parametrize("noised", [True, False])
 def test_score_is_the_gradient_of_the_log_density(form, noised):
-    """score = grad log p_t by autograd; eps_hat = -s score; Tweedie: x0_hat = (x_t + s^2 score)/a."""
+    """score = grad log p_t by autograd; eps_hat = -s score; Tweedie: x0_hat = (x_t + s^2
+    score)/a."""
     weights, means, full = world(3)
-    covariances = {"full": full, "diagonal": full.diagonal(dim1=1, dim2=2), "isotropic": full[:, 0, 0]}[form]
+    covariances = {
+        "full": full,
+        "diagonal": full.diagonal(dim1=1, dim2=2),
+        "isotropic": full[:, 0, 0],
+    }[form]
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     embeddings = normal(4, 2, 3)
     x_t, t = noisy(5, 6, 3)
     x_t.requires_grad_()
     log_p = prior.log_prob(x_t, t if noised else None, embeddings)
-    gradients = torch.stack([torch.autograd.grad(row.sum(), x_t, retain_graph=True)[0] for row in log_p])
+    gradients = torch.stack(
+        [torch.autograd.grad(row.sum(), x_t, retain_graph=True)[0] for row in log_p]
+    )
     score = prior.score(x_t, t if noised else None, embeddings)
     close(score, gradients)
     if noised:
@@ -92,14 +103,19 @@ def test_score_is_the_gradient_of_the_log_density(form, noised):
 
 
 def test_jacobian_of_the_denoiser_is_the_posterior_covariance():
-    """J = d x0_hat/d x_t = (a/s^2) Cov(x_0|x_t), symmetric positive semidefinite; d eps_hat/d x_t = (I - a J)/s."""
+    """J = d x0_hat/d x_t = (a/s^2) Cov(x_0|x_t), symmetric positive semidefinite; d eps_hat/d
+    x_t = (I - a J)/s."""
     weights, means, covariances = world(3)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(6, 5, 3)
     a, s = (level[..., None] for level in levels(t))
     jacobian = (a / s**2) * prior.posterior_covariance(x_t, t)[0]
     for i in range(len(t)):
-        close(jacobian[i], finite_difference(lambda x, i=i: prior.denoise(x[None], t[[i]])[0, 0], x_t[i]), 1e-9)
+        close(
+            jacobian[i],
+            finite_difference(lambda x, i=i: prior.denoise(x[None], t[[i]])[0, 0], x_t[i]),
+            1e-9,
+        )
         d_eps = finite_difference(lambda x, i=i: prior.predict_noise(x[None], t[[i]])[0, 0], x_t[i])
         close(d_eps, (torch.eye(3).double() - a[i] * jacobian[i]) / s[i], 1e-9)
     close(jacobian, jacobian.mT, 1e-14)
@@ -107,13 +123,18 @@ def test_jacobian_of_the_denoiser_is_the_posterior_covariance():
 
 
 def test_full_diagonal_and_isotropic_are_one_distribution():
-    """Covariances v I in four forms give the same answers and tilts; events of any shape are only flattened."""
+    """Covariances v I in four forms give the same answers and tilts; events of any shape are
+    only flattened."""
     weights, means, _ = world(6)
     v = tensor(0.3, 0.3, 0.3)
     eye = torch.eye(6).double()
     forms = [0.3, v, v[:, None].expand(3, 6), v[:, None, None] * eye]
     x_t, t = noisy(7, 4, 6)
-    embeddings, slope, Q = normal(8, 2, 3), normal(9, 6), torch.diag(tensor(0, 1, 2, 0.5, 0, 3)[:, None].flatten())
+    embeddings, slope, Q = (
+        normal(8, 2, 3),
+        normal(9, 6),
+        torch.diag(tensor(0, 1, 2, 0.5, 0, 3)[:, None].flatten()),
+    )
     answers = []
     for covariances in forms:
         prior = GaussianMixture(weights, means, covariances, SCHEDULE)
@@ -141,11 +162,16 @@ def test_full_diagonal_and_isotropic_are_one_distribution():
 
 @pytest.mark.parametrize("form", ["full", "diagonal", "isotropic"])
 def test_samples_have_the_mixtures_moments(form):
-    """mean = sum w mu, Cov = sum w (S + mu mu^T) - mean mean^T, within 4 standard errors, for a prompt."""
+    """mean = sum w mu, Cov = sum w (S + mu mu^T) - mean mean^T, within 4 standard errors, for a
+    prompt."""
     n, (weights, means, full) = 200_000, world(3)
     diagonal = full.diagonal(dim1=1, dim2=2)
     given = {"full": full, "diagonal": diagonal, "isotropic": diagonal[:, :1]}[form]
-    covariances = {"full": full, "diagonal": torch.diag_embed(diagonal), "isotropic": diagonal[:, :1, None] * torch.eye(3)}
+    covariances = {
+        "full": full,
+        "diagonal": torch.diag_embed(diagonal),
+        "isotropic": diagonal[:, :1, None] * torch.eye(3),
+    }
     embedding = tensor(1.0, -0.5, 0.2)
     prior = GaussianMixture(weights, means, given, SCHEDULE)
     x = prior.sample(n, torch.Generator().manual_seed(0), embedding)
@@ -161,7 +187,8 @@ def test_samples_have_the_mixtures_moments(form):
 
 
 def test_prompts_are_reweighted_components():
-    """eps_y - eps_null = -s grad log p(y|x_t), where p(y|x_t) = sum_k g_k p(y|k): a soft class and a hard one."""
+    """eps_y - eps_null = -s grad log p(y|x_t), where p(y|x_t) = sum_k g_k p(y|k): a soft class
+    and a hard one."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(11, 5, 2)
@@ -184,7 +211,8 @@ def test_prompts_are_reweighted_components():
 
 
 def test_responsibilities_of_a_prompt():
-    """g_k(x_t | e) is proportional to g_k(x_t) exp(e_k): the prompt's log-weights are added to the components'."""
+    """g_k(x_t | e) is proportional to g_k(x_t) exp(e_k): the prompt's log-weights are added to
+    the components'."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     embeddings, (x_t, t) = normal(25, 2, 3), noisy(26, 4, 2)
@@ -193,19 +221,24 @@ def test_responsibilities_of_a_prompt():
 
 
 def test_predictions_are_differentiable_in_the_embedding():
-    """d x0_hat/d e_k = g_k (m_k - x0_hat) in plain algebra; d eps_hat/d e and d log p/d e by finite differences."""
+    """d x0_hat/d e_k = g_k (m_k - x0_hat) in plain algebra; d eps_hat/d e and d log p/d e by
+    finite differences."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     e, (x_t, t) = normal(12, 3), noisy(13, 4, 2)
     jacobian = torch.autograd.functional.jacobian(lambda e: prior.denoise(x_t, t, e[None])[0], e)
     g, m, _ = plain_posterior(x_t, t, weights * e.exp(), means, covariances)
     close(jacobian, torch.einsum("bm,bmd->bdm", g, m - (g[..., None] * m).sum(1, keepdim=True)))
-    for f in (lambda e: prior.predict_noise(x_t, t, e[None])[0], lambda e: prior.log_prob(x_t, t, e[None])[0]):
+    for f in (
+        lambda e: prior.predict_noise(x_t, t, e[None])[0],
+        lambda e: prior.log_prob(x_t, t, e[None])[0],
+    ):
         close(torch.autograd.functional.jacobian(f, e), finite_difference(f, e), 1e-9)
 
 
 def test_degenerate_worlds_stay_exact_and_finite():
-    """Weight 0 = no component; singular S keeps x0_hat on the component's line; finite at t = 0, t = T-1, far away."""
+    """Weight 0 = no component; singular S keeps x0_hat on the component's line; finite at t = 0,
+    t = T-1, far away."""
     weights, means, covariances = world(2)
     x_t, t = noisy(19, 4, 2)
     with_zero = GaussianMixture(tensor(0.4, 0.6, 0.0), means, covariances, SCHEDULE)
@@ -218,37 +251,60 @@ def test_degenerate_worlds_stay_exact_and_finite():
         thin = torch.outer(line, line) + width * torch.outer(normal_to_line, normal_to_line)
         prior = GaussianMixture([1.0], means[:1], thin[None], SCHEDULE)
         for x in (x_t, 1e4 * x_t):
-            close(((prior.denoise(x, t)[0] - means[0]) @ normal_to_line) / x.norm(), torch.zeros(4).double(), 1e-11)
+            close(
+                ((prior.denoise(x, t)[0] - means[0]) @ normal_to_line) / x.norm(),
+                torch.zeros(4).double(),
+                1e-11,
+            )
         tilted, log_z = prior.tilt_quadratic(means[1], torch.outer(line, line), 0.5)
-        # along the line a Gaussian of variance 1 meets precision 2: variance 1/3; across it nothing can move
+        # along the line a Gaussian of variance 1 meets precision 2: variance 1/3; across it nothing
+        # can move
         close(tilted.covariances[0], torch.outer(line, line) / 3, 1e-11)
         close((tilted.means[0] - means[0]) @ normal_to_line, torch.zeros(()).double(), 1e-11)
         close((tilted.means[0] - means[0]) @ line, 2 / 3 * (means[1] - means[0]) @ line, 1e-11)
-        close(log_z, -0.5 * torch.log(tensor(3.0))[0] - ((means[1] - means[0]) @ line) ** 2 / 3, 1e-11)
+        close(
+            log_z, -0.5 * torch.log(tensor(3.0))[0] - ((means[1] - means[0]) @ line) ** 2 / 3, 1e-11
+        )
 
     rank_one = torch.outer(line, line).expand(3, 2, 2)
     for dtype, far in ((torch.float64, 1e6), (torch.float32, 1e3)):
-        prior = GaussianMixture(tensor(1.0, 0.0, 1e-300).to(dtype), means.to(dtype), rank_one.to(dtype), SCHEDULE)
+        prior = GaussianMixture(
+            tensor(1.0, 0.0, 1e-300).to(dtype), means.to(dtype), rank_one.to(dtype), SCHEDULE
+        )
         x = (far * normal(20, 2, 2)).to(dtype).requires_grad_()
         e = torch.zeros(1, 3, dtype=dtype, requires_grad=True)
         ends = torch.tensor([0, T - 1])
-        outputs = [f(x, ends, e) for f in (prior.predict_noise, prior.denoise, prior.log_prob, prior.posterior_covariance)]
+        outputs = [
+            f(x, ends, e)
+            for f in (
+                prior.predict_noise,
+                prior.denoise,
+                prior.log_prob,
+                prior.posterior_covariance,
+            )
+        ]
         gradients = torch.autograd.grad(torch.stack([out.sum() for out in outputs]).sum(), (x, e))
-        assert all(bool(out.isfinite().all()) and out.dtype == dtype for out in [*outputs, *gradients])
+        assert all(
+            bool(out.isfinite().all()) and out.dtype == dtype for out in [*outputs, *gradients]
+        )
 
 
 @pytest.mark.parametrize("form", [(), (3,), (3, 2), (3, 2, 2)])
 def test_a_world_of_points(form):
-    """S_k = 0, in any form: x0_hat = sum_k g_k mu_k with g = softmax(log pi_k - |x_t - a mu_k|^2 / (2 s^2))."""
+    """S_k = 0, in any form: x0_hat = sum_k g_k mu_k with g = softmax(log pi_k - |x_t - a mu_k|^2
+    / (2 s^2))."""
     weights, means, _ = world(2)
     prior, (x_t, t) = GaussianMixture(weights, means, torch.zeros(form), SCHEDULE), noisy(29, 5, 2)
     a, s = levels(t)
-    g = (weights.log() - ((x_t[:, None] - a[:, None] * means) ** 2).sum(-1) / (2 * s**2)).softmax(-1)
+    g = (weights.log() - ((x_t[:, None] - a[:, None] * means) ** 2).sum(-1) / (2 * s**2)).softmax(
+        -1
+    )
     close(prior.denoise(x_t, t)[0], g @ means)
 
 
 def test_a_singular_covariance_has_no_clean_density():
-    """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny, of either sign."""
+    """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny, of
+    either sign."""
     for seed in range(10):
         root = normal(seed, 1, 4, 3)
         prior = GaussianMixture([1.0], torch.zeros(1, 4).double(), root @ root.mT, SCHEDULE)
@@ -257,25 +313,40 @@ def test_a_singular_covariance_has_no_clean_density():
 
 
 def test_each_covariance_has_its_own_rounding():
-    """What is rounding beside 1e8 is accepted there, whatever the neighbour; beside 1 less of it is refused."""
+    """What is rounding beside 1e8 is accepted there, whatever the neighbour; beside 1 less of it
+    is refused."""
     small, large = tensor([1, 0], [0, 1]), tensor([1e8, 0], [0, 1e8])
     crooked, negative = tensor([0, 1e-8], [0, 0]), tensor([0, 0], [0, -1e8 - 1e-8])
     weights, means = tensor(0.5, 0.5), torch.zeros(2, 2).double()
     for error in (crooked, negative):
-        close(GaussianMixture(weights, means, torch.stack((large + error, small)), SCHEDULE).covariances[1], small)
-    for error, message in ((crooked / 100, "symmetric"), (tensor([0, 0], [0, -1 - 1e-10]), "positive semidefinite")):
+        close(
+            GaussianMixture(
+                weights, means, torch.stack((large + error, small)), SCHEDULE
+            ).covariances[1],
+            small,
+        )
+    for error, message in (
+        (crooked / 100, "symmetric"),
+        (tensor([0, 0], [0, -1 - 1e-10]), "positive semidefinite"),
+    ):
         with pytest.raises(ValueError, match=f"^covariances must be {message}"):
             GaussianMixture(weights, means, torch.stack((large, small + error)), SCHEDULE)
 
 
 def test_everything_comes_in_the_type_of_the_means():
-    """float64 weights, covariances, embeddings and samples beside float32 means are computed in float32."""
+    """float64 weights, covariances, embeddings and samples beside float32 means are computed in
+    float32."""
     prior = GaussianMixture(tensor(0.2, 0.8), torch.zeros(2, 3), tensor(1.0, 2.0), SCHEDULE)
     x, e = normal(27, 4, 3), normal(28, 1, 2)
-    assert {prior.log_weights.dtype, prior.log_prob(x, None, e).dtype, prior.score(x, torch.tensor([9]), e).dtype} == {
-        torch.float32
-    }
-    assert prior.sample(1, torch.Generator()).shape == (1, 3) and prior.sample(1, torch.Generator()).dtype == torch.float32
+    assert {
+        prior.log_weights.dtype,
+        prior.log_prob(x, None, e).dtype,
+        prior.score(x, torch.tensor([9]), e).dtype,
+    } == {torch.float32}
+    assert (
+        prior.sample(1, torch.Generator()).shape == (1, 3)
+        and prior.sample(1, torch.Generator()).dtype == torch.float32
+    )
 
 
 PRIOR = GaussianMixture(tensor(0.5, 0.5), torch.zeros(2, 3), 1.0, SCHEDULE)
@@ -290,39 +361,90 @@ def mixture(weights, means=TWO, covariances=1.0):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: mixture([1.0], means=[[0.0]]), r"means: expected .*, got \[\[0.0\]\]; use torch.tensor"),
-        (lambda: mixture([1.0], means=torch.zeros(3)), r"means: expected a floating-point tensor \(m, d\), got \(3,\)"),
-        (lambda: mixture([1.0], means=torch.full((1, 1), math.nan)), "means: expected finite numbers"),
+        (
+            lambda: mixture([1.0], means=[[0.0]]),
+            r"means: expected .*, got \[\[0.0\]\]; use torch.tensor",
+        ),
+        (
+            lambda: mixture([1.0], means=torch.zeros(3)),
+            r"means: expected a floating-point tensor \(m, d\), got \(3,\)",
+        ),
+        (
+            lambda: mixture([1.0], means=torch.full((1, 1), math.nan)),
+            "means: expected finite numbers",
+        ),
         (lambda: mixture([1.0]), r"weights must have shape \(2,\), got \(1,\)"),
         (lambda: mixture([1.5, -0.5]), "weights must be nonnegative"),
         (lambda: mixture([0.0, 0.0]), "weights must be nonnegative with a positive sum"),
         (lambda: mixture(["a", "b"]), r"weights: expected real numbers, got \['a', 'b'\]"),
-        (lambda: mixture([1.0, 1.0], covariances="wide"), "covariances: expected real numbers, got 'wide'"),
+        (
+            lambda: mixture([1.0, 1.0], covariances="wide"),
+            "covariances: expected real numbers, got 'wide'",
+        ),
         (
             lambda: mixture([1.0, 1.0], covariances=torch.eye(3)),
-            r"covariances must have shape \(\), \(2,\), \(2, 1\) or \(2, 1, 1\) for means \(2, 1\), got \(3, 3\)",
+            (
+                r"covariances must have shape \(\), \(2,\), \(2, 1\) or \(2, 1, 1\) for means \(2,"
+                r" 1\), got \(3, 3\)"
+            ),
         ),
-        (lambda: mixture([1.0, 1.0], covariances=-1.0), "covariances must be positive semidefinite"),
+        (
+            lambda: mixture([1.0, 1.0], covariances=-1.0),
+            "covariances must be positive semidefinite",
+        ),
         (lambda: mixture([1.0, 1.0], covariances=math.inf), "covariances must be finite"),
         (lambda: mixture([1.0, 1.0], covariances=-math.inf), "covariances must be finite"),
-        (lambda: mixture([1.0], torch.zeros(1, 2), tensor([[1, 2], [2, 1]])), "covariances .* an eigenvalue of -1"),
-        (lambda: mixture([1.0], torch.zeros(1, 2), tensor([[1, 0.5], [0, 1]])), "covariances must be symmetric"),
+        (
+            lambda: mixture([1.0], torch.zeros(1, 2), tensor([[1, 2], [2, 1]])),
+            "covariances .* an eigenvalue of -1",
+        ),
+        (
+            lambda: mixture([1.0], torch.zeros(1, 2), tensor([[1, 0.5], [0, 1]])),
+            "covariances must be symmetric",
+        ),
         (lambda: PRIOR.log_prob(torch.zeros(4, 2)), "x_t must hold 3 numbers per sample"),
         (lambda: PRIOR.log_prob(X / 0), "x_t: expected finite numbers"),
-        (lambda: PRIOR.predict_noise(X, torch.zeros(2).long()), r"t: expected .*, got \(2,\) int64 beside x_t \(4, 3\)"),
+        (
+            lambda: PRIOR.predict_noise(X, torch.zeros(2).long()),
+            r"t: expected .*, got \(2,\) int64 beside x_t \(4, 3\)",
+        ),
         (lambda: PRIOR.predict_noise(X, None), "t must be given"),
         (lambda: PRIOR.score(X, None, torch.zeros(1, 3)), r"embeddings must have shape \(1, 2\)"),
-        (lambda: PRIOR.score(X, None, tensor([0, math.nan])), "embeddings: expected numbers, got NaN"),
-        (lambda: PRIOR.score(X, None, tensor([0, 0], [-math.inf] * 2)), "embeddings must leave at least one"),
-        (lambda: PRIOR.sample(0, torch.Generator()), "n: expected a whole number of at least 1, got 0"),
-        (lambda: PRIOR.sample(1, torch.Generator(), tensor(-math.inf, -math.inf)), "embedding must leave at least one"),
-        (lambda: PRIOR.condition(tensor(-math.inf, -math.inf)), "embedding must leave at least one"),
+        (
+            lambda: PRIOR.score(X, None, tensor([0, math.nan])),
+            "embeddings: expected numbers, got NaN",
+        ),
+        (
+            lambda: PRIOR.score(X, None, tensor([0, 0], [-math.inf] * 2)),
+            "embeddings must leave at least one",
+        ),
+        (
+            lambda: PRIOR.sample(0, torch.Generator()),
+            "n: expected a whole number of at least 1, got 0",
+        ),
+        (
+            lambda: PRIOR.sample(1, torch.Generator(), tensor(-math.inf, -math.inf)),
+            "embedding must leave at least one",
+        ),
+        (
+            lambda: PRIOR.condition(tensor(-math.inf, -math.inf)),
+            "embedding must leave at least one",
+        ),
         (lambda: PRIOR.tilt_linear(torch.zeros(2), 1.0), r"v must have shape \(3,\)"),
         (lambda: PRIOR.tilt_linear(torch.zeros(3), 0.0), "beta must be positive"),
         (lambda: PRIOR.tilt_quadratic(torch.zeros(3), torch.eye(3), -1.0), "beta must be positive"),
-        (lambda: PRIOR.tilt_quadratic(torch.zeros(3), -torch.eye(3), 1.0), "Q must be positive semidefinite"),
-        (lambda: PRIOR.tilt_quadratic(torch.zeros(3), torch.eye(2), 1.0), r"Q must have shape \(3, 3\)"),
-        (lambda: PRIOR.tilt_quadratic(torch.zeros(2), torch.eye(3), 1.0), r"b must have shape \(3,\)"),
+        (
+            lambda: PRIOR.tilt_quadratic(torch.zeros(3), -torch.eye(3), 1.0),
+            "Q must be positive semidefinite",
+        ),
+        (
+            lambda: PRIOR.tilt_quadratic(torch.zeros(3), torch.eye(2), 1.0),
+            r"Q must have shape \(3, 3\)",
+        ),
+        (
+            lambda: PRIOR.tilt_quadratic(torch.zeros(2), torch.eye(3), 1.0),
+            r"b must have shape \(3,\)",
+        ),
         (lambda: PRIOR.tilt_components(torch.zeros(3), 1.0), r"r must have shape \(2,\)"),
         (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta must be positive"),
         (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta must be positive"),

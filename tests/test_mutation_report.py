@@ -1,4 +1,5 @@
-"""The report of the mutation tests is whole: every module, enough of its mutants killed, a reason for every survivor."""
+"""The report of the mutation tests is whole: every module, enough of its mutants killed, a
+reason for every survivor."""
 
 import re
 from pathlib import Path
@@ -15,16 +16,23 @@ def modules() -> set[str]:
 
 
 def test_every_module_is_in_the_table_and_its_mutants_are_killed():
-    """At least 85% of all and of each, killed + survivors = generated, and the tests of a module take less than 20 s."""
+    """At least 85% of all and of each, killed + survivors = generated, and the tests of a module
+    take less than 20 s."""
     rows = re.findall(r"^\| (\S+) \| (\d+) \| (\d+) \| ([\d.]+)% \| ([\d.]*) \|$", REPORT, re.M)
-    table = {name: (int(killed), int(generated), float(share), seconds) for name, killed, generated, share, seconds in rows}
+    table = {
+        name: (int(killed), int(generated), float(share), seconds)
+        for name, killed, generated, share, seconds in rows
+    }
     total = table.pop("all")
     assert modules() <= set(table)
     for name, (killed, generated, share, seconds) in table.items():
         assert killed / generated >= 0.85 and float(seconds) < 20, name
         assert generated - killed == len(re.findall(rf"^\| {name}:\d+ \|", REPORT, re.M)), name
         assert abs(100 * killed / generated - share) < 0.06, name
-    assert total[:2] == (sum(row[0] for row in table.values()), sum(row[1] for row in table.values()))
+    assert total[:2] == (
+        sum(row[0] for row in table.values()),
+        sum(row[1] for row in table.values()),
+    )
     assert total[0] / total[1] >= 0.85
 
 

@@ -1,4 +1,5 @@
-"""What README and notebooks say in numbers is what a tool counts, or what the cell above it has printed."""
+"""What README and notebooks say in numbers is what a tool counts, or what the cell above it has
+printed."""
 
 import math
 import re
@@ -15,7 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 import flops
 
 ROOT = Path(__file__).parents[1]
-ONE, NEGATIVE, REAL = "psd_in_one_notebook", "05_negative_embeddings", "06_stable_diffusion_on_colab"
+ONE, NEGATIVE, REAL = (
+    "psd_in_one_notebook",
+    "05_negative_embeddings",
+    "06_stable_diffusion_on_colab",
+)
 NUMBER = r"([-+]?\d+\.?\d*)"
 
 
@@ -25,14 +30,19 @@ def notebook(stem):
 
 def prose(stem):
     """The words of a notebook, without line breaks."""
-    return " ".join(" ".join(cell.source.split()) for cell in notebook(stem) if cell.cell_type == "markdown")
+    return " ".join(
+        " ".join(cell.source.split()) for cell in notebook(stem) if cell.cell_type == "markdown"
+    )
 
 
 def printed(stem, pattern):
-    """The numbers in the one line of a notebook's outputs that the pattern describes; # stands for a number."""
+    """The numbers in the one line of a notebook's outputs that the pattern describes; # stands
+    for a number."""
     outputs = (output for cell in notebook(stem) for output in cell.get("outputs", []))
     text = "".join(output.get("text", "") for output in outputs)
-    (found,) = re.findall("^" + re.escape(pattern).replace(r"\#", "#").replace("#", NUMBER), text, re.MULTILINE)
+    (found,) = re.findall(
+        "^" + re.escape(pattern).replace(r"\#", "#").replace("#", NUMBER), text, re.MULTILINE
+    )
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -43,15 +53,22 @@ def says(stem, *sentences):
 
 
 def test_a_word_with_a_minus_attracts():
-    """Points mu_k with weights exp(n_k), w added to n_j: the guided x0_hat moves by (g - 1) k (mu_j - x0_hat(n)) with
-    k = gamma_j (1 - e^w) / (1 - gamma_j (1 - e^w)), above 0 for w < 0. What notebook 05 says of a minus."""
+    """Points mu_k with weights exp(n_k), w added to n_j: the guided x0_hat moves by (g - 1) k (mu_j
+    - x0_hat(n)) with k = gamma_j (1 - e^w) / (1 - gamma_j (1 - e^w)), above 0 for w < 0. What
+    notebook 05 says of a minus."""
     means = torch.tensor([[0.0, 1.0], [2.0, -1.0], [-1.0, 0.5]], dtype=torch.float64)
-    world, g, j = pm.GaussianMixture(torch.ones(3), means, [0.0] * 3, pm.scaled_linear_schedule()), 2.5, 1
+    world, g, j = (
+        pm.GaussianMixture(torch.ones(3), means, [0.0] * 3, pm.scaled_linear_schedule()),
+        2.5,
+        1,
+    )
     x_t, t = torch.tensor([[0.3, 0.2]], dtype=torch.float64), torch.tensor([600])
     prompt, n = torch.tensor([[1.0, 0.0, -2.0], [0.2, -0.3, 0.1]], dtype=torch.float64)
 
     def guided(n):
-        return world.schedule.x0_from_eps(x_t, pm.cfg(*world.predict_noise(x_t, t, torch.stack((prompt, n))), g), t)[0]
+        return world.schedule.x0_from_eps(
+            x_t, pm.cfg(*world.predict_noise(x_t, t, torch.stack((prompt, n))), g), t
+        )[0]
 
     abar = world.schedule.alphas_cumprod[600]
     gamma = (n - (x_t - abar.sqrt() * means).square().sum(1) / (2 * (1 - abar))).softmax(0)
@@ -66,13 +83,20 @@ def test_notebook_05_reads_the_words_as_its_cell_does():
     for word in ("gray", "blue"):
         plus, minus = map(float, printed(NEGATIVE, f"{word}: # of the way for +3, # for -3"))
         assert plus < 0 < minus < -plus
-    says(NEGATIVE, "Plus pushes away, minus attracts", "At this weight a minus is the weaker of the two")
+    says(
+        NEGATIVE,
+        "Plus pushes away, minus attracts",
+        "At this weight a minus is the weaker of the two",
+    )
 
 
 def test_the_one_notebook_says_what_it_prints():
     (red,) = printed(ONE, "t = 999: alpha_t 0.07, posterior weight of red #")
     (best,) = printed(ONE, "best true mushroom: reward #")
-    runs = {name: printed(ONE, f"{name:15s} reward #   distance # (# x SDS)") for name in ("SDS", "pixel gradient", "PSD")}
+    runs = {
+        name: printed(ONE, f"{name:15s} reward #   distance # (# x SDS)")
+        for name in ("SDS", "pixel gradient", "PSD")
+    }
     reward, distance, times = runs["PSD"]
     assert float(reward) > float(best) and float(times) > 1.0
     says(
@@ -86,20 +110,28 @@ def test_the_one_notebook_says_what_it_prints():
 
 def test_notebook_06_says_what_it_prints():
     """The doors of the house with and without view words, and the colours of two mushrooms."""
-    with_words, without = printed(REAL, "view words: door at ['0°', '45°', '315°'], true-view distance #") + printed(
-        REAL, "no view words: door at [], true-view distance #"
-    )
+    with_words, without = printed(
+        REAL, "view words: door at ['0°', '45°', '315°'], true-view distance #"
+    ) + printed(REAL, "no view words: door at [], true-view distance #")
     (best,) = printed(REAL, "best true mushroom: reward #")
-    sds, psd = (printed(REAL, f"{name}: #% of the cap is purple, from #% to #% by view") for name in ("sds", "psd"))
-    times = {name: printed(REAL, f"{name} {{'render': '# ms', 'prior': '# ms', 'backward': '# ms'") for name in ("SDS", "PSD")}
+    sds, psd = (
+        printed(REAL, f"{name}: #% of the cap is purple, from #% to #% by view")
+        for name in ("sds", "psd")
+    )
+    times = {
+        name: printed(REAL, f"{name} {{'render': '# ms', 'prior': '# ms', 'backward': '# ms'")
+        for name in ("SDS", "PSD")
+    }
     shares = {name: float(backward) / float(prior) for name, (_, prior, backward) in times.items()}
     says(
         REAL,
         f"its distance to the true views, {with_words},",
         f"the distance to the true views is {without} instead of {with_words}",
-        f"with SDS {sds[0]}% of it, from {sds[1]}% to {sds[2]}% by view, with PSD {psd[0]}%, from {psd[1]}% to {psd[2]}%",
+        f"with SDS {sds[0]}% of it, from {sds[1]}% to {sds[2]}% by view, with PSD {psd[0]}%, from"
+        f" {psd[1]}% to {psd[2]}%",
         f"the best true mushroom has {best}",
-        f"costs {shares['SDS']:.1f} times as much as the prior in SDS, and {shares['PSD']:.1f} times as much in PSD",
+        f"costs {shares['SDS']:.1f} times as much as the prior in SDS, and {shares['PSD']:.1f}"
+        " times as much in PSD",
     )
 
 
@@ -110,13 +142,21 @@ def test_what_a_step_costs():
     table = "\n".join(flops.table(columns))
     assert table in (ROOT / "README.md").read_text()
     steps = {name: flops.steps(parts) for name, parts in columns.items()}
-    rows = [f"| {name} | {' | '.join(f'{step[name]:.2f}' for step in steps.values())} |" for name in steps["KL"]]
-    assert "\n".join((*rows, *table.splitlines()[-2:])) in "\n".join(cell.source for cell in notebook(REAL))
+    rows = [
+        f"| {name} | {' | '.join(f'{step[name]:.2f}' for step in steps.values())} |"
+        for name in steps["KL"]
+    ]
+    assert "\n".join((*rows, *table.splitlines()[-2:])) in "\n".join(
+        cell.source for cell in notebook(REAL)
+    )
     kl, default, tiny = columns["KL"], columns["default"], columns["tiny"]
     asked, own = "UNet, two noises", kl["encode"] + 2 * kl["decode"]
     says(
         REAL,
-        f"{kl['encode']:.2f} of the {steps['KL']['SDS']:.2f} TFLOP in SDS, and {own:.2f} of {steps['KL']['PSD']:.2f} in PSD",
-        f"{tiny['UNet']:.2f} of {steps['tiny']['SDS']:.2f} in SDS, {tiny[asked]:.2f} of {steps['tiny']['PSD']:.2f} in PSD",
-        f"{default[asked]:.2f} of PSD's {steps['default']['PSD']:.2f}, and the encoder {default['encode']:.2f}",
+        f"{kl['encode']:.2f} of the {steps['KL']['SDS']:.2f} TFLOP in SDS, and {own:.2f} of"
+        f" {steps['KL']['PSD']:.2f} in PSD",
+        f"{tiny['UNet']:.2f} of {steps['tiny']['SDS']:.2f} in SDS, {tiny[asked]:.2f} of"
+        f" {steps['tiny']['PSD']:.2f} in PSD",
+        f"{default[asked]:.2f} of PSD's {steps['default']['PSD']:.2f}, and the encoder"
+        f" {default['encode']:.2f}",
     )

@@ -1,4 +1,5 @@
-"""The course notebooks: cells and outputs belong together, each has what a reader needs, and they run (marker notebooks)."""
+"""The course notebooks: cells and outputs belong together, each has what a reader needs, and
+they run (marker notebooks)."""
 
 import ast
 import base64
@@ -22,7 +23,8 @@ import run_notebooks as tools
 PATHS = sorted(tools.NOTEBOOKS.glob("*.ipynb"))
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 NO_EXERCISES = {"psd_in_one_notebook"}
-# In order, the phrase with which the checker names each stub's mistake. None: it does not, or it also names a wrong one.
+# In order, the phrase with which the checker names each stub's mistake. None: it does not, or it
+# also names a wrong one.
 MISTAKES = {
     "00_text_to_3d_in_one_minute": (
         "a single mushroom",
@@ -31,7 +33,10 @@ MISTAKES = {
     ),
     "01_radiance_field": (
         "upside down (row 0 is the top row), not through the centres (half a pixel), too wide",
-        "delta is missing: opacity must not depend on the number of samples; the transmittance is inclusive",
+        (
+            "delta is missing: opacity must not depend on the number of samples; the transmittance"
+            " is inclusive"
+        ),
         "zyx: the last index is x; nearest: not interpolated",
     ),
     "02_score_distillation": (
@@ -46,7 +51,11 @@ MISTAKES = {
         None,
         "no gradient path: the loss does not depend on x as far as autograd knows",
     ),
-    "04_preference_score_distillation": (None, "the noise is not subtracted in the preference term", None),
+    "04_preference_score_distillation": (
+        None,
+        "the noise is not subtracted in the preference term",
+        None,
+    ),
     "05_negative_embeddings": (None, "is eps(x_t; n) computed under no_grad", None),
     "06_stable_diffusion_on_colab": (
         "a sector begins 22.5 degrees before its name",
@@ -81,7 +90,10 @@ def solutions(notebook):
 
 def texts(cell):
     """All text that a cell wrote."""
-    return "\n".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+    return "\n".join(
+        output.get("text", "") or output.get("data", {}).get("text/plain", "")
+        for output in cell.outputs
+    )
 
 
 def test_there_are_notebooks():
@@ -92,7 +104,9 @@ def test_there_are_notebooks():
 def test_outputs_come_from_these_cells(path):
     notebook = read(path)
     remedy = f"run python tests/tools/run_notebooks.py {path.stem}"
-    assert notebook.metadata.get("psd_mini", {}).get("code_hash") == tools.code_hash(notebook), remedy
+    assert notebook.metadata.get("psd_mini", {}).get("code_hash") == tools.code_hash(notebook), (
+        remedy
+    )
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), remedy
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"], remedy
@@ -113,9 +127,13 @@ def test_the_hash_sees_a_changed_cell_but_not_the_address():
 def test_badge_and_install_cell_are_generated(path):
     notebook, fresh = read(path), tools.generated_cells(path.stem)
     assert notebook.cells[0].source == fresh[0].source
-    assert [c.source for c in tools.tagged(notebook, tools.INSTALL)] == [c.source for c in fresh[1:]]
+    assert [c.source for c in tools.tagged(notebook, tools.INSTALL)] == [
+        c.source for c in fresh[1:]
+    ]
     if path.stem in tools.SELF_CONTAINED:
-        assert "psd_mini" not in "\n".join(re.findall(r"^\s*(?:import|from) .*", code_of(notebook), re.MULTILINE))
+        assert "psd_mini" not in "\n".join(
+            re.findall(r"^\s*(?:import|from) .*", code_of(notebook), re.MULTILINE)
+        )
 
 
 def code_of(notebook):
@@ -129,7 +147,8 @@ def test_the_install_cell_does_nothing_where_the_package_is(monkeypatch):
 
 @pytest.fixture
 def install(monkeypatch, tmp_path):
-    """Run the install cell in tmp_path/notebooks where the modules `absent` are not; the packages of each pip command."""
+    """Run the install cell in tmp_path/notebooks where the modules `absent` are not; the
+    packages of each pip command."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -138,7 +157,9 @@ def install(monkeypatch, tmp_path):
     def run(*absent):
         commands, find = [], importlib.util.find_spec
         with monkeypatch.context() as patch:
-            patch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+            patch.setattr(
+                importlib.util, "find_spec", lambda name: None if name in absent else find(name)
+            )
             patch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
             exec(tools.install_cell(), {})
         assert all(command[:4] == [sys.executable, "-m", "pip", "install"] for command in commands)
@@ -152,8 +173,11 @@ WHEEL = "psd_mini-0.1.0-py3-none-any.whl"
 
 
 @pytest.mark.parametrize("where", [".", ".."])
-def test_in_a_clone_the_install_cell_makes_it_importable_and_installs_only_what_it_needs(install, where):
-    """The notebook stands in the clone or in its folder notebooks; a wheel beside it does not matter."""
+def test_in_a_clone_the_install_cell_makes_it_importable_and_installs_only_what_it_needs(
+    install, where
+):
+    """The notebook stands in the clone or in its folder notebooks; a wheel beside it does not
+    matter."""
     folder, run = install
     clone = (folder / where).resolve()
     (clone / "psd_mini").mkdir()
@@ -167,7 +191,8 @@ def test_in_a_clone_the_install_cell_makes_it_importable_and_installs_only_what_
 
 @pytest.mark.parametrize("wheel", [True, False])
 def test_without_a_clone_the_install_cell_takes_the_wheel_or_else_the_repository(install, wheel):
-    """Without dependencies, so that the torch that is there stays; the small ones that are missing come second."""
+    """Without dependencies, so that the torch that is there stays; the small ones that are
+    missing come second."""
     folder, run = install
     if wheel:
         (folder / WHEEL).touch()
@@ -189,18 +214,25 @@ def test_pictures_get_smaller_but_keep_their_colours():
         Image.fromarray(pixels).save(buffer, format="png", compress_level=0)
         before = base64.b64encode(buffer.getvalue()).decode()
         output = nbformat.v4.new_output("display_data", {"image/png": before})
-        tools.shrink_pictures(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])]))
+        tools.shrink_pictures(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
+        )
         after = output.data["image/png"]
         assert (after != before) == shrinks
         # exact: pixels are whole numbers
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")), pixels)
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(after))).convert("RGB")), pixels
+        )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not here")
 def test_notebooks_are_linted():
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *map(str, PATHS)], cwd=tools.ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "ruff", *command, *map(str, PATHS)],
+            cwd=tools.ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -229,7 +261,11 @@ def test_every_section_has_a_picture(path):
     pictures, title = {}, None
     for cell in read(path).cells:
         heading = re.match(r"## (\d+\. .*)", cell.source) if cell.cell_type == "markdown" else None
-        for part in re.findall(r"^## (\d+\. .*)", cell.source, re.MULTILINE) if heading or "## " in cell.source else []:
+        for part in (
+            re.findall(r"^## (\d+\. .*)", cell.source, re.MULTILINE)
+            if heading or "## " in cell.source
+            else []
+        ):
             title = part
             pictures.setdefault(title, 0)
         for output in cell.get("outputs", []):
@@ -242,8 +278,14 @@ def test_every_section_has_a_picture(path):
 def test_cells_are_short():
     for path in PATHS:
         for cell in code_cells(read(path)):
-            lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
-            assert len(lines) <= 15 or tools.INSTALL in cell.metadata.get("tags", []), f"{path.stem}: {lines[0]}"
+            lines = [
+                line
+                for line in cell.source.splitlines()
+                if line.strip() and not line.strip().startswith("#")
+            ]
+            assert len(lines) <= 15 or tools.INSTALL in cell.metadata.get("tags", []), (
+                f"{path.stem}: {lines[0]}"
+            )
 
 
 @each
@@ -259,27 +301,51 @@ def test_the_stubs_fail_with_the_intended_messages(path):
 
 
 def test_measurements_written_down_in_a_notebook_are_the_recorded_ones():
-    """Notebook 05 shows sixteen runs of the sweep, which a student has neither the time nor the file for."""
-    cells = [cell.source for cell in code_cells(read(tools.NOTEBOOKS / "05_negative_embeddings.ipynb"))]
+    """Notebook 05 shows sixteen runs of the sweep, which a student has neither the time nor the
+    file for."""
+    cells = [
+        cell.source for cell in code_cells(read(tools.NOTEBOOKS / "05_negative_embeddings.ipynb"))
+    ]
     shown = next(
-        node for cell in cells if "GAINS = {" in cell for node in ast.parse(cell).body if node.targets[0].id == "GAINS"
+        node
+        for cell in cells
+        if "GAINS = {" in cell
+        for node in ast.parse(cell).body
+        if node.targets[0].id == "GAINS"
     )
-    records = map(json.loads, (Path(__file__).parent / "results" / "negative_sweep.jsonl").read_text().splitlines())
-    default = {"objective": "reward", "lr": 0.2, "radius": 6.0, "t_low": 0.5, "t_high": 0.98, "until": 1.0, "control": None}
+    records = map(
+        json.loads,
+        (Path(__file__).parent / "results" / "negative_sweep.jsonl").read_text().splitlines(),
+    )
+    default = {
+        "objective": "reward",
+        "lr": 0.2,
+        "radius": 6.0,
+        "t_low": 0.5,
+        "t_high": 0.98,
+        "until": 1.0,
+        "control": None,
+    }
     expected: dict = {name: {} for name in ("SDS", "SDS + n", "PSD", "PSD + n")}
     for record in (r for r in records if r["start"] == "high"):
         for name, settings in (("", dict.fromkeys(default)), (" + n", default)):
             if all(record.get(key) == value for key, value in settings.items()):
                 where = ("a mushroom", "a car").index(record["prompt"]), record["seed"]
                 expected[record["method"].upper() + name][where] = record["gain"]
-    in_order = {name: tuple(gain for _, gain in sorted(runs.items())) for name, runs in expected.items()}
+    in_order = {
+        name: tuple(gain for _, gain in sorted(runs.items())) for name, runs in expected.items()
+    }
     assert ast.literal_eval(shown.value) == in_order
 
 
 def test_nothing_of_the_machine_that_ran_them():
-    """No home folder, temporary folder, checkout or environment of any usual name, nor of this machine."""
+    """No home folder, temporary folder, checkout or environment of any usual name, nor of this
+    machine."""
     usual = [f"/{name}/" for name in ("home", "tmp", "root", "Users")]
-    here = [str(place) for place in (Path.home(), tempfile.gettempdir(), tools.NOTEBOOKS.parent, sys.prefix)]
+    here = [
+        str(place)
+        for place in (Path.home(), tempfile.gettempdir(), tools.NOTEBOOKS.parent, sys.prefix)
+    ]
     for path in PATHS:
         found = [text for text in (*usual, *here, "site-packages") if text in path.read_text()]
         assert not found, f"{path.stem}: {found}"
@@ -290,11 +356,15 @@ def test_nothing_of_the_machine_that_ran_them():
 def test_it_runs_and_the_solutions_pass(path):
     notebook = read(path)
     stubs, checks = tools.tagged(notebook, "stub"), tools.tagged(notebook, "check")
-    for solution, check in zip(solutions(notebook), checks, strict=True):  # after the stubs, in the same kernel
+    for solution, check in zip(
+        solutions(notebook), checks, strict=True
+    ):  # after the stubs, in the same kernel
         notebook.cells += [nbformat.v4.new_code_cell(source) for source in (solution, check.source)]
     print(f"{path.stem}, fast: {tools.execute(notebook, fast=True, timeout=300):.0f} s")
     for cell in checks:
-        assert re.search(r"WRONG|not yet", texts(cell)), f"the stub passes, or its checker says nothing: {texts(cell)}"
+        assert re.search(r"WRONG|not yet", texts(cell)), (
+            f"the stub passes, or its checker says nothing: {texts(cell)}"
+        )
     for cell in notebook.cells[len(notebook.cells) - 2 * len(stubs) + 1 :: 2] if stubs else []:
         assert re.search(r": right", texts(cell)), texts(cell)
 
@@ -305,9 +375,13 @@ def test_handouts_have_the_exercises_and_not_the_solutions(tmp_path):
     tools.main(["--handout", str(tmp_path)])
     assert [path.read_bytes() for path in PATHS] == before
     for path in PATHS:
-        whole, handed = (nbformat.read(folder / path.name, as_version=4) for folder in (path.parent, tmp_path))
+        whole, handed = (
+            nbformat.read(folder / path.name, as_version=4) for folder in (path.parent, tmp_path)
+        )
         texts = "\n".join(cell.source for cell in handed.cells)
         assert not any(cell.get("outputs") for cell in handed.cells) and "<details>" not in texts
         assert tools.code_hash(handed) == tools.code_hash(whole)
-        kept = re.sub("<details>.*?</details>", "", "\n".join(cell.source for cell in whole.cells), flags=re.S)
+        kept = re.sub(
+            "<details>.*?</details>", "", "\n".join(cell.source for cell in whole.cells), flags=re.S
+        )
         assert all(line in texts for line in kept.splitlines())

@@ -1,4 +1,5 @@
-"""The self-contained notebook and the package are two writings of one method: same inputs and seed, same numbers."""
+"""The self-contained notebook and the package are two writings of one method: same inputs and
+seed, same numbers."""
 
 import ast
 import math
@@ -13,10 +14,10 @@ import torch
 
 import psd_mini as pm
 from psd_mini.distill import opacity_entropy
-from psd_mini.sds import Context
 from psd_mini.negative import negative_loss
-from psd_mini.world.isotropic import isotropic_denoise
 from psd_mini.rewards import Colorfulness
+from psd_mini.sds import Context
+from psd_mini.world.isotropic import isotropic_denoise
 
 PATH = Path(__file__).parents[1] / "notebooks" / "psd_in_one_notebook.ipynb"
 NOTEBOOK_04 = PATH.with_name("04_preference_score_distillation.ipynb")
@@ -27,38 +28,68 @@ CLOSE = {"atol": 1e-6, "rtol": 1e-6}
 
 def prose(path):
     """The words of a notebook."""
-    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    return "\n".join(
+        cell.source
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "markdown"
+    )
 
 
 @pytest.fixture(scope="module")
 def cells():
-    return [cell.source for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"]
+    return [
+        cell.source for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"
+    ]
 
 
 @pytest.fixture(scope="module")
 def one(cells):
-    """What the notebook defines: imports, functions, classes, and the constants that need no pictures; nothing is run."""
-    names = {"BETAS", "ALPHAS_CUMPROD", "TAU", "WORDS", "KEYS", "COLOURS", "FREE", "OBJECTS", "LIGHT"}
+    """What the notebook defines: imports, functions, classes, and the constants that need no
+    pictures; nothing is run."""
+    names = {
+        "BETAS",
+        "ALPHAS_CUMPROD",
+        "TAU",
+        "WORDS",
+        "KEYS",
+        "COLOURS",
+        "FREE",
+        "OBJECTS",
+        "LIGHT",
+    }
     space: dict = {}
     for source in cells:
         for node in ast.parse(source).body:
-            targets = {n.id for target in getattr(node, "targets", []) for n in ast.walk(target) if isinstance(n, ast.Name)}
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom) or targets & names:
+            targets = {
+                n.id
+                for target in getattr(node, "targets", [])
+                for n in ast.walk(target)
+                if isinstance(n, ast.Name)
+            }
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom)
+                or targets & names
+            ):
                 exec(compile(ast.Module([node], []), str(PATH), "exec"), space)
     return SimpleNamespace(**space)
 
 
 class World:
-    """The notebook's world as a prior of the package: `means` (B, M, 3, h, w) are the pictures of the cameras at hand."""
+    """The notebook's world as a prior of the package: `means` (B, M, 3, h, w) are the pictures
+    of the cameras at hand."""
 
     def __init__(self, one, means):
         self.one, self.means, self.schedule = one, means, pm.scaled_linear_schedule()
 
     def predict_noise(self, x_t, t, embeddings, cameras=None):
         means = self.means.repeat(len(x_t) // len(self.means), 1, 1, 1, 1).flatten(2)
-        log_weights = (embeddings @ self.one.KEYS.T.to(embeddings))[:, None].expand(-1, len(x_t), -1)
+        log_weights = (embeddings @ self.one.KEYS.T.to(embeddings))[:, None].expand(
+            -1, len(x_t), -1
+        )
         alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t.flatten(1))
-        x0_hat = isotropic_denoise(x_t.flatten(1), means, log_weights, self.one.TAU**2, alpha_t, sigma_t)
+        x0_hat = isotropic_denoise(
+            x_t.flatten(1), means, log_weights, self.one.TAU**2, alpha_t, sigma_t
+        )
         return self.schedule.eps_from_x0(x_t, x0_hat.view(-1, *x_t.shape), t)
 
     def decode(self, x):
@@ -67,10 +98,13 @@ class World:
 
 @pytest.fixture(scope="module")
 def scene(one):
-    """Three views: the world's pictures, a render of a fresh field, noise, and the same in the package's words."""
+    """Three views: the world's pictures, a render of a fresh field, noise, and the same in the
+    package's words."""
     means = one.draw_world(*ANGLES).double()
     x = 2 * one.render(one.VoxelField(), *ANGLES)[0].detach().double() - 1
-    embeddings = torch.stack((one.embed("mushroom"), torch.randn(len(one.WORDS), generator=seed(3)))).double()
+    embeddings = torch.stack(
+        (one.embed("mushroom"), torch.randn(len(one.WORDS), generator=seed(3)))
+    ).double()
     context = Context(World(one, means), embeddings, None, [""] * 3, Colorfulness())
     return SimpleNamespace(means=means, x=x, e=embeddings[0], n=embeddings[1], context=context)
 
@@ -88,7 +122,9 @@ def test_as_many_lines_of_code_as_it_says(cells):
     """Lines of code cells that are not blank; notebook 04 says fewer than 300."""
     lines = [line for source in cells for line in source.splitlines() if line.strip()]
     assert f"in {len(lines)} lines of code" in prose(PATH)
-    assert re.findall(r"in less than (\d+) lines: `psd_in_one_notebook`", prose(NOTEBOOK_04)) == ["300"]
+    assert re.findall(r"in less than (\d+) lines: `psd_in_one_notebook`", prose(NOTEBOOK_04)) == [
+        "300"
+    ]
     assert len(lines) < 300
 
 
@@ -105,13 +141,19 @@ def test_torch_and_matplotlib_only(cells):
 def test_schedule(one):
     schedule = pm.scaled_linear_schedule()
     torch.testing.assert_close(one.ALPHAS_CUMPROD, schedule.alphas_cumprod, atol=1e-14, rtol=1e-12)
-    for ours, theirs in zip(one.alpha_sigma(T, torch.zeros(3)), schedule.alpha_sigma(T, torch.zeros(3, 3, 1, 1)), strict=True):
+    for ours, theirs in zip(
+        one.alpha_sigma(T, torch.zeros(3)),
+        schedule.alpha_sigma(T, torch.zeros(3, 3, 1, 1)),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def test_field_and_renderer(one):
     exact, angles = {"atol": 1e-8, "rtol": 1e-8}, [a.double() for a in ANGLES]
-    cameras = pm.Cameras(*(a.deg2rad() for a in angles), torch.full((3,), 3.0).double(), math.radians(40.0))
+    cameras = pm.Cameras(
+        *(a.deg2rad() for a in angles), torch.full((3,), 3.0).double(), math.radians(40.0)
+    )
     origin, direction = pm.camera_rays(cameras, 8, 8)
     ours = one.camera_rays(*angles, 8)
     torch.testing.assert_close(ours[0][:, 0, 0], origin, **exact)
@@ -129,18 +171,27 @@ def test_field_and_renderer(one):
 def test_denoiser(one, scene):
     x_t = scene.x + noise(1, *scene.x.shape)
     for t in (T, torch.tensor([5, 300, 999])):
-        eps_hat = torch.stack([one.predict_noise(x_t, t, e, scene.means) for e in (scene.e, scene.n)])
+        eps_hat = torch.stack(
+            [one.predict_noise(x_t, t, e, scene.means) for e in (scene.e, scene.n)]
+        )
         expected = scene.context.prior.predict_noise(x_t, t, torch.stack((scene.e, scene.n)))
         torch.testing.assert_close(eps_hat, expected, **CLOSE)
 
 
 def test_the_algebra(one):
     a, b, c = torch.randn(3, 2, 3, 4, 4, generator=seed(0), dtype=torch.float64)
-    omega, lam = torch.tensor([1.0, -1.0]).double(), torch.tensor([0.5, 0.7]).double().view(2, 1, 1, 1)
+    omega, lam = (
+        torch.tensor([1.0, -1.0]).double(),
+        torch.tensor([0.5, 0.7]).double().view(2, 1, 1, 1),
+    )
     exact = {"atol": 0.0, "rtol": 0.0}
     torch.testing.assert_close(one.cfg(a, b, 7.5), pm.cfg(a, b, 7.5), **exact)
-    torch.testing.assert_close(one.sds_gradient(a, b, c, 3.0, lam), pm.sds_gradient(a, b, c, 3.0, lam), **exact)
-    torch.testing.assert_close(one.psd_gradient(a, b, c, omega, lam, lam), pm.psd_gradient(a, b, c, omega, lam, lam))
+    torch.testing.assert_close(
+        one.sds_gradient(a, b, c, 3.0, lam), pm.sds_gradient(a, b, c, 3.0, lam), **exact
+    )
+    torch.testing.assert_close(
+        one.psd_gradient(a, b, c, omega, lam, lam), pm.psd_gradient(a, b, c, omega, lam, lam)
+    )
     torch.testing.assert_close(one.surrogate_loss(a, b), pm.surrogate_loss(a, b), **exact)
     pictures = torch.rand(4, 3, 8, 8, generator=seed(1))
     torch.testing.assert_close(one.reward(pictures), Colorfulness()(pictures), **CLOSE)
@@ -158,14 +209,22 @@ def test_sds_and_psd_give_the_same_gradient_from_the_same_seed(one, scene, g):
     expected, _ = pm.PSD(pm.SDS(g))(scene.x, t, eps, scene.context)
     gradient = one.psd(scene.x, t, *inputs[2:], seed(8), g)
     torch.testing.assert_close(gradient, expected, **CLOSE)
-    assert (gradient - one.psd(scene.x, t, *inputs[2:], seed(8), g, strength=0.0)).abs().max() > 1e-3
+    assert (
+        gradient - one.psd(scene.x, t, *inputs[2:], seed(8), g, strength=0.0)
+    ).abs().max() > 1e-3
 
 
 def test_the_field_gets_the_same_gradient(one, scene):
     """Through renderer, surrogate and entropy: the derivative with respect to every voxel."""
     gradient = 0.1 * torch.randn(scene.x.shape, generator=seed(2))
     mine, theirs = one.VoxelField(8), pm.VoxelField(8)
-    scenery = {"AZIMUTH": ANGLES[0], "ELEVATION": ANGLES[1], "WORLD": scene.means.float(), "POOL": 3, "STEPS": 4}
+    scenery = {
+        "AZIMUTH": ANGLES[0],
+        "ELEVATION": ANGLES[1],
+        "WORLD": scene.means.float(),
+        "POOL": 3,
+        "STEPS": 4,
+    }
     one.one_loss.__globals__.update(scenery)
     one.one_loss(mine, lambda *_: gradient, 0, scene.e, None, seed(5)).backward()
 
@@ -173,7 +232,9 @@ def test_the_field_gets_the_same_gradient(one, scene):
     order = torch.randperm(3, generator=generator)
     rendering = pm.render(theirs, pm.orbit(*ANGLES)[order], 32, n_samples=24, generator=generator)
     x = 2 * rendering.rgb - 1
-    (pm.surrogate_loss(x, gradient) + 0.01 * x[0].numel() * opacity_entropy(rendering.opacity)).backward()
+    (
+        pm.surrogate_loss(x, gradient) + 0.01 * x[0].numel() * opacity_entropy(rendering.opacity)
+    ).backward()
     for ours, expected in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, expected.grad, atol=1e-6, rtol=1e-4)
 
@@ -184,4 +245,6 @@ def test_the_negative_embedding_gets_the_same_gradient(one, scene):
     loss = negative_loss(n, scene.x, T, eps[None], scene.context, 2.0)
     (expected,) = torch.autograd.grad(loss, n)
     assert expected.abs().max() > 1e-4
-    torch.testing.assert_close(one.negative_gradient(n, scene.x, T, eps, scene.e, scene.means, 2.0), expected, **CLOSE)
+    torch.testing.assert_close(
+        one.negative_gradient(n, scene.x, T, eps, scene.e, scene.means, 2.0), expected, **CLOSE
+    )

@@ -1,38 +1,59 @@
-"""Pairs of opposite noises, eps_2 = -eps_1, which PSD takes unless told otherwise: what they estimate is not what two
-independent noises do (test_pair_estimator.py). float64.
+"""Pairs of opposite noises, eps_2 = -eps_1, which PSD takes unless told otherwise: what they
+estimate is not what two independent noises do (test_pair_estimator.py). float64.
 """
 
 import math
 
 import pytest
 import torch
-from gaussian_world import ALPHA, GAUSS, S_R, SIGMA, STEP, UNIFORM, WORLD, X, context, e_sech2, normal, picture
+from gaussian_world import (
+    ALPHA,
+    GAUSS,
+    S_R,
+    SIGMA,
+    STEP,
+    UNIFORM,
+    WORLD,
+    X,
+    context,
+    e_sech2,
+    normal,
+    picture,
+)
 
-from psd_mini.psd import omega
-from psd_mini.psd import PSD
+from psd_mini.psd import PSD, omega
 
 TAU = 0.4
 
 
 def mirrored_law(prior, reward=None):
-    """A law on 300 noises and their negatives, to be summed over: h (600, 3) and R (600,) by the denoiser, R of the
-    negatives, and E[omega (h_1 - h_2)] of PSD with opposite noises, a function of the name of omega."""
+    """A law on 300 noises and their negatives, to be summed over: h (600, 3) and R (600,) by the
+    denoiser, R of the negatives, and E[omega (h_1 - h_2)] of PSD with opposite noises, a function
+    of the name of omega."""
     eps = normal(300, 3, seed=53)
     eps, ctx = torch.cat((eps, -eps)), context(prior, reward, 600)
     x0_hat = prior.denoise(ALPHA * X + SIGMA * eps, torch.full((600,), STEP), ctx.embeddings)[0]
     h, r = ALPHA / SIGMA * (X - x0_hat), ctx.reward(x0_hat[..., None, None], ctx.prompts)
 
     def mean_term(kind):
-        run = {"x": X.view(1, 3, 1, 1).expand(600, -1, -1, -1), "t": torch.full((600,), STEP), "eps": picture(eps)}
+        run = {
+            "x": X.view(1, 3, 1, 1).expand(600, -1, -1, -1),
+            "t": torch.full((600,), STEP),
+            "eps": picture(eps),
+        }
         weights = (1 / SIGMA.item(), 0.0)
-        on, off = (PSD(**UNIFORM, preference_weight=lam, omega=kind, tau=TAU)(**run, context=ctx)[0] for lam in weights)
+        on, off = (
+            PSD(**UNIFORM, preference_weight=lam, omega=kind, tau=TAU)(**run, context=ctx)[0]
+            for lam in weights
+        )
         return (on - off).flatten(1).mean(0)
 
     return h, r, r.roll(300), mean_term
 
 
 def independent_term(kind, h, r):
-    """E[omega (h_1 - h_2)] where the two noises are independent draws of the law: all 600 x 600 pairs."""
+    """E[omega (h_1 - h_2)] where the two noises are independent draws of the law: all 600 x 600
+    pairs."""
     return (omega(r[:, None] - r[None], kind, TAU)[..., None] * (h[:, None] - h[None])).mean((0, 1))
 
 
@@ -41,9 +62,9 @@ def bend(images, prompts):
 
 
 def test_opposite_noises_compare_a_noise_with_its_negative():
-    """eps_2 = -eps_1, any prior and reward. Duel: E[f | win] - E[f | lose] = 4 Cov(p, f), p = sigmoid((R(eps) - R(-eps)) /
-    tau), no function of R alone; gap: 4 Cov(R_odd, f) / tau with R_odd = (R(eps) - R(-eps)) / 2. Independent noises differ.
-    """
+    """eps_2 = -eps_1, any prior and reward. Duel: E[f | win] - E[f | lose] = 4 Cov(p, f), p =
+    sigmoid((R(eps) - R(-eps)) / tau), no function of R alone; gap: 4 Cov(R_odd, f) / tau with R_odd
+    = (R(eps) - R(-eps)) / 2. Independent noises differ."""
     h, r, r_negative, mean_term = mirrored_law(WORLD, bend)
     p, odd = torch.special.expit((r - r_negative) / TAU), (r - r_negative) / 2
     given_win, given_lose = ((q[:, None] * h).sum(0) / q.sum() for q in (p, 1 - p))
@@ -56,8 +77,9 @@ def test_opposite_noises_compare_a_noise_with_its_negative():
 
 
 def test_factor_between_opposite_and_independent_noises():
-    """Gaussian prior: 2 for the gap, whatever the reward. With a linear reward sqrt 2 for hard, and the duel's goes from sqrt 2
-    to 2 as tau grows. In a mixture the gap's is another: 1.9 at this point."""
+    """Gaussian prior: 2 for the gap, whatever the reward. With a linear reward sqrt 2 for hard, and
+    the duel's goes from sqrt 2 to 2 as tau grows. In a mixture the gap's is another: 1.9 at this
+    point."""
 
     def factor(kind, prior, reward=None):
         h, r, _, mean_term = mirrored_law(prior, reward)
@@ -66,8 +88,11 @@ def test_factor_between_opposite_and_independent_noises():
 
     assert factor("gap", GAUSS) == pytest.approx(2, rel=1e-9) == factor("gap", GAUSS, bend)
     assert factor("gap", WORLD) == pytest.approx(1.9, abs=0.05)
-    # linear reward: the constants k of test_expectation_of_the_preference_term, which holds them (and hard's) against PSD
+    # linear reward: the constants k of test_expectation_of_the_preference_term, which holds them
+    # (and hard's) against PSD
     scales = [S_R / tau for tau in (1e-3, 0.1, TAU, 1.0, 10.0)]
     duel = [(2 * e_sech2(k) / e_sech2(k / math.sqrt(2))).item() for k in scales]
-    assert duel == sorted(duel) and [duel[0], duel[-1]] == pytest.approx([math.sqrt(2), 2], rel=0.01)
+    assert duel == sorted(duel) and [duel[0], duel[-1]] == pytest.approx(
+        [math.sqrt(2), 2], rel=0.01
+    )
     assert math.sqrt(2) + 0.1 < duel[2] < 1.9

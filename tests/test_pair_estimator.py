@@ -1,6 +1,6 @@
-"""What a ranked pair of noises estimates: expectations of the preference term, exactly or within 4 standard errors of at
-most 1% of the quantity; each refuses the flipped sign, twice and half the size, and the noise not subtracted. float64.
-"""
+"""What a ranked pair of noises estimates: expectations of the preference term, exactly or within 4
+standard errors of at most 1% of the quantity; each refuses the flipped sign, twice and half the
+size, and the noise not subtracted. float64."""
 
 import math
 
@@ -35,14 +35,14 @@ from gaussian_world import (
 )
 
 from psd_mini import SDS, GaussianMixture, NoiseSchedule
-from psd_mini.psd import omega
-from psd_mini.psd import PSD, psd_gradient, rank
 from psd_mini.methods import RewardSDS
+from psd_mini.psd import PSD, omega, psd_gradient, rank
 from psd_mini.rewards import LinearReward, black_box
 
 pytestmark = pytest.mark.algebra
 
-# identities 35, 36, 50 and the antithetic constants: E[omega (h_1 - h_2)] for a Gaussian prior and a linear reward
+# identities 35, 36, 50 and the antithetic constants: E[omega (h_1 - h_2)] for a Gaussian prior and
+# a linear reward
 TAU = 0.4
 CONSTANTS = {
     ("hard", False): -(2 / math.sqrt(math.pi)) * ALPHA * J @ U,
@@ -62,31 +62,45 @@ def test_expectation_of_the_preference_term(kind, antithetic):
     """
     method = PSD(**UNIFORM, omega=kind, tau=TAU, antithetic=antithetic)
     expected = CONSTANTS[kind, antithetic]
-    assert_mean(expected_pair(method, seed=11), expected, noise_kept(expected), CONSTANTS[kind, not antithetic])
+    assert_mean(
+        expected_pair(method, seed=11),
+        expected,
+        noise_kept(expected),
+        CONSTANTS[kind, not antithetic],
+    )
 
 
 def test_the_term_raises_the_reward():
-    """Descent along the preference term raises a linear reward: <v, -E[term]> > 0 for every omega."""
+    """Descent along the preference term raises a linear reward: <v, -E[term]> > 0 for every
+    omega."""
     for expected in CONSTANTS.values():
         assert V @ expected < -0.5 * V.norm() * expected.norm()
 
 
 # identity 34
 def finite_law():
-    """A law on 300 noises, so that expectations over independent pairs are finite sums: their h, (300, 3), and rewards."""
+    """A law on 300 noises, so that expectations over independent pairs are finite sums: their h,
+    (300, 3), and rewards."""
     n = 300
     eps = normal(n, 3, seed=51)
-    ranked = rank(SDS(), X.view(1, 3, 1, 1).expand(n, -1, -1, -1), torch.full((n,), STEP), picture(eps), context(WORLD, n=n))
+    ranked = rank(
+        SDS(),
+        X.view(1, 3, 1, 1).expand(n, -1, -1, -1),
+        torch.full((n,), STEP),
+        picture(eps),
+        context(WORLD, n=n),
+    )
     return ranked.residuals[0].flatten(1), ranked.rewards[0]
 
 
 @pytest.mark.parametrize(("kind", "tau"), [("bt", 0.4), ("bt", 1e-9), ("hard", 0.4), ("gap", 0.4)])
 def test_pair_weight_is_the_difference_of_two_conditional_means(kind, tau):
-    """bt: E[tanh((R_1 - R_2) / (2 tau)) (f_1 - f_2)] = E[f | win] - E[f | lose] = 4 Cov(p_w(R), f), for any f, with
-    p_w(R) = E_R' sigmoid((R - R') / tau); hard, and bt as tau -> 0: p_w -> F_R(R), the rank; gap: 2 Cov(R, f) / tau.
+    """bt: E[tanh((R_1 - R_2) / (2 tau)) (f_1 - f_2)] = E[f | win] - E[f | lose] = 4 Cov(p_w(R), f),
+    for any f, with p_w(R) = E_R' sigmoid((R - R') / tau); hard, and bt as tau -> 0: p_w -> F_R(R),
+    the rank; gap: 2 Cov(R, f) / tau.
 
-    f = h of a mixture; all expectations are sums over 300 x 300 pairs. Source: derived here; Bradley & Terry 1952.
-    """
+    f = h of a mixture; all expectations are sums over 300 x 300 pairs. Source: derived here;
+    Bradley & Terry 1952."""
     h, r = finite_law()
     n = len(h)
     gap = r[:, None] - r[None]
@@ -95,7 +109,11 @@ def test_pair_weight_is_the_difference_of_two_conditional_means(kind, tau):
     if kind == "gap":
         expected = 2 / tau * ((r - r.mean())[:, None] * h).mean(0)
     else:
-        p_w = torch.special.expit(gap / tau).mean(1) if kind == "bt" else (0.5 + 0.5 * gap.sign()).mean(1)
+        p_w = (
+            torch.special.expit(gap / tau).mean(1)
+            if kind == "bt"
+            else (0.5 + 0.5 * gap.sign()).mean(1)
+        )
         given_win = (p_w[:, None] * h).sum(0) / p_w.sum()
         given_lose = ((1 - p_w)[:, None] * h).sum(0) / (1 - p_w).sum()
         expected = 4 * ((p_w - 0.5)[:, None] * h).mean(0)
@@ -103,16 +121,21 @@ def test_pair_weight_is_the_difference_of_two_conditional_means(kind, tau):
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
     for wrong in ("bt", "hard", "gap"):
         if wrong != kind and tau > 1e-3:
-            other = psd_gradient(torch.zeros(n * n, 3), *pairs, omega(gap.flatten(), wrong, tau), 1.0).mean(0)
+            other = psd_gradient(
+                torch.zeros(n * n, 3), *pairs, omega(gap.flatten(), wrong, tau), 1.0
+            ).mean(0)
             assert (other - expected).norm() > 0.05 * expected.norm()
 
 
 def test_winner_of_a_sampled_duel_has_the_same_mean():
-    """Label drawn with P(1 wins) = sigmoid((R_1 - R_2) / tau): E[f_w - f_l] = E[tanh((R_1 - R_2) / (2 tau)) (f_1 - f_2)]."""
+    """Label drawn with P(1 wins) = sigmoid((R_1 - R_2) / tau): E[f_w - f_l] = E[tanh((R_1 - R_2)
+    / (2 tau)) (f_1 - f_2)]."""
     h, r = finite_law()
     n, generator = 2_000_000, torch.Generator().manual_seed(52)
     i, j = torch.randint(len(h), (2, n), generator=generator)
-    first = torch.rand(n, generator=generator, dtype=torch.float64) < torch.special.expit((r[i] - r[j]) / TAU)
+    first = torch.rand(n, generator=generator, dtype=torch.float64) < torch.special.expit(
+        (r[i] - r[j]) / TAU
+    )
     samples = torch.where(first[:, None], h[i] - h[j], h[j] - h[i])
     weights = omega(r[:, None] - r[None], "bt", TAU)
     expected = (weights[..., None] * (h[:, None] - h[None])).mean((0, 1))
@@ -121,7 +144,8 @@ def test_winner_of_a_sampled_duel_has_the_same_mean():
 
 # identity 35: any reward, independent pairs
 def test_preference_is_a_covariance():
-    """E[sign(R_1 - R_2)(h_1 - h_2)] = 4 Cov(F_R(R), h) for a reward that is neither linear nor differentiable."""
+    """E[sign(R_1 - R_2)(h_1 - h_2)] = 4 Cov(F_R(R), h) for a reward that is neither linear nor
+    differentiable."""
 
     def steps(images, prompts):
         return torch.floor(3 * images.flatten(1)[:, 0]) + images.flatten(1)[:, 1].abs()
@@ -141,14 +165,17 @@ def test_preference_is_a_covariance():
 
 
 def test_best_minus_worst_of_four():
-    """E[h_best - h_worst] = -2 E[max of N normals] alpha J u, N = 4: 2.0588, where a pair (N = 2) has 2 / sqrt(pi) = 1.128.
+    """E[h_best - h_worst] = -2 E[max of N normals] alpha J u, N = 4: 2.0588, where a pair (N = 2)
+    has 2 / sqrt(pi) = 1.128.
 
     RewardSDS "best" of four with the reward, minus the same with the reward turned round.
     """
     x, t = X.view(1, 3, 1, 1).expand(N, -1, -1, -1), torch.full((N,), STEP)
     uniform = SDS(weighting="uniform")
     best, worst = (
-        RewardSDS(uniform, "best", 4)(x, t, normal(4, *x.shape, seed=61), context(reward=LinearReward(v), n=N))[0]
+        RewardSDS(uniform, "best", 4)(
+            x, t, normal(4, *x.shape, seed=61), context(reward=LinearReward(v), n=N)
+        )[0]
         for v in (V, -V)
     )
     # E max = integral of z d Phi(z)^4
@@ -162,9 +189,10 @@ def test_best_minus_worst_of_four():
 
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_constant_of_a_probit_weight(antithetic):
-    """omega = 2 Phi(gap / kappa) - 1: E = -alpha k J u, k = (4 s_R / kappa) / sqrt(2 pi) / sqrt(1 + 2 s_R^2 / kappa^2);
-    antithetic: k = (8 s_R / kappa) / sqrt(2 pi) / sqrt(1 + 4 s_R^2 / kappa^2). The package takes any odd weight.
-    """
+    """omega = 2 Phi(gap / kappa) - 1: E = -alpha k J u, k = (4 s_R / kappa) / sqrt(2 pi) / sqrt(1 +
+    2 s_R^2 / kappa^2);
+    antithetic: k = (8 s_R / kappa) / sqrt(2 pi) / sqrt(1 + 4 s_R^2 / kappa^2). The package takes
+    any odd weight."""
     kappa = 0.5
     x, t = X.view(1, 3, 1, 1).expand(N, -1, -1, -1), torch.full((N,), STEP)
     eps = normal(2, *x.shape, seed=71)
@@ -173,17 +201,25 @@ def test_constant_of_a_probit_weight(antithetic):
     samples = psd_gradient(torch.zeros_like(x), *ranked.residuals, weights, 1.0).flatten(1)
     n = 2 if antithetic else 1
     k = 4 * n * S_R / kappa / math.sqrt(2 * math.pi) / (1 + 2 * n * S_R**2 / kappa**2).sqrt()
-    other = 4 * S_R * (3 - n) / kappa / math.sqrt(2 * math.pi) / (1 + 2 * (3 - n) * S_R**2 / kappa**2).sqrt()
+    other = (
+        4
+        * S_R
+        * (3 - n)
+        / kappa
+        / math.sqrt(2 * math.pi)
+        / (1 + 2 * (3 - n) * S_R**2 / kappa**2).sqrt()
+    )
     expected = -ALPHA * k * J @ U
     assert_mean(samples, expected, noise_kept(expected), -ALPHA * other * J @ U)
 
 
 # identity 37
 def test_stein_form_estimates_the_reward_gradient():
-    """E[Delta (eps_1 - eps_2)] = 2 sigma E[grad_{x_t} r(x0_hat(x_t))] for a mixture and a smooth reward (autograd).
+    """E[Delta (eps_1 - eps_2)] = 2 sigma E[grad_{x_t} r(x0_hat(x_t))] for a mixture and a smooth
+    reward (autograd).
 
-    First both sides by Gauss-Hermite quadrature, exact to rounding; then the pair estimator by sampling.
-    """
+    First both sides by Gauss-Hermite quadrature, exact to rounding; then the pair estimator by
+    sampling."""
 
     def reward_of(x_t):
         x0_hat = WORLD.denoise(x_t, torch.full((len(x_t),), STEP))[0]
@@ -196,7 +232,12 @@ def test_stein_form_estimates_the_reward_gradient():
     (gradient,) = torch.autograd.grad(reward_of(leaf).sum(), leaf)
     expected = 2 * SIGMA * (mass * gradient).sum(0)
     # E[(R_1 - R_2)(eps_1 - eps_2)] = 2 Cov(R, eps) of independent pairs
-    torch.testing.assert_close(2 * (mass * reward_of(leaf.detach())[:, None] * eps).sum(0), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        2 * (mass * reward_of(leaf.detach())[:, None] * eps).sum(0),
+        expected,
+        rtol=1e-11,
+        atol=1e-11,
+    )
 
     eps = normal(2, N, 3, seed=31)
     gap = reward_of(ALPHA * X + SIGMA * eps[0]) - reward_of(ALPHA * X + SIGMA * eps[1])
@@ -206,7 +247,8 @@ def test_stein_form_estimates_the_reward_gradient():
 
 # identity 38
 def test_without_subtracting_the_noise_the_sign_is_wrong():
-    """f = eps_hat: E[Delta (eps_hat_1 - eps_hat_2)] = +2 sigma^3 C^-1 J^T v: away; raw = delta + (eps_w - eps_l)."""
+    """f = eps_hat: E[Delta (eps_hat_1 - eps_hat_2)] = +2 sigma^3 C^-1 J^T v: away; raw = delta +
+    (eps_w - eps_l)."""
     x = X.view(1, 3, 1, 1).expand(N, -1, -1, -1)
     t, eps = torch.full((N,), STEP), normal(2, N, 3, 1, 1, seed=41)
     ranked = rank(SDS(), x, t, eps, context(n=N))
@@ -215,34 +257,45 @@ def test_without_subtracting_the_noise_the_sign_is_wrong():
     zero = torch.zeros_like(x)
     wrong = psd_gradient(zero, raw[0], raw[1], gap.flatten(), 1.0).flatten(1)
     expected = 2 * SIGMA**3 * torch.linalg.solve(C, J.T @ V)
-    torch.testing.assert_close(noise_kept(TAU * CONSTANTS["gap", False]), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        noise_kept(TAU * CONSTANTS["gap", False]), expected, rtol=1e-10, atol=1e-10
+    )
     assert_mean(wrong, expected, TAU * CONSTANTS["gap", False])
-    right = psd_gradient(zero, ranked.residuals[0], ranked.residuals[1], gap.flatten(), 1.0).flatten(1)
+    right = psd_gradient(
+        zero, ranked.residuals[0], ranked.residuals[1], gap.flatten(), 1.0
+    ).flatten(1)
     assert V @ right.mean(0) < 0.9 * TAU * (V @ CONSTANTS["gap", False])  # which is negative
     assert V @ wrong.mean(0) > 0.9 * (V @ expected) > 0.01
-    torch.testing.assert_close(wrong, right + (gap * (eps[0] - eps[1])).flatten(1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        wrong, right + (gap * (eps[0] - eps[1])).flatten(1), rtol=1e-10, atol=1e-10
+    )
 
 
 # identity 39
 def affine_maps(x, schedule, step):
-    """h and R of the package at x are affine in eps (Gaussian prior, linear reward): h(0), their slopes in eps."""
+    """h and R of the package at x are affine in eps (Gaussian prior, linear reward): h(0), their
+    slopes in eps."""
     prior = GaussianMixture(torch.ones(1), MU[None], S[None], schedule)
     eps = torch.cat((torch.zeros(1, 3), torch.eye(3))).double()
     ctx = context(prior, n=4)
-    ranked = rank(SDS(), x.view(1, 3, 1, 1).expand(4, -1, -1, -1), torch.full((4,), step), picture(eps), ctx)
+    ranked = rank(
+        SDS(), x.view(1, 3, 1, 1).expand(4, -1, -1, -1), torch.full((4,), step), picture(eps), ctx
+    )
     h, r = ranked.residuals[0].flatten(1), ranked.rewards[0]
     return h[0], (h[1:] - h[:1]).T, r[1:] - r[:1]
 
 
 @pytest.mark.parametrize("step", [60, 450, 900])
 def test_equilibrium_of_gap_and_stein_psd(step):
-    """gap, tau = 1: E[G] = 0 at x = mu + 2 lambda alpha^2 S C^-1 S v; with -Delta (eps_1 - eps_2) / (2 beta) in place of the
-    residuals E[G] = 0 at mu + S v / beta at every t, the tilted mean. Exact: E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f).
-    """
+    """gap, tau = 1: E[G] = 0 at x = mu + 2 lambda alpha^2 S C^-1 S v; with -Delta (eps_1 - eps_2) /
+    (2 beta) in place of the residuals E[G] = 0 at mu + S v / beta at every t, the tilted mean.
+    Exact: E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f)."""
     abar = SCHEDULE.alphas_cumprod[step]
     C_t = abar * S + (1 - abar) * EYE
     lam, beta, zero = 0.7, 0.6, torch.zeros(3, dtype=torch.float64)
-    h_0, slope_h, slope_r = affine_maps(MU + 2 * lam * abar * S @ torch.linalg.solve(C_t, S @ V), SCHEDULE, step)
+    h_0, slope_h, slope_r = affine_maps(
+        MU + 2 * lam * abar * S @ torch.linalg.solve(C_t, S @ V), SCHEDULE, step
+    )
     torch.testing.assert_close(h_0 + lam * 2 * slope_h @ slope_r, zero, rtol=0, atol=1e-10)
     for wrong in (-2, 1, 4):  # the sign, half and twice the size
         assert (h_0 + lam * wrong * slope_h @ slope_r).norm() > 0.3 * h_0.norm()
@@ -253,21 +306,25 @@ def test_equilibrium_of_gap_and_stein_psd(step):
 
 
 def test_gap_psd_reaches_the_tilted_mean_as_the_noise_vanishes():
-    """t -> 0: the equilibrium of gap-PSD tends to that of beta = 1 / (2 lambda), mu + 2 lambda S v, at the rate sigma_t^2."""
+    """t -> 0: the equilibrium of gap-PSD tends to that of beta = 1 / (2 lambda), mu + 2 lambda S
+    v, at the rate sigma_t^2."""
     lam = 0.7
     tilted = GAUSS.tilt_linear(V, 1 / (2 * lam))[0].means[0]
     for noise in (1e-4, 1e-6):
-        h_0, slope_h, slope_r = affine_maps(tilted, NoiseSchedule(torch.tensor([1 - noise], dtype=torch.float64)), 0)
+        h_0, slope_h, slope_r = affine_maps(
+            tilted, NoiseSchedule(torch.tensor([1 - noise], dtype=torch.float64)), 0
+        )
         # both parts carry the factor sigma; what is left of them is smaller by sigma^2
         left, part = (h_0 + lam * 2 * slope_h @ slope_r).norm(), h_0.norm()
         assert part > 0.5 * noise**0.5 and 0.01 * noise < left / part < 20 * noise
 
 
 def test_hard_pairs_stay_bounded_where_the_exact_term_vanishes():
-    """sigma_t -> 0, Gaussian prior, linear reward: |E[sign(R_1 - R_2)(h_1 - h_2)]| -> 2 / sqrt(pi), while the exact term
-    sigma_t grad V_t / beta -> 0. With one lambda their ratio grows like 1 / sigma_t, and so does the distance from mu at which
-    prior and preference balance, |E[h]| = lambda |E[pair]|; with lambda(t) = preference_weight sigma_t the ratio tends to
-    preference_weight (2 / sqrt(pi)) beta / |v|.
+    """sigma_t -> 0, Gaussian prior, linear reward: |E[sign(R_1 - R_2)(h_1 - h_2)]| -> 2 / sqrt(pi),
+    while the exact term sigma_t grad V_t / beta -> 0. With one lambda their ratio grows like 1 /
+    sigma_t, and so does the distance from mu at which prior and preference balance, |E[h]| = lambda
+    |E[pair]|; with lambda(t) = preference_weight sigma_t the ratio tends to preference_weight (2 /
+    sqrt(pi)) beta / |v|.
     """
     beta, ratios, n = 0.6, [], 100_000
     zero = torch.zeros(n, 3, 1, 1, dtype=torch.float64)
@@ -276,18 +333,23 @@ def test_hard_pairs_stay_bounded_where_the_exact_term_vanishes():
         prior = GaussianMixture(torch.ones(1), MU[None], S[None], schedule)
         t, eps = torch.zeros(n, dtype=torch.long), normal(2, n, 3, 1, 1, seed=81)
         ranked = rank(SDS(), X.view(1, 3, 1, 1).expand(n, -1, -1, -1), t, eps, context(prior, n=n))
-        pairs = psd_gradient(zero, *ranked.residuals, omega(ranked.rewards[0] - ranked.rewards[1], "hard"), 1.0).flatten(1)
+        pairs = psd_gradient(
+            zero, *ranked.residuals, omega(ranked.rewards[0] - ranked.rewards[1], "hard"), 1.0
+        ).flatten(1)
         C_t = (1 - noise) * S + noise * EYE
         J_t = (1 - noise) ** 0.5 * torch.linalg.solve(C_t, S)
         u = J_t @ V / (J_t @ V).norm()
         assert_mean(pairs, -(2 / math.sqrt(math.pi)) * (1 - noise) ** 0.5 * J_t @ u)
-        exact = (prior.tilt_linear(V, beta)[0].predict_noise(X[None], t[:1]) - prior.predict_noise(X[None], t[:1])).norm()
+        exact = (
+            prior.tilt_linear(V, beta)[0].predict_noise(X[None], t[:1])
+            - prior.predict_noise(X[None], t[:1])
+        ).norm()
         ratios.append((pairs.mean(0).norm() / exact).item())
         assert pairs.mean(0).norm() == pytest.approx(2 / math.sqrt(math.pi), rel=0.03)
         place = MU + 2 / math.sqrt(math.pi) * (1 - noise) ** 0.5 / sigma * S @ u  # lambda = 1
         assert_mean(pairs, -affine_maps(place, schedule, 0)[0])
         expected = 2 / math.sqrt(math.pi) * beta / V.norm().item()
-        assert PSD(preference_weight=3.0).strength(torch.tensor(sigma)).item() * ratios[-1] == pytest.approx(
-            3 * expected, rel=0.03
-        )
+        assert PSD(preference_weight=3.0).strength(torch.tensor(sigma)).item() * ratios[
+            -1
+        ] == pytest.approx(3 * expected, rel=0.03)
     assert [ratios[i + 1] / ratios[i] for i in (0, 1)] == pytest.approx([10, 10], rel=0.05)

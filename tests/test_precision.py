@@ -1,8 +1,9 @@
-"""Digits: every formula against 50-digit arithmetic (mpmath) over the timestep grid, and where float32 and float16 lose some.
+"""Digits: every formula against 50-digit arithmetic (mpmath) over the timestep grid, and where
+    float32 and float16 lose some.
 
-Float64 must agree to 1e-12 or better. What is lost in single and half precision is bounded by u, the unit roundoff, times
-the factor that the function's docstring names, and the loss is shown to be there: a bound that nothing comes near says little.
-"""
+Float64 must agree to 1e-12 or better. What is lost in single and half precision is bounded by u,
+the unit roundoff, times the factor that the function's docstring names, and the loss is shown to be
+there: a bound that nothing comes near says little."""
 
 import mpmath as mp
 import pytest
@@ -11,11 +12,11 @@ from mpmath import mpf
 from plain_mixture import SCHEDULE, T, levels, normal, tensor, world
 
 from psd_mini import cfg, psd_gradient, sds_gradient, surrogate_loss
-from psd_mini.psd import omega
 from psd_mini.methods.rewardsds import reward_weights
-from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.mixture import GaussianMixture, implicit_reward
+from psd_mini.psd import omega
 from psd_mini.rendering import compositing_weights
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 
 pytestmark = pytest.mark.algebra
 
@@ -34,7 +35,10 @@ def numbers(x):
 
 def errors(got, exact, relative=False):
     """|got - exact| of every entry in the shape of got; exact: mpf, row after row."""
-    out = [float(abs(g - e) / (abs(e) if relative else 1)) for g, e in zip(numbers(got), exact, strict=True)]
+    out = [
+        float(abs(g - e) / (abs(e) if relative else 1))
+        for g, e in zip(numbers(got), exact, strict=True)
+    ]
     return torch.tensor(out, dtype=torch.float64).reshape(got.shape)
 
 
@@ -44,10 +48,11 @@ def rounded(x, dtype):
 
 
 def test_schedule_from_its_betas():
-    """abar_t, sigma_t and log SNR at all t, from the two decimal numbers that define Stable Diffusion's schedule.
+    """abar_t, sigma_t and log SNR at all t, from the two decimal numbers that define Stable
+    Diffusion's schedule.
 
-    1 - abar_0 = 8.5e-4 loses three digits: those of float64 are not missed, a product taken in float32 is off by 1e-5.
-    """
+    1 - abar_0 = 8.5e-4 loses three digits: those of float64 are not missed, a product taken in
+    float32 is off by 1e-5."""
     low, high, product, abar = mp.sqrt(mpf("0.00085")), mp.sqrt(mpf("0.012")), mpf(1), []
     for t in range(T):
         product *= 1 - (low + mpf(t) / (T - 1) * (high - low)) ** 2
@@ -62,11 +67,18 @@ def test_schedule_from_its_betas():
 
 @pytest.mark.parametrize("dtype", UNIT)
 def test_levels_and_weights_are_rounded_once(dtype):
-    """alpha_t, sigma_t and the weights of a schedule of known abar, relative error at all t, in three precisions."""
+    """alpha_t, sigma_t and the weights of a schedule of known abar, relative error at all t, in
+    three precisions."""
     like, u = torch.zeros(T, dtype=dtype), UNIT[dtype]
     for got, exact in zip(SCHEDULE.alpha_sigma(ALL, like), (ALPHA, SIGMA), strict=True):
-        assert errors(got, exact, relative=True).max() < (2.01 if dtype == torch.float64 else 1.01) * u
-    wanted = {"sds": lambda a, s: s**2, "uniform": lambda a, s: mpf(1), "fantasia3d": lambda a, s: a * s**2}
+        assert (
+            errors(got, exact, relative=True).max() < (2.01 if dtype == torch.float64 else 1.01) * u
+        )
+    wanted = {
+        "sds": lambda a, s: s**2,
+        "uniform": lambda a, s: mpf(1),
+        "fantasia3d": lambda a, s: a * s**2,
+    }
     for kind, weight in wanted.items():
         exact = list(map(weight, ALPHA, SIGMA))
         # float16 has fewer digits below 6e-5, but sigma_t^2 starts at 8.5e-4
@@ -90,11 +102,12 @@ CONVERSIONS = {
 
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_conversions_lose_what_they_divide_by(name):
-    """|error| <= 3 u (|first| + |second|) / divisor, with divisor alpha_t, sigma_t or 1: three precisions, the whole grid.
+    """|error| <= 3 u (|first| + |second|) / divisor, with divisor alpha_t, sigma_t or 1: three
+    precisions, the whole grid.
 
-    Where there is a divisor, the five times at which it is small are twelve times worse than the five at the other end: so
-    says the mean of 1 / divisor, and the mean of these errors says at least six.
-    """
+    Where there is a divisor, the five times at which it is small are twelve times worse than the
+    five at the other end: so says the mean of 1 / divisor, and the mean of these errors says at
+    least six."""
     equation, divisor = CONVERSIONS[name]
     first, second = 0.5 + normal(1, len(GRID), 16).abs(), -0.5 - normal(2, len(GRID), 16).abs()
     a, s = levels(GRID)
@@ -112,14 +125,21 @@ def test_conversions_lose_what_they_divide_by(name):
         assert error.max() > 0.3 * u / small.min()
         if divisor:
             first_times, last_times = error[:5].mean(), error[-5:].mean()
-            assert last_times > 6 * first_times if divisor == "alpha" else first_times > 6 * last_times
+            assert (
+                last_times > 6 * first_times if divisor == "alpha" else first_times > 6 * last_times
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
-    """x0_hat of eps_hat rounded to u, all else exact: error <= u |eps_hat| sigma_t / alpha_t, 15 u at T - 1; from a rounded
-    v it is <= u |v| sigma_t at every t. (Near 0 a rounding is the spacing of the smallest numbers, for float16 6e-8.)"""
-    x_t, prediction, u = normal(3, len(GRID), 64), normal(4, len(GRID), 64).clamp(-4, 4), UNIT[dtype]
+    """x0_hat of eps_hat rounded to u, all else exact: error <= u |eps_hat| sigma_t / alpha_t, 15 u
+    at T - 1; from a rounded v it is <= u |v| sigma_t at every t. (Near 0 a rounding is the spacing
+    of the smallest numbers, for float16 6e-8.)"""
+    x_t, prediction, u = (
+        normal(3, len(GRID), 64),
+        normal(4, len(GRID), 64).clamp(-4, 4),
+        UNIT[dtype],
+    )
     a, s = levels(GRID)
     by_eps, by_v = (
         (convert(x_t, rounded(prediction, dtype), GRID) - convert(x_t, prediction, GRID)).abs()
@@ -132,21 +152,29 @@ def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
 
 
 def test_guidance_amplifies_what_predictions_have_lost():
-    """cfg of predictions rounded to half precision: error <= u (g |eps_cond| + |g - 1| |eps_neg|), 3% of the noise (root
-    mean square) at g = 100; its own arithmetic adds a few u of the same."""
+    """cfg of predictions rounded to half precision: error <= u (g |eps_cond| + |g - 1| |eps_neg|),
+    3% of the noise (root mean square) at g = 100; its own arithmetic adds a few u of the same."""
     cond, neg = normal(5, 200), normal(6, 200)
     for g in (-3.0, 0.3, 1.0, 7.5, 100.0):
         size = abs(g) * cond.abs() + abs(g - 1) * neg.abs()
         exact = [n + mpf(g) * (c - n) for c, n in zip(numbers(cond), numbers(neg), strict=True)]
-        assert bool((errors(cfg(cond, neg, g), exact) <= 4 * UNIT[torch.float64] * (size + cond.abs() + neg.abs())).all())
+        assert bool(
+            (
+                errors(cfg(cond, neg, g), exact)
+                <= 4 * UNIT[torch.float64] * (size + cond.abs() + neg.abs())
+            ).all()
+        )
         half = errors(cfg(rounded(cond, torch.float16), rounded(neg, torch.float16), g), exact)
-        assert bool((half <= 1.01 * UNIT[torch.float16] * size + 1e-7).all())  # 6e-8: below it float16 has no numbers
+        assert bool(
+            (half <= 1.01 * UNIT[torch.float16] * size + 1e-7).all()
+        )  # 6e-8: below it float16 has no numbers
     assert 0.02 < half.square().mean().sqrt() < 0.04
 
 
 def test_residual_loses_digits_at_high_noise():
-    """h = eps_hat - eps = (alpha_t / sigma_t)(x - x0_hat) gets small beside eps: the relative error of a half-precision
-    prediction grows with 1 + sigma_t / alpha_t, from 0.02% at t = 0 to 0.25% at T - 1."""
+    """h = eps_hat - eps = (alpha_t / sigma_t)(x - x0_hat) gets small beside eps: the relative error
+    of a half-precision prediction grows with 1 + sigma_t / alpha_t, from 0.02% at t = 0 to 0.25% at
+    T - 1."""
     x, x0_hat, eps = normal(7, T, 50), normal(8, T, 50), normal(9, T, 50)
     a, s = levels(ALL)
     h = a / s * (x - x0_hat)
@@ -155,19 +183,25 @@ def test_residual_loses_digits_at_high_noise():
     assert 10 * lost[0] < lost[-1]
     assert bool((lost < 0.9 * u * (1 + s / a)[:, 0]).all())
     exact = [p - q for p, q in zip(numbers((eps + h)[::100]), numbers(eps[::100]), strict=True)]
-    assert errors(((eps + h)[::100] - eps[::100]), exact, relative=True).max() <= 1.01 * UNIT[torch.float64]
+    assert (
+        errors(((eps + h)[::100] - eps[::100]), exact, relative=True).max()
+        <= 1.01 * UNIT[torch.float64]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_surrogate_loss_rounds_its_gradient_beside_the_picture(dtype):
-    """dL/dx = (x - (x - G)) / B: G comes back with an error of u (|x| + 2 |G|), so that G below u |x| / 2 is lost."""
+    """dL/dx = (x - (x - G)) / B: G comes back with an error of u (|x| + 2 |G|), so that G below
+    u |x| / 2 is lost."""
     u, picture = UNIT[dtype], (0.5 + 0.5 * normal(10, 1, 300).abs()).to(dtype)
     for size in (1.0, 1e-3, 3e3 * u, 0.2 * u):
         gradient, x = (size * normal(11, 1, 300)).to(dtype), picture.clone().requires_grad_()
         surrogate_loss(x, gradient).backward()
         error = errors(x.grad, numbers(gradient))
         assert bool((error <= 1.01 * u * (picture.abs() + 2 * gradient.abs()).double()).all())
-    assert x.grad.count_nonzero() < 150 < gradient.count_nonzero()  # more than half of the smallest one is gone
+    assert (
+        x.grad.count_nonzero() < 150 < gradient.count_nonzero()
+    )  # more than half of the smallest one is gone
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -175,8 +209,18 @@ def test_omega_keeps_its_digits(dtype):
     """gap / tau and tanh(gap / 2 tau) to 4 u, relative, for gaps from 1e-12 to 40 tau."""
     gap, tau = torch.cat((10.0 ** torch.arange(-12, 1), tensor(3.0, 9.0, 40.0))).to(dtype), 0.3
     bound = 4 * UNIT[dtype]
-    assert errors(omega(gap, "gap", tau), [g / mpf(tau) for g in numbers(gap)], relative=True).max() < bound
-    assert errors(omega(gap, "bt", tau), [mp.tanh(g / (2 * mpf(tau))) for g in numbers(gap)], relative=True).max() < bound
+    assert (
+        errors(omega(gap, "gap", tau), [g / mpf(tau) for g in numbers(gap)], relative=True).max()
+        < bound
+    )
+    assert (
+        errors(
+            omega(gap, "bt", tau),
+            [mp.tanh(g / (2 * mpf(tau))) for g in numbers(gap)],
+            relative=True,
+        ).max()
+        < bound
+    )
 
 
 WEIGHTS, MEANS, COVARIANCES = world(2)
@@ -191,14 +235,20 @@ def exact_mixture(x, t, weights, means):
         pulls.append(precision * (x - ALPHA[t] * mean))
         square = ((x - ALPHA[t] * mean).T * pulls[-1])[0]
         joint.append(w * mp.exp(-square / 2) * mp.sqrt(mp.det(precision)) / (2 * mp.pi))
-    return mp.log(sum(joint)), sum((-j / sum(joint) * pull for j, pull in zip(joint, pulls, strict=True)), mp.zeros(2, 1))
+    return mp.log(sum(joint)), sum(
+        (-j / sum(joint) * pull for j, pull in zip(joint, pulls, strict=True)), mp.zeros(2, 1)
+    )
 
 
 @pytest.fixture(scope="module")
 def on_the_grid():
-    """x_t near the noised components at every t of the grid, and the exact log p, eps_hat, x0_hat, V_t, log Z there."""
+    """x_t near the noised components at every t of the grid, and the exact log p, eps_hat,
+    x0_hat, V_t, log Z there."""
     a, s = levels(GRID)
-    x_t = rounded(a * (MEANS[GRID % 3] + 0.3 * normal(12, len(GRID), 2)) + s * normal(13, len(GRID), 2), torch.float32)
+    x_t = rounded(
+        a * (MEANS[GRID % 3] + 0.3 * normal(12, len(GRID), 2)) + s * normal(13, len(GRID), 2),
+        torch.float32,
+    )
     weights, means = numbers(WEIGHTS / WEIGHTS.sum()), [mp.matrix(mean.tolist()) for mean in MEANS]
     v, beta = mp.matrix(V.tolist()), mpf(BETA)
     covs = [mp.matrix(cov.tolist()) for cov in COVARIANCES]
@@ -216,14 +266,18 @@ def on_the_grid():
         log_p.append(log_density)
         eps_hat.extend(-SIGMA[t] * score)
         x0_hat.extend((x + SIGMA[t] ** 2 * score) / ALPHA[t])
-        value.append(beta * (exact_mixture(x, t, [w / z for w in tilted], moved)[0] - log_density + mp.log(z)))
+        value.append(
+            beta
+            * (exact_mixture(x, t, [w / z for w in tilted], moved)[0] - log_density + mp.log(z))
+        )
     return x_t, log_p, eps_hat, x0_hat, value, mp.log(z)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 4e-6)])
 def test_mixture_on_the_grid(on_the_grid, dtype, bound):
-    """log p_t, eps_hat, x0_hat and V_t of order one (measured: 4e-15 and 1e-6); x0_hat by way of eps_hat is no worse than
-    its factor sigma_t / alpha_t, eps_hat by way of x0_hat than alpha_t / sigma_t."""
+    """log p_t, eps_hat, x0_hat and V_t of order one (measured: 4e-15 and 1e-6); x0_hat by way of
+    eps_hat is no worse than its factor sigma_t / alpha_t, eps_hat by way of x0_hat than alpha_t /
+    sigma_t."""
     x_t, log_p, eps_hat, x0_hat, value, log_z = on_the_grid
     x = x_t.to(dtype)
     prior = GaussianMixture(WEIGHTS.to(dtype), MEANS.to(dtype), COVARIANCES.to(dtype), SCHEDULE)
@@ -243,8 +297,8 @@ def test_mixture_on_the_grid(on_the_grid, dtype, bound):
 
 
 def test_densities_of_far_points_are_right_to_single_precision_only():
-    """float32 at |x_t| of 1e4: log p is right to 1e-6 of itself, which is 50 nats and more, and so V_t, a difference of
-    two, is wrong by more than 1%; eps_hat keeps five digits of its size."""
+    """float32 at |x_t| of 1e4: log p is right to 1e-6 of itself, which is 50 nats and more, and so
+    V_t, a difference of two, is wrong by more than 1%; eps_hat keeps five digits of its size."""
     x_t = rounded(1e4 * normal(14, len(GRID), 2), torch.float32)
     rows = []
     for dtype in (torch.float64, torch.float32):
@@ -252,31 +306,49 @@ def test_densities_of_far_points_are_right_to_single_precision_only():
         tilted, log_z = prior.tilt_linear(V.to(dtype), BETA, C)
         x = x_t.to(dtype)
         value = implicit_reward(prior, tilted, log_z, BETA, x, GRID)
-        rows.append([row.double() for row in (prior.log_prob(x, GRID)[0], value, prior.predict_noise(x, GRID)[0].norm(dim=1))])
-    log_p, value, size = ((single - double).abs() / double.abs() for double, single in zip(*rows, strict=True))
+        rows.append(
+            [
+                row.double()
+                for row in (
+                    prior.log_prob(x, GRID)[0],
+                    value,
+                    prior.predict_noise(x, GRID)[0].norm(dim=1),
+                )
+            ]
+        )
+    log_p, value, size = (
+        (single - double).abs() / double.abs() for double, single in zip(*rows, strict=True)
+    )
     assert log_p.max() < 1e-6 and (rows[1][0] - rows[0][0]).abs().max() > 50
     assert value.max() > 0.01
     assert size.max() < 1e-5
 
 
 def test_isotropic_mixture_on_the_grid():
-    """x0_hat and log p_t of 4 pictures of 12 numbers by the plain sum over components: the expanded square costs nothing
-    that float64 would miss."""
+    """x0_hat and log p_t of 4 pictures of 12 numbers by the plain sum over components: the expanded
+    square costs nothing that float64 would miss."""
     d, variance, means = 12, 0.01, normal(15, 1, 4, 12)
     a, s = levels(GRID)
     x_t = a * (means[0, GRID % 4] + 0.1 * normal(16, len(GRID), d)) + s * normal(17, len(GRID), d)
     log_weights = normal(18, 1, 1, 4)
     x0_hat, log_p = [], []
-    pictures, weights = [numbers(mean) for mean in means[0]], [mp.exp(value) for value in numbers(log_weights)]
+    pictures, weights = (
+        [numbers(mean) for mean in means[0]],
+        [mp.exp(value) for value in numbers(log_weights)],
+    )
     for x, t in zip(x_t, GRID.tolist(), strict=True):
         x, c = numbers(x), ABAR[t] * mpf(variance) + 1 - ABAR[t]
         joint = [
-            w / sum(weights) * mp.exp(-sum((p - ALPHA[t] * m) ** 2 for p, m in zip(x, mean, strict=True)) / (2 * c))
+            w
+            / sum(weights)
+            * mp.exp(-sum((p - ALPHA[t] * m) ** 2 for p, m in zip(x, mean, strict=True)) / (2 * c))
             for w, mean in zip(weights, pictures, strict=True)
         ]
         log_p.append(mp.log(sum(joint)) - mpf(d) / 2 * mp.log(2 * mp.pi * c))
         for i in range(d):
-            mean = sum(j * picture[i] for j, picture in zip(joint, pictures, strict=True)) / sum(joint)
+            mean = sum(j * picture[i] for j, picture in zip(joint, pictures, strict=True)) / sum(
+                joint
+            )
             x0_hat.append(mean + ALPHA[t] * mpf(variance) / c * (x[i] - ALPHA[t] * mean))
     args = x_t, means, log_weights.expand(1, len(GRID), 4), variance, a, s
     assert errors(isotropic_denoise(*args)[0], x0_hat).max() < 1e-12
@@ -292,31 +364,45 @@ def psd_equation(W, L, sign, base, h_1, h_2):
 
 
 def test_gradients_of_the_methods_over_the_grid():
-    """SDS at g = 7.5, and PSD: within five u of the sum of what is added, in each precision at every t.
+    """SDS at g = 7.5, and PSD: within five u of the sum of what is added, in each precision at
+    every t.
 
-    Five operations round: difference, product, sum, sum (for PSD the product lambda omega), product with w.
-    """
+    Five operations round: difference, product, sum, sum (for PSD the product lambda omega), product
+    with w."""
     _, s = levels(GRID)
     sign = torch.where(torch.arange(len(GRID)) % 3 == 0, -1.0, 1.0)
     for dtype, u in UNIT.items():
-        cond, neg, eps, base, h_1, h_2 = parts = [rounded(normal(20 + i, len(GRID), 4), dtype) for i in range(6)]
+        cond, neg, eps, base, h_1, h_2 = parts = [
+            rounded(normal(20 + i, len(GRID), 4), dtype) for i in range(6)
+        ]
         w, lam = rounded(s**2, dtype), rounded(0.7 * s, dtype)
         inputs = [part.to(dtype) for part in parts]
-        got = sds_gradient(*inputs[:3], 7.5, w.to(dtype)), psd_gradient(*inputs[3:], sign.to(dtype), lam.to(dtype), w.to(dtype))
-        W, L, signs = (numbers(column.expand_as(cond)) for column in (w, lam, sign.double()[:, None]))
+        got = (
+            sds_gradient(*inputs[:3], 7.5, w.to(dtype)),
+            psd_gradient(*inputs[3:], sign.to(dtype), lam.to(dtype), w.to(dtype)),
+        )
+        W, L, signs = (
+            numbers(column.expand_as(cond)) for column in (w, lam, sign.double()[:, None])
+        )
         exact = (
             list(map(sds_equation, W, *map(numbers, parts[:3]))),
             list(map(psd_equation, W, L, signs, *map(numbers, parts[3:]))),
         )
-        size = neg.abs() + 7.5 * (cond.abs() + neg.abs()) + eps.abs(), base.abs() + lam * (h_1.abs() + h_2.abs())
+        size = (
+            neg.abs() + 7.5 * (cond.abs() + neg.abs()) + eps.abs(),
+            base.abs() + lam * (h_1.abs() + h_2.abs()),
+        )
         for answer, wanted, added in zip(got, exact, size, strict=True):
             assert bool((errors(answer, wanted) <= 5.02 * u * w * added).all()), dtype
 
 
 def test_weights_of_a_ray_from_thin_fog_to_a_wall():
-    """w_i = T_i (1 - exp(-rho_i delta_i)) relative to itself: float64 at 1e-13, and float32 keeps the digits of fog as thin as
-    1e-9, where 1 - exp(-x) would lose them all; behind a wall weights are only right relative to 1."""
-    density = torch.cat((torch.logspace(-9, 3, 13, dtype=torch.float64)[None], torch.full((1, 13), 1e-9).double()))
+    """w_i = T_i (1 - exp(-rho_i delta_i)) relative to itself: float64 at 1e-13, and float32 keeps
+    the digits of fog as thin as 1e-9, where 1 - exp(-x) would lose them all; behind a wall weights
+    are only right relative to 1."""
+    density = torch.cat(
+        (torch.logspace(-9, 3, 13, dtype=torch.float64)[None], torch.full((1, 13), 1e-9).double())
+    )
     widths = torch.full_like(density, 0.125)
     exact, opacity = [], []
     for row in density:
@@ -336,7 +422,8 @@ def test_weights_of_a_ray_from_thin_fog_to_a_wall():
 
 
 def test_weights_of_rewards_far_apart():
-    """softmax over N rewards up to 300 apart: exp(R_i) / sum exp(R_j), relative, float64 at 1e-13."""
+    """softmax over N rewards up to 300 apart: exp(R_i) / sum exp(R_j), relative, float64 at
+    1e-13."""
     rewards = normal(30, 6, 5) * torch.tensor([0.01, 1.0, 10.0, 30.0, 100.0])
     exact = []
     for row in rewards:
@@ -346,27 +433,46 @@ def test_weights_of_rewards_far_apart():
 
 
 def test_posterior_covariance_and_quadratic_tilt_in_one_dimension():
-    """Cov(x_0 | x_t) at every t of the grid, and mu*, S*, log Z of r = -Q (x - b)^2 / 2, for two Gaussians on a line."""
+    """Cov(x_0 | x_t) at every t of the grid, and mu*, S*, log Z of r = -Q (x - b)^2 / 2, for two
+    Gaussians on a line."""
     w, mu, var = [mpf("0.25"), mpf("0.75")], [mpf(-1), mpf(2)], [mpf("0.5"), mpf("0.125")]
-    as_tensors = [torch.tensor([float(v) for v in values], dtype=torch.float64) for values in (w, mu, var)]
+    as_tensors = [
+        torch.tensor([float(v) for v in values], dtype=torch.float64) for values in (w, mu, var)
+    ]
     prior = GaussianMixture(as_tensors[0], as_tensors[1][:, None], as_tensors[2][:, None], SCHEDULE)
     x = 0.3 * normal(40, len(GRID), 1)
     exact = []
     for value, t in zip(numbers(x), GRID.tolist(), strict=True):
         c = [ABAR[t] * s + 1 - ABAR[t] for s in var]
-        joint = [p * mp.exp(-((value - ALPHA[t] * m) ** 2) / (2 * k)) / mp.sqrt(k) for p, m, k in zip(w, mu, c, strict=True)]
+        joint = [
+            p * mp.exp(-((value - ALPHA[t] * m) ** 2) / (2 * k)) / mp.sqrt(k)
+            for p, m, k in zip(w, mu, c, strict=True)
+        ]
         g = [j / sum(joint) for j in joint]
-        centre = [m + ALPHA[t] * s * (value - ALPHA[t] * m) / k for m, s, k in zip(mu, var, c, strict=True)]
+        centre = [
+            m + ALPHA[t] * s * (value - ALPHA[t] * m) / k
+            for m, s, k in zip(mu, var, c, strict=True)
+        ]
         within = [SIGMA[t] ** 2 * s / k for s, k in zip(var, c, strict=True)]
         mean = sum(p * m for p, m in zip(g, centre, strict=True))
-        exact.append(sum(p * (v + (m - mean) ** 2) for p, v, m in zip(g, within, centre, strict=True)))
+        exact.append(
+            sum(p * (v + (m - mean) ** 2) for p, v, m in zip(g, within, centre, strict=True))
+        )
     assert errors(prior.posterior_covariance(x, GRID)[0], exact, relative=True).max() < 1e-11
     b, Q, beta = mpf("0.5"), mpf(3), mpf("0.25")
     k = Q / beta
-    parts = [p / mp.sqrt(1 + k * s) * mp.exp(-k * (m - b) ** 2 / (2 * (1 + k * s))) for p, m, s in zip(w, mu, var, strict=True)]
-    tilted, log_z = prior.tilt_quadratic(torch.tensor([0.5]).double(), torch.tensor([[3.0]]).double(), 0.25)
+    parts = [
+        p / mp.sqrt(1 + k * s) * mp.exp(-k * (m - b) ** 2 / (2 * (1 + k * s)))
+        for p, m, s in zip(w, mu, var, strict=True)
+    ]
+    tilted, log_z = prior.tilt_quadratic(
+        torch.tensor([0.5]).double(), torch.tensor([[3.0]]).double(), 0.25
+    )
     assert errors(log_z[None], [mp.log(sum(parts))]).max() < 1e-14
-    assert errors(tilted.log_weights.softmax(-1), [p / sum(parts) for p in parts], relative=True).max() < 1e-13
+    assert (
+        errors(tilted.log_weights.softmax(-1), [p / sum(parts) for p in parts], relative=True).max()
+        < 1e-13
+    )
     moved = [(m + s * k * b) / (1 + k * s) for m, s in zip(mu, var, strict=True)]
     assert errors(tilted.means, moved, relative=True).max() < 1e-13
     assert errors(tilted.eigenvalues, [s / (1 + k * s) for s in var], relative=True).max() < 1e-13

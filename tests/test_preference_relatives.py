@@ -1,11 +1,26 @@
-"""The relatives of PSD: guidance by preference models, the DPO losses; as in `test_relatives`. float64, nothing sampled."""
+"""The relatives of PSD: guidance by preference models, the DPO losses; as in `test_relatives`.
+float64, nothing sampled."""
 
 import math
 
 import pytest
 import torch
 from plain_mixture import SCHEDULE, close, levels, normal, plain_posterior, tensor
-from relatives import COVARIANCES, MEANS, NEG, PRIOR, TOLERANCE, WEIGHTS, G, Y, case, differs, noised, picture, plain_noise
+from relatives import (
+    COVARIANCES,
+    MEANS,
+    NEG,
+    PRIOR,
+    TOLERANCE,
+    WEIGHTS,
+    G,
+    Y,
+    case,
+    differs,
+    noised,
+    picture,
+    plain_noise,
+)
 
 from psd_mini import SDS, Context, GaussianMixture, cfg, omega
 from psd_mini.methods import DreamDPO
@@ -20,8 +35,9 @@ GAUSS = GaussianMixture([1.0], MEANS[:1], COVARIANCES[:1], SCHEDULE)
 
 @pytest.mark.parametrize("k", [0.0, 0.4, 1.0, 3.0, 10.0])
 def test_pgd_extrapolates_a_tilted_gaussian_to_a_lower_temperature(k):
-    """eps = (1 - k) eps_ref + k eps_tuned, eps_tuned exact for p exp(r / beta), r linear, p Gaussian: exact for
-    p exp(k r / beta), eps = sigma_t C^-1 (x_t - alpha_t (mu + k S v / beta)); k = 0 is the reference and k = 1 the tuned.
+    """eps = (1 - k) eps_ref + k eps_tuned, eps_tuned exact for p exp(r / beta), r linear, p
+    Gaussian: exact for p exp(k r / beta), eps = sigma_t C^-1 (x_t - alpha_t (mu + k S v / beta)); k
+    = 0 is the reference and k = 1 the tuned.
 
     Source: PGD (arXiv 2602.18799); the Gaussian case is derived here.
     """
@@ -32,17 +48,26 @@ def test_pgd_extrapolates_a_tilted_gaussian_to_a_lower_temperature(k):
     a, s = levels(t)
     for i in range(len(t)):
         C = a[i] ** 2 * COVARIANCES[0] + s[i] ** 2 * torch.eye(3)
-        close(got[i], s[i] * torch.linalg.inv(C) @ (x_t[i] - a[i] * (MEANS[0] + k * COVARIANCES[0] @ V / BETA)), TOLERANCE)
+        close(
+            got[i],
+            s[i]
+            * torch.linalg.inv(C)
+            @ (x_t[i] - a[i] * (MEANS[0] + k * COVARIANCES[0] @ V / BETA)),
+            TOLERANCE,
+        )
     if k:
         close(GAUSS.tilt_linear(V, BETA / k)[0].predict_noise(x_t, t)[0], got, TOLERANCE)
         differs(reference + (1 + k) * (tuned - reference), got)  # the other convention
-        differs(GAUSS.tilt_linear(V, BETA * k + (k == 1))[0].predict_noise(x_t, t)[0], got)  # temperature the wrong way
+        differs(
+            GAUSS.tilt_linear(V, BETA * k + (k == 1))[0].predict_noise(x_t, t)[0], got
+        )  # temperature the wrong way
     else:
         close(got, reference, TOLERANCE)
 
 
 def test_pgd_is_not_exact_for_a_mixture():
-    """eps_ref + k (eps_tuned - eps_ref) != eps of p exp(k r / beta) between components, except at k = 0 and 1.
+    """eps_ref + k (eps_tuned - eps_ref) != eps of p exp(k r / beta) between components, except at k
+    = 0 and 1.
 
     Source: PGD (arXiv 2602.18799); the counterexample is ours.
     """
@@ -56,12 +81,13 @@ def test_pgd_is_not_exact_for_a_mixture():
 
 
 def test_cpgd_with_exact_winner_and_loser_models_is_the_tilted_prior():
-    """eps_ref + k (eps_win - eps_lose) = eps*_t where eps_c = eps_ref - sigma_t grad log P(c | x_t), P(win | x_t) =
-    sigmoid(V_t / tau), V_t = beta log E[exp(r / beta) | x_t], and k = tau / beta. On both halves of guidance it commutes
-    with guidance: cfg(pgd(y), pgd(neg)) = pgd(cfg); on the prompt's half alone it is too strong by the factor g.
+    """eps_ref + k (eps_win - eps_lose) = eps*_t where eps_c = eps_ref - sigma_t grad log P(c |
+    x_t), P(win | x_t) = sigmoid(V_t / tau), V_t = beta log E[exp(r / beta) | x_t], and k = tau /
+    beta. On both halves of guidance it commutes with guidance: cfg(pgd(y), pgd(neg)) = pgd(cfg); on
+    the prompt's half alone it is too strong by the factor g.
 
-    Source: cPGD (arXiv 2602.18799); V_t in closed form by completing the square, with explicit inverses.
-    """
+    Source: cPGD (arXiv 2602.18799); V_t in closed form by completing the square, with explicit
+    inverses."""
     x, t, eps = case()
     x_t, tau = noised(x, t, eps), 0.4
     _, s = levels(t)
@@ -90,8 +116,9 @@ def test_cpgd_with_exact_winner_and_loser_models_is_the_tilted_prior():
 
 # identity 48
 def test_slope_of_the_dpo_loss():
-    """L(m) = -log sigmoid(beta m): dL/dm = -beta sigmoid(-beta m) = -(beta / 2)(1 - omega_bt(m)) at tau = 1 / beta;
-    -beta / 2 at m = 0, to -beta where the pair is ranked wrong, to 0 where it is ranked right.
+    """L(m) = -log sigmoid(beta m): dL/dm = -beta sigmoid(-beta m) = -(beta / 2)(1 - omega_bt(m)) at
+    tau = 1 / beta; -beta / 2 at m = 0, to -beta where the pair is ranked wrong, to 0 where it is
+    ranked right.
 
     Source: DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 7.
     """
@@ -100,7 +127,9 @@ def test_slope_of_the_dpo_loss():
         (slope,) = torch.autograd.grad(-torch.log(torch.sigmoid(beta * m)).sum(), m)
         m.requires_grad_(False)
         close(slope, -beta * (1 - omega(m, "bt", 1 / beta)) / 2, TOLERANCE)
-        differs(slope, -beta * (1 + omega(m, "bt", 1 / beta)) / 2)  # large where the pair is ranked right
+        differs(
+            slope, -beta * (1 + omega(m, "bt", 1 / beta)) / 2
+        )  # large where the pair is ranked right
         differs(slope, -beta * (1 - omega(m, "bt", 1 / beta)))  # without the half
         differs(slope, -beta * (1 - omega(m, "bt", 2 / beta)) / 2)  # half the temperature
         ends = -beta * (1 - omega(tensor(0.0, -1e3, 1e3), "bt", 1 / beta)) / 2
@@ -108,7 +137,8 @@ def test_slope_of_the_dpo_loss():
 
 
 def diffusion_dpo_loss(h_w, h_l, shift, beta):
-    """-log sigmoid( -beta [ (|h_w + shift|^2 - |h_w|^2) - (|h_l + shift|^2 - |h_l|^2) ] ), by picture."""
+    """-log sigmoid( -beta [ (|h_w + shift|^2 - |h_w|^2) - (|h_l + shift|^2 - |h_l|^2) ] ), by
+    picture."""
 
     def gained(h):
         return (h + shift).square().sum(-1) - h.square().sum(-1)
@@ -117,17 +147,22 @@ def diffusion_dpo_loss(h_w, h_l, shift, beta):
 
 
 def test_diffusion_dpo_starts_at_log_2_and_its_first_step_is_dreamdpo():
-    """L = -log sigmoid( -beta [ (|eps_w - eps_theta(x_t^w)|^2 - |eps_w - eps_ref(x_t^w)|^2) - (the same of l) ] ): log 2 at
-    theta = ref. For eps_theta = eps_ref + c, dL/dc = 2 beta sigmoid(-beta m) (h_w - h_l), m = -2 c . (h_w - h_l); at c = 0
-    beta (h_w - h_l), with slope weight 1/2: for beta = 1 DreamDPO's G / w(t) with the UNet's Jacobian dropped.
+    """L = -log sigmoid( -beta [ (|eps_w - eps_theta(x_t^w)|^2 - |eps_w - eps_ref(x_t^w)|^2) - (the
+    same of l) ] ): log 2 at theta = ref. For eps_theta = eps_ref + c, dL/dc = 2 beta sigmoid(-beta
+    m) (h_w - h_l), m = -2 c . (h_w - h_l); at c = 0 beta (h_w - h_l), with slope weight 1/2: for
+    beta = 1 DreamDPO's G / w(t) with the UNet's Jacobian dropped.
 
-    Source: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908), eq. 14; DreamDPO (Zhou et al. 2025, arXiv 2502.04370).
-    """
+    Source: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908), eq. 14; DreamDPO (Zhou et al.
+    2025, arXiv 2502.04370)."""
     x, t, eps = case()
     x, t, other = x.repeat(2, 1), t.repeat(2), normal(6, 6, 3)
-    pair = torch.stack((torch.cat((eps, other)), torch.cat((other, eps))))  # in both orders, so that both noises win somewhere
+    pair = torch.stack(
+        (torch.cat((eps, other)), torch.cat((other, eps)))
+    )  # in both orders, so that both noises win somewhere
     context = Context(PRIOR, torch.stack((Y, NEG)), None, [""] * 12, LinearReward(V))
-    dreamdpo = DreamDPO(SDS(1.0, "uniform"), tau=0.0)(picture(x), t, picture(pair), context)[0].flatten(1)
+    dreamdpo = DreamDPO(SDS(1.0, "uniform"), tau=0.0)(picture(x), t, picture(pair), context)[
+        0
+    ].flatten(1)
     # winner and loser by plain algebra
     h = torch.stack([plain_noise(noised(x, t, e), t, Y) - e for e in pair])
     a, s = levels(t)
@@ -140,7 +175,11 @@ def test_diffusion_dpo_starts_at_log_2_and_its_first_step_is_dreamdpo():
     close(loss.detach(), torch.full((12,), math.log(2), dtype=torch.float64), TOLERANCE)
     (slope,) = torch.autograd.grad(loss.sum(), c)
     close(slope, dreamdpo, TOLERANCE)
-    for wrong in (2 * dreamdpo, -dreamdpo, dreamdpo + torch.where(first, pair[0] - pair[1], pair[1] - pair[0])):
+    for wrong in (
+        2 * dreamdpo,
+        -dreamdpo,
+        dreamdpo + torch.where(first, pair[0] - pair[1], pair[1] - pair[0]),
+    ):
         differs(slope, wrong)  # slope weight 1, the loser preferred, the noises not subtracted
     for beta in (0.1, 2.0):
         c = (0.3 * normal(7, 12, 3)).requires_grad_()

@@ -1,22 +1,23 @@
-"""PSD's gradient and its relatives: identities in float64, on one pair. What a pair estimates: test_pair_estimator.py."""
+"""PSD's gradient and its relatives: identities in float64, on one pair. What a pair estimates:
+test_pair_estimator.py."""
 
 import pytest
 import torch
 from gaussian_world import EYE, MU, SCHEDULE, UNIFORM, WORLD, S, V, batch, context, normal, weight
 
 from psd_mini import SDS
-from psd_mini.psd import omega
-from psd_mini.sds import CSD
-from psd_mini.psd import PSD, psd_gradient, rank
 from psd_mini.methods import DreamDPO, RewardSDS, reward_weights
+from psd_mini.psd import PSD, omega, psd_gradient, rank
 from psd_mini.rewards import LinearReward, black_box
+from psd_mini.sds import CSD
 
 pytestmark = pytest.mark.algebra
 
 
 # identity 31
 def test_pair_difference_points_from_loser_to_winner():
-    """h_w - h_l = (alpha / sigma)(x0_hat_l - x0_hat_w);  h_w = mean + delta/2, h_l = mean - delta/2."""
+    """h_w - h_l = (alpha / sigma)(x0_hat_l - x0_hat_w);  h_w = mean + delta/2, h_l = mean -
+    delta/2."""
     x, t, eps = batch(6)
     ranked = rank(SDS(2.0), x, t, eps, context(WORLD, n=6))
     x_t = SCHEDULE.add_noise(x, eps, t)
@@ -29,17 +30,25 @@ def test_pair_difference_points_from_loser_to_winner():
     rewards = (x0_hat.flatten(2) * V).sum(-1)
     torch.testing.assert_close(ranked.rewards, rewards, rtol=1e-9, atol=1e-9)
     mean, delta = h.mean(0), h[0] - h[1]
-    torch.testing.assert_close(torch.stack((mean + delta / 2, mean - delta / 2)), h, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.stack((mean + delta / 2, mean - delta / 2)), h, rtol=1e-12, atol=1e-12
+    )
 
 
 # identity 32
 @pytest.mark.parametrize("base", [SDS(2.0), SDS(1.0, "uniform"), CSD(3.0)])
 @pytest.mark.parametrize("case", ["weight zero", "constant reward"])
 def test_without_preference_it_is_the_base_bit_for_bit(base, case):
-    """lambda = 0, or a constant reward: G_PSD = G_base on the same two noises, equal in every bit on one machine."""
+    """lambda = 0, or a constant reward: G_PSD = G_base on the same two noises, equal in every
+    bit on one machine."""
     x, t, eps = batch(5)
     reward = LinearReward(V if case == "weight zero" else 0 * V)
-    psd = PSD(base, preference_weight=0.0 if case == "weight zero" else 3.0, antithetic=False, over_views=False)
+    psd = PSD(
+        base,
+        preference_weight=0.0 if case == "weight zero" else 3.0,
+        antithetic=False,
+        over_views=False,
+    )
     got, _ = psd(x, t, eps, context(WORLD, reward, 5))
     two = type(base)(base.guidance_scale, base.weighting, 2)
     expected, _ = two(x, t, eps, context(WORLD, reward, 5))
@@ -48,7 +57,8 @@ def test_without_preference_it_is_the_base_bit_for_bit(base, case):
 
 @pytest.mark.parametrize("kind", ["hard", "gap", "bt", "gated"])
 def test_order_of_the_noises_does_not_matter(kind):
-    """G(eps_1, eps_2) = G(eps_2, eps_1): omega is odd and so is h_1 - h_2. Turning the reward round flips the term's sign."""
+    """G(eps_1, eps_2) = G(eps_2, eps_1): omega is odd and so is h_1 - h_2. Turning the reward
+    round flips the term's sign."""
     x, t, eps = batch(5)
     method = PSD(SDS(2.0), 2.0, kind, tau=0.5, antithetic=False, over_views=False)
     got, _ = method(x, t, eps, context(WORLD, n=5))
@@ -65,7 +75,9 @@ def test_winner_base_is_mean_base_with_half_more():
     """hard omega: h_w + lambda delta = mean + (lambda + 1/2) delta."""
     x, t, eps = batch(6)
     sigma = weight(t).sqrt()
-    winner, _ = PSD(SDS(2.0), 0.0, pair_base="winner", antithetic=False, over_views=False)(x, t, eps, context(WORLD, n=6))
+    winner, _ = PSD(SDS(2.0), 0.0, pair_base="winner", antithetic=False, over_views=False)(
+        x, t, eps, context(WORLD, n=6)
+    )
     # lambda(t) = preference_weight sigma_t, so one half at every t is read off picture by picture
     for b in range(6):
         half = PSD(SDS(2.0), 0.5 / sigma[b].item(), antithetic=False, over_views=False)
@@ -77,22 +89,35 @@ def test_winner_base_is_mean_base_with_half_more():
 def test_fresh_base_uses_the_third_noise():
     """base = h(eps_3), pair from eps_1 and eps_2: by hand."""
     x, t, eps = batch(4, noises=3)
-    got, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", antithetic=False, over_views=False)(x, t, eps, context(WORLD, n=4))
+    got, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", antithetic=False, over_views=False)(
+        x, t, eps, context(WORLD, n=4)
+    )
     third, _ = SDS(2.0)(x, t, eps[2:], context(WORLD, n=4))
     mean, _ = SDS(2.0, n_noises=2)(x, t, eps[:2], context(WORLD, n=4))
-    pair, _ = PSD(SDS(2.0), 1.5, antithetic=False, over_views=False)(x, t, eps[:2], context(WORLD, n=4))
+    pair, _ = PSD(SDS(2.0), 1.5, antithetic=False, over_views=False)(
+        x, t, eps[:2], context(WORLD, n=4)
+    )
     torch.testing.assert_close(got, third + pair - mean, rtol=1e-10, atol=1e-10)
 
 
 def test_antithetic_is_a_pair_of_opposite_noises():
-    """antithetic with eps = independent with (eps, -eps); for a Gaussian prior the base has no noise left."""
+    """antithetic with eps = independent with (eps, -eps); for a Gaussian prior the base has no
+    noise left."""
     x, t, eps = batch(4, noises=1)
     anti, _ = PSD(SDS(2.0), 1.5, over_views=False)(x, t, eps, context(WORLD, n=4))
-    pair, _ = PSD(SDS(2.0), 1.5, antithetic=False, over_views=False)(x, t, torch.cat((eps, -eps)), context(WORLD, n=4))
+    pair, _ = PSD(SDS(2.0), 1.5, antithetic=False, over_views=False)(
+        x, t, torch.cat((eps, -eps)), context(WORLD, n=4)
+    )
     assert torch.equal(anti, pair)  # exact: the same code on the same numbers
-    three = torch.cat((eps, -eps, normal(1, *x.shape, seed=9)))  # with a fresh base the second noise of the loop is the third
-    anti, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", over_views=False)(x, t, three[::2], context(WORLD, n=4))
-    pair, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", antithetic=False, over_views=False)(x, t, three, context(WORLD, n=4))
+    three = torch.cat(
+        (eps, -eps, normal(1, *x.shape, seed=9))
+    )  # with a fresh base the second noise of the loop is the third
+    anti, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", over_views=False)(
+        x, t, three[::2], context(WORLD, n=4)
+    )
+    pair, _ = PSD(SDS(2.0), 1.5, pair_base="fresh", antithetic=False, over_views=False)(
+        x, t, three, context(WORLD, n=4)
+    )
     assert torch.equal(anti, pair)  # exact: the same code on the same numbers
     base, _ = PSD(**UNIFORM, preference_weight=0.0)(x, t, eps, context(n=4))
     a, s = (1 - weight(t)).sqrt(), weight(t).sqrt()
@@ -111,34 +136,51 @@ def test_invariances_of_omega():
         # exact: signs, of gaps that are far above rounding
         assert torch.equal(omega(r_1 - r_2, "hard"), omega(f(r_1) - f(r_2), "hard"))
     assert (omega(r_1 - r_2, "gap") - omega(r_1.exp() - r_2.exp(), "gap")).abs().max() > 0.1
-    torch.testing.assert_close(omega(3.0 * (r_1 - r_2), "bt", 3.0 * 0.2), omega(r_1 - r_2, "bt", 0.2), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        omega(3.0 * (r_1 - r_2), "bt", 3.0 * 0.2),
+        omega(r_1 - r_2, "bt", 0.2),
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 def test_invariances_of_the_gradient():
-    """G itself: hard under exp(r) as reward; gap and bt under r + 5 and under (3 r, 3 tau); with its own running temperature
-    under 3 r + 5."""
+    """G itself: hard under exp(r) as reward; gap and bt under r + 5 and under (3 r, 3 tau); with
+    its own running temperature under 3 r + 5."""
     x, t, eps = batch(6)
 
     def gradient(kind, tau, reward):
-        return PSD(SDS(2.0), 2.0, kind, tau, antithetic=False, over_views=False)(x, t, eps, context(WORLD, reward, 6))[0]
+        return PSD(SDS(2.0), 2.0, kind, tau, antithetic=False, over_views=False)(
+            x, t, eps, context(WORLD, reward, 6)
+        )[0]
 
     def same(a, b):
         return torch.allclose(a, b, rtol=1e-9, atol=1e-9)
 
-    plain, shifted, scaled, both = LinearReward(V), LinearReward(V, 5.0), LinearReward(3 * V), LinearReward(3 * V, 5.0)
+    plain, shifted, scaled, both = (
+        LinearReward(V),
+        LinearReward(V, 5.0),
+        LinearReward(3 * V),
+        LinearReward(3 * V, 5.0),
+    )
     monotone = black_box(lambda images, prompts: plain(images).exp())
     # exact: only the winner counts, and the rest is the same code
     assert torch.equal(gradient("hard", None, plain), gradient("hard", None, monotone))
     for kind in ("gap", "bt"):
         reference = gradient(kind, 0.4, plain)
-        assert same(gradient(kind, 0.4, shifted), reference) and same(gradient(kind, 1.2, scaled), reference)
-        assert not same(gradient(kind, 0.4, scaled), reference) and not same(gradient(kind, 0.4, monotone), reference)
+        assert same(gradient(kind, 0.4, shifted), reference) and same(
+            gradient(kind, 1.2, scaled), reference
+        )
+        assert not same(gradient(kind, 0.4, scaled), reference) and not same(
+            gradient(kind, 0.4, monotone), reference
+        )
         assert same(gradient(kind, None, both), gradient(kind, None, plain))
 
 
 # identity 50
 def test_limits_of_omega():
-    """bt -> hard as tau -> 0; tau bt -> gap / 2 as tau -> infinity; gated is hard beyond tau and 0 below; all odd."""
+    """bt -> hard as tau -> 0; tau bt -> gap / 2 as tau -> infinity; gated is hard beyond tau and
+    0 below; all odd."""
     gap = normal(50, seed=3)
     torch.testing.assert_close(omega(gap, "bt", 1e-8), torch.sign(gap))
     torch.testing.assert_close(1e6 * omega(gap, "bt", 1e6), gap / 2, rtol=1e-9, atol=1e-12)
@@ -148,51 +190,70 @@ def test_limits_of_omega():
     assert omega(torch.tensor([0.5, -0.5]), "gated", 0.5).tolist() == [1, -1]
     torch.testing.assert_close(omega(gap, "gap", 0.5), 2 * gap)
     torch.testing.assert_close(omega(gap, "bt"), torch.tanh(gap / 2))
-    torch.testing.assert_close(omega(gap, "bt", 1e-60), torch.sign(gap))  # less than float32 can hold
+    torch.testing.assert_close(
+        omega(gap, "bt", 1e-60), torch.sign(gap)
+    )  # less than float32 can hold
     for kind in ("hard", "gap", "bt", "gated"):
         torch.testing.assert_close(omega(-gap, kind, 0.3), -omega(gap, kind, 0.3))
         assert omega(torch.zeros(1), kind, 0.3).item() == 0  # exact: of 0
-    torch.testing.assert_close(omega(gap, "bt", 0.7), 2 / (1 + torch.exp(-gap / 0.7)) - 1, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        omega(gap, "bt", 0.7), 2 / (1 + torch.exp(-gap / 0.7)) - 1, rtol=1e-12, atol=1e-12
+    )
 
 
 # identity 41
 def test_rewardsds_rows():
-    """N = 2: best = mean + delta/2; softmax = mean + tanh(gap/2)(h_1 - h_2)/2; min-max = 0.8 (mean + 0.625 delta)."""
+    """N = 2: best = mean + delta/2; softmax = mean + tanh(gap/2)(h_1 - h_2)/2; min-max = 0.8
+    (mean + 0.625 delta)."""
     x, t, eps = batch(6)
     ranked = rank(SDS(2.0), x, t, eps, context(WORLD, n=6))
     h, gap = ranked.residuals, ranked.rewards[0] - ranked.rewards[1]
     mean = h.mean(0)
     delta = torch.sign(gap).view(-1, 1, 1, 1) * (h[0] - h[1])
     soft = torch.tanh(gap / 2).view(-1, 1, 1, 1) * (h[0] - h[1])
-    rows = {"best": mean + delta / 2, "softmax": mean + soft / 2, "min-max": 0.8 * (mean + 0.625 * delta)}
+    rows = {
+        "best": mean + delta / 2,
+        "softmax": mean + soft / 2,
+        "min-max": 0.8 * (mean + 0.625 * delta),
+    }
     for strategy, expected in rows.items():
         got, _ = RewardSDS(SDS(2.0), strategy, 2)(x, t, eps, context(WORLD, n=6))
         torch.testing.assert_close(got, weight(t) * expected, rtol=1e-10, atol=1e-10)
 
 
 def test_reward_weights_of_four():
-    """min-max of four: 0.45 on the two best, -0.05 on the two worst; equal rewards under softmax are the mean."""
+    """min-max of four: 0.45 on the two best, -0.05 on the two worst; equal rewards under softmax
+    are the mean."""
     rewards = torch.tensor([[0.3], [0.9], [-1.0], [0.5]])
-    assert torch.allclose(reward_weights(rewards, "min-max").flatten(), torch.tensor([-0.05, 0.45, -0.05, 0.45]))
+    assert torch.allclose(
+        reward_weights(rewards, "min-max").flatten(), torch.tensor([-0.05, 0.45, -0.05, 0.45])
+    )
     assert reward_weights(rewards, "best").flatten().tolist() == [0, 1, 0, 0]
     assert torch.allclose(reward_weights(torch.ones(5, 2), "softmax"), torch.full((5, 2), 0.2))
 
 
 def test_rewardsds_with_equal_rewards_is_sds():
-    """Constant reward, softmax: G_RewardSDS = G_SDS with the same N noises; min-max keeps 0.8 of the pull in expectation."""
+    """Constant reward, softmax: G_RewardSDS = G_SDS with the same N noises; min-max keeps 0.8 of
+    the pull in expectation."""
     x, t, eps = batch(6, noises=5)
     got, _ = RewardSDS(SDS(2.0), "softmax", 5)(x, t, eps, context(WORLD, LinearReward(0 * V), 6))
     sds, _ = SDS(2.0, n_noises=5)(x, t, eps, context(WORLD, n=6))
     torch.testing.assert_close(got, sds, rtol=1e-12, atol=1e-12)
     # every order of the five noises: the expectation over exchangeable noises
     orders = [eps.roll(k, 0) for k in range(5)]
-    mean = torch.stack([RewardSDS(SDS(2.0), "min-max", 5)(x, t, e, context(WORLD, LinearReward(0 * V), 6))[0] for e in orders])
+    mean = torch.stack(
+        [
+            RewardSDS(SDS(2.0), "min-max", 5)(x, t, e, context(WORLD, LinearReward(0 * V), 6))[0]
+            for e in orders
+        ]
+    )
     torch.testing.assert_close(mean.mean(0), 0.8 * sds, rtol=1e-10, atol=1e-10)
 
 
 # identity 42
 def test_dreamdpo_published_code():
-    """published code = w [ delta_cond + (g - 1)(eps_cond - eps_neg)(x_t^w) ]; with g = 1 it is the formula."""
+    """published code = w [ delta_cond + (g - 1)(eps_cond - eps_neg)(x_t^w) ]; with g = 1 it is
+    the formula."""
     x, t, eps = batch(6)
     g = 7.5
     got, _ = DreamDPO(SDS(g), tau=0.0, published_code=True)(x, t, eps, context(WORLD, n=6))
@@ -215,36 +276,49 @@ def test_dreamdpo_published_code():
 
 
 def test_dreamdpo_has_no_pull_to_the_prior():
-    """Formula with a clear gap: G = w delta, the base-free row of PSD; below the gate the winner's SDS alone."""
+    """Formula with a clear gap: G = w delta, the base-free row of PSD; below the gate the
+    winner's SDS alone."""
     x, t, eps = batch(6)
     got, _ = DreamDPO(SDS(2.0), tau=0.0)(x, t, eps, context(WORLD, n=6))
     both, _ = PSD(SDS(2.0), 1.0, antithetic=False, over_views=False)(x, t, eps, context(WORLD, n=6))
     base, _ = SDS(2.0, n_noises=2)(x, t, eps, context(WORLD, n=6))
-    torch.testing.assert_close(got, (both - base) / weight(t).sqrt(), rtol=1e-9, atol=1e-9)  # lambda(t) = sigma_t there
+    torch.testing.assert_close(
+        got, (both - base) / weight(t).sqrt(), rtol=1e-9, atol=1e-9
+    )  # lambda(t) = sigma_t there
     gated, _ = DreamDPO(SDS(2.0), tau=1e9)(x, t, eps, context(WORLD, n=6))
-    winner, _ = PSD(SDS(2.0), 0.0, pair_base="winner", antithetic=False, over_views=False)(x, t, eps, context(WORLD, n=6))
+    winner, _ = PSD(SDS(2.0), 0.0, pair_base="winner", antithetic=False, over_views=False)(
+        x, t, eps, context(WORLD, n=6)
+    )
     torch.testing.assert_close(gated, winner, rtol=1e-12, atol=1e-12)
 
 
 def test_dreamdpo_with_a_constant_reward_is_a_random_walk():
-    """G(eps_1, eps_2) = -G(eps_2, eps_1) where nobody wins, so E[G] = 0: no pull to the prior, while SDS has one."""
+    """G(eps_1, eps_2) = -G(eps_2, eps_1) where nobody wins, so E[G] = 0: no pull to the prior,
+    while SDS has one."""
     x, t, eps = batch(6)
-    got, swapped = (DreamDPO(SDS(2.0), tau=0.0)(x, t, e, context(WORLD, LinearReward(0 * V), 6))[0] for e in (eps, eps.flip(0)))
+    got, swapped = (
+        DreamDPO(SDS(2.0), tau=0.0)(x, t, e, context(WORLD, LinearReward(0 * V), 6))[0]
+        for e in (eps, eps.flip(0))
+    )
     torch.testing.assert_close(got + swapped, torch.zeros_like(got), rtol=0, atol=1e-12)
     base, _ = SDS(2.0, n_noises=2)(x, t, eps, context(WORLD, n=6))
-    psd, _ = PSD(SDS(2.0), 1.0, antithetic=False, over_views=False)(x, t, eps, context(WORLD, LinearReward(0 * V), 6))
+    psd, _ = PSD(SDS(2.0), 1.0, antithetic=False, over_views=False)(
+        x, t, eps, context(WORLD, LinearReward(0 * V), 6)
+    )
     assert torch.equal(psd, base)  # exact: base + 0
     assert base.abs().amax() > 0.1 < got.abs().amax()
 
 
 # identity 43
 def test_black_box_reward_gives_the_same_gradient():
-    """Equal values, no gradient: a reward that leaves torch altogether gives PSD's gradient (to the rounding of its own sum,
-    and bit for bit where only the order counts); any reward is asked without gradients being on."""
+    """Equal values, no gradient: a reward that leaves torch altogether gives PSD's gradient (to the
+    rounding of its own sum, and bit for bit where only the order counts); any reward is asked
+    without gradients being on."""
     x, t, eps = batch(5, noises=1)
     through_python = black_box(
         lambda images, prompts: [
-            float(sum(a * b for a, b in zip(i.flatten().tolist(), V.tolist(), strict=True))) for i in images
+            float(sum(a * b for a, b in zip(i.flatten().tolist(), V.tolist(), strict=True)))
+            for i in images
         ]
     )
     kept = LinearReward(V)
@@ -253,7 +327,9 @@ def test_black_box_reward_gives_the_same_gradient():
         a, _ = PSD(SDS(2.0), 2.0, **settings)(x, t, eps, context(WORLD, kept, 5))
         b, _ = PSD(SDS(2.0), 2.0, **settings)(x, t, eps, context(WORLD, through_python, 5))
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-        assert kind == "bt" or torch.equal(a, b)  # exact: only the winner counts, and the rest is the same code
+        assert kind == "bt" or torch.equal(
+            a, b
+        )  # exact: only the winner counts, and the rest is the same code
     asked = []
 
     def watching(images, prompts):
@@ -268,7 +344,8 @@ def test_black_box_reward_gives_the_same_gradient():
 
 
 def test_ranking_over_views_uses_the_mean_reward_of_the_object():
-    """over_views: one winner for all pictures, the noise whose mean reward is higher; needs one t."""
+    """over_views: one winner for all pictures, the noise whose mean reward is higher; needs one
+    t."""
     x, _, eps = batch(4)
     t = torch.full((4,), 500)
     got, _ = PSD(SDS(2.0), 1.0, antithetic=False)(x, t, eps, context(WORLD, n=4))
@@ -277,13 +354,16 @@ def test_ranking_over_views_uses_the_mean_reward_of_the_object():
     h = ranked.residuals
     expected = weight(t) * (h.mean(0) + weight(t).sqrt() * sign * (h[0] - h[1]))
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    assert len(set(torch.sign(ranked.rewards[0] - ranked.rewards[1]).tolist())) == 2  # per view it would differ
+    assert (
+        len(set(torch.sign(ranked.rewards[0] - ranked.rewards[1]).tolist())) == 2
+    )  # per view it would differ
     with pytest.raises(ValueError, match="^t: ranking over views needs one timestep"):
         PSD(antithetic=False)(x, torch.tensor([1, 1, 1, 2]), eps, context(WORLD, n=4))
 
 
 def test_running_median_is_state():
-    """tau = None: a running estimate of the median gap, between runs in state_dict, never in repr (the checkpoint's key)."""
+    """tau = None: a running estimate of the median gap, between runs in state_dict, never in
+    repr (the checkpoint's key)."""
     x, t, eps = batch(30)
     method = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     for _ in range(3):
@@ -293,13 +373,17 @@ def test_running_median_is_state():
     assert 0.9 * median < method.state_dict()["median_gap"] < 1.11 * median
     # it starts at the first median and moves by 5%: up only where the new median is larger
     moving = PSD()
-    taus = [moving._temperature(torch.tensor(gap)) for gap in ([0.5, -0.25, 3.0], [0.5], [9.0], [-0.1])]
+    taus = [
+        moving._temperature(torch.tensor(gap)) for gap in ([0.5, -0.25, 3.0], [0.5], [9.0], [-0.1])
+    ]
     assert taus == pytest.approx([0.5, 0.5 / 1.05, 0.5, 0.5 / 1.05])
     assert PSD()._temperature(torch.zeros(3)) == pytest.approx(1e-12)
     other = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     other.load_state_dict(method.state_dict())
     assert other.median_gap == method.median_gap and "median_gap" not in repr(other)
-    with pytest.raises(ValueError, match="^state: median_gap: expected a finite number of at least 0, got -1.0"):
+    with pytest.raises(
+        ValueError, match="^state: median_gap: expected a finite number of at least 0, got -1.0"
+    ):
         other.load_state_dict({"median_gap": -1.0})
     with pytest.raises(TypeError, match="median_gap"):
         PSD(median_gap=1.0)
@@ -309,7 +393,8 @@ def test_the_gradient_without_a_weight():
     """w(t) = 1 unless it is given: base + lambda omega (h_1 - h_2)."""
     base, h_1, h_2 = normal(3, 2, 3, 1, 1)
     torch.testing.assert_close(
-        psd_gradient(base, h_1, h_2, torch.ones(2), 0.5 * torch.ones(2, 1, 1, 1)), base + (h_1 - h_2) / 2
+        psd_gradient(base, h_1, h_2, torch.ones(2), 0.5 * torch.ones(2, 1, 1, 1)),
+        base + (h_1 - h_2) / 2,
     )
 
 
@@ -317,10 +402,19 @@ def test_the_gradient_without_a_weight():
     ("settings", "message"),
     [
         ({"omega": "soft"}, "omega: kind 'soft' is not known; choose from hard, gap, bt, gated"),
-        ({"pair_base": "loser"}, "pair_base: 'loser' is not known; choose from mean, winner, fresh"),
+        (
+            {"pair_base": "loser"},
+            "pair_base: 'loser' is not known; choose from mean, winner, fresh",
+        ),
         ({"tau": 0.0, "omega": "bt"}, "tau: expected a positive reward difference"),
-        ({"preference_weight": float("nan")}, "preference_weight: expected a finite number, got nan"),
-        ({"preference_weight": -1.0}, "preference_weight: expected a finite number of at least 0, got -1.0"),
+        (
+            {"preference_weight": float("nan")},
+            "preference_weight: expected a finite number, got nan",
+        ),
+        (
+            {"preference_weight": -1.0},
+            "preference_weight: expected a finite number of at least 0, got -1.0",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -1,4 +1,5 @@
-"""A learned prior from the command line to the object, and every way in which loading one fails: one line each."""
+"""A learned prior from the command line to the object, and every way in which loading one fails:
+one line each."""
 
 import json
 import shutil
@@ -8,11 +9,11 @@ import pytest
 import torch
 from tiny_pipeline import tiny_pipeline
 
-from psd_mini.pipelines import cli, generate as text_to_3d
 from psd_mini import distill, generate, make_field
-from psd_mini.pretrained import failures
 from psd_mini.methods import make_method
-from psd_mini.pretrained import loading, make_prior
+from psd_mini.pipelines import cli
+from psd_mini.pipelines import generate as text_to_3d
+from psd_mini.pretrained import failures, loading, make_prior
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 
 SMALL = {"method": "sds", "steps": 3, "resolution": 8, "progress": False, "device": "cpu"}
@@ -46,7 +47,8 @@ def refused(source, match, **settings):
 
 
 def test_from_the_command_line(folder, tmp_path, capsys):
-    """--prior FOLDER: everything is written, nothing is judged, the guidance scale is 7.5, the summary is one line."""
+    """--prior FOLDER: everything is written, nothing is judged, the guidance scale is 7.5, the
+    summary is one line."""
     out = tmp_path / "out"
     arguments = [
         "generate",
@@ -60,7 +62,19 @@ def test_from_the_command_line(folder, tmp_path, capsys):
         "--resolution",
         "16",
     ]
-    cli.main([*arguments, "--device", "cpu", "--dtype", "float32", "--negative-prompt", "blurry", "--out", str(out)])
+    cli.main(
+        [
+            *arguments,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--negative-prompt",
+            "blurry",
+            "--out",
+            str(out),
+        ]
+    )
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("a corgi in a hat: 3 steps against") and len(printed) == 2
     record = json.loads((out / "run.json").read_text())
@@ -70,18 +84,26 @@ def test_from_the_command_line(folder, tmp_path, capsys):
 
 
 def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
-    """On one machine with one thread count: twice the same bits; a finished run resumes to the same bits."""
+    """On one machine with one thread count: twice the same bits; a finished run resumes to the
+    same bits."""
     monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     options = {**SMALL, "prior": str(folder), "out": tmp_path}
-    fields = [generate("a corgi", **options).field, generate("a corgi", **options, resume=True).field]
+    fields = [
+        generate("a corgi", **options).field,
+        generate("a corgi", **options, resume=True).field,
+    ]
     fields.append(generate("a corgi", **{**options, "out": None}).field)
     for other in fields[1:]:
         # exact: one machine, one thread count
-        assert all(torch.equal(x, y) for x, y in zip(fields[0].parameters(), other.parameters(), strict=True))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip(fields[0].parameters(), other.parameters(), strict=True)
+        )
 
 
 def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
-    """Half precision rounds otherwise, so the checkpoint of a run in float32 is not continued in it."""
+    """Half precision rounds otherwise, so the checkpoint of a run in float32 is not continued in
+    it."""
     monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     generate("a corgi", prior=str(folder), out=tmp_path, dtype="float32", **SMALL)
     with pytest.raises(ValueError, match="dtype = 'torch.float32', this one has 'torch.bfloat16'"):
@@ -89,7 +111,8 @@ def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
 
 
 def test_psd_with_negative_embedding(folder):
-    """PSD, a reward and a learnt negative embedding against a learned prior: the embedding moves within its trust region."""
+    """PSD, a reward and a learnt negative embedding against a learned prior: the embedding moves
+    within its trust region."""
     result = generate("a corgi", prior=str(folder), negative=True, **{**SMALL, "method": "psd"})
     assert all(record["negative_norm"] > 1e-4 for record in result.history)
     assert "negative_words" not in result.metrics
@@ -97,28 +120,44 @@ def test_psd_with_negative_embedding(folder):
 
 def test_dps_passes_through_no_unet(folder):
     """Methods that differentiate the denoiser say in one line that this prior keeps no graph."""
-    with pytest.raises(ValueError, match="no gradient passes through this prior's denoiser") as refusal:
+    with pytest.raises(
+        ValueError, match="no gradient passes through this prior's denoiser"
+    ) as refusal:
         generate("a corgi", prior=str(folder), **{**SMALL, "method": "dps"})
     assert "\n" not in str(refusal.value)
 
 
 def test_views_reach_the_prompt_but_not_the_negative(folder):
-    """The loop words the prompt for each view and leaves the negative prompt alone; conditioning "none" words nothing."""
+    """The loop words the prompt for each view and leaves the negative prompt alone; conditioning
+    "none" words nothing."""
     seen = []
     for conditioning, rows in (("words", 6), ("none", 1)):
         prior = make_prior(str(folder), conditioning=conditioning, device="cpu")
         callback = lambda step: seen.append(step["context"].embeddings)  # noqa: E731
-        distill(make_field("voxel"), prior, make_method("sds"), "a dog", steps=1, resolution=8, callback=callback, progress=False)
+        distill(
+            make_field("voxel"),
+            prior,
+            make_method("sds"),
+            "a dog",
+            steps=1,
+            resolution=8,
+            callback=callback,
+            progress=False,
+        )
         assert seen[-1].shape == (2, rows, 16, 32)
     prompt, negative = seen[0]
-    assert len({tuple(row.flatten().tolist()) for row in prompt}) == 5  # right and left share "side view"
+    assert (
+        len({tuple(row.flatten().tolist()) for row in prompt}) == 5
+    )  # right and left share "side view"
     assert len({tuple(row.flatten().tolist()) for row in negative}) == 1
 
 
 def test_unusable_folders(copy, tmp_path):
     """No model there, a part without weights, weights as pickle only, and damaged ones."""
     (tmp_path / "empty").mkdir()
-    assert "prior='exact'" in refused(tmp_path / "empty", "holds no model in diffusers' format .no model_index.json")
+    assert "prior='exact'" in refused(
+        tmp_path / "empty", "holds no model in diffusers' format .no model_index.json"
+    )
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
@@ -130,7 +169,8 @@ def test_unusable_folders(copy, tmp_path):
 
 
 def test_a_pickle_is_never_opened(copy, tmp_path):
-    """A .bin that would create a file, and a .safetensors that is one in disguise: refused, nothing is created."""
+    """A .bin that would create a file, and a .safetensors that is one in disguise: refused,
+    nothing is created."""
     victim = tmp_path / "victim"
 
     class Malice:
@@ -140,7 +180,14 @@ def test_a_pickle_is_never_opened(copy, tmp_path):
     for name in ("model.bin", "pytorch_model.bin", "model.safetensors"):
         (copy / "text_encoder" / "model.safetensors").unlink(missing_ok=True)
         torch.save(Malice(), copy / "text_encoder" / name)
-        refused(copy, "text_encoder has its weights as .bin only" if name.endswith("bin") else "cannot be loaded")
+        refused(
+            copy,
+            (
+                "text_encoder has its weights as .bin only"
+                if name.endswith("bin")
+                else "cannot be loaded"
+            ),
+        )
     assert not victim.exists()
 
 
@@ -155,19 +202,25 @@ def test_weights_under_other_names_are_refused(copy):
 
 
 def test_text_model_under_both_layouts(folder, copy):
-    """Keys that begin with text_model., as every version wrote them before transformers 5.2, give the same embedding."""
+    """Keys that begin with text_model., as every version wrote them before transformers 5.2,
+    give the same embedding."""
     from safetensors.torch import load_file, save_file
 
     path = copy / "text_encoder" / "model.safetensors"
     state = {name.removeprefix("text_model."): value for name, value in load_file(path).items()}
-    save_file({f"text_model.{name}": value for name, value in state.items()}, path, {"format": "pt"})
+    save_file(
+        {f"text_model.{name}": value for name, value in state.items()}, path, {"format": "pt"}
+    )
     expected = StableDiffusionPrior.from_pretrained(folder, device="cpu").embed(["a dog"])
     # exact: the same weights, so the same code on the same numbers
-    assert torch.equal(StableDiffusionPrior.from_pretrained(copy, device="cpu").embed(["a dog"]), expected)
+    assert torch.equal(
+        StableDiffusionPrior.from_pretrained(copy, device="cpu").embed(["a dog"]), expected
+    )
 
 
 def test_autoencoder_with_its_old_names(folder, copy):
-    """Stable Diffusion 1.x publishes its attention as query, key, value, proj_attn: loaded, not refused."""
+    """Stable Diffusion 1.x publishes its attention as query, key, value, proj_attn: loaded, not
+    refused."""
     from safetensors.torch import load_file, save_file
 
     path = copy / "vae" / "diffusion_pytorch_model.safetensors"
@@ -183,19 +236,30 @@ def test_autoencoder_with_its_old_names(folder, copy):
     save_file({old(name): value for name, value in state.items()}, path, {"format": "pt"})
     image = torch.rand(1, 3, 16, 16)
     priors = [StableDiffusionPrior.from_pretrained(place, device="cpu") for place in (folder, copy)]
-    assert torch.equal(priors[0].encode(image), priors[1].encode(image))  # exact: the same weights and code
+    assert torch.equal(
+        priors[0].encode(image), priors[1].encode(image)
+    )  # exact: the same weights and code
 
 
 def test_only_half_precision_files(folder, copy):
     """A folder with *.fp16.safetensors alone loads as well, rounded to 11 bits."""
-    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+    for part, name in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
         from safetensors.torch import load_file, save_file
 
         path = copy / part / f"{name}.safetensors"
-        half = {key: value.half() if value.is_floating_point() else value for key, value in load_file(path).items()}
+        half = {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in load_file(path).items()
+        }
         save_file(half, copy / part / f"{name}.fp16.safetensors", {"format": "pt"})
         path.unlink()
-    full, half = (StableDiffusionPrior.from_pretrained(place, device="cpu") for place in (folder, copy))
+    full, half = (
+        StableDiffusionPrior.from_pretrained(place, device="cpu") for place in (folder, copy)
+    )
     assert half.unet.dtype == half.vae.dtype == half.embed(["a"]).dtype == torch.float32
     torch.testing.assert_close(half.embed(["a"]), full.embed(["a"]), rtol=1e-2, atol=1e-2)
 
@@ -206,7 +270,9 @@ def test_schedulers_of_another_kind(copy):
     config = json.loads(path.read_text())
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
     refused(copy, "its scheduler FlowMatchEulerDiscreteScheduler has no betas")
-    path.write_text(json.dumps({**config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}))
+    path.write_text(
+        json.dumps({**config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+    )
     refused(copy, r"^alphas_cumprod must lie in \(0, 1\)")
 
 
@@ -227,7 +293,8 @@ def test_neither_folder_nor_id(source):
     ],
 )
 def test_hub_failures(error, message, monkeypatch):
-    """Offline, removed, out of memory: one line that says what to do; all ids are tried for "real", in order."""
+    """Offline, removed, out of memory: one line that says what to do; all ids are tried for
+    "real", in order."""
     from diffusers import DDPMScheduler
 
     asked = []
@@ -243,7 +310,8 @@ def test_hub_failures(error, message, monkeypatch):
 
 
 def test_offline_is_noticed_at_once(monkeypatch):
-    """No name service, or nobody listening: offline, so that only downloaded files are looked for; a proxy is trusted."""
+    """No name service, or nobody listening: offline, so that only downloaded files are looked
+    for; a proxy is trusted."""
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(failures.urllib.request, "getproxies", dict)
     for error in (OSError("Name or service not known"), ConnectionRefusedError(), TimeoutError()):
@@ -274,8 +342,14 @@ def test_local_files_only(tmp_path, monkeypatch):
         (["--prior", "imagen"], "prior: 'imagen' is not known"),
         (["--prior", "FOLDER", "--device", "tpu"], "device: tpu cannot be used"),
         (["--prior", "FOLDER", "--dtype", "int8"], "dtype: 'int8' is not known"),
-        (["--device", "cuda"], "device, dtype: the exact world runs on the cpu in float32, not cuda"),
-        (["--prior", "FOLDER", "--method", "psd", "--reward", "image-reward:/nowhere.pt"], "there is no file /nowhere.pt"),
+        (
+            ["--device", "cuda"],
+            "device, dtype: the exact world runs on the cpu in float32, not cuda",
+        ),
+        (
+            ["--prior", "FOLDER", "--method", "psd", "--reward", "image-reward:/nowhere.pt"],
+            "there is no file /nowhere.pt",
+        ),
         (["--prior", "FOLDER", "--method", "exact"], "method: exact needs a prior with `tilted`"),
     ],
 )
@@ -283,7 +357,19 @@ def test_mistakes_end_in_one_line(options, message, folder, tmp_path, capsys):
     """Exit status 2 and one line on stderr."""
     options = [str(folder) if option == "FOLDER" else option for option in options]
     with pytest.raises(SystemExit) as stop:
-        cli.main(["generate", "a cube", "--steps", "2", "--resolution", "8", *options, "--out", str(tmp_path / "out")])
+        cli.main(
+            [
+                "generate",
+                "a cube",
+                "--steps",
+                "2",
+                "--resolution",
+                "8",
+                *options,
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and error.startswith("psd-mini: ") and message in error
 
@@ -295,6 +381,8 @@ def test_out_of_memory_in_the_loop(folder, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(StableDiffusionPrior, "predict_noise", full)
-    with pytest.raises(ValueError, match="memory: the GPU has too little; use one camera a step") as refusal:
+    with pytest.raises(
+        ValueError, match="memory: the GPU has too little; use one camera a step"
+    ) as refusal:
         generate("a corgi", prior=str(folder), **SMALL)
     assert "\n" not in str(refusal.value)

@@ -39,8 +39,12 @@ def random_voxels(resolution: int, seed: int, channels: int = 3, bound: float = 
     """Fog of densities around 1 per world unit and colours all over (0, 1)."""
     field = VoxelField(resolution, bound, channels).double()
     with torch.no_grad():
-        field.density.copy_(torch.randn(field.density.shape, dtype=F64, generator=seeded(seed)) - 2.0)
-        field.colour.copy_(2 * torch.randn(field.colour.shape, dtype=F64, generator=seeded(seed + 1)))
+        field.density.copy_(
+            torch.randn(field.density.shape, dtype=F64, generator=seeded(seed)) - 2.0
+        )
+        field.colour.copy_(
+            2 * torch.randn(field.colour.shape, dtype=F64, generator=seeded(seed + 1))
+        )
     return field
 
 
@@ -69,7 +73,8 @@ def blobs(*parts, radius: float = 0.12):
 
 
 def chords(cameras: Cameras, height: int, width: int, radius: float):
-    """L = 2 sqrt(R^2 - |o x d|^2), the length of every pixel's ray inside the ball, 0 where it misses: (B, H, W)."""
+    """L = 2 sqrt(R^2 - |o x d|^2), the length of every pixel's ray inside the ball, 0 where it
+    misses: (B, H, W)."""
     origins, directions = camera_rays(cameras, height, width)
     miss = torch.linalg.cross(origins[:, None, None].expand_as(directions), directions).norm(dim=-1)
     return 2 * (radius**2 - miss**2).clamp(min=0).sqrt()
@@ -77,18 +82,22 @@ def chords(cameras: Cameras, height: int, width: int, radius: float):
 
 @pytest.mark.parametrize("n_samples", [1, 7])
 def test_constant_density_is_beer_lambert(n_samples):
-    """opacity = 1 - exp(-rho L) exactly, for any number of bins, and rgb = opacity c + (1 - opacity) b."""
+    """opacity = 1 - exp(-rho L) exactly, for any number of bins, and rgb = opacity c + (1 -
+    opacity) b."""
     rho, radius, cameras = 1.7, 0.9, random_cameras(4, seed=0)
     result = render(fog(rho), cameras, 9, 12, n_samples=n_samples, radius=radius, background=0.3)
     expected = 1 - torch.exp(-rho * chords(cameras, 9, 12, radius))
     assert 0.1 < (expected == 0).double().mean() < 0.9  # some rays miss
     torch.testing.assert_close(result.opacity[:, 0], expected, rtol=0, atol=1e-12)
     for c, value in enumerate((0.2, 0.5, 0.8)):
-        torch.testing.assert_close(result.rgb[:, c], expected * value + (1 - expected) * 0.3, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            result.rgb[:, c], expected * value + (1 - expected) * 0.3, rtol=0, atol=1e-12
+        )
 
 
 def test_ball_interval_ends_on_the_sphere():
-    """|o + near d| = |o + far d| = R and near <= far, or near = far at the ray's closest point to the origin."""
+    """|o + near d| = |o + far d| = R and near <= far, or near = far at the ray's closest point
+    to the origin."""
     origins, directions = camera_rays(random_cameras(3, seed=1), 8, 8)
     origins = origins[:, None, None].expand_as(directions).reshape(-1, 3)
     directions = directions.reshape(-1, 3)
@@ -104,22 +113,30 @@ def test_ball_interval_ends_on_the_sphere():
 
 
 def test_distant_camera_in_float32():
-    """Opacity of a float32 picture from 300 world units is the float64 one: no cancellation in |o|^2 - (o.d)^2."""
+    """Opacity of a float32 picture from 300 world units is the float64 one: no cancellation in
+    |o|^2 - (o.d)^2."""
     cameras = look(0.4, 0.3, 300.0, 2 * math.atan(0.9 / 300))
-    single = Cameras(cameras.azimuth.float(), cameras.elevation.float(), cameras.distance.float(), cameras.fov)
+    single = Cameras(
+        cameras.azimuth.float(), cameras.elevation.float(), cameras.distance.float(), cameras.fov
+    )
     opacity = render(fog(1.0), single, 16, radius=1.0).opacity
     assert opacity.dtype == torch.float32
-    torch.testing.assert_close(opacity.double(), render(fog(1.0), cameras, 16, radius=1.0).opacity, rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        opacity.double(), render(fog(1.0), cameras, 16, radius=1.0).opacity, rtol=0, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("n_samples", [16, 64, 256, 1024])
 def test_slab_transmits_exp_of_its_slant_thickness(n_samples):
-    """A slab |x| < w seen by a distant camera: -log(1 - opacity) = rho 2 w / |d_x|, to rho times one bin width.
+    """A slab |x| < w seen by a distant camera: -log(1 - opacity) = rho 2 w / |d_x|, to rho times
+    one bin width.
 
-    The bins' midpoints count the slab to half a bin at either face, so the error falls as 1 / n_samples.
-    """
+    The bins' midpoints count the slab to half a bin at either face, so the error falls as 1 /
+    n_samples."""
     rho, w, cameras = 2.3, 0.237, look(math.radians(25), 0.1, 50.0, 0.016)
-    result = render(fog(lambda p: rho * (p[:, 0].abs() < w)), cameras, 6, n_samples=n_samples, radius=1.0)
+    result = render(
+        fog(lambda p: rho * (p[:, 0].abs() < w)), cameras, 6, n_samples=n_samples, radius=1.0
+    )
     _, directions = camera_rays(cameras, 6, 6)
     expected = rho * 2 * w / directions[..., 0].abs()
     bin_width = chords(cameras, 6, 6, 1.0) / n_samples
@@ -128,37 +145,50 @@ def test_slab_transmits_exp_of_its_slant_thickness(n_samples):
 
 
 def test_smooth_fog_converges_with_the_square_of_the_bin_width():
-    """rho = exp(a x) against integral rho in closed form: with twice the bins, opacity has a quarter of the error."""
+    """rho = exp(a x) against integral rho in closed form: with twice the bins, opacity has a
+    quarter of the error."""
     a, radius, cameras = 2.0, 1.0, random_cameras(2, seed=2, fov=0.4)
     origins, directions = camera_rays(cameras, 5, 5)
     middle = -(origins[:, None, None] * directions).sum(-1)
     half = chords(cameras, 5, 5, radius) / 2
     x, slope = origins[:, None, None, 0], a * directions[..., 0]
-    depth = (torch.exp(a * x + slope * (middle + half)) - torch.exp(a * x + slope * (middle - half))) / slope
+    depth = (
+        torch.exp(a * x + slope * (middle + half)) - torch.exp(a * x + slope * (middle - half))
+    ) / slope
     errors = []
     for n_samples in (64, 128):
-        rendered = render(fog(lambda p: torch.exp(a * p[:, 0])), cameras, 5, n_samples=n_samples, radius=radius)
+        rendered = render(
+            fog(lambda p: torch.exp(a * p[:, 0])), cameras, 5, n_samples=n_samples, radius=radius
+        )
         errors.append((rendered.opacity[:, 0] - (1 - torch.exp(-depth))).abs().max().item())
     assert errors[1] < 1e-4
     assert errors[0] / errors[1] == pytest.approx(4, abs=0.02)
 
 
 def test_colour_gradient_in_fog_converges_with_the_square_of_the_bin_width():
-    """rho constant, c = (1 + s/L)/2 at path length s: rgb = (1 - e^-k)/2 + ((1 - e^-k)/k - e^-k)/2 with k = rho L."""
+    """rho constant, c = (1 + s/L)/2 at path length s: rgb = (1 - e^-k)/2 + ((1 - e^-k)/k -
+    e^-k)/2 with k = rho L."""
     k = 1.5 * 2.0  # the middle ray of a ball of radius 1, from azimuth 0: s = 1 - x, L = 2
 
     def field(points):
         return torch.full_like(points[:, 0], 1.5), 0.5 + 0.25 * (1 - points[:, :1])
 
     expected = (1 - math.exp(-k)) / 2 + ((1 - math.exp(-k)) / k - math.exp(-k)) / 2
-    error = [abs(render(field, look(), 1, n_samples=n, radius=1.0, background=0.0).rgb.item() - expected) for n in (50, 100)]
+    error = [
+        abs(render(field, look(), 1, n_samples=n, radius=1.0, background=0.0).rgb.item() - expected)
+        for n in (50, 100)
+    ]
     assert error[1] < 1e-4
     assert error[0] / error[1] == pytest.approx(4, abs=0.02)
 
 
-@pytest.mark.parametrize(("azimuth", "front", "back"), [(0.0, (2.0, RED), (3.0, BLUE)), (math.pi, (3.0, BLUE), (2.0, RED))])
+@pytest.mark.parametrize(
+    ("azimuth", "front", "back"),
+    [(0.0, (2.0, RED), (3.0, BLUE)), (math.pi, (3.0, BLUE), (2.0, RED))],
+)
 def test_two_layers_composite_in_the_order_of_sight(azimuth, front, back):
-    """rgb = (1 - e^-k1) c1 + e^-k1 (1 - e^-k2) c2 + e^-(k1 + k2) b, layer 1 the nearer one; exact on aligned bins."""
+    """rgb = (1 - e^-k1) c1 + e^-k1 (1 - e^-k2) c2 + e^-(k1 + k2) b, layer 1 the nearer one;
+    exact on aligned bins."""
 
     def field(points):
         x = points[:, 0]
@@ -166,7 +196,9 @@ def test_two_layers_composite_in_the_order_of_sight(azimuth, front, back):
         return 2.0 * red + 3.0 * blue, torch.stack((red, torch.zeros_like(red), blue), dim=-1).to(x)
 
     background = torch.tensor([0.1, 0.7, 0.4], dtype=F64)
-    rgb = render(field, look(azimuth), 1, n_samples=20, radius=1.0, background=background).rgb[0, :, 0, 0]
+    rgb = render(field, look(azimuth), 1, n_samples=20, radius=1.0, background=background).rgb[
+        0, :, 0, 0
+    ]
     thickness = {RED: 0.3, BLUE: 0.5}
     (rho_1, paint_1), (rho_2, paint_2) = front, back
     t_1, t_2 = math.exp(-rho_1 * thickness[paint_1]), math.exp(-rho_2 * thickness[paint_2])
@@ -177,13 +209,16 @@ def test_two_layers_composite_in_the_order_of_sight(azimuth, front, back):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (F64, 1e-14)])
 def test_weights_and_what_gets_through_sum_to_one(dtype, tolerance):
-    """sum_i w_i + exp(-sum_i rho_i delta_i) = 1, every w_i >= 0, opacity = sum_i w_i, from thin fog to stone."""
+    """sum_i w_i + exp(-sum_i rho_i delta_i) = 1, every w_i >= 0, opacity = sum_i w_i, from thin
+    fog to stone."""
     scale = 10 ** torch.linspace(-6, 6, 200, dtype=dtype)[:, None]
     density = scale * torch.rand(200, 40, dtype=dtype, generator=seeded(3))
     widths = 0.1 * torch.rand(200, 40, dtype=dtype, generator=seeded(4))
     weights, opacity = compositing_weights(density, widths)
     transmitted = torch.exp(-(density * widths).sum(-1))
-    torch.testing.assert_close(weights.sum(-1) + transmitted, torch.ones(200, dtype=dtype), rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        weights.sum(-1) + transmitted, torch.ones(200, dtype=dtype), rtol=0, atol=tolerance
+    )
     torch.testing.assert_close(weights.sum(-1), opacity, rtol=0, atol=tolerance)
     assert (weights >= -tolerance).all()
     assert (opacity <= 1 + tolerance).all()
@@ -198,17 +233,25 @@ def test_thin_fog_keeps_its_digits():
 
 
 def slow_render(field, azimuth, elevation, distance, fov, height, width, n_samples, background):
-    """One picture with python loops: the camera turned into place by rotations, T as a running product of 1 - alpha."""
+    """One picture with python loops: the camera turned into place by rotations, T as a running
+    product of 1 - alpha."""
     rgb, opacity, depth, weights, places = {}, {}, {}, {}, {}
     for i in range(height):
         for j in range(width):
-            # in front of a camera at (distance, 0, 0): right is +y, up is +z, forward is -x; then lift, then turn
+            # in front of a camera at (distance, 0, 0): right is +y, up is +z, forward is -x; then
+            # lift, then turn
             y, z = (j + 0.5 - width / 2), (height / 2 - i - 0.5)
             d = [-height / (2 * math.tan(fov / 2)), y, z]
             ray = []
             for x, y, z in (d, (distance, 0.0, 0.0)):
-                x, z = (math.cos(elevation) * x - math.sin(elevation) * z, math.sin(elevation) * x + math.cos(elevation) * z)
-                x, y = math.cos(azimuth) * x - math.sin(azimuth) * y, math.sin(azimuth) * x + math.cos(azimuth) * y
+                x, z = (
+                    math.cos(elevation) * x - math.sin(elevation) * z,
+                    math.sin(elevation) * x + math.cos(elevation) * z,
+                )
+                x, y = (
+                    math.cos(azimuth) * x - math.sin(azimuth) * y,
+                    math.sin(azimuth) * x + math.cos(azimuth) * y,
+                )
                 ray.append((x, y, z))
             length = math.hypot(*ray[0])
             d, o = [v / length for v in ray[0]], ray[1]
@@ -220,7 +263,9 @@ def slow_render(field, azimuth, elevation, distance, fov, height, width, n_sampl
                 step = 2 * math.sqrt(root) / n_samples
                 for s in range(n_samples):
                     zs[s] = -od - math.sqrt(root) + (s + 0.5) * step
-                    point = torch.tensor([[a + zs[s] * b for a, b in zip(o, d, strict=True)]], dtype=F64)
+                    point = torch.tensor(
+                        [[a + zs[s] * b for a, b in zip(o, d, strict=True)]], dtype=F64
+                    )
                     rho, c = (value[0].tolist() for value in field(point))
                     alpha = 1 - math.exp(-rho * step)
                     w[s] = T * alpha
@@ -235,10 +280,22 @@ def slow_render(field, azimuth, elevation, distance, fov, height, width, n_sampl
 
 @torch.no_grad()
 def test_agrees_with_a_slow_loop():
-    """rgb, opacity, depth, weights and z of a random VoxelField equal the loop's to 1e-12, pixel by pixel."""
-    field, cameras, background = (random_voxels(5, seed=5, bound=0.8), random_cameras(2, seed=6, fov=0.7), (0.9, 0.2, 0.4))
+    """rgb, opacity, depth, weights and z of a random VoxelField equal the loop's to 1e-12, pixel
+    by pixel."""
+    field, cameras, background = (
+        random_voxels(5, seed=5, bound=0.8),
+        random_cameras(2, seed=6, fov=0.7),
+        (0.9, 0.2, 0.4),
+    )
     height, width, n_samples = 5, 7, 6
-    result = render(field, cameras, height, width, n_samples=n_samples, background=torch.tensor(background, dtype=F64))
+    result = render(
+        field,
+        cameras,
+        height,
+        width,
+        n_samples=n_samples,
+        background=torch.tensor(background, dtype=F64),
+    )
     misses = 0
     for b in range(2):
         pose = cameras.azimuth[b].item(), cameras.elevation[b].item(), cameras.distance[b].item()
@@ -256,7 +313,8 @@ def test_agrees_with_a_slow_loop():
 
 
 def test_gradients_with_respect_to_density_and_colour():
-    """d rgb, d opacity, d depth / d (every density and colour parameter) equal central differences."""
+    """d rgb, d opacity, d depth / d (every density and colour parameter) equal central
+    differences."""
     field, cameras = random_voxels(3, seed=7), random_cameras(1, seed=8, fov=0.8)
 
     def pictures(density, colour):
@@ -267,15 +325,20 @@ def test_gradients_with_respect_to_density_and_colour():
                 return functional_call(field, {"density": density, "colour": colour}, (points,))
 
         result = render(Bound(), cameras, 3, n_samples=4, background=0.6)
-        # one tensor: gradcheck passes over an output that has lost its graph, but not over a part of one
+        # one tensor: gradcheck passes over an output that has lost its graph, but not over a part
+        # of one
         return torch.cat((result.rgb, result.opacity, result.depth), dim=1)
 
-    parameters = (field.density.detach().clone().requires_grad_(), field.colour.detach().clone().requires_grad_())
+    parameters = (
+        field.density.detach().clone().requires_grad_(),
+        field.colour.detach().clone().requires_grad_(),
+    )
     assert gradcheck(pictures, parameters, eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
 def test_compositing_gradients():
-    """d w / d rho, d w / d delta and the opacity's derivatives equal central differences, empty bins included."""
+    """d w / d rho, d w / d delta and the opacity's derivatives equal central differences, empty
+    bins included."""
     density = 3 * torch.rand(4, 6, dtype=F64, generator=seeded(9))
     density[0, 2] = density[1] = 0.0
     widths = 0.1 + torch.rand(4, 6, dtype=F64, generator=seeded(10))
@@ -290,7 +353,8 @@ def test_compositing_gradients():
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 1, 1), (1, 3, 5, 6), (2, 3, 5, 6), (2, 1, 1, 1)])
 def test_background_shows_through_what_is_not_stopped(shape):
-    """rgb(b) - rgb(0) = (1 - opacity) b for a number, (C,), (B, C, H, W) and what broadcasts; d rgb / d b likewise."""
+    """rgb(b) - rgb(0) = (1 - opacity) b for a number, (C,), (B, C, H, W) and what broadcasts; d
+    rgb / d b likewise."""
     field, cameras = random_voxels(4, seed=11), random_cameras(2, seed=12)
     background = torch.rand(shape, dtype=F64, generator=seeded(13)).requires_grad_()
     black = render(field, cameras, 5, 6, background=0.0)
@@ -318,7 +382,8 @@ def test_default_background_is_white_and_default_radius_is_the_fields():
 
 
 def test_depth_of_an_opaque_ball_is_where_the_ray_meets_it():
-    """0 <= depth - z_hit <= one bin, z_hit = -o.d - sqrt((o.d)^2 - |o|^2 + r^2), for rays inside for two bins."""
+    """0 <= depth - z_hit <= one bin, z_hit = -o.d - sqrt((o.d)^2 - |o|^2 + r^2), for rays inside
+    for two bins."""
     r, n_samples, cameras = 0.6, 200, random_cameras(3, seed=16, fov=0.5)
     ball = fog(lambda p: 1e5 * (p.norm(dim=-1) < r))
     result = render(ball, cameras, 9, n_samples=n_samples, radius=1.0)
@@ -326,16 +391,21 @@ def test_depth_of_an_opaque_ball_is_where_the_ray_meets_it():
     middle = -(origins[:, None, None] * directions).sum(-1)
     chord, bin_width = chords(cameras, 9, 9, r), chords(cameras, 9, 9, 1.0) / n_samples
     solid = chord > 2 * bin_width
-    assert 0.1 < solid.double().mean() < 0.99  # the furthest camera, at 4.5, has 0.2 of its picture in the ball
+    assert (
+        0.1 < solid.double().mean() < 0.99
+    )  # the furthest camera, at 4.5, has 0.2 of its picture in the ball
     late = (result.depth[:, 0] - (middle - chord / 2))[solid]
     assert (late >= -1e-9).all()
     assert (late <= bin_width[solid] + 1e-9).all()
-    torch.testing.assert_close(result.opacity[:, 0][solid], torch.ones_like(late), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        result.opacity[:, 0][solid], torch.ones_like(late), rtol=0, atol=1e-12
+    )
     assert (result.depth[:, 0][chord == 0] == 0).all()  # exact: no sample has a density
 
 
 def test_samples_are_the_middles_of_equal_bins():
-    """z_i = near + (i + 1/2) L / S, for every ray that meets the ball; zeros elsewhere; field asked nowhere else."""
+    """z_i = near + (i + 1/2) L / S, for every ray that meets the ball; zeros elsewhere; field
+    asked nowhere else."""
     asked, cameras = [], random_cameras(2, seed=17, fov=0.9)
 
     def field(points):
@@ -363,9 +433,14 @@ def standard_error(values):
 
 
 def test_jitter_places_samples_uniformly_and_independently_in_their_bins():
-    """(z_i - near) / delta - i is uniform on [0, 1): mean 1/2, variance 1/12, no correlation between bins."""
-    z = render(fog(1.0), look(count=N_JITTERED), 1, n_samples=BINS, radius=1.0, generator=seeded(18)).z[:, 0, 0]
-    u = (z - 2.0) / (2.0 / BINS) - torch.arange(BINS)  # the middle ray enters the unit ball at distance 3 - 1
+    """(z_i - near) / delta - i is uniform on [0, 1): mean 1/2, variance 1/12, no correlation
+    between bins."""
+    z = render(
+        fog(1.0), look(count=N_JITTERED), 1, n_samples=BINS, radius=1.0, generator=seeded(18)
+    ).z[:, 0, 0]
+    u = (z - 2.0) / (2.0 / BINS) - torch.arange(
+        BINS
+    )  # the middle ray enters the unit ball at distance 3 - 1
     assert ((u > -1e-9) & (u < 1 + 1e-9)).all()
     assert ((u.mean(0) - 0.5).abs() < 4 * standard_error(u)).all()
     squares = (u - 0.5) ** 2
@@ -375,7 +450,8 @@ def test_jitter_places_samples_uniformly_and_independently_in_their_bins():
 
 
 def test_jitter_is_unbiased():
-    """E[sum_i rho(z_i) delta] = integral rho and, in thin fog, E[rgb] = integral rho c: mean within 4 standard errors.
+    """E[sum_i rho(z_i) delta] = integral rho and, in thin fog, E[rgb] = integral rho c: mean within
+    4 standard errors.
 
     On the middle ray rho = e^(a x) k and c = (1 + x) / 2, with x from 1 to -1:
     integral rho = 2 k sinh(a) / a,    integral rho c = k [sinh(a) / a + cosh(a) / a - sinh(a) / a^2].
@@ -386,14 +462,18 @@ def test_jitter_is_unbiased():
         return lambda p: (k * torch.exp(a * p[:, 0]), (1 + p[:, :1]) / 2)
 
     cameras = look(count=N_JITTERED)
-    opacity = render(field(1.0), cameras, 1, n_samples=BINS, radius=1.0, generator=seeded(19)).opacity[:, 0, 0, 0]
+    opacity = render(
+        field(1.0), cameras, 1, n_samples=BINS, radius=1.0, generator=seeded(19)
+    ).opacity[:, 0, 0, 0]
     optical_depth = -torch.log1p(-opacity)
     expected = 2 * math.sinh(a) / a
     assert standard_error(optical_depth) < 0.01 * expected
     assert (optical_depth.mean() - expected).abs() < 4 * standard_error(optical_depth)
 
     k = 1e-6  # so thin that nothing is hidden: rgb / k is the integral, up to a factor 1 + O(k)
-    thin = render(field(k), cameras, 1, n_samples=BINS, radius=1.0, background=0.0, generator=seeded(20))
+    thin = render(
+        field(k), cameras, 1, n_samples=BINS, radius=1.0, background=0.0, generator=seeded(20)
+    )
     rgb = thin.rgb[:, 0, 0, 0] / k
     expected = math.sinh(a) / a + math.cosh(a) / a - math.sinh(a) / a**2
     assert standard_error(rgb) < 0.01 * expected
@@ -401,7 +481,8 @@ def test_jitter_is_unbiased():
 
 
 def test_jitter_follows_its_generator():
-    """Equal seeds, equal pictures; other seeds and no generator, other pictures; torch's global state is untouched."""
+    """Equal seeds, equal pictures; other seeds and no generator, other pictures; torch's global
+    state is untouched."""
     field, cameras = random_voxels(6, seed=21), random_cameras(2, seed=22)
     state = torch.get_rng_state()
     first, again, other = (render(field, cameras, 5, generator=seeded(s)).rgb for s in (1, 1, 2))
@@ -413,14 +494,17 @@ def test_jitter_follows_its_generator():
 
 
 def test_rays_that_miss_see_exactly_the_background():
-    """Outside the ball rgb = b bit for bit, all else is 0, and so is every parameter's gradient from there."""
+    """Outside the ball rgb = b bit for bit, all else is 0, and so is every parameter's gradient
+    from there."""
     field, cameras = random_voxels(4, seed=23), random_cameras(2, seed=24, fov=1.2)
     background = torch.rand(2, 3, 8, 8, dtype=F64, generator=seeded(25))
     result = render(field, cameras, 8, background=background, n_samples=4)
     missed = chords(cameras, 8, 8, 1.0) == 0
     assert missed.any() and not missed.all()
     # exact: 0 + (1 - 0) b
-    assert torch.equal(result.rgb.permute(0, 2, 3, 1)[missed], background.permute(0, 2, 3, 1)[missed])
+    assert torch.equal(
+        result.rgb.permute(0, 2, 3, 1)[missed], background.permute(0, 2, 3, 1)[missed]
+    )
     for values in (result.opacity[:, 0], result.depth[:, 0], result.weights, result.z):
         assert (values[missed] == 0).all()  # exact: written, not computed
     loss = (result.rgb.sum(1) + result.opacity[:, 0] + result.depth[:, 0])[missed].sum()
@@ -429,13 +513,18 @@ def test_rays_that_miss_see_exactly_the_background():
 
 
 def test_picture_that_misses_altogether():
-    """A ball between the rays gives background, zeros and zero gradients: no empty batch is an error."""
+    """A ball between the rays gives background, zeros and zero gradients: no empty batch is an
+    error."""
     field = random_voxels(4, seed=26)
     result = render(field, look(), 2, radius=0.01, background=0.25)
-    assert torch.equal(result.rgb, torch.full((1, 3, 2, 2), 0.25, dtype=F64))  # exact: 0 + (1 - 0) b
+    assert torch.equal(
+        result.rgb, torch.full((1, 3, 2, 2), 0.25, dtype=F64)
+    )  # exact: 0 + (1 - 0) b
     assert result.weights.shape == (1, 2, 2, 32)
     # exact: no parameter was used
-    assert all((g == 0).all() for g in torch.autograd.grad(result.rgb.sum(), list(field.parameters())))
+    assert all(
+        (g == 0).all() for g in torch.autograd.grad(result.rgb.sum(), list(field.parameters()))
+    )
 
 
 def test_cameras_do_not_influence_each_other():
@@ -451,19 +540,29 @@ def test_cameras_do_not_influence_each_other():
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("raw", [1e5, -1e5])
 def test_extreme_densities_stay_finite(raw, dtype):
-    """density 1e6 shows the first sample's colour, density 0 the background; all gradients finite in both."""
+    """density 1e6 shows the first sample's colour, density 0 the background; all gradients
+    finite in both."""
     field = VoxelField(4).to(dtype)
     with torch.no_grad():
         field.density.fill_(raw)
         field.colour.fill_(1.0)
     cameras = orbit([10.0, 200.0], 20.0)
-    cameras = Cameras(cameras.azimuth.to(dtype), cameras.elevation.to(dtype), cameras.distance.to(dtype), cameras.fov)
+    cameras = Cameras(
+        cameras.azimuth.to(dtype),
+        cameras.elevation.to(dtype),
+        cameras.distance.to(dtype),
+        cameras.fov,
+    )
     result = render(field, cameras, 8, background=0.0)
     hit = result.z[..., 0] > 0
-    expected = torch.sigmoid(torch.ones((), dtype=dtype)) if raw > 0 else torch.zeros((), dtype=dtype)
+    expected = (
+        torch.sigmoid(torch.ones((), dtype=dtype)) if raw > 0 else torch.zeros((), dtype=dtype)
+    )
     seen = result.rgb.permute(0, 2, 3, 1)[hit]
     torch.testing.assert_close(seen, expected.expand_as(seen))
-    torch.testing.assert_close(result.depth[:, 0][hit], result.z[..., 0][hit] if raw > 0 else 0 * result.z[..., 0][hit])
+    torch.testing.assert_close(
+        result.depth[:, 0][hit], result.z[..., 0][hit] if raw > 0 else 0 * result.z[..., 0][hit]
+    )
     (result.rgb.square().sum() + result.opacity.sum() + result.depth.sum()).backward()
     for parameter in field.parameters():
         assert parameter.grad is not None
@@ -471,7 +570,8 @@ def test_extreme_densities_stay_finite(raw, dtype):
 
 
 def test_a_wall_of_stone_in_front_of_air():
-    """A density that jumps from 0 to 1e6 within a ray stays finite, and hides what is behind it completely."""
+    """A density that jumps from 0 to 1e6 within a ray stays finite, and hides what is behind it
+    completely."""
     density = torch.tensor([[0.0, 0.0, 1e6, 1.0, 1e6, 0.0]], requires_grad=True)
     weights, opacity = compositing_weights(density, torch.full((1, 6), 0.1))
     assert weights[0].tolist() == pytest.approx([0, 0, 1, 0, 0, 0], abs=1e-6)
@@ -486,14 +586,26 @@ def test_four_channels():
     background = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=F64)
     result = render(field, cameras, 5, 3, background=background)
     assert result.rgb.shape == (2, 4, 5, 3)
-    swapped = render(lambda p: (field(p)[0], field(p)[1].flip(-1)), cameras, 5, 3, radius=1.0, background=background.flip(-1))
+    swapped = render(
+        lambda p: (field(p)[0], field(p)[1].flip(-1)),
+        cameras,
+        5,
+        3,
+        radius=1.0,
+        background=background.flip(-1),
+    )
     torch.testing.assert_close(swapped.rgb, result.rgb.flip(1), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
     ("azimuth", "centre", "rows", "columns"),
     [
-        (0.0, (0.0, 0.5, 0.0), slice(None), slice(16, None)),  # +y is on the right seen from azimuth 0
+        (
+            0.0,
+            (0.0, 0.5, 0.0),
+            slice(None),
+            slice(16, None),
+        ),  # +y is on the right seen from azimuth 0
         (0.0, (0.0, -0.5, 0.0), slice(None), slice(0, 16)),
         (0.0, (0.0, 0.0, 0.5), slice(0, 16), slice(None)),  # +z is up
         (90.0, (0.5, 0.0, 0.0), slice(None), slice(0, 16)),  # from +y, +x is on the left
@@ -501,8 +613,11 @@ def test_four_channels():
     ],
 )
 def test_blob_appears_on_its_side(azimuth, centre, rows, columns):
-    """A small opaque ball is seen in its half of the picture, and nothing of it in the other half."""
-    opacity = render(blobs((centre, RED)), orbit(azimuth, 0.0), 32, n_samples=128, radius=1.0).opacity[0, 0]
+    """A small opaque ball is seen in its half of the picture, and nothing of it in the other
+    half."""
+    opacity = render(
+        blobs((centre, RED)), orbit(azimuth, 0.0), 32, n_samples=128, radius=1.0
+    ).opacity[0, 0]
     half = torch.zeros_like(opacity, dtype=torch.bool)
     half[rows, columns] = True
     assert opacity[half].max() > 0.99
@@ -519,19 +634,47 @@ def test_near_blob_hides_far_blob():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f: render(f, orbit(0, 0, 0.9), 4), r"distance: a camera at 0.9 is inside .* radius 1; move it further out"),
-        (lambda f: render(f, orbit(0, 0, 1.0), 4), r"distance: a camera at 1 is inside .* radius 1; move it further out"),
-        (lambda f: render(f, orbit(0, 0), 4, radius=3.5), r"distance: a camera at 3 is inside .* radius 3.5; .* to 10.5"),
-        (lambda f: render(f, orbit(0, 0), 4, n_samples=0), r"n_samples: expected a whole number of at least 1, got 0"),
-        (lambda f: render(f, orbit(0, 0), 0), r"height: expected a whole number of at least 1, got 0"),
-        (lambda f: render(f, orbit(0, 0), 4, 0), r"width: expected a whole number of at least 1, got 0"),
-        (lambda f: render(f.forward, orbit(0, 0), 4), r"radius: expected world units, got None .* `bound`"),
-        (lambda f: render(f, orbit(0, 0), 4, background=torch.ones(5)), r"background: .* \(1, 3, 4, 4\), got \(5, 1, 1\)"),
-        (lambda f: render(f, orbit(0, 0), 4, background=torch.ones(2, 3, 4, 4)), r"background: .* got \(2, 3, 4, 4\)"),
+        (
+            lambda f: render(f, orbit(0, 0, 0.9), 4),
+            r"distance: a camera at 0.9 is inside .* radius 1; move it further out",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0, 1.0), 4),
+            r"distance: a camera at 1 is inside .* radius 1; move it further out",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0), 4, radius=3.5),
+            r"distance: a camera at 3 is inside .* radius 3.5; .* to 10.5",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0), 4, n_samples=0),
+            r"n_samples: expected a whole number of at least 1, got 0",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0), 0),
+            r"height: expected a whole number of at least 1, got 0",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0), 4, 0),
+            r"width: expected a whole number of at least 1, got 0",
+        ),
+        (
+            lambda f: render(f.forward, orbit(0, 0), 4),
+            r"radius: expected world units, got None .* `bound`",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0), 4, background=torch.ones(5)),
+            r"background: .* \(1, 3, 4, 4\), got \(5, 1, 1\)",
+        ),
+        (
+            lambda f: render(f, orbit(0, 0), 4, background=torch.ones(2, 3, 4, 4)),
+            r"background: .* got \(2, 3, 4, 4\)",
+        ),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
-    """A ValueError whose single line names the argument, what came, what was expected or the remedy."""
+    """A ValueError whose single line names the argument, what came, what was expected or the
+    remedy."""
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         call(VoxelField(4))
     assert "\n" not in str(caught.value)
@@ -549,8 +692,13 @@ def test_bad_input_is_named_in_one_line(call, message):
     ],
 )
 def test_a_field_answers_with_density_and_colour(answer, came):
-    """Anything but density (N,) and colour (N, C) is refused with the shapes that came; a list of the two will do."""
-    with pytest.raises(ValueError, match=rf"^field: expected density \(\d+,\) and colour \(\d+, C\), got {came}$"):
+    """Anything but density (N,) and colour (N, C) is refused with the shapes that came; a list
+    of the two will do."""
+    with pytest.raises(
+        ValueError, match=rf"^field: expected density \(\d+,\) and colour \(\d+, C\), got {came}$"
+    ):
         render(lambda points: answer(*fog(1.0)(points)), orbit(0, 0), 4, radius=1.0)
     listed = render(lambda points: list(fog(1.0)(points)), orbit(0, 0), 4, radius=1.0)
-    assert torch.equal(listed.rgb, render(fog(1.0), orbit(0, 0), 4, radius=1.0).rgb)  # exact: the same code on the same numbers
+    assert torch.equal(
+        listed.rgb, render(fog(1.0), orbit(0, 0), 4, radius=1.0).rgb
+    )  # exact: the same code on the same numbers

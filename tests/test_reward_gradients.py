@@ -1,4 +1,5 @@
-"""CSD, reward gradients and exact alignment against closed forms; the thin-manifold table; float64."""
+"""CSD, reward gradients and exact alignment against closed forms; the thin-manifold table;
+float64."""
 
 import math
 from types import SimpleNamespace
@@ -8,12 +9,12 @@ import torch
 from gaussian_world import QuadraticReward
 
 from psd_mini import SDS, Context, GaussianMixture, ToyWorldPrior, scaled_linear_schedule
-from psd_mini.sds import CSD, csd_gradient
 from psd_mini.methods import KINDS, Exact, Regression, RewardGradient, reward_gradient
-from psd_mini.psd import PSD
 from psd_mini.mixture import implicit_reward
+from psd_mini.psd import PSD
 from psd_mini.rewards import LinearReward, black_box, make_reward
 from psd_mini.schedule import NoiseSchedule
+from psd_mini.sds import CSD, csd_gradient
 from psd_mini.world.pool import make_views, pool_cameras
 from psd_mini.world.text import components
 
@@ -25,7 +26,12 @@ S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=to
 MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
 V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
 GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
-PAIR = GaussianMixture(torch.tensor([0.4, 0.6], dtype=torch.float64), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
+PAIR = GaussianMixture(
+    torch.tensor([0.4, 0.6], dtype=torch.float64),
+    torch.stack((MU, -MU)),
+    torch.stack((S, S)),
+    SCHEDULE,
+)
 VIEWS = pool_cameras(3)
 ONLY = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
 UNIFORM = SDS(weighting="uniform")
@@ -41,7 +47,9 @@ def levels(step):
 
 
 def context(prior, reward=None, embeddings=None, n=1):
-    embeddings = torch.zeros(2, len(prior.means), dtype=torch.float64) if embeddings is None else embeddings
+    embeddings = (
+        torch.zeros(2, len(prior.means), dtype=torch.float64) if embeddings is None else embeddings
+    )
     return Context(prior, embeddings, None, [""] * n, reward)
 
 
@@ -60,7 +68,8 @@ def test_csd_is_the_slope_of_sds_in_g():
 
 
 def test_csd_is_the_implicit_classifier():
-    """null = the whole mixture: eps_y - eps_null = -sigma grad log p(y | x_t), the posterior by plain algebra and autograd."""
+    """null = the whole mixture: eps_y - eps_null = -sigma grad log p(y | x_t), the posterior by
+    plain algebra and autograd."""
     x_t, step = normal(6, 3, seed=5).requires_grad_(), 500
     alpha, sigma, C = levels(step)
     log_joint = [
@@ -71,26 +80,34 @@ def test_csd_is_the_implicit_classifier():
     (gradient,) = torch.autograd.grad(log_posterior.sum(), x_t)
     embeddings = torch.stack((ONLY[0], torch.zeros(2).double()))
     eps_y, eps_null = PAIR.predict_noise(x_t.detach(), torch.full((6,), step), embeddings)
-    torch.testing.assert_close(csd_gradient(eps_y, eps_null), -sigma * gradient, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        csd_gradient(eps_y, eps_null), -sigma * gradient, rtol=1e-9, atol=1e-9
+    )
 
 
 # identity 15
 def test_csd_drifts_for_ever_between_equal_gaussians():
-    """Equal covariances: eps_cond - eps_neg = -sigma alpha C^-1 (mu_y - mu_n) at every x_t: no fixed point."""
+    """Equal covariances: eps_cond - eps_neg = -sigma alpha C^-1 (mu_y - mu_n) at every x_t: no
+    fixed point."""
     for step in (50, 500, 950):
         alpha, sigma, C = levels(step)
         x_t = 5 * normal(4, 3, seed=step)
         eps_y, eps_n = PAIR.predict_noise(x_t, torch.full((4,), step), ONLY)
         expected = -sigma * alpha * torch.linalg.solve(C, 2 * MU)
-        torch.testing.assert_close(csd_gradient(eps_y, eps_n), expected.expand(4, -1), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            csd_gradient(eps_y, eps_n), expected.expand(4, -1), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_csd_rests_where_two_widths_balance():
-    """Covariances S and S_0 differ: E[eps_y - eps_0] = 0 at x = (C^-1 - C_0^-1)^-1 (C^-1 mu_y - C_0^-1 mu_0), at every t.
+    """Covariances S and S_0 differ: E[eps_y - eps_0] = 0 at x = (C^-1 - C_0^-1)^-1 (C^-1 mu_y -
+    C_0^-1 mu_0), at every t.
 
-    An attractor where C < C_0 in every direction (the prompt narrower than the rest), as here. Source: derived here.
-    """
-    prior = GaussianMixture(torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S + 0.5 * EYE)), SCHEDULE)
+    An attractor where C < C_0 in every direction (the prompt narrower than the rest), as here.
+    Source: derived here."""
+    prior = GaussianMixture(
+        torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S + 0.5 * EYE)), SCHEDULE
+    )
     for step in (50, 500, 950):
         _, _, C = levels(step)
         C_0 = C + SCHEDULE.alphas_cumprod[step] * 0.5 * EYE
@@ -99,7 +116,9 @@ def test_csd_rests_where_two_widths_balance():
         eps, t = points(4, seed=step), torch.full((8,), step)
         noises = torch.cat((eps, -eps))[None]  # both predictions are affine in eps: it cancels
         for at, rests in ((x, True), (x + 0.3, False)):
-            g, _ = CSD(weighting="uniform")(at.view(1, 3, 1, 1).expand(8, -1, -1, -1), t, noises, context(prior, None, ONLY))
+            g, _ = CSD(weighting="uniform")(
+                at.view(1, 3, 1, 1).expand(8, -1, -1, -1), t, noises, context(prior, None, ONLY)
+            )
             assert (g.mean(0).norm() < 1e-9) == rests
         assert (g.mean(0).flatten() @ torch.full((3,), 0.3).double()) > 1e-6  # descent leads back
 
@@ -112,7 +131,8 @@ def slopes(kind, prior, reward, x, step, eps):
 
 
 def test_linear_reward_of_a_gaussian():
-    """pixel-noisy = pixel-clean = v;  straight-through = v / alpha;  dps = J v = grad V_t, exact at every beta."""
+    """pixel-noisy = pixel-clean = v;  straight-through = v / alpha;  dps = J v = grad V_t, exact
+    at every beta."""
     x, eps = points(4), points(4, seed=1)
     for step in (100, 500, 900):
         alpha, _, C = levels(step)
@@ -120,42 +140,63 @@ def test_linear_reward_of_a_gaussian():
         expected = {"pixel-noisy": V, "pixel-clean": V, "straight-through": V / alpha, "dps": J @ V}
         for kind in KINDS:
             got, x_t, t = slopes(kind, GAUSS, LinearReward(V), x, step, eps)
-            torch.testing.assert_close(got.flatten(1), expected[kind].expand(4, -1), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                got.flatten(1), expected[kind].expand(4, -1), rtol=1e-9, atol=1e-9
+            )
         for beta in (0.1, 3.0):
             tilted, log_z = GAUSS.tilt_linear(V, beta)
             leaf = x_t.flatten(1).requires_grad_()
-            (grad_v,) = torch.autograd.grad(implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf)
+            (grad_v,) = torch.autograd.grad(
+                implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf
+            )
             torch.testing.assert_close(grad_v, expected["dps"].expand(4, -1), rtol=1e-8, atol=1e-8)
         for kind in ("pixel-noisy", "straight-through"):
             assert (expected[kind] - expected["dps"]).norm() > 0.1 * V.norm()
 
 
 def test_pixel_gradients_are_right_only_without_noise():
-    """pixel-noisy = dps iff J v = v: I - alpha J = sigma^2 C^-1 vanishes as sigma -> 0, and at no level with noise."""
+    """pixel-noisy = dps iff J v = v: I - alpha J = sigma^2 C^-1 vanishes as sigma -> 0, and at
+    no level with noise."""
     for noise in (1e-8, 1e-4):
-        prior = GaussianMixture(torch.ones(1), MU[None], S[None], NoiseSchedule(torch.tensor([1 - noise], dtype=torch.float64)))
+        prior = GaussianMixture(
+            torch.ones(1),
+            MU[None],
+            S[None],
+            NoiseSchedule(torch.tensor([1 - noise], dtype=torch.float64)),
+        )
         x, t = points(3), torch.zeros(3, dtype=torch.int64)
-        dps, noisy = (reward_gradient(k, x, x, t, context(prior, LinearReward(V), n=3), SDS()) for k in ("dps", "pixel-noisy"))
+        dps, noisy = (
+            reward_gradient(k, x, x, t, context(prior, LinearReward(V), n=3), SDS())
+            for k in ("dps", "pixel-noisy")
+        )
         assert 0.1 * noise < (dps - noisy).abs().amax() < 20 * noise
 
 
 # identity 28
 @pytest.mark.parametrize("step", [50, 500, 950])
 def test_where_reward_gradients_come_to_rest(step):
-    """Gaussian prior, r = <v, x>, lambda = 1 / beta: E[G] = 0 at mu + S v / beta for dps and for SDS on the tilted prior, at
-    every t; for the pixel gradients at mu + C v / (alpha beta), which contains (sigma^2 / alpha) v / beta also where S = 0.
-    """
+    """Gaussian prior, r = <v, x>, lambda = 1 / beta: E[G] = 0 at mu + S v / beta for dps and for
+    SDS on the tilted prior, at every t; for the pixel gradients at mu + C v / (alpha beta), which
+    contains (sigma^2 / alpha) v / beta also where S = 0."""
     beta = 0.6
-    flat = torch.diag(torch.tensor([0.8, 0.4, 0.0], dtype=torch.float64))  # no variance along the third axis
+    flat = torch.diag(
+        torch.tensor([0.8, 0.4, 0.0], dtype=torch.float64)
+    )  # no variance along the third axis
     prior = GaussianMixture(torch.ones(1), MU[None], flat[None], SCHEDULE)
     alpha, sigma = SCHEDULE.alphas_cumprod[step].sqrt(), (1 - SCHEDULE.alphas_cumprod[step]).sqrt()
     on, off = MU + flat @ V / beta, MU + (alpha**2 * flat + sigma**2 * EYE) @ V / (alpha * beta)
-    torch.testing.assert_close(off[2] - MU[2], sigma**2 / alpha * V[2] / beta, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        off[2] - MU[2], sigma**2 / alpha * V[2] / beta, rtol=1e-12, atol=1e-12
+    )
     eps, t = points(4, seed=step), torch.full((8,), step)
 
     def force(method, at, prior=prior):
         x = at.view(1, 3, 1, 1).expand(8, -1, -1, -1)
-        return method(x, t, torch.cat((eps, -eps))[None], context(prior, LinearReward(V), n=8))[0].mean(0).norm()
+        return (
+            method(x, t, torch.cat((eps, -eps))[None], context(prior, LinearReward(V), n=8))[0]
+            .mean(0)
+            .norm()
+        )
 
     assert force(RewardGradient("dps", UNIFORM, 1 / beta), on) < 1e-10
     assert force(UNIFORM, on, prior.tilt_linear(V, beta)[0]) < 1e-10
@@ -166,7 +207,8 @@ def test_where_reward_gradients_come_to_rest(step):
 
 
 def test_quadratic_reward_is_not_exact_under_dps():
-    """grad V_t = -J^T (I + Q Lam / beta)^-1 Q (m - b); dps drops the middle factor and is right only as beta -> infinity."""
+    """grad V_t = -J^T (I + Q Lam / beta)^-1 Q (m - b); dps drops the middle factor and is right
+    only as beta -> infinity."""
     Q = torch.diag(torch.tensor([2.0, 0.5, 0.0]).double())
     b = torch.tensor([0.3, 0.3, 0.3]).double()
     x, eps, step = points(4), points(4, seed=1), 400
@@ -178,7 +220,9 @@ def test_quadratic_reward_is_not_exact_under_dps():
     for beta, close in ((0.1, False), (1e6, True)):
         tilted, log_z = GAUSS.tilt_quadratic(b, Q, beta)
         leaf = x_t.flatten(1).requires_grad_()
-        (grad_v,) = torch.autograd.grad(implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf)
+        (grad_v,) = torch.autograd.grad(
+            implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf
+        )
         exact = -(m - b) @ Q @ torch.linalg.inv(EYE + Lam @ Q / beta) @ J
         torch.testing.assert_close(grad_v, exact, rtol=1e-7, atol=1e-7)
         assert torch.allclose(grad_v, got.flatten(1), rtol=1e-4, atol=1e-5) == close
@@ -186,10 +230,14 @@ def test_quadratic_reward_is_not_exact_under_dps():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_each_gradient_is_taken(kind):
-    """A curved reward, a mixture, guidance 2: -Q (y - b) at y = x_t, x and x0_hat (over alpha), and for dps the slope of
-    r(x0_hat(x_t)) by finite differences; the prior is asked with embeddings and cameras, the reward with the prompts."""
+    """A curved reward, a mixture, guidance 2: -Q (y - b) at y = x_t, x and x0_hat (over alpha), and
+    for dps the slope of r(x0_hat(x_t)) by finite differences; the prior is asked with embeddings
+    and cameras, the reward with the prompts."""
     x, x_t, t, seen = points(3), points(3, seed=1), torch.tensor([100, 500, 900]), []
-    Q, b = torch.diag(torch.tensor([2.0, 0.5, 0.3]).double()), torch.tensor([0.3, -0.2, 0.1]).double()
+    Q, b = (
+        torch.diag(torch.tensor([2.0, 0.5, 0.3]).double()),
+        torch.tensor([0.3, -0.2, 0.1]).double(),
+    )
 
     def denoised(y):
         eps_y, eps_n = PAIR.predict_noise(y, t, ONLY)
@@ -213,66 +261,113 @@ def test_where_each_gradient_is_taken(kind):
             step = torch.zeros_like(x_t)
             step[:, i] = 1e-5
             above, below = ((denoised(y).flatten(1) - b) for y in (x_t + step, x_t - step))
-            expected[:, i, 0, 0] = -0.5 * ((above @ Q * above).sum(-1) - (below @ Q * below).sum(-1)) / 2e-5
+            expected[:, i, 0, 0] = (
+                -0.5 * ((above @ Q * above).sum(-1) - (below @ Q * below).sum(-1)) / 2e-5
+            )
     else:
         at = {"pixel-noisy": x_t, "pixel-clean": x, "straight-through": denoised(x_t)}[kind]
         expected = -((at.flatten(1) - b) @ Q).view(x.shape)
-        expected = expected / SCHEDULE.alpha_sigma(t, x)[0] if kind == "straight-through" else expected
+        expected = (
+            expected / SCHEDULE.alpha_sigma(t, x)[0] if kind == "straight-through" else expected
+        )
     torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-7)
-    assert seen == ([(2, VIEWS)] if kind in ("straight-through", "dps") else []) + [everything.prompts]
+    assert seen == ([(2, VIEWS)] if kind in ("straight-through", "dps") else []) + [
+        everything.prompts
+    ]
 
 
 def test_straight_through_drops_the_jacobian():
-    """Mixture prior: straight-through = v / alpha, dps = J v with J = (alpha / sigma^2) Cov(x_0 | x_t), which is not that."""
+    """Mixture prior: straight-through = v / alpha, dps = J v with J = (alpha / sigma^2) Cov(x_0
+    | x_t), which is not that."""
     x, eps, step = points(5), points(5, seed=1), 500
     alpha, sigma, _ = levels(step)
     through, _, _ = slopes("straight-through", PAIR, LinearReward(V), x, step, eps)
-    torch.testing.assert_close(through.flatten(1), (V / alpha).expand(5, -1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        through.flatten(1), (V / alpha).expand(5, -1), rtol=1e-10, atol=1e-10
+    )
     dps, x_t, t = slopes("dps", PAIR, LinearReward(V), x, step, eps)
     covariance = PAIR.posterior_covariance(x_t.flatten(1), t)[0]
-    torch.testing.assert_close(dps.flatten(1), alpha / sigma**2 * covariance @ V, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        dps.flatten(1), alpha / sigma**2 * covariance @ V, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_prior_is_asked_once_except_by_dps():
-    """Evaluations per picture: one for SDS, and one more where the reward's gradient goes through the denoiser."""
+    """Evaluations per picture: one for SDS, and one more where the reward's gradient goes
+    through the denoiser."""
     x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
     for kind in KINDS:
         asked = context(PAIR, LinearReward(V), ONLY, 4)
         gradient, _ = RewardGradient(kind, SDS(), 5.0)(x, t, eps, asked)
         assert asked.cost.prior_evaluations == (8 if kind == "dps" else 4), kind
-        slope = reward_gradient(kind, x, SCHEDULE.add_noise(x, eps[0], t), t, context(PAIR, LinearReward(V), ONLY, 4), SDS())
+        slope = reward_gradient(
+            kind,
+            x,
+            SCHEDULE.add_noise(x, eps[0], t),
+            t,
+            context(PAIR, LinearReward(V), ONLY, 4),
+            SDS(),
+        )
         base, _ = SDS()(x, t, eps, context(PAIR, None, ONLY))
         abar = SCHEDULE.alphas_cumprod[t].view(-1, 1, 1, 1)
-        torch.testing.assert_close(gradient, base - 5.0 * (1 - abar) ** 1.5 * slope, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            gradient, base - 5.0 * (1 - abar) ** 1.5 * slope, rtol=1e-12, atol=1e-12
+        )
 
 
 def test_method_puts_the_gradient_into_the_bracket():
     """G = w (h - sigma lambda grad r): by hand for pixel-clean."""
     x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
-    got, _ = RewardGradient("pixel-clean", SDS(2.0), 5.0)(x, t, eps, context(PAIR, LinearReward(V), ONLY, 4))
+    got, _ = RewardGradient("pixel-clean", SDS(2.0), 5.0)(
+        x, t, eps, context(PAIR, LinearReward(V), ONLY, 4)
+    )
     base, _ = SDS(2.0)(x, t, eps, context(PAIR, None, ONLY))
     w = (1 - SCHEDULE.alphas_cumprod[t]).view(-1, 1, 1, 1)
-    torch.testing.assert_close(got, base - w * w.sqrt() * 5.0 * V.view(1, 3, 1, 1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        got, base - w * w.sqrt() * 5.0 * V.view(1, 3, 1, 1), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_black_box_is_refused_by_gradients():
     for kind in KINDS:
-        with pytest.raises(ValueError, match=f"reward: {kind} needs a differentiable reward; a black box works with"):
-            slopes(kind, GAUSS, black_box(lambda images, prompts: [0.0]), points(1), 500, points(1, seed=1))
-    with pytest.raises(ValueError, match="kind: 'pixel' is not known; choose from pixel-noisy, pixel-clean, "):
+        with pytest.raises(
+            ValueError,
+            match=f"reward: {kind} needs a differentiable reward; a black box works with",
+        ):
+            slopes(
+                kind,
+                GAUSS,
+                black_box(lambda images, prompts: [0.0]),
+                points(1),
+                500,
+                points(1, seed=1),
+            )
+    with pytest.raises(
+        ValueError, match="kind: 'pixel' is not known; choose from pixel-noisy, pixel-clean, "
+    ):
         RewardGradient("pixel")
 
 
 def test_dps_needs_a_prior_that_keeps_its_graph():
     """keeps_graph = False is refused by dps in one line; straight-through does not care."""
-    prior = SimpleNamespace(keeps_graph=False, schedule=SCHEDULE, decode=PAIR.decode, predict_noise=PAIR.predict_noise)
-    x, t, refusing = points(2), torch.tensor([100, 500]), Context(prior, ONLY, None, ["", ""], LinearReward(V))
-    with pytest.raises(ValueError, match="^method: no gradient passes through this prior's denoiser, which dps needs"):
+    prior = SimpleNamespace(
+        keeps_graph=False, schedule=SCHEDULE, decode=PAIR.decode, predict_noise=PAIR.predict_noise
+    )
+    x, t, refusing = (
+        points(2),
+        torch.tensor([100, 500]),
+        Context(prior, ONLY, None, ["", ""], LinearReward(V)),
+    )
+    with pytest.raises(
+        ValueError,
+        match="^method: no gradient passes through this prior's denoiser, which dps needs",
+    ):
         reward_gradient("dps", x, x, t, refusing, SDS())
     assert reward_gradient("straight-through", x, x, t, refusing, SDS()).isfinite().all()
 
 
-# identities 28, 38, 39 and section "pixel-level reward gradients are incompatible": the thin manifold
+# identities 28, 38, 39 and section "pixel-level reward gradients are incompatible": the thin
+# manifold
 THIN = torch.diag(torch.tensor([1.0, 1e-4], dtype=torch.float64))
 THIN_SCHEDULE = NoiseSchedule(torch.tensor([0.8], dtype=torch.float64))  # one level, abar = 0.8
 THIN_V = torch.tensor([1.0, 3.0], dtype=torch.float64)
@@ -284,7 +379,8 @@ THIN_U = THIN_J @ THIN_V / (THIN_J @ THIN_V).norm()
 
 
 def pair(omega):
-    """Independent pairs with lambda = 1/2 (beta = 1); the method multiplies its weight by sigma_t."""
+    """Independent pairs with lambda = 1/2 (beta = 1); the method multiplies its weight by
+    sigma_t."""
     return PSD(UNIFORM, 0.5 / SG, omega, tau=1.0, antithetic=False, over_views=False)
 
 
@@ -299,13 +395,14 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_thin_manifold(name):
-    """Prior N(0, diag(1, 1e-4)), r = (1, 3).x, abar = 0.8, beta = 1: where descent by the package's own methods ends.
+    """Prior N(0, diag(1, 1e-4)), r = (1, 3).x, abar = 0.8, beta = 1: where descent by the package's
+    own methods ends.
 
         sds mu = 0;   naive C v / (alpha beta) = (1.118, 0.671), off the manifold;   dps S v / beta = (1, 0.0003)
         gap 2 lambda alpha^2 S C^-1 S v = (0.8, 1e-7);   hard (2 lambda / sqrt pi)(alpha / sigma) S u = (1.128, 2e-7)
 
-    64 noises a step, step size 0.1, the mean of the second half of 1,200 iterates against the prediction; its error is read
-    off the scatter of the means of 12 blocks.
+    64 noises a step, step size 0.1, the mean of the second half of 1,200 iterates against the
+    prediction; its error is read off the scatter of the means of 12 blocks.
     """
     method, expected = TABLE[name]
     x = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
@@ -313,25 +410,34 @@ def test_thin_manifold(name):
     t, blocks = torch.zeros(64, dtype=torch.int64), []
     for step in range(1200):
         eps = torch.randn(method.n_noises, 64, 2, 1, 1, generator=generator, dtype=torch.float64)
-        gradient, _ = method(x.expand(64, -1, -1, -1), t, eps, context(THIN_PRIOR, LinearReward(THIN_V), n=64))
+        gradient, _ = method(
+            x.expand(64, -1, -1, -1), t, eps, context(THIN_PRIOR, LinearReward(THIN_V), n=64)
+        )
         x = x - 0.1 * gradient.mean(0, keepdim=True)
         if step >= 600:
             blocks.append(x.flatten())
     means = torch.stack(blocks).view(12, 50, 2).mean(1)
     error = means.std(0) / 12**0.5
-    assert ((means.mean(0) - expected).abs() <= 4 * error + 1e-9).all(), (means.mean(0), expected, error)
+    assert ((means.mean(0) - expected).abs() <= 4 * error + 1e-9).all(), (
+        means.mean(0),
+        expected,
+        error,
+    )
     assert (error < 0.02).all()
     if name == "pixel-noisy":
-        assert means.mean(0)[1] > 50 * 0.01  # more than 50 standard deviations of the prior off the manifold
+        assert (
+            means.mean(0)[1] > 50 * 0.01
+        )  # more than 50 standard deviations of the prior off the manifold
     elif name != "sds":
         assert means.mean(0)[1].abs() < 0.001 < means.mean(0)[0]
 
 
 def test_raw_form_moves_away_on_the_thin_manifold():
-    """lambda Delta (eps_hat_1 - eps_hat_2) instead of the residuals: it ends in mu - (2 lambda sigma^2 / alpha) J v.
+    """lambda Delta (eps_hat_1 - eps_hat_2) instead of the residuals: it ends in mu - (2 lambda
+    sigma^2 / alpha) J v.
 
-    Exact expectations: eps_hat and R are affine in eps, and E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f).
-    """
+    Exact expectations: eps_hat and R are affine in eps, and E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R,
+    f)."""
     expected = -(2 * 0.5 * SG**2 / A) * THIN_J @ THIN_V
     eps = torch.cat((torch.zeros(1, 2), torch.eye(2))).double()
     x_t = A * expected + SG * eps
@@ -345,13 +451,19 @@ def test_raw_form_moves_away_on_the_thin_manifold():
 
 # the exact optimum in the toy world
 def test_exact_is_sds_on_the_tilted_weights():
-    """pi*_k proportional to exp(r_k / beta), r_k the mean over all cameras: the gradient of a prior so weighted."""
+    """pi*_k proportional to exp(r_k / beta), r_k the mean over all cameras: the gradient of a
+    prior so weighted."""
     views = make_views(pool_cameras(4), 8)
     prior, reward = ToyWorldPrior(views=views), make_reward("colorfulness")
     x = 2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
-    t, eps = torch.tensor([700, 900]), torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    t, eps = (
+        torch.tensor([700, 900]),
+        torch.randn(1, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)),
+    )
     embeddings = prior.embed(["a mushroom", ""])
-    got, _ = Exact(beta=0.05)(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))
+    got, _ = Exact(beta=0.05)(
+        x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward)
+    )
     rewards = []
     for k in range(len(components())):
         values = [reward(views.pictures(torch.tensor([p]))[:, k]).item() for p in range(4)]
@@ -369,28 +481,43 @@ def test_exact_is_sds_on_the_tilted_weights():
         assert used.predictions.x_t.shape == eps.shape
     plain, _ = SDS()(x, t, eps, Context(prior, embeddings, views.cameras[:2]))
     assert (got - plain).abs().max() > 1e-3
-    cold, _ = Exact(beta=1e9)(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))
+    cold, _ = Exact(beta=1e9)(
+        x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward)
+    )
     torch.testing.assert_close(cold, plain, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="beta: expected a positive temperature"):
         prior.tilted(reward, 0.0)
 
 
 def test_exact_tilts_by_the_first_prompt():
-    """The reward that tilts hears the prompt that the loop's pictures have in common, or "" where there is none."""
+    """The reward that tilts hears the prompt that the loop's pictures have in common, or ""
+    where there is none."""
     asked, x = [], points(2)
-    prior = SimpleNamespace(schedule=SCHEDULE, predict_noise=PAIR.predict_noise, tilted=lambda *a: asked.append(a) or PAIR)
+    prior = SimpleNamespace(
+        schedule=SCHEDULE,
+        predict_noise=PAIR.predict_noise,
+        tilted=lambda *a: asked.append(a) or PAIR,
+    )
     for prompts in (["a chair", "a chair"], []):
-        Exact(beta=0.3)(x, torch.tensor([5, 5]), x[None], Context(prior, ONLY, None, prompts, reward := LinearReward(V)))
+        Exact(beta=0.3)(
+            x,
+            torch.tensor([5, 5]),
+            x[None],
+            Context(prior, ONLY, None, prompts, reward := LinearReward(V)),
+        )
         assert asked.pop() == (reward, 0.3, prompts[0] if prompts else "")  # exact: handed on
 
 
 def test_regression_is_the_difference_to_the_true_picture():
-    """G = x - x*, x* the world's picture of that object and colour at each camera, in x = 2 image - 1."""
+    """G = x - x*, x* the world's picture of that object and colour at each camera, in x = 2
+    image - 1."""
     views = make_views(pool_cameras(4), 8)
     x = 2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
     at, target = torch.tensor([2, 0]), ("mushroom", "red")
     context = Context(ToyWorldPrior(views=views), torch.zeros(2), views.cameras[at])
-    gradient, metrics = Regression(target)(x, torch.tensor([5, 5]), torch.zeros(0, 2, 3, 8, 8), context)
+    gradient, metrics = Regression(target)(
+        x, torch.tensor([5, 5]), torch.zeros(0, 2, 3, 8, 8), context
+    )
     difference = x - (2 * views.pictures(at)[:, components().index(target)] - 1)
     torch.testing.assert_close(gradient, difference, rtol=0, atol=1e-6)
     assert metrics == {"gradient_rms": pytest.approx((difference**2).mean().item() ** 0.5)}
@@ -399,25 +526,36 @@ def test_regression_is_the_difference_to_the_true_picture():
 
 
 def test_exact_follows_the_reward_that_it_is_given_now():
-    """One method object, two runs: a reward whose id came back after the first was freed, and another temperature; each time
-    the gradient of a new method."""
+    """One method object, two runs: a reward whose id came back after the first was freed, and
+    another temperature; each time the gradient of a new method."""
     views = make_views(pool_cameras(4), 8)
     prior, x = ToyWorldPrior(views=views), views.pictures(torch.arange(2))[:, 40] * 2 - 1
-    t, eps = torch.tensor([950, 950]), torch.randn(1, *x.shape, generator=torch.Generator().manual_seed(0))
+    t, eps = (
+        torch.tensor([950, 950]),
+        torch.randn(1, *x.shape, generator=torch.Generator().manual_seed(0)),
+    )
     embeddings = prior.embed(["a mushroom", ""])
 
     def gradient(method, reward):
-        return method(x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward))[0]
+        return method(
+            x, t, eps, Context(prior, embeddings, views.cameras[:2], ["a mushroom"] * 2, reward)
+        )[0]
 
     method, red = Exact(), make_reward("color:red")
     gradient(method, red)
     address = id(red)
     del red
-    blues = [make_reward("color:blue") for _ in range(1000)]  # one of them lies where the red one lay, unless that is kept
+    blues = [
+        make_reward("color:blue") for _ in range(1000)
+    ]  # one of them lies where the red one lay, unless that is kept
     blue = next((reward for reward in blues if id(reward) == address), blues[0])
     torch.testing.assert_close(gradient(method, blue), gradient(Exact(), blue), rtol=0, atol=1e-6)
     method.beta = 10.0
-    torch.testing.assert_close(gradient(method, blue), gradient(Exact(beta=10.0), blue), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        gradient(method, blue), gradient(Exact(beta=10.0), blue), rtol=0, atol=1e-6
+    )
     assert (gradient(Exact(), blue) - gradient(Exact(beta=10.0), blue)).abs().max() > 1e-2
-    assert (gradient(Exact(), blue) - gradient(Exact(), make_reward("color:red"))).abs().max() > 1e-2
+    assert (
+        gradient(Exact(), blue) - gradient(Exact(), make_reward("color:red"))
+    ).abs().max() > 1e-2
     assert method == Exact(beta=10.0)  # what it remembers is no setting

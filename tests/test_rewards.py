@@ -13,11 +13,14 @@ pytestmark = pytest.mark.algebra
 
 
 def pictures(n=2, size=4, seed=0):
-    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.rand(
+        n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def test_colorfulness_is_the_published_formula_over_255():
-    """M = sqrt(var_rg + var_yb) + 0.3 sqrt(mean_rg^2 + mean_yb^2) on 0..255 values, over 255, pixel by pixel in python."""
+    """M = sqrt(var_rg + var_yb) + 0.3 sqrt(mean_rg^2 + mean_yb^2) on 0..255 values, over 255,
+    pixel by pixel in python."""
     images = pictures()
     for image, value in zip(images, Colorfulness()(images), strict=True):
         rg, yb = [], []
@@ -43,44 +46,67 @@ def test_grey_is_not_colourful_and_its_gradient_is_finite():
 def test_colorfulness_scales_with_contrast():
     """M(k image) = k M(image): homogeneous of degree one."""
     images = pictures()
-    torch.testing.assert_close(Colorfulness()(0.3 * images), 0.3 * Colorfulness()(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        Colorfulness()(0.3 * images), 0.3 * Colorfulness()(images), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_named_colour_counts_pixels_at_any_shade():
-    """A third of the pixels in c, a third in 0.7 c, the rest far away: r = 2/3; in black: exp(-(0.65 |c|)^2 / 2 w^2)."""
+    """A third of the pixels in c, a third in 0.7 c, the rest far away: r = 2/3; in black:
+    exp(-(0.65 |c|)^2 / 2 w^2)."""
     c = torch.tensor(COLOURS["red"], dtype=torch.float64)
-    image = torch.ones(1, 3, 3, 3, dtype=torch.float64) * torch.tensor([0.0, 1.0, 1.0]).double()[None, :, None, None]
+    image = (
+        torch.ones(1, 3, 3, 3, dtype=torch.float64)
+        * torch.tensor([0.0, 1.0, 1.0]).double()[None, :, None, None]
+    )
     image[0, :, 0], image[0, :, 1] = c[:, None], 0.7 * c[:, None]
     assert NamedColor(COLOURS["red"])(image).item() == pytest.approx(2 / 3, abs=1e-3)
     black = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
     expected = torch.exp(-((0.65 * c.norm()) ** 2) / (2 * 0.2**2))
-    torch.testing.assert_close(NamedColor(COLOURS["red"])(black)[0], expected, rtol=1e-9, atol=1e-12)
-    assert NamedColor.darkest == AMBIENT  # the toy world's shadows are the darkest shade that counts
+    torch.testing.assert_close(
+        NamedColor(COLOURS["red"])(black)[0], expected, rtol=1e-9, atol=1e-12
+    )
+    assert (
+        NamedColor.darkest == AMBIENT
+    )  # the toy world's shadows are the darkest shade that counts
 
 
 def test_linear_and_quadratic():
     """r = <v, x> + c and r = -(x - b)^T Q (x - b) / 2, sums in python."""
-    x, v, b = pictures(3, 1).flatten(1), torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.1, 0.2, 0.3]).double()
+    x, v, b = (
+        pictures(3, 1).flatten(1),
+        torch.tensor([1.0, -2.0, 0.5]).double(),
+        torch.tensor([0.1, 0.2, 0.3]).double(),
+    )
     Q = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 0.5]]).double()
     linear, quadratic = LinearReward(v, 0.7)(x), QuadraticReward(b, Q)(x)
     for i in range(3):
         away = (x[i] - b).tolist()
-        assert linear[i].item() == pytest.approx(sum(a * w for a, w in zip(x[i].tolist(), v.tolist(), strict=True)) + 0.7)
-        expected = -0.5 * sum(away[j] * Q[j, k].item() * away[k] for j in range(3) for k in range(3))
+        assert linear[i].item() == pytest.approx(
+            sum(a * w for a, w in zip(x[i].tolist(), v.tolist(), strict=True)) + 0.7
+        )
+        expected = -0.5 * sum(
+            away[j] * Q[j, k].item() * away[k] for j in range(3) for k in range(3)
+        )
         assert quadratic[i].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("reward", [Colorfulness(), NamedColor(COLOURS["blue"])])
 def test_gradients_by_finite_differences(reward):
     assert reward.differentiable
-    assert torch.autograd.gradcheck(lambda images: reward(images, []), pictures(1, 3).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda images: reward(images, []), pictures(1, 3).requires_grad_()
+    )
 
 
 def test_rewards_by_name():
     assert isinstance(make_reward("colorfulness"), Colorfulness)
     assert make_reward("color:grey").colour == COLOURS["gray"]
     for name in ("colorful", "color:", "color:mauve", "colorfulness:red"):
-        with pytest.raises(ValueError, match=f"reward: '{name}' is not known; choose colorfulness, image-reward or color:NAME"):
+        with pytest.raises(
+            ValueError,
+            match=f"reward: '{name}' is not known; choose colorfulness, image-reward or color:NAME",
+        ):
             make_reward(name)
 
 
@@ -91,13 +117,19 @@ def test_rewards_by_name():
         (lambda i, p: torch.tensor([0.0, -torch.inf]), "returned NaN or infinity for image 1"),
         (lambda i, p: [0.0, float("inf")], "returned NaN or infinity for image 1"),
         (lambda i, p: torch.zeros(len(i), 1), r"returned shape \(2, 1\), expected \(2,\)"),
-        (lambda i, p: torch.zeros(len(i) + 1), r"returned shape \(3,\), expected \(2,\), one per image"),
+        (
+            lambda i, p: torch.zeros(len(i) + 1),
+            r"returned shape \(3,\), expected \(2,\), one per image",
+        ),
         (lambda i, p: torch.zeros(()), r"returned shape \(\), expected \(2,\)"),
         (lambda i, p: 1.0, r"returned shape \(\), expected \(2,\)"),
         (lambda i, p: "good", r"returned str, expected \(2,\) numbers"),
         (lambda i, p: None, r"returned NoneType, expected \(2,\) numbers"),
         (lambda i, p: torch.zeros(2) * 1j, r"returned complex numbers, expected \(2,\) real ones"),
-        (lambda i, p: torch.zeros(2, device="meta"), "answered on device meta, and moving it to cpu failed"),
+        (
+            lambda i, p: torch.zeros(2, device="meta"),
+            "answered on device meta, and moving it to cpu failed",
+        ),
         (lambda i, p: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda i, p: i @ p, "raised TypeError: "),
     ],
@@ -111,7 +143,14 @@ def test_misbehaving_rewards_are_named(answer, message):
 
 
 @pytest.mark.parametrize(
-    "answer", [[1.0, 2.0], (1, 2), torch.tensor([1, 2]), torch.tensor([1.0, 2.0]), np.array([1, 2], dtype=np.uint8)]
+    "answer",
+    [
+        [1.0, 2.0],
+        (1, 2),
+        torch.tensor([1, 2]),
+        torch.tensor([1.0, 2.0]),
+        np.array([1, 2], dtype=np.uint8),
+    ],
 )
 def test_lists_and_integers_are_scores_too(answer):
     """Anything that holds one number per image becomes scores in the images' dtype."""
@@ -128,14 +167,22 @@ def test_a_score_that_overflows_in_the_images_precision_is_infinite():
 
 
 def test_exception_of_a_reward_is_kept_as_the_cause():
-    """The error says which reward raised and what, in one short line; the reward's own exception and its trace stay."""
+    """The error says which reward raised and what, in one short line; the reward's own exception
+    and its trace stay."""
 
     def fragile(images, prompts):
         raise RuntimeError("out of\nmemory " + 1000 * "!")
 
-    with pytest.raises(ValueError, match="^reward: fragile raised RuntimeError: out of memory !") as error:
+    with pytest.raises(
+        ValueError, match="^reward: fragile raised RuntimeError: out of memory !"
+    ) as error:
         score(fragile, pictures(), ["a", "b"])
-    assert isinstance(error.value.__cause__, RuntimeError) and error.value.__cause__.__traceback__ is not None
+    assert (
+        isinstance(error.value.__cause__, RuntimeError)
+        and error.value.__cause__.__traceback__ is not None
+    )
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
-    with pytest.raises(ValueError, match="^reward: fragile raised RuntimeError"):  # named through the wrapper too
+    with pytest.raises(
+        ValueError, match="^reward: fragile raised RuntimeError"
+    ):  # named through the wrapper too
         score(black_box(fragile), pictures(), ["a", "b"])

@@ -22,13 +22,18 @@ def batch(seed: int, *shape: int) -> torch.Tensor:
 
 
 def test_abar_is_the_running_product_of_one_minus_beta():
-    """abar_t = prod_{s<=t} (1 - beta_s), beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2, by a loop of floats."""
+    """abar_t = prod_{s<=t} (1 - beta_s), beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2,
+    by a loop of floats."""
     product = 1.0
     for t in range(T):
-        product *= 1 - (math.sqrt(0.00085) + t / (T - 1) * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
+        product *= (
+            1 - (math.sqrt(0.00085) + t / (T - 1) * (math.sqrt(0.012) - math.sqrt(0.00085))) ** 2
+        )
         assert SCHEDULE.alphas_cumprod[t].item() == pytest.approx(product, rel=1e-12)
     assert SCHEDULE.num_timesteps == T and SCHEDULE.alphas_cumprod.dtype == torch.float64
-    assert scaled_linear_schedule(1, 0.1, 0.2).alphas_cumprod.tolist() == pytest.approx([0.9], rel=1e-14)
+    assert scaled_linear_schedule(1, 0.1, 0.2).alphas_cumprod.tolist() == pytest.approx(
+        [0.9], rel=1e-14
+    )
     # exact: the same code on the same numbers, the defaults are Stable Diffusion's
     assert torch.equal(scaled_linear_schedule().alphas_cumprod, SCHEDULE.alphas_cumprod)
     betas = 1 - SCHEDULE.alphas_cumprod[1:] / SCHEDULE.alphas_cumprod[:-1]
@@ -36,42 +41,62 @@ def test_abar_is_the_running_product_of_one_minus_beta():
 
 
 def test_a_scheduler_is_read_by_its_alphas_cumprod():
-    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule too."""
+    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule
+    too."""
     single = SCHEDULE.alphas_cumprod.float()
     read = NoiseSchedule.from_diffusers(SimpleNamespace(alphas_cumprod=single))
     # exact: float64 holds every float32
-    assert read.alphas_cumprod.dtype == torch.float64 and torch.equal(read.alphas_cumprod, single.double())
-    assert NoiseSchedule(torch.tensor([0.5])).log_snr(torch.tensor([0])).item() == pytest.approx(0, abs=1e-15)
+    assert read.alphas_cumprod.dtype == torch.float64 and torch.equal(
+        read.alphas_cumprod, single.double()
+    )
+    assert NoiseSchedule(torch.tensor([0.5])).log_snr(torch.tensor([0])).item() == pytest.approx(
+        0, abs=1e-15
+    )
     betas = torch.tensor([0.1, 0.2, 0.3])  # products of float32 numbers, but in float64
     product = math.prod(1 - beta for beta in betas.tolist())
-    assert NoiseSchedule.from_betas(betas).alphas_cumprod[-1].item() == pytest.approx(product, rel=1e-14)
+    assert NoiseSchedule.from_betas(betas).alphas_cumprod[-1].item() == pytest.approx(
+        product, rel=1e-14
+    )
 
 
 def test_timesteps_of_any_integer_type():
-    """t in int8, int16 and int32 means what it means in int64 (torch itself takes no int16 as an index)."""
+    """t in int8, int16 and int32 means what it means in int64 (torch itself takes no int16 as an
+    index)."""
     for kind in (torch.int8, torch.int16, torch.int32):
         # exact: the same code on the same numbers
-        assert torch.equal(SCHEDULE.log_snr(torch.tensor([3, 120], dtype=kind)), SCHEDULE.log_snr(torch.tensor([3, 120])))
+        assert torch.equal(
+            SCHEDULE.log_snr(torch.tensor([3, 120], dtype=kind)),
+            SCHEDULE.log_snr(torch.tensor([3, 120])),
+        )
 
 
 def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
     """alpha_t^2 + sigma_t^2 = 1 and alpha_t^2 = abar_t at every t."""
     alpha_t, sigma_t = SCHEDULE.alpha_sigma(ALL, like=batch(0, T, 2, 3))
-    assert alpha_t.shape == sigma_t.shape == (T, 1, 1) and SCHEDULE.alpha_sigma(ALL, like=batch(0, T))[0].shape == (T,)
-    torch.testing.assert_close(alpha_t**2 + sigma_t**2, torch.ones(T, 1, 1).double(), rtol=0, atol=1e-15)
+    assert alpha_t.shape == sigma_t.shape == (T, 1, 1) and SCHEDULE.alpha_sigma(
+        ALL, like=batch(0, T)
+    )[0].shape == (T,)
+    torch.testing.assert_close(
+        alpha_t**2 + sigma_t**2, torch.ones(T, 1, 1).double(), rtol=0, atol=1e-15
+    )
     torch.testing.assert_close((alpha_t**2).flatten(), SCHEDULE.alphas_cumprod, rtol=1e-15, atol=0)
-    assert bool((alpha_t > 0.06).all()) and bool((sigma_t > 0.02).all())  # sqrt(0.0047), sqrt(0.00085)
+    assert bool((alpha_t > 0.06).all()) and bool(
+        (sigma_t > 0.02).all()
+    )  # sqrt(0.0047), sqrt(0.00085)
 
 
 def test_log_snr():
     """log SNR = log(alpha_t^2 / sigma_t^2), strictly decreasing in t."""
     expected = [math.log(a / (1 - a)) for a in SCHEDULE.alphas_cumprod.tolist()]
-    torch.testing.assert_close(SCHEDULE.log_snr(ALL), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        SCHEDULE.log_snr(ALL), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
     assert bool((SCHEDULE.log_snr(ALL).diff() < -1e-3).all())
 
 
 def test_every_prediction_gives_every_other_at_every_timestep():
-    """x_t = a x + s eps, v = a eps - s x: eps <-> x0 <-> v <-> score, against the plain definitions."""
+    """x_t = a x + s eps, v = a eps - s x: eps <-> x0 <-> v <-> score, against the plain
+    definitions."""
     x, eps = batch(1, T, 4), batch(2, T, 4)
     a, s = SCHEDULE.alphas_cumprod.sqrt()[:, None], (1 - SCHEDULE.alphas_cumprod).sqrt()[:, None]
     x_t, v = a * x + s * eps, a * eps - s * x
@@ -90,9 +115,15 @@ def test_every_prediction_gives_every_other_at_every_timestep():
 
 
 def test_predictions_may_carry_dimensions_in_front_of_the_batch():
-    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, even when E = B or t is one number."""
+    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, even when E = B
+    or t is one number."""
     x_t, eps_hat, t = batch(3, 2, 3, 4), batch(4, 2, 2, 3, 4), torch.tensor([10, 900])
-    for convert in (SCHEDULE.x0_from_eps, SCHEDULE.eps_from_x0, SCHEDULE.eps_from_v, SCHEDULE.x0_from_v):
+    for convert in (
+        SCHEDULE.x0_from_eps,
+        SCHEDULE.eps_from_x0,
+        SCHEDULE.eps_from_v,
+        SCHEDULE.x0_from_v,
+    ):
         rows = torch.stack([convert(x_t, row, t) for row in eps_hat])
         torch.testing.assert_close(convert(x_t, eps_hat, t), rows, rtol=1e-13, atol=1e-13)
     one, two = (SCHEDULE.add_noise(x_t, eps_hat[0], times) for times in (t[:1], t[[0, 0]]))
@@ -102,18 +133,27 @@ def test_predictions_may_carry_dimensions_in_front_of_the_batch():
 def test_weights():
     """w = sigma^2 = 1 - abar ("sds"), 1 ("uniform"), alpha sigma^2 ("fantasia3d"), at every t."""
     abar, like = SCHEDULE.alphas_cumprod[:, None], batch(5, T, 3)
-    for kind, expected in (("sds", 1 - abar), ("uniform", abar**0), ("fantasia3d", abar.sqrt() * (1 - abar))):
+    for kind, expected in (
+        ("sds", 1 - abar),
+        ("uniform", abar**0),
+        ("fantasia3d", abar.sqrt() * (1 - abar)),
+    ):
         torch.testing.assert_close(SCHEDULE.weight(ALL, kind, like), expected, rtol=1e-12, atol=0)
 
 
 def test_agrees_with_diffusers():
-    """add_noise, velocity and the one-step denoised sample of diffusers' DDPM scheduler, for both parametrisations."""
+    """add_noise, velocity and the one-step denoised sample of diffusers' DDPM scheduler, for
+    both parametrisations."""
     diffusers = pytest.importorskip("diffusers")
-    config = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    config = dict(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
     theirs = diffusers.DDPMScheduler(T, **config)
     ours = NoiseSchedule.from_diffusers(theirs)
     x, eps, t = batch(6, 5, 3, 4, 4), batch(7, 5, 3, 4, 4), torch.tensor([0, 20, 500, 980, 999])
-    torch.testing.assert_close(ours.add_noise(x, eps, t), theirs.add_noise(x, eps, t), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(
+        ours.add_noise(x, eps, t), theirs.add_noise(x, eps, t), rtol=1e-14, atol=1e-14
+    )
     v = theirs.get_velocity(x, eps, t)
     x_t = ours.add_noise(x, eps, t)
     torch.testing.assert_close(ours.v_from_eps(x_t, eps, t), v, rtol=1e-13, atol=1e-13)
@@ -121,7 +161,9 @@ def test_agrees_with_diffusers():
     for i in range(len(t)):
         x0 = theirs.step(eps[i : i + 1], int(t[i]), x_t[i : i + 1]).pred_original_sample
         # diffusers computes this one with float32 roots
-        torch.testing.assert_close(ours.x0_from_eps(x_t, eps, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            ours.x0_from_eps(x_t, eps, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5
+        )
         x0 = v_scheduler.step(v[i : i + 1], int(t[i]), x_t[i : i + 1]).pred_original_sample
         torch.testing.assert_close(ours.x0_from_v(x_t, v, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5)
     # diffusers accumulates the product in float32
@@ -137,7 +179,8 @@ def test_dtype_follows_the_tensors():
 
 
 def test_timesteps_are_uniform_and_both_ends_are_included():
-    """t ~ uniform{3, ..., 7}: each value's frequency is 1/5 within 4 standard errors, none outside, seeds repeat."""
+    """t ~ uniform{3, ..., 7}: each value's frequency is 1/5 within 4 standard errors, none
+    outside, seeds repeat."""
     n = 100_000
     t = sample_timesteps(n, 3, 7, torch.Generator().manual_seed(0))
     counts = torch.bincount(t, minlength=9)
@@ -164,11 +207,12 @@ def threestudio(value, step):
 
 
 def test_annealing_is_the_scheduler_of_threestudio():
-    """C([s, v0, v1, e])(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1): v0 before, v1 after, linear inside. The
-    package's annealed(progress, v0, v1) is the inside; outside it refuses and does not extrapolate.
+    """C([s, v0, v1, e])(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1): v0 before, v1
+    after, linear inside. The package's annealed(progress, v0, v1) is the inside; outside it refuses
+    and does not extrapolate.
 
-    Source: threestudio (2023), whose configurations anneal t_max from 0.98 to 0.5; MVDream (arXiv 2308.16512).
-    """
+    Source: threestudio (2023), whose configurations anneal t_max from 0.98 to 0.5; MVDream (arXiv
+    2308.16512)."""
     value = [2000, 0.98, 0.5, 8000]
     for step in range(0, 10_001, 250):
         progress = min(max(step - 2000, 0), 6000) / 6000
@@ -181,79 +225,191 @@ def test_annealing_is_the_scheduler_of_threestudio():
 
 
 def test_loop_anneals_timesteps_as_the_configuration_says():
-    """With t_min = t_max the loop's t is no longer random: round((T - 1) C([0, 0.98, 0.5, steps - 1])(step)) at every step.
+    """With t_min = t_max the loop's t is no longer random: round((T - 1) C([0, 0.98, 0.5, steps -
+    1])(step)) at every step.
 
     Source: as above; the loop's first and last steps are the ends of the range.
     """
     seen, steps = [], 8
     prior = ToyWorldPrior(views=make_views(pool_cameras(2), 8))
-    options = {"steps": steps, "resolution": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
+    options = {
+        "steps": steps,
+        "resolution": 8,
+        "n_samples": 4,
+        "cameras_per_step": 2,
+        "progress": False,
+    }
     ends = {"t_min": (0.98, 0.5), "t_max": (0.98, 0.5)}
-    distill(VoxelField(8), prior, SDS(), "a ball", callback=lambda i: seen.append(i["t"].tolist()), **options, **ends)
-    expected = [round((T - 1) * threestudio([0, 0.98, 0.5, steps - 1], step)) for step in range(steps)]
-    assert seen == [[t, t] for t in expected] and expected[0] == 979 and expected[-1] == round(499.5)
+    distill(
+        VoxelField(8),
+        prior,
+        SDS(),
+        "a ball",
+        callback=lambda i: seen.append(i["t"].tolist()),
+        **options,
+        **ends,
+    )
+    expected = [
+        round((T - 1) * threestudio([0, 0.98, 0.5, steps - 1], step)) for step in range(steps)
+    ]
+    assert (
+        seen == [[t, t] for t in expected] and expected[0] == 979 and expected[-1] == round(499.5)
+    )
     # a run of steps + 1 would stop short of the end: off by one is seen
-    assert expected != [round((T - 1) * threestudio([0, 0.98, 0.5, steps], step)) for step in range(steps)]
+    assert expected != [
+        round((T - 1) * threestudio([0, 0.98, 0.5, steps], step)) for step in range(steps)
+    ]
 
 
 def test_square_root_schedule_is_annealing_at_the_root_of_progress():
-    """t(i) = t_max - (t_max - t_min) sqrt(i / N) = annealed(sqrt(i / N), t_max, t_min): from t_max to t_min, decreasing,
-    convex (it leaves high noise early), always below the linear schedule inside; the square of progress is neither.
+    """t(i) = t_max - (t_max - t_min) sqrt(i / N) = annealed(sqrt(i / N), t_max, t_min): from t_max
+    to t_min, decreasing, convex (it leaves high noise early), always below the linear schedule
+    inside; the square of progress is neither.
 
     Source: HiFA (Zhu et al. 2023, arXiv 2305.18766).
     """
     N, t_max, t_min = 50, 0.98, 0.3
     hifa = [t_max - (t_max - t_min) * math.sqrt(i / N) for i in range(N + 1)]
-    ours = torch.tensor([annealed(math.sqrt(i / N), t_max, t_min) for i in range(N + 1)], dtype=torch.float64)
-    torch.testing.assert_close(ours, torch.tensor(hifa, dtype=torch.float64), rtol=1e-14, atol=1e-14)
-    linear = torch.tensor([annealed(i / N, t_max, t_min) for i in range(N + 1)], dtype=torch.float64)
-    assert ours[0] == pytest.approx(t_max, abs=1e-14) and ours[-1] == pytest.approx(t_min, abs=1e-14)
+    ours = torch.tensor(
+        [annealed(math.sqrt(i / N), t_max, t_min) for i in range(N + 1)], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        ours, torch.tensor(hifa, dtype=torch.float64), rtol=1e-14, atol=1e-14
+    )
+    linear = torch.tensor(
+        [annealed(i / N, t_max, t_min) for i in range(N + 1)], dtype=torch.float64
+    )
+    assert ours[0] == pytest.approx(t_max, abs=1e-14) and ours[-1] == pytest.approx(
+        t_min, abs=1e-14
+    )
 
     def right(t):
         falls, bends = bool((t.diff() < -1e-9).all()), bool((t.diff().diff() > 1e-9).all())
         return falls and bends and bool((t < linear - 1e-9)[1:-1].all())
 
-    squared = torch.tensor([annealed((i / N) ** 2, t_max, t_min) for i in range(N + 1)], dtype=torch.float64)
+    squared = torch.tensor(
+        [annealed((i / N) ** 2, t_max, t_min) for i in range(N + 1)], dtype=torch.float64
+    )
     assert right(ours) and not right(squared) and not right(linear) and not right(ours.flip(0))
 
 
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: NoiseSchedule(torch.full((2, 2), 0.5)), ValueError, r"alphas_cumprod: expected .*, got \(2, 2\)"),
-        (lambda: NoiseSchedule(torch.tensor([0.9, 0.0])), ValueError, r"alphas_cumprod must lie in \(0, 1\)"),
-        (lambda: NoiseSchedule(torch.tensor([1.0, 0.5])), ValueError, r"alphas_cumprod must lie in \(0, 1\)"),
-        (lambda: NoiseSchedule(torch.tensor([0.9, math.nan])), ValueError, "alphas_cumprod: expected finite numbers"),
-        (lambda: NoiseSchedule(torch.tensor([0.5, 0.9])), ValueError, "alphas_cumprod must be strictly decreasing"),
-        (lambda: NoiseSchedule(torch.tensor([0.9, 0.3, 0.5])), ValueError, "^alphas_cumprod must be strictly decreasing"),
-        (lambda: NoiseSchedule(torch.tensor([0.5, 0.5])), ValueError, "alphas_cumprod must be strictly decreasing"),
-        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, -0.1])), ValueError, "betas must lie strictly"),
-        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 0.0])), ValueError, "betas must lie strictly"),
-        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 1.0])), ValueError, r"betas must lie .* got 0.1\.\.1"),
-        (lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 1.5])), ValueError, "betas must lie strictly"),
-        (lambda: NoiseSchedule.from_diffusers(object()), TypeError, "scheduler must have alphas_cumprod, object has none"),
-        (lambda: SCHEDULE.log_snr(torch.tensor([1000])), ValueError, r"t must lie in 0..999, got values from 1000"),
-        (lambda: SCHEDULE.log_snr(torch.tensor([-1, 5])), ValueError, r"t must lie in 0..999, got values from -1"),
+        (
+            lambda: NoiseSchedule(torch.full((2, 2), 0.5)),
+            ValueError,
+            r"alphas_cumprod: expected .*, got \(2, 2\)",
+        ),
+        (
+            lambda: NoiseSchedule(torch.tensor([0.9, 0.0])),
+            ValueError,
+            r"alphas_cumprod must lie in \(0, 1\)",
+        ),
+        (
+            lambda: NoiseSchedule(torch.tensor([1.0, 0.5])),
+            ValueError,
+            r"alphas_cumprod must lie in \(0, 1\)",
+        ),
+        (
+            lambda: NoiseSchedule(torch.tensor([0.9, math.nan])),
+            ValueError,
+            "alphas_cumprod: expected finite numbers",
+        ),
+        (
+            lambda: NoiseSchedule(torch.tensor([0.5, 0.9])),
+            ValueError,
+            "alphas_cumprod must be strictly decreasing",
+        ),
+        (
+            lambda: NoiseSchedule(torch.tensor([0.9, 0.3, 0.5])),
+            ValueError,
+            "^alphas_cumprod must be strictly decreasing",
+        ),
+        (
+            lambda: NoiseSchedule(torch.tensor([0.5, 0.5])),
+            ValueError,
+            "alphas_cumprod must be strictly decreasing",
+        ),
+        (
+            lambda: NoiseSchedule.from_betas(torch.tensor([0.1, -0.1])),
+            ValueError,
+            "betas must lie strictly",
+        ),
+        (
+            lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 0.0])),
+            ValueError,
+            "betas must lie strictly",
+        ),
+        (
+            lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 1.0])),
+            ValueError,
+            r"betas must lie .* got 0.1\.\.1",
+        ),
+        (
+            lambda: NoiseSchedule.from_betas(torch.tensor([0.1, 1.5])),
+            ValueError,
+            "betas must lie strictly",
+        ),
+        (
+            lambda: NoiseSchedule.from_diffusers(object()),
+            TypeError,
+            "scheduler must have alphas_cumprod, object has none",
+        ),
+        (
+            lambda: SCHEDULE.log_snr(torch.tensor([1000])),
+            ValueError,
+            r"t must lie in 0..999, got values from 1000",
+        ),
+        (
+            lambda: SCHEDULE.log_snr(torch.tensor([-1, 5])),
+            ValueError,
+            r"t must lie in 0..999, got values from -1",
+        ),
         (lambda: SCHEDULE.log_snr(torch.tensor([0.5])), TypeError, "t: expected an integer tensor"),
-        (lambda: SCHEDULE.log_snr(5), TypeError, r"t: expected an integer tensor .* use torch.tensor\("),  # type: ignore[arg-type]
-        (lambda: SCHEDULE.log_snr(torch.tensor(5)), ValueError, r"t: expected an integer tensor .*, got \(\) int64"),
+        (
+            lambda: SCHEDULE.log_snr(5),
+            TypeError,
+            r"t: expected an integer tensor .* use torch.tensor\(",
+        ),  # type: ignore[arg-type]
+        (
+            lambda: SCHEDULE.log_snr(torch.tensor(5)),
+            ValueError,
+            r"t: expected an integer tensor .*, got \(\) int64",
+        ),
         (lambda: SCHEDULE.alpha_sigma(ALL[:3], torch.zeros(2, 4)), ValueError, "t has 3 entries"),
-        (lambda: SCHEDULE.alpha_sigma(ALL[:2], torch.zeros(2, 4).long()), TypeError, "like: expected a floating-point tensor"),
+        (
+            lambda: SCHEDULE.alpha_sigma(ALL[:2], torch.zeros(2, 4).long()),
+            TypeError,
+            "like: expected a floating-point tensor",
+        ),
         (
             lambda: SCHEDULE.weight(ALL[:2], "dreamfusion", torch.zeros(2, 4)),
             ValueError,
             "kind must be one of sds, uniform, fantasia3d, got",
         ),
-        (lambda: scaled_linear_schedule(0), ValueError, "^T: expected a whole number of at least 1, got 0"),
+        (
+            lambda: scaled_linear_schedule(0),
+            ValueError,
+            "^T: expected a whole number of at least 1, got 0",
+        ),
         *[
-            (lambda b=b: scaled_linear_schedule(9, *b), ValueError, f"^beta_start, beta_end: .* got {b[0]} and {b[1]}")
+            (
+                lambda b=b: scaled_linear_schedule(9, *b),
+                ValueError,
+                f"^beta_start, beta_end: .* got {b[0]} and {b[1]}",
+            )
             for b in ((0.0, 0.5), (1.0, 0.5), (1.5, 0.5), (0.5, 0.0), (0.5, 1.0), (0.5, 1.5))
         ],
         (lambda: annealed(1.5, 980, 200), ValueError, "progress must lie in"),
         (lambda: sample_timesteps(2, 7, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(2, -1, 3, torch.Generator()), ValueError, "0 <= t_min <= t_max"),
         (lambda: sample_timesteps(0, 1, 3, torch.Generator()), ValueError, "batch >= 1"),
-        (lambda: sample_timesteps(2, 0, 0.98, torch.Generator()), TypeError, "must be integers, got 0 and 0.98"),  # type: ignore[arg-type]
+        (
+            lambda: sample_timesteps(2, 0, 0.98, torch.Generator()),
+            TypeError,
+            "must be integers, got 0 and 0.98",
+        ),  # type: ignore[arg-type]
         (lambda: sample_timesteps(2, 0.02, 0.98, torch.Generator()), TypeError, "must be integers"),  # type: ignore[arg-type]
     ],
 )

@@ -1,4 +1,5 @@
-"""SDS against closed forms: its expectation is a weighted KL gradient. float64; Monte Carlo within 4 standard errors."""
+"""SDS against closed forms: its expectation is a weighted KL gradient. float64; Monte Carlo
+within 4 standard errors."""
 
 from types import SimpleNamespace
 
@@ -35,15 +36,18 @@ def as_picture(x):
 def sds_samples(x, step, n, method, prior=GAUSS, seed=0):
     """n independent SDS gradients at one x and one t, (n, d)."""
     xs = as_picture(x.expand(n, -1))
-    gradient, _ = method(xs, torch.full((n,), step), normal(method.n_noises, *xs.shape, seed=seed), context(prior))
+    gradient, _ = method(
+        xs, torch.full((n,), step), normal(method.n_noises, *xs.shape, seed=seed), context(prior)
+    )
     return gradient.flatten(1)
 
 
 def test_expected_gradient_is_the_weighted_kl_gradient():
-    """E[G] = w (sigma/alpha) grad_x KL(N(alpha x, sigma^2 I) || p_t) = w alpha sigma C^-1 (x - mu) for a Gaussian prior.
+    """E[G] = w (sigma/alpha) grad_x KL(N(alpha x, sigma^2 I) || p_t) = w alpha sigma C^-1 (x - mu)
+    for a Gaussian prior.
 
-    The Monte-Carlo test rejects the flipped sign, twice the size, and G = w eps_hat of another weight.
-    """
+    The Monte-Carlo test rejects the flipped sign, twice the size, and G = w eps_hat of another
+    weight."""
     x, step = torch.tensor([1.5, 0.5, -0.8], dtype=torch.float64), 500
     abar = SCHEDULE.alphas_cumprod[step]
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
@@ -62,9 +66,13 @@ def test_expected_gradient_is_the_weighted_kl_gradient():
 
 
 def test_expected_gradient_for_a_mixture_by_quadrature():
-    """1-D mixture: E_eps[G] = w (sigma/alpha) d/dx KL(q_t || p_t), both sides by quadrature, KL differentiated numerically."""
+    """1-D mixture: E_eps[G] = w (sigma/alpha) d/dx KL(q_t || p_t), both sides by quadrature, KL
+    differentiated numerically."""
     prior = GaussianMixture(
-        torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.5], [1.2]]).double(), torch.tensor([0.3, 0.5]).double(), SCHEDULE
+        torch.tensor([0.3, 0.7]).double(),
+        torch.tensor([[-1.5], [1.2]]).double(),
+        torch.tensor([0.3, 0.5]).double(),
+        SCHEDULE,
     )
     step, x0 = 420, 0.37
     abar = SCHEDULE.alphas_cumprod[step]
@@ -74,7 +82,9 @@ def test_expected_gradient_for_a_mixture_by_quadrature():
 
     def log_p(y):  # plain algebra
         parts = [
-            w * torch.exp(-0.5 * (y - alpha * m) ** 2 / (abar * v + sigma**2)) / (2 * torch.pi * (abar * v + sigma**2)) ** 0.5
+            w
+            * torch.exp(-0.5 * (y - alpha * m) ** 2 / (abar * v + sigma**2))
+            / (2 * torch.pi * (abar * v + sigma**2)) ** 0.5
             for w, m, v in ((0.3, -1.5, 0.3), (0.7, 1.2, 0.5))
         ]
         return torch.log(parts[0] + parts[1])
@@ -85,13 +95,17 @@ def test_expected_gradient_for_a_mixture_by_quadrature():
     step_size = 1e-4
     derivative = (cross_entropy(x0 + step_size) - cross_entropy(x0 - step_size)) / (2 * step_size)
     xs = torch.full((len(eps), 1, 1, 1), x0, dtype=torch.float64)
-    gradient, _ = SDS(weighting="uniform")(xs, torch.full((len(eps),), step), eps.view(1, -1, 1, 1, 1), context(prior))
-    torch.testing.assert_close((mass * gradient.flatten()).sum(), sigma / alpha * derivative, rtol=1e-7, atol=1e-9)
+    gradient, _ = SDS(weighting="uniform")(
+        xs, torch.full((len(eps),), step), eps.view(1, -1, 1, 1, 1), context(prior)
+    )
+    torch.testing.assert_close(
+        (mass * gradient.flatten()).sum(), sigma / alpha * derivative, rtol=1e-7, atol=1e-9
+    )
 
 
 def test_covariance_with_and_without_the_noise():
-    """E[h] = alpha sigma C^-1 (x - mu), Cov(h) = (alpha^2 S C^-1)^2, Cov(eps_hat) = (sigma^2 C^-1)^2: subtracting eps helps
-    only where alpha^2 S < sigma^2.
+    """E[h] = alpha sigma C^-1 (x - mu), Cov(h) = (alpha^2 S C^-1)^2, Cov(eps_hat) = (sigma^2
+    C^-1)^2: subtracting eps helps only where alpha^2 S < sigma^2.
 
     Exact: for a Gaussian prior h is affine in eps, so its matrix is read off at unit noises.
     """
@@ -122,7 +136,8 @@ def test_two_noises_average_and_keep_the_mean():
 
 
 def test_guidance_of_one_never_asks_for_the_negative_prompt():
-    """g = 1: half the prior evaluations, and the same gradient as the guided formula; g = 0: the negative prompt's own."""
+    """g = 1: half the prior evaluations, and the same gradient as the guided formula; g = 0: the
+    negative prompt's own."""
     prior = GaussianMixture(torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
     embeddings = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
     x, t = as_picture(normal(4, 3)), torch.tensor([50, 300, 600, 900])
@@ -143,32 +158,42 @@ def test_gradient_function_is_the_formula():
     """G = w (eps_neg + g (eps_cond - eps_neg) - eps)."""
     cond, neg, eps = normal(2, 3, seed=1), normal(2, 3, seed=2), normal(2, 3, seed=3)
     torch.testing.assert_close(
-        sds_gradient(cond, neg, eps, 7.5, 0.3), 0.3 * (neg + 7.5 * cond - 7.5 * neg - eps), rtol=1e-12, atol=1e-12
+        sds_gradient(cond, neg, eps, 7.5, 0.3),
+        0.3 * (neg + 7.5 * cond - 7.5 * neg - eps),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
 def test_fixed_point_and_collapse_to_the_mean():
-    """Descent along E[G] of a Gaussian prior ends in mu (the mode), whatever the start: with eps and -eps the noise cancels."""
+    """Descent along E[G] of a Gaussian prior ends in mu (the mode), whatever the start: with eps
+    and -eps the noise cancels."""
     x = torch.tensor([[3.0, 3.0, -3.0]], dtype=torch.float64)
     t = torch.full((1,), 300)
     method = SDS(weighting="uniform", n_noises=2)
     eps = normal(1, 1, 3, seed=2)
     for _ in range(400):
-        gradient, _ = method(as_picture(x), t, torch.cat((as_picture(eps), -as_picture(eps))), context(GAUSS))
+        gradient, _ = method(
+            as_picture(x), t, torch.cat((as_picture(eps), -as_picture(eps))), context(GAUSS)
+        )
         x = x - 0.5 * gradient.flatten(1)
     torch.testing.assert_close(x, MU[None], rtol=1e-9, atol=1e-9)
 
 
 def test_a_context_starts_empty_and_counts():
-    """Defaults of Context and Cost; predict asks for both prompts, adds pictures x noises x prompts and the seconds, and
-    leaves its answer for those who watch."""
+    """Defaults of Context and Cost; predict asks for both prompts, adds pictures x noises x prompts
+    and the seconds, and leaves its answer for those who watch."""
     ctx = context(GAUSS)
     assert (ctx.cameras, ctx.prompts, ctx.reward, ctx.predictions) == (None, [], None, None)
     assert (ctx.cost.prior_evaluations, ctx.cost.renders, ctx.cost.seconds) == (0, 0, {})
     x, t = as_picture(normal(3, 3)), torch.tensor([10, 400, 950])
     for calls in (1, 2):
         answer = predict(x, t, normal(2, *x.shape), ctx)
-        assert ctx.predictions is answer and ctx.cost.prior_evaluations == calls * 3 * 2 * 2 and ctx.cost.renders == 0
+        assert (
+            ctx.predictions is answer
+            and ctx.cost.prior_evaluations == calls * 3 * 2 * 2
+            and ctx.cost.renders == 0
+        )
     assert list(ctx.cost.seconds) == ["prior"] and ctx.cost.seconds["prior"] > 0  # exact: a clock
 
 
@@ -187,24 +212,41 @@ def test_seconds_are_added_by_part(monkeypatch):
 def test_what_does_not_belong_together_is_named():
     """One t and one column of noises per render; a prior has a schedule and predicts noise."""
     x, t, eps = as_picture(normal(3, 3)), torch.tensor([1, 2, 3]), normal(1, 3, 3, 1, 1)
-    with pytest.raises(ValueError, match=r"^t: expected an integer tensor \(b\), got \(2,\) int64 beside x \(3, 3, 1, 1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^t: expected an integer tensor \(b\), got \(2,\) int64 beside x \(3, 3, 1, 1\)",
+    ):
         SDS()(x, t[:2], eps, context(GAUSS))
-    with pytest.raises(ValueError, match=r"^eps: expected a floating-point tensor \(n, b, c, h, w\), got \(1, 2, 3, 1, 1\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"^eps: expected a floating-point tensor \(n, b, c, h, w\), got \(1, 2, 3, 1, 1\)",
+    ):
         SDS()(x, t, eps[:, :2], context(GAUSS))
-    for prior, missing in ((SimpleNamespace(predict_noise=0), "schedule"), (SimpleNamespace(schedule=0), "predict_noise")):
-        with pytest.raises(ValueError, match=f"^prior: expected an object with schedule, predict_noise; .* has no {missing}"):
+    for prior, missing in (
+        (SimpleNamespace(predict_noise=0), "schedule"),
+        (SimpleNamespace(schedule=0), "predict_noise"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=f"^prior: expected an object with schedule, predict_noise; .* has no {missing}",
+        ):
             Context(prior, torch.zeros(2, 3))
 
 
 def test_one_noise_needs_no_copies_of_the_cameras():
-    """The prior sees the cameras N times over, in the order of the noises; with one noise it sees the very same object."""
+    """The prior sees the cameras N times over, in the order of the noises; with one noise it
+    sees the very same object."""
     seen, views = [], pool_cameras(3)
 
     def asked(x_t, t, embeddings, cameras):
         seen.append(cameras)
         return GAUSS.predict_noise(x_t, t, embeddings)
 
-    ctx = Context(SimpleNamespace(schedule=SCHEDULE, predict_noise=asked), torch.zeros(2, 1).double(), views)
+    ctx = Context(
+        SimpleNamespace(schedule=SCHEDULE, predict_noise=asked), torch.zeros(2, 1).double(), views
+    )
     for n in (1, 2):
         predict(as_picture(normal(3, 3)), torch.tensor([1, 2, 3]), normal(n, 3, 3, 1, 1), ctx)
-    assert seen[0] is views and torch.equal(seen[1].azimuth, torch.cat((views.azimuth, views.azimuth)))  # exact: copies
+    assert seen[0] is views and torch.equal(
+        seen[1].azimuth, torch.cat((views.azimuth, views.azimuth))
+    )  # exact: copies

@@ -1,4 +1,5 @@
-"""Bad settings end in one line that names them; ties and enormous weights do what the documentation says."""
+"""Bad settings end in one line that names them; ties and enormous weights do what the
+documentation says."""
 
 import math
 from dataclasses import replace
@@ -7,14 +8,32 @@ from functools import partial
 import pytest
 import torch
 
-import psd_mini
-from psd_mini import PSD, SDS, Context, GaussianMixture, ToyWorldPrior, VoxelField, distill, scaled_linear_schedule
+from psd_mini import (
+    PSD,
+    SDS,
+    Context,
+    GaussianMixture,
+    ToyWorldPrior,
+    VoxelField,
+    distill,
+    scaled_linear_schedule,
+)
 from psd_mini._internal.runs import NonFiniteError
-from psd_mini.sds import CSD
-from psd_mini.methods import KINDS, METHODS, DreamDPO, Exact, Regression, RewardGradient, RewardSDS, make_method, reward_weights
-from psd_mini.psd import rank
+from psd_mini.methods import (
+    KINDS,
+    METHODS,
+    DreamDPO,
+    Exact,
+    Regression,
+    RewardGradient,
+    RewardSDS,
+    make_method,
+    reward_weights,
+)
 from psd_mini.methods.rewardsds import STRATEGIES
+from psd_mini.psd import rank
 from psd_mini.rewards import LinearReward, black_box, make_reward
+from psd_mini.sds import CSD
 from psd_mini.world.pool import make_views, pool_cameras
 
 NAN, INF = math.nan, math.inf
@@ -28,7 +47,12 @@ def case(method, reward):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 3, 1, 1, generator=generator, dtype=torch.float64)
     eps = torch.randn(method.n_noises, *x.shape, generator=generator, dtype=torch.float64)
-    return x, torch.full((5,), 500), eps, Context(PRIOR, torch.eye(2).double(), None, [""] * 5, reward)
+    return (
+        x,
+        torch.full((5,), 500),
+        eps,
+        Context(PRIOR, torch.eye(2).double(), None, [""] * 5, reward),
+    )
 
 
 WEIGHTED = {"PSD": PSD, **{kind: partial(RewardGradient, kind) for kind in KINDS}}
@@ -37,7 +61,9 @@ WEIGHTED = {"PSD": PSD, **{kind: partial(RewardGradient, kind) for kind in KINDS
 @pytest.mark.parametrize("name", WEIGHTED)
 @pytest.mark.parametrize("weight", [-1.0, NAN, INF, -INF, "1", None])
 def test_preference_weight_is_finite_and_not_negative(name, weight):
-    with pytest.raises(ValueError, match="^preference_weight: expected a finite number( of at least 0)?, got ") as error:
+    with pytest.raises(
+        ValueError, match="^preference_weight: expected a finite number( of at least 0)?, got "
+    ) as error:
         WEIGHTED[name](preference_weight=weight)
     assert "\n" not in str(error.value)
 
@@ -48,24 +74,48 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         (lambda: SDS(NAN), "guidance_scale: expected a finite number, got nan"),
         (lambda: CSD(INF), "guidance_scale: expected a finite number, got inf"),
         (lambda: SDS("7.5"), "guidance_scale: expected a finite number, got '7.5'"),
-        (lambda: make_method("magic"), "method: 'magic' is not known; choose from sds, sds2, csd, psd, "),
-        (lambda: make_method("sds", 1.0, 2.0), "preference_weight: sds has no such weight; methods that have: psd, "),
+        (
+            lambda: make_method("magic"),
+            "method: 'magic' is not known; choose from sds, sds2, csd, psd, ",
+        ),
+        (
+            lambda: make_method("sds", 1.0, 2.0),
+            "preference_weight: sds has no such weight; methods that have: psd, ",
+        ),
         (lambda: make_method("psd", NAN), "guidance_scale: expected a finite number, got nan"),
         (lambda: make_method("sds2", -INF), "guidance_scale: expected a finite number, got -inf"),
-        (lambda: make_method("dps", 2.0, -1.0), "preference_weight: expected a finite number of at least 0, got -1.0"),
-        (lambda: make_method("rewardsds", 2.0, 1.0), "preference_weight: rewardsds has no such weight"),
-        (lambda: make_method("dreamdpo", 2.0, 1.0), "preference_weight: dreamdpo has no such weight"),
-        (lambda: SDS(weighting="dreamfusion"), "weighting: 'dreamfusion' is not known; choose from sds, uniform, fantasia3d"),
+        (
+            lambda: make_method("dps", 2.0, -1.0),
+            "preference_weight: expected a finite number of at least 0, got -1.0",
+        ),
+        (
+            lambda: make_method("rewardsds", 2.0, 1.0),
+            "preference_weight: rewardsds has no such weight",
+        ),
+        (
+            lambda: make_method("dreamdpo", 2.0, 1.0),
+            "preference_weight: dreamdpo has no such weight",
+        ),
+        (
+            lambda: SDS(weighting="dreamfusion"),
+            "weighting: 'dreamfusion' is not known; choose from sds, uniform, fantasia3d",
+        ),
         (lambda: SDS(n_noises=0), "n_noises: expected a whole number of at least 1, got 0"),
         (lambda: RewardSDS(n_noises=1), "n_noises: expected a whole number of at least 2, got 1"),
         (lambda: RewardSDS(n_noises=2.5), "n_noises: expected a whole number, got 2.5"),
-        (lambda: RewardSDS(strategy="worst"), "strategy: 'worst' is not known; choose from best, softmax, min-max"),
+        (
+            lambda: RewardSDS(strategy="worst"),
+            "strategy: 'worst' is not known; choose from best, softmax, min-max",
+        ),
         (lambda: DreamDPO(tau=-0.001), "tau: expected a finite number of at least 0, got -0.001"),
         (lambda: DreamDPO(tau=NAN), "tau: expected a finite number, got nan"),
         (lambda: PSD(tau=NAN), "tau: expected a finite number or None, got nan"),
         (lambda: PSD(tau=-1.0), "tau: expected a positive reward difference, got -1.0"),
         (lambda: Exact(beta=0.0), "beta: expected a positive temperature in reward units, got 0.0"),
-        (lambda: Exact(beta=-1.0), "beta: expected a positive temperature in reward units, got -1.0"),
+        (
+            lambda: Exact(beta=-1.0),
+            "beta: expected a positive temperature in reward units, got -1.0",
+        ),
         (lambda: Exact(beta=NAN), "beta: expected a finite number, got nan"),
     ],
 )
@@ -76,25 +126,33 @@ def test_bad_settings_are_named_in_one_line(call, message):
 
 
 def test_methods_by_name():
-    """Every name makes what the table says, the guidance scale goes to its base and the weight to those that have one; repr,
-    which is the checkpoint's key, holds all settings and their defaults."""
+    """Every name makes what the table says, the guidance scale goes to its base and the weight to
+    those that have one; repr, which is the checkpoint's key, holds all settings and their
+    defaults."""
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
     expected = {
         "sds": sds,
         "sds2": sds.replace("n_noises=1", "n_noises=2"),
         "csd": sds.replace("SDS", "CSD"),
-        "psd": f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
-        "antithetic=True, over_views=True)",
+        "psd": (
+            f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
+            "antithetic=True, over_views=True)"
+        ),
         "dreamdpo": f"DreamDPO(base={sds}, tau=0.001, published_code=False)",
         "rewardsds": f"RewardSDS(base={sds}, strategy='min-max', n_noises=4)",
         "exact": f"Exact(base={sds}, beta=0.02)",
-        **{kind: f"RewardGradient(kind='{kind}', base={sds}, preference_weight=50.0)" for kind in KINDS},
+        **{
+            kind: f"RewardGradient(kind='{kind}', base={sds}, preference_weight=50.0)"
+            for kind in KINDS
+        },
     }
     assert {name: repr(make_method(name, 3.0)) for name in METHODS} == expected
     assert repr(make_method("psd")) == repr(PSD()) == repr(PSD(SDS(1.0)))
     for name in ("psd", *KINDS):
         weighted = make_method(name, 3.0, 7.0)
-        assert repr(weighted).startswith(expected[name].split("base=")[0]) and weighted.base == SDS(3.0)
+        assert repr(weighted).startswith(expected[name].split("base=")[0]) and weighted.base == SDS(
+            3.0
+        )
         assert weighted.preference_weight == 7.0  # exact: a setting
     noises = {name: make_method(name).n_noises for name in METHODS}
     assert noises == {
@@ -107,7 +165,12 @@ def test_methods_by_name():
         "exact": 1,
         **dict.fromkeys(KINDS, 1),
     }
-    for fixed in (DreamDPO, Exact, partial(RewardGradient, "dps"), partial(Regression, ("mushroom", "red"))):
+    for fixed in (
+        DreamDPO,
+        Exact,
+        partial(RewardGradient, "dps"),
+        partial(Regression, ("mushroom", "red")),
+    ):
         with pytest.raises(TypeError, match="n_noises"):  # it follows from the method
             fixed(n_noises=5)
     with pytest.raises(TypeError, match="_tilted"):
@@ -122,8 +185,9 @@ METERED = {
 
 @pytest.mark.parametrize("name", METERED)
 def test_metrics_are_what_they_are_called(name):
-    """gradient_rms = sqrt(mean G^2); reward = mean of R over noises and views; PSD: reward_gap = mean |R_1 - R_2| and
-    preference_share = |preference term| / |base|, the base being PSD without weight."""
+    """gradient_rms = sqrt(mean G^2); reward = mean of R over noises and views; PSD: reward_gap =
+    mean |R_1 - R_2| and preference_share = |preference term| / |base|, the base being PSD without
+    weight."""
     method = METERED[name]()
     x, t, eps, context = case(method, LinearReward(V))
     t = t + 499 if name == "fresh" else t  # there the base is smaller than 1
@@ -167,21 +231,28 @@ def test_a_reward_without_a_gradient_is_named(kind):
     """The scores are detached from the pictures: autograd's own message would name nothing."""
     answer = lambda i, p: (i.detach().flatten(1) ** 2).sum(-1)  # noqa: E731
     answer.differentiable = True
-    with pytest.raises(ValueError, match="^reward: its scores carry no gradient to the picture; a black box works"):
+    with pytest.raises(
+        ValueError, match="^reward: its scores carry no gradient to the picture; a black box works"
+    ):
         RewardGradient(kind)(*case(RewardGradient(kind), answer))
 
 
-@pytest.mark.parametrize("reward", [LinearReward(0 * V, 3.0), black_box(lambda images, prompts: [7] * len(images))])
+@pytest.mark.parametrize(
+    "reward", [LinearReward(0 * V, 3.0), black_box(lambda images, prompts: [7] * len(images))]
+)
 def test_when_all_rewards_tie(reward):
-    """PSD: the base, bit for bit, for every omega and with a running temperature that has never seen a difference. The
-    others break ties by order: DreamDPO's winner is the first noise; RewardSDS takes the first as best, softmax the mean."""
+    """PSD: the base, bit for bit, for every omega and with a running temperature that has never
+    seen a difference. The others break ties by order: DreamDPO's winner is the first noise;
+    RewardSDS takes the first as best, softmax the mean."""
     for kind in ("hard", "gap", "bt", "gated"):
         for tau in (0.5, None):
             psd = PSD(SDS(2.0), 3.0, kind, tau, antithetic=False)
             x, t, eps, context = case(psd, reward)
             for _ in range(2):
                 # exact: base + 0
-                assert torch.equal(psd(x, t, eps, context)[0], SDS(2.0, n_noises=2)(x, t, eps, context)[0])
+                assert torch.equal(
+                    psd(x, t, eps, context)[0], SDS(2.0, n_noises=2)(x, t, eps, context)[0]
+                )
     first, second = (SDS(2.0)(x, t, e[None], context)[0] for e in eps)
     rows = [
         (DreamDPO(SDS(2.0), tau=0.0), first - second),
@@ -193,13 +264,20 @@ def test_when_all_rewards_tie(reward):
     ]
     for method, expected in rows:
         torch.testing.assert_close(method(x, t, eps, context)[0], expected, rtol=1e-12, atol=1e-12)
-    assert reward_weights(torch.ones(4, 1), "min-max").flatten().tolist() == pytest.approx([0.45, 0.45, -0.05, -0.05])
-    assert {reward_weights(torch.ones(4, 1), strategy).dtype for strategy in STRATEGIES} == {torch.float32}
+    assert reward_weights(torch.ones(4, 1), "min-max").flatten().tolist() == pytest.approx(
+        [0.45, 0.45, -0.05, -0.05]
+    )
+    assert {reward_weights(torch.ones(4, 1), strategy).dtype for strategy in STRATEGIES} == {
+        torch.float32
+    }
 
 
 def test_an_enormous_weight_is_used_as_it_is():
     """preference_weight = 1e30 in float64: G / 1e30 is the preference term alone, finite."""
-    methods = {"PSD": lambda w: PSD(SDS(2.0), w), **{k: partial(RewardGradient, k, SDS(2.0)) for k in KINDS}}
+    methods = {
+        "PSD": lambda w: PSD(SDS(2.0), w),
+        **{k: partial(RewardGradient, k, SDS(2.0)) for k in KINDS},
+    }
     for make in methods.values():
         x, t, eps, context = case(make(1.0), LinearReward(V))
         huge, one, zero = (make(w)(x, t, eps, context)[0] for w in (1e30, 1.0, 0.0))
@@ -208,18 +286,36 @@ def test_an_enormous_weight_is_used_as_it_is():
 
 @pytest.mark.parametrize(("weight", "what"), [(1e30, "the loss"), (1e39, "the method's gradient")])
 def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, what):
-    """1e30: the gradient fits, its square does not, and Adam would stand still; 1e39: not even the gradient."""
+    """1e30: the gradient fits, its square does not, and Adam would stand still; 1e39: not even
+    the gradient."""
     prior, field = ToyWorldPrior(views=make_views(pool_cameras(2), 8)), VoxelField(8)
     before = [value.clone() for value in field.state_dict().values()]
-    options = {"steps": 3, "resolution": 8, "n_samples": 4, "cameras_per_step": 2, "progress": False}
-    with pytest.raises(NonFiniteError, match=f"^step 0: {what}.* is not finite.*last good state") as error:
-        distill(field, prior, PSD(preference_weight=weight), "a ball", reward=make_reward("colorfulness"), **options)
+    options = {
+        "steps": 3,
+        "resolution": 8,
+        "n_samples": 4,
+        "cameras_per_step": 2,
+        "progress": False,
+    }
+    with pytest.raises(
+        NonFiniteError, match=f"^step 0: {what}.* is not finite.*last good state"
+    ) as error:
+        distill(
+            field,
+            prior,
+            PSD(preference_weight=weight),
+            "a ball",
+            reward=make_reward("colorfulness"),
+            **options,
+        )
     assert "\n" not in str(error.value)
     # exact: copies
     assert all(torch.equal(a, b) for a, b in zip(before, field.state_dict().values(), strict=True))
 
 
 def test_exact_needs_a_prior_that_can_be_tilted():
-    context = Context(PRIOR, torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3)))
+    context = Context(
+        PRIOR, torch.zeros(2, 3), None, [""], lambda images, prompts: images.sum((1, 2, 3))
+    )
     with pytest.raises(ValueError, match="^method: exact needs a prior with `tilted`"):
         Exact()(torch.zeros(1, 3, 4, 4), torch.tensor([5]), torch.zeros(1, 1, 3, 4, 4), context)

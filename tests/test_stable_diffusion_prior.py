@@ -1,4 +1,5 @@
-"""The latent diffusion prior does what diffusers' own pipeline and schedulers do; random weights, Stable Diffusion's shape."""
+"""The latent diffusion prior does what diffusers' own pipeline and schedulers do; random
+weights, Stable Diffusion's shape."""
 
 import math
 import weakref
@@ -8,10 +9,10 @@ import torch
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
 from psd_mini import cfg, orbit
-from psd_mini.pretrained import precision
-from psd_mini.sds import Context
 from psd_mini.negative import NegativeEmbedding
+from psd_mini.pretrained import precision
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
+from psd_mini.sds import Context
 
 PROMPT, NEGATIVE = "a red ball", "a blurry pic"
 FOUR = orbit([0.0, 90.0, 180.0, 0.0], [10.0, 10.0, 10.0, 70.0])  # front, right, back, overhead
@@ -21,7 +22,9 @@ FOUR = orbit([0.0, 90.0, 180.0, 0.0], [10.0, 10.0, 10.0, 70.0])  # front, right,
 def model(request, tmp_path_factory):
     """(diffusers' pipeline, our prior) of one folder."""
     folder = tmp_path_factory.mktemp(request.param)
-    return tiny_pipeline(folder, request.param), StableDiffusionPrior.from_pretrained(folder, device="cpu")
+    return tiny_pipeline(folder, request.param), StableDiffusionPrior.from_pretrained(
+        folder, device="cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +44,17 @@ def both(prior):
 
 
 def test_sampling_like_diffusers(model):
-    """Five DDIM steps with our embeddings, predictions, CFG, conversions and decoder end in the pipeline's own picture.
+    """Five DDIM steps with our embeddings, predictions, CFG, conversions and decoder end in the
+    pipeline's own picture.
 
     x0_hat = (x_t - sigma_t eps) / alpha_t,   x_s = alpha_s x0_hat + sigma_s eps
     """
     pipe, prior = model
     x_t = draw(2, 4, 8, 8)
     asked = {"num_inference_steps": 5, "guidance_scale": 7.5, "num_images_per_prompt": 2}
-    latents = pipe(PROMPT, negative_prompt=NEGATIVE, latents=x_t, output_type="latent", **asked).images
+    latents = pipe(
+        PROMPT, negative_prompt=NEGATIVE, latents=x_t, output_type="latent", **asked
+    ).images
     picture = pipe(PROMPT, negative_prompt=NEGATIVE, latents=x_t, output_type="pt", **asked).images
     times = pipe.scheduler.timesteps.tolist()
     for step, before in zip(times, [*times[1:], 0], strict=True):
@@ -61,13 +67,16 @@ def test_sampling_like_diffusers(model):
 
 
 def test_conversions_like_diffusers(model):
-    """add_noise, velocity and the predicted noise are the scheduler's; the UNet is asked exactly once for K embeddings."""
+    """add_noise, velocity and the predicted noise are the scheduler's; the UNet is asked exactly
+    once for K embeddings."""
     pipe, prior = model
     x, eps, t = draw(3, 4, 8, 8), draw(3, 4, 8, 8, seed=1), torch.tensor([0, 400, 999])
     x_t = prior.schedule.add_noise(x, eps, t)
     torch.testing.assert_close(x_t, pipe.scheduler.add_noise(x, eps, t), rtol=1e-5, atol=1e-5)
     velocity = pipe.scheduler.get_velocity(x, eps, t)
-    torch.testing.assert_close(prior.schedule.eps_from_v(x_t, velocity, t), eps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        prior.schedule.eps_from_v(x_t, velocity, t), eps, rtol=1e-5, atol=1e-5
+    )
     calls = []
     handle = prior.unet.register_forward_hook(lambda *_: calls.append(1))
     eps_hat = prior.predict_noise(x_t, t, both(prior))
@@ -77,25 +86,35 @@ def test_conversions_like_diffusers(model):
         text = pipe.encode_prompt(prompt, "cpu", 1, False)[0].expand(3, -1, -1)
         with torch.no_grad():
             output = pipe.unet(x_t, t, text).sample
-        expected = output if prior.prediction_type == "epsilon" else prior.schedule.eps_from_v(x_t, output, t)
+        expected = (
+            output
+            if prior.prediction_type == "epsilon"
+            else prior.schedule.eps_from_v(x_t, output, t)
+        )
         torch.testing.assert_close(eps_hat[k], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_embeddings_and_view_words(model):
-    """Row 0 is the pipeline's embedding of the prompt, the others of the prompt with a view word; negatives have none."""
+    """Row 0 is the pipeline's embedding of the prompt, the others of the prompt with a view
+    word; negatives have none."""
     pipe, prior = model
     prompt, negative = both(prior)
     words = ["", ", front view", ", side view", ", back view", ", side view", ", overhead view"]
     for row, word in zip(prompt, words, strict=True):
-        torch.testing.assert_close(row, pipe.encode_prompt(PROMPT + word, "cpu", 1, False)[0][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            row, pipe.encode_prompt(PROMPT + word, "cpu", 1, False)[0][0], rtol=1e-5, atol=1e-5
+        )
     for row in negative:
-        torch.testing.assert_close(row, pipe.encode_prompt(NEGATIVE, "cpu", 1, False)[0][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            row, pipe.encode_prompt(NEGATIVE, "cpu", 1, False)[0][0], rtol=1e-5, atol=1e-5
+        )
     assert prior.view_index(FOUR).tolist() == [1, 2, 3, 5]
     assert prior.view_index(orbit([270.0, 44.0, 46.0], 59.0)).tolist() == [4, 1, 2]
 
 
 def test_each_camera_picks_its_words(model):
-    """A batch of four cameras is four predictions, each with the embedding of its own view; without cameras, of row 0."""
+    """A batch of four cameras is four predictions, each with the embedding of its own view;
+    without cameras, of row 0."""
     _, prior = model
     x_t, t = draw(4, 4, 8, 8), torch.tensor([5, 300, 600, 900])
     embeddings = both(prior)
@@ -109,44 +128,60 @@ def test_each_camera_picks_its_words(model):
 
 
 def test_without_view_words(folder):
-    """view_words=None: one row, and cameras change nothing (the switch that shows the Janus problem)."""
+    """view_words=None: one row, and cameras change nothing (the switch that shows the Janus
+    problem)."""
     prior = StableDiffusionPrior.from_pretrained(folder, view_words=None, device="cpu")
     x_t, t = draw(4, 4, 8, 8), torch.tensor([5, 300, 600, 900])
     embeddings = prior.embed_views([PROMPT])
     assert embeddings.shape == (1, 1, 16, 32)
     # exact: the same code on the same numbers
-    assert torch.equal(prior.predict_noise(x_t, t, embeddings, FOUR), prior.predict_noise(x_t, t, embeddings))
+    assert torch.equal(
+        prior.predict_noise(x_t, t, embeddings, FOUR), prior.predict_noise(x_t, t, embeddings)
+    )
 
 
 def test_encode_is_diffusers_mean(model):
-    """x = scaling factor times the posterior's mean; images of another size are resized first, or refused."""
+    """x = scaling factor times the posterior's mean; images of another size are resized first,
+    or refused."""
     pipe, prior = model
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = 0.3 * pipe.vae.encode(2 * images - 1).latent_dist.mean
     torch.testing.assert_close(prior.encode(images), expected, rtol=1e-5, atol=1e-5)
     grey = torch.full((1, 3, 40, 40), 0.25)
-    torch.testing.assert_close(prior.encode(grey), prior.encode(grey[..., :16, :16]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        prior.encode(grey), prior.encode(grey[..., :16, :16]), rtol=1e-5, atol=1e-5
+    )
     prior.resize = False
     assert prior.encode(torch.rand(1, 3, 32, 24)).shape == (1, 4, 16, 12)
-    with pytest.raises(ValueError, match=r"images: expected sides that are multiples of 2, got \(1, 3, 17, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"images: expected sides that are multiples of 2, got \(1, 3, 17, 16\)"
+    ):
         prior.encode(torch.rand(1, 3, 17, 16))
     prior.resize = True
 
 
 def test_gradient_reaches_the_image_through_the_encoder(model):
-    """d <u, encode(image)> along a direction = (f(+h) - f(-h)) / 2h; no parameter of any network receives a gradient."""
+    """d <u, encode(image)> along a direction = (f(+h) - f(-h)) / 2h; no parameter of any network
+    receives a gradient."""
     _, prior = model
     image, u, direction = torch.rand(1, 3, 24, 24), draw(1, 4, 8, 8), draw(1, 3, 24, 24, seed=2)
     leaf = image.clone().requires_grad_()
     (prior.encode(leaf) * u).sum().backward()
     with torch.no_grad():
         ahead, behind = ((prior.encode(image + h * direction) * u).sum() for h in (1e-2, -1e-2))
-    torch.testing.assert_close((leaf.grad * direction).sum(), (ahead - behind) / 2e-2, rtol=5e-3, atol=1e-3)
-    assert all(p.grad is None and not p.requires_grad for n in (prior.unet, prior.vae) for p in n.parameters())
+    torch.testing.assert_close(
+        (leaf.grad * direction).sum(), (ahead - behind) / 2e-2, rtol=5e-3, atol=1e-3
+    )
+    assert all(
+        p.grad is None and not p.requires_grad
+        for n in (prior.unet, prior.vae)
+        for p in n.parameters()
+    )
 
 
 def test_unet_keeps_no_graph(model):
-    """With gradients on and x_t that requires them: the prediction has no graph, and nothing was saved for a backward pass."""
+    """With gradients on and x_t that requires them: the prediction has no graph, and nothing was
+    saved for a backward pass."""
     _, prior = model
     saved = []
     x_t = draw(2, 4, 8, 8).requires_grad_()
@@ -162,24 +197,44 @@ def test_unet_keeps_no_graph(model):
 
 
 def test_gradient_to_the_embedding_and_nothing_else(model):
-    """Differentiable where the embedding requires it: finite differences, each camera's row only, no gradient to x_t."""
+    """Differentiable where the embedding requires it: finite differences, each camera's row
+    only, no gradient to x_t."""
     _, prior = model
-    x_t, t, u = draw(2, 4, 8, 8).requires_grad_(), torch.tensor([300, 800]), draw(1, 2, 4, 8, 8, seed=3)
+    x_t, t, u = (
+        draw(2, 4, 8, 8).requires_grad_(),
+        torch.tensor([300, 800]),
+        draw(1, 2, 4, 8, 8, seed=3),
+    )
     cameras = FOUR[:2]
     leaf = prior.embed([NEGATIVE]).requires_grad_()
     value = (prior.predict_noise(x_t, t, leaf, cameras) * u).sum()
-    torch.testing.assert_close(value.detach(), (prior.predict_noise(x_t, t, leaf.detach(), cameras) * u).sum())
+    torch.testing.assert_close(
+        value.detach(), (prior.predict_noise(x_t, t, leaf.detach(), cameras) * u).sum()
+    )
     value.backward()
     assert x_t.grad is None and all(p.grad is None for p in prior.unet.parameters())
-    assert (leaf.grad.abs().amax((0, 2, 3)) > 0).tolist() == [False, True, True, False, False, False]
+    assert (leaf.grad.abs().amax((0, 2, 3)) > 0).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
     direction = draw(*leaf.shape, seed=4)
     with torch.no_grad():
-        ahead, behind = ((prior.predict_noise(x_t, t, leaf + h * direction, cameras) * u).sum().double() for h in (1e-2, -1e-2))
-    torch.testing.assert_close((leaf.grad * direction).sum().double(), (ahead - behind) / 2e-2, rtol=2e-2, atol=1e-3)
+        ahead, behind = (
+            (prior.predict_noise(x_t, t, leaf + h * direction, cameras) * u).sum().double()
+            for h in (1e-2, -1e-2)
+        )
+    torch.testing.assert_close(
+        (leaf.grad * direction).sum().double(), (ahead - behind) / 2e-2, rtol=2e-2, atol=1e-3
+    )
 
 
 def test_negative_embedding_moves(model):
-    """A NegativeEmbedding started at embed([negative])[0] fits between the loop's embeddings and receives a gradient."""
+    """A NegativeEmbedding started at embed([negative])[0] fits between the loop's embeddings and
+    receives a gradient."""
     _, prior = model
     negative = NegativeEmbedding(prior.embed([NEGATIVE])[0], 7.5, lr=1e-2, radius=1.0)
 
@@ -196,7 +251,8 @@ def test_negative_embedding_moves(model):
 
 
 def test_text_encoder_is_let_go_and_comes_back(folder):
-    """Prompts are embedded once; the encoder leaves memory at the next prediction and is loaded again for a new prompt."""
+    """Prompts are embedded once; the encoder leaves memory at the next prediction and is loaded
+    again for a new prompt."""
     prior = StableDiffusionPrior.from_pretrained(folder, device="cpu")
     loads, load = [], prior._load_text
 
@@ -222,7 +278,9 @@ def test_tiny_autoencoder(folder):
     reference = AutoencoderTiny.from_pretrained(folder / "taesd").eval()
     images, x = torch.rand(2, 3, 16, 16), draw(2, 4, 8, 8)
     for tiny_encode in (False, True):
-        prior = StableDiffusionPrior.from_pretrained(folder, tiny=folder / "taesd", tiny_encode=tiny_encode, device="cpu")
+        prior = StableDiffusionPrior.from_pretrained(
+            folder, tiny=folder / "taesd", tiny_encode=tiny_encode, device="cpu"
+        )
         with torch.no_grad():
             expected = (reference.decode(x).sample / 2 + 0.5).clamp(0, 1)
             latents = reference.encode(2 * images - 1).latents
@@ -232,10 +290,14 @@ def test_tiny_autoencoder(folder):
 
 @pytest.mark.parametrize("what", ["encode", "decode", "predict_noise"])
 def test_small_and_large_gradients_survive_half_precision(folder, what):
-    """Gradients of 1e-9, which float16 cannot hold, and of 1e6 arrive as multiples of one another, near the float32 one."""
+    """Gradients of 1e-9, which float16 cannot hold, and of 1e6 arrive as multiples of one
+    another, near the float32 one."""
 
     def gradient(prior, size):
-        leaf = {"encode": torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), "decode": draw(1, 4, 8, 8)}
+        leaf = {
+            "encode": torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+            "decode": draw(1, 4, 8, 8),
+        }
         leaf = (leaf[what] if what in leaf else prior.embed([NEGATIVE])).clone().requires_grad_()
         if what == "predict_noise":
             y = prior.predict_noise(draw(1, 4, 8, 8), torch.tensor([500]), leaf)
@@ -245,7 +307,10 @@ def test_small_and_large_gradients_survive_half_precision(folder, what):
         (y * size * draw(*y.shape, seed=1)).sum().backward()
         return leaf.grad.flatten() / size
 
-    half, full = (StableDiffusionPrior.from_pretrained(folder, device="cpu", dtype=d) for d in ("float16", "float32"))
+    half, full = (
+        StableDiffusionPrior.from_pretrained(folder, device="cpu", dtype=d)
+        for d in ("float16", "float32")
+    )
     expected = gradient(full, 1.0)
     assert expected.abs().max() > 1e-4
     for size in (1e-9, 1.0, 1e6):
@@ -255,7 +320,8 @@ def test_small_and_large_gradients_survive_half_precision(folder, what):
 
 
 def test_half_precision_stays_outside(folder):
-    """Whatever the networks compute in, predictions, embeddings and pictures are float32, and near the float32 ones."""
+    """Whatever the networks compute in, predictions, embeddings and pictures are float32, and
+    near the float32 ones."""
     full = StableDiffusionPrior.from_pretrained(folder, device="cpu")
     x_t, t = draw(2, 4, 8, 8), torch.tensor([10, 900])
     for dtype in ("bfloat16", "float16"):
@@ -268,13 +334,22 @@ def test_half_precision_stays_outside(folder):
 
 
 def test_precision_follows_the_gpu(monkeypatch):
-    """bfloat16 from compute capability 8.0 on, float16 below (a T4 is 7.5), float32 without a GPU."""
-    for capability, expected in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, answer=capability: answer)
+    """bfloat16 from compute capability 8.0 on, float16 below (a T4 is 7.5), float32 without a
+    GPU."""
+    for capability, expected in (
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+    ):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device, answer=capability: answer
+        )
         assert precision.choose_dtype(torch.device("cuda")) == expected
     assert precision.choose_dtype(torch.device("cpu")) == torch.float32
     assert precision.choose_dtype(torch.device("cuda"), "float32") == torch.float32
-    with pytest.raises(ValueError, match="dtype: 'int8' is not known; choose from float32, float16, bfloat16"):
+    with pytest.raises(
+        ValueError, match="dtype: 'int8' is not known; choose from float32, float16, bfloat16"
+    ):
         precision.choose_dtype(torch.device("cpu"), "int8")
 
 
@@ -285,7 +360,9 @@ def test_cameras_all_around(folder):
     assert torch.histc(cameras.azimuth, 4, 0, 2 * math.pi).min() > 900
     assert abs(cameras.elevation.mean().item() - math.radians(32.5)) < 0.02
     # exact: one seed, one machine
-    assert torch.equal(cameras.azimuth, prior.draw_cameras(4000, torch.Generator().manual_seed(0)).azimuth)
+    assert torch.equal(
+        cameras.azimuth, prior.draw_cameras(4000, torch.Generator().manual_seed(0)).azimuth
+    )
     assert cameras.distance.min() * math.sin(cameras.fov / 2) > 1.02
 
 
@@ -293,13 +370,23 @@ def test_models_of_another_kind_are_refused(folder):
     """Flow prediction, inpainting and SDXL-type UNets: one line that says what the model is."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    vae, unet = AutoencoderKL.from_pretrained(folder / "vae"), UNet2DConditionModel.from_pretrained(folder / "unet")
+    vae, unet = (
+        AutoencoderKL.from_pretrained(folder / "vae"),
+        UNet2DConditionModel.from_pretrained(folder / "unet"),
+    )
 
     def make(unet=unet, **settings):
-        return StableDiffusionPrior(unet, vae, DDIMScheduler(**settings), lambda: (None, None), device="cpu")
+        return StableDiffusionPrior(
+            unet, vae, DDIMScheduler(**settings), lambda: (None, None), device="cpu"
+        )
 
-    with pytest.raises(ValueError, match="the model predicts 'sample'; epsilon and v_prediction are understood"):
+    with pytest.raises(
+        ValueError, match="the model predicts 'sample'; epsilon and v_prediction are understood"
+    ):
         make(prediction_type="sample")
     unet.register_to_config(in_channels=9)
-    with pytest.raises(ValueError, match="the UNet wants 9 channels and no extra conditions, the autoencoder gives 4"):
+    with pytest.raises(
+        ValueError,
+        match="the UNet wants 9 channels and no extra conditions, the autoencoder gives 4",
+    ):
         make()

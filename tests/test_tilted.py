@@ -1,4 +1,5 @@
-"""Tilted mixtures and the implicit reward: against the reweighted density on a grid, and plain algebra."""
+"""Tilted mixtures and the implicit reward: against the reweighted density on a grid, and plain
+algebra."""
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.algebra
 
 
 def rewards(d: int):
-    """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one Gaussian."""
+    """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one
+    Gaussian."""
     v, b = tensor(0.8, -0.6, 0.3)[:d], tensor(0.5, 1.0, -0.2)[:d]
     eye = torch.eye(d, dtype=torch.float64)
     q = tensor([1.0, 0.5, 0.2], [0.5, 2.0, -0.3], [0.2, -0.3, 0.7])[:d, :d]
@@ -48,7 +50,8 @@ def rewards(d: int):
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_tilted_mixture_is_the_reweighted_density(d, which):
-    """p* = p_0 exp(r/beta)/Z, p*_t = p_t E[exp(r/beta)|x_t]/Z, V_t = beta log E[exp(r/beta)|x_t], by integration."""
+    """p* = p_0 exp(r/beta)/Z, p*_t = p_t E[exp(r/beta)|x_t]/Z, V_t = beta log
+    E[exp(r/beta)|x_t], by integration."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, (x_t, t) = 0.8, noisy(14, 5, d)
@@ -56,7 +59,10 @@ def test_tilted_mixture_is_the_reweighted_density(d, which):
     tilted, log_z = tilt(prior, beta)
 
     points, cell = grid(d)
-    clean, factor = plain_density(points, weights, means, covariances), torch.exp(reward(points) / beta)
+    clean, factor = (
+        plain_density(points, weights, means, covariances),
+        torch.exp(reward(points) / beta),
+    )
     z = (clean * factor).sum() * cell
     close(log_z, z.log(), 1e-11)
     close(tilted.log_prob(points[::500])[0].exp(), (clean * factor / z)[::500], 1e-11)
@@ -69,14 +75,17 @@ def test_tilted_mixture_is_the_reweighted_density(d, which):
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_in_closed_form(d, which):
-    """V_t = beta log sum_k g_k E[exp(r/beta)] under N(m_k, Lam_k), with explicit inverses; without noise V = r."""
+    """V_t = beta log sum_k g_k E[exp(r/beta)] under N(m_k, Lam_k), with explicit inverses;
+    without noise V = r."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, (x_t, t) = 0.8, noisy(21, 5, d)
     reward, tilt, gaussian = list(rewards(d))[which]
     tilted, log_z = tilt(prior, beta)
     g, m, lam = plain_posterior(x_t, t, weights, means, covariances)
-    per_component = [[gaussian(m[i, k], lam[i, k], beta) for k in range(len(weights))] for i in range(len(t))]
+    per_component = [
+        [gaussian(m[i, k], lam[i, k], beta) for k in range(len(weights))] for i in range(len(t))
+    ]
     expected = beta * (g.log() + torch.tensor(per_component).double()).logsumexp(-1)
     close(implicit_reward(prior, tilted, log_z, beta, x_t, t), expected)
     close(implicit_reward(prior, tilted, log_z, beta, x_t), reward(x_t), 1e-10)
@@ -84,7 +93,8 @@ def test_implicit_reward_in_closed_form(d, which):
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_guides_to_the_optimum(which):
-    """eps*_t = eps_hat - (s/beta) grad V_t; V_t >= E[r|x_t] (Jensen), the gap Var(r|x_t)/(2 beta) at large beta."""
+    """eps*_t = eps_hat - (s/beta) grad V_t; V_t >= E[r|x_t] (Jensen), the gap Var(r|x_t)/(2
+    beta) at large beta."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(15, 5, 2)
@@ -97,7 +107,11 @@ def test_implicit_reward_guides_to_the_optimum(which):
 
     beta, x = 0.8, x_t.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(value(beta, x).sum(), x)
-    close(tilt(prior, beta)[0].predict_noise(x_t, t), prior.predict_noise(x_t, t) - s / beta * gradient, 1e-11)
+    close(
+        tilt(prior, beta)[0].predict_noise(x_t, t),
+        prior.predict_noise(x_t, t) - s / beta * gradient,
+        1e-11,
+    )
 
     points, cell = grid(2)
     joint = gaussian_kernel(x_t, points, t) * plain_density(points, weights, means, covariances)
@@ -112,8 +126,9 @@ def test_implicit_reward_guides_to_the_optimum(which):
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_optimum_for_a_logistic_preference(d):
-    """P(win | x) = sigmoid((v . x + c) / tau), r = beta log P: V_t = beta log sum_k g_k E_z sigmoid((v . m_k + c + z |v|_Lam)
-    / tau), and eps_hat - (s / beta) grad V_t is the noise prediction of p* = p_0 P / Z, noised: here on a grid.
+    """P(win | x) = sigmoid((v . x + c) / tau), r = beta log P: V_t = beta log sum_k g_k E_z
+    sigmoid((v . m_k + c + z |v|_Lam) / tau), and eps_hat - (s / beta) grad V_t is the noise
+    prediction of p* = p_0 P / Z, noised: here on a grid.
 
     Source: derived here (no mixture: the tilted density is known by integration only).
     """
@@ -142,43 +157,61 @@ def test_optimum_for_a_logistic_preference(d):
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_binary_guidance_with_the_implicit_reward_is_the_tilted_prior(which):
-    """score_p + lam (grad log P(win | x_t) - grad log P(lose | x_t)) = score of p*_t, for P(win | x_t) = sigmoid((V_t - b)
-    / tau), any b, and lam = tau / beta: guidance with preference as a class. Neither P(win) alone nor lam = 1 / beta will do.
+    """score_p + lam (grad log P(win | x_t) - grad log P(lose | x_t)) = score of p*_t, for P(win |
+    x_t) = sigmoid((V_t - b) / tau), any b, and lam = tau / beta: guidance with preference as a
+    class. Neither P(win) alone nor lam = 1 / beta will do.
 
-    Source: derived here, after the idea of PSD (arXiv 2603.01594); V_t by plain algebra, explicit inverses.
-    """
+    Source: derived here, after the idea of PSD (arXiv 2603.01594); V_t by plain algebra, explicit
+    inverses."""
     weights, means, covariances = world(3)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, tau, b, (x_t, t) = 0.8, 2.0, -1.0, noisy(23, 5, 3)
     _, tilt, gaussian = list(rewards(3))[which]
     x = x_t.clone().requires_grad_()
     g, m, lam_k = plain_posterior(x, t, weights, means, covariances)
-    parts = [torch.stack([gaussian(m[i, k], lam_k[i, k], beta) for k in range(len(weights))]) for i in range(len(t))]
+    parts = [
+        torch.stack([gaussian(m[i, k], lam_k[i, k], beta) for k in range(len(weights))])
+        for i in range(len(t))
+    ]
     value = beta * (g.log() + torch.stack(parts)).logsumexp(-1)
     chances = [torch.nn.functional.logsigmoid(sign * (value - b) / tau).sum() for sign in (1, -1)]
     win, lose = (torch.autograd.grad(chance, x, retain_graph=True)[0] for chance in chances)
     score, wanted, lam = prior.score(x_t, t)[0], tilt(prior, beta)[0].score(x_t, t)[0], tau / beta
     close(score + lam * (win - lose), wanted, 1e-10)
-    for wrong in (lam * (lose - win), lam * win, (win - lose) / beta, lam * (win + lose), 2 * lam * (win - lose)):
+    for wrong in (
+        lam * (lose - win),
+        lam * win,
+        (win - lose) / beta,
+        lam * (win + lose),
+        2 * lam * (win - lose),
+    ):
         assert (score + wrong - wanted).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("tau", [0.25, 0.8, 3.0])
 def test_one_preference_for_clean_pictures_has_other_odds_at_every_noise_level(tau):
-    """P(win | x) = sigmoid(r / tau) for clean x: its log-odds given x_t are V_t / tau where the noise vanishes, at the rate
-    sigma_t^2, and have another slope where it does not: log E[sigmoid(r / tau) | x_t] is no log E[exp(r / beta) | x_t].
+    """P(win | x) = sigmoid(r / tau) for clean x: its log-odds given x_t are V_t / tau where the
+    noise vanishes, at the rate sigma_t^2, and have another slope where it does not: log E[sigmoid(r
+    / tau) | x_t] is no log E[exp(r / beta) | x_t].
 
     Source: derived here; the odds by integration over x = (x_t - sigma_t u) / alpha_t.
     """
     weights, means, covariances = world(1)
-    beta, v, x_0, u = 0.8, tensor(0.9), tensor([-1.0], [-0.2], [0.5], [1.4]), torch.linspace(-9, 9, 4001).double()
+    beta, v, x_0, u = (
+        0.8,
+        tensor(0.9),
+        tensor([-1.0], [-0.2], [0.5], [1.4]),
+        torch.linspace(-9, 9, 4001).double(),
+    )
 
     def relative_difference(noise):
         prior = GaussianMixture(weights, means, covariances, NoiseSchedule(tensor(1 - noise)))
         tilted, log_z = prior.tilt_linear(v, beta)
         x = ((1 - noise) ** 0.5 * x_0).requires_grad_()
         pictures = (x - noise**0.5 * u) / (1 - noise) ** 0.5  # (4, 4001)
-        mass = plain_density(pictures.reshape(-1, 1), weights, means, covariances).view_as(pictures) * torch.exp(-0.5 * u**2)
+        mass = plain_density(pictures.reshape(-1, 1), weights, means, covariances).view_as(
+            pictures
+        ) * torch.exp(-0.5 * u**2)
         win, lose = ((mass * torch.sigmoid(sign * v * pictures / tau)).sum(1) for sign in (1, -1))
         odds = (win / lose).log()
         value = implicit_reward(prior, tilted, log_z, beta, x, torch.zeros(4).long()) / tau
@@ -193,8 +226,8 @@ def test_one_preference_for_clean_pictures_has_other_odds_at_every_noise_level(t
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
-    """V_t -> r as t -> 0, at the rate sigma_t^2; and P(x_1 beats x_2) = sigmoid((r_1 - r_2) / tau) from densities alone,
-    beta log p*/p in place of r: log Z cancels.
+    """V_t -> r as t -> 0, at the rate sigma_t^2; and P(x_1 beats x_2) = sigmoid((r_1 - r_2) / tau)
+    from densities alone, beta log p*/p in place of r: log Z cancels.
 
     Source: DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 5 and 6.
     """
@@ -206,7 +239,11 @@ def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
         prior = GaussianMixture(weights, means, covariances, NoiseSchedule(tensor(1 - noise)))
         tilted, log_z = tilt(prior, beta)
         x_t = (1 - noise) ** 0.5 * x
-        errors.append((implicit_reward(prior, tilted, log_z, beta, x_t, torch.zeros(6).long()) - reward(x)).abs().max())
+        errors.append(
+            (implicit_reward(prior, tilted, log_z, beta, x_t, torch.zeros(6).long()) - reward(x))
+            .abs()
+            .max()
+        )
     assert errors[0] < 1e-3 and 50 < errors[0] / errors[1] < 200
 
     implicit = beta * (tilted.log_prob(x)[0] - prior.log_prob(x)[0])
@@ -218,18 +255,28 @@ def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
 
 
 def test_scaling_and_shifting_the_reward():
-    """(k r, k beta) leaves p* unchanged and scales V_t by k; r + c shifts V_t by c and leaves p* unchanged."""
+    """(k r, k beta) leaves p* unchanged and scales V_t by k; r + c shifts V_t by c and leaves p*
+    unchanged."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     (x_t, t), v, Q = noisy(16, 5, 2), normal(17, 2), torch.eye(2).double()
-    for tilt in (lambda k: prior.tilt_linear(k * v, 0.5 * k), lambda k: prior.tilt_quadratic(v, k * Q, 0.5 * k)):
+    for tilt in (
+        lambda k: prior.tilt_linear(k * v, 0.5 * k),
+        lambda k: prior.tilt_quadratic(v, k * Q, 0.5 * k),
+    ):
         (one, log_z1), (three, log_z3) = tilt(1), tilt(3)
         close(three.log_prob(x_t, t), one.log_prob(x_t, t))
-        close(implicit_reward(prior, three, log_z3, 1.5, x_t, t), 3 * implicit_reward(prior, one, log_z1, 0.5, x_t, t))
+        close(
+            implicit_reward(prior, three, log_z3, 1.5, x_t, t),
+            3 * implicit_reward(prior, one, log_z1, 0.5, x_t, t),
+        )
     shifted, log_z = prior.tilt_linear(v, 0.5, c=2.0)
     plain, log_z0 = prior.tilt_linear(v, 0.5)
     close(shifted.log_prob(x_t, t), plain.log_prob(x_t, t))
-    close(implicit_reward(prior, shifted, log_z, 0.5, x_t, t), 2 + implicit_reward(prior, plain, log_z0, 0.5, x_t, t))
+    close(
+        implicit_reward(prior, shifted, log_z, 0.5, x_t, t),
+        2 + implicit_reward(prior, plain, log_z0, 0.5, x_t, t),
+    )
 
 
 def test_tilting_by_component():
@@ -242,4 +289,7 @@ def test_tilting_by_component():
     close(log_z, z.log())
     close(tilted.log_weights.exp(), weights * torch.exp(r / beta) / z)
     g = plain_posterior(x_t, t, weights, means, covariances)[0]
-    close(implicit_reward(prior, tilted, log_z, beta, x_t, t), beta * torch.log(g @ torch.exp(r / beta)))
+    close(
+        implicit_reward(prior, tilted, log_z, beta, x_t, t),
+        beta * torch.log(g @ torch.exp(r / beta)),
+    )

@@ -1,16 +1,17 @@
-"""The script that trains the toy checkpoint: its data, its objectives, and that a killed run ends in the same bits."""
+"""The script that trains the toy checkpoint: its data, its objectives, and that a killed run
+ends in the same bits."""
 
 import json
 import shutil
 
 import pytest
 import torch
+from learned import data, parts, train
 from safetensors.torch import load_file
 
+from psd_mini.pretrained.learned import VIEW_WORDS
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 from psd_mini.schedule import scaled_linear_schedule
-from psd_mini.pretrained.learned import VIEW_WORDS
-from learned import data, parts, train
 from psd_mini.world.objects import COLOURS
 from psd_mini.world.text import DIRECTIONS, FILLERS, SYNONYMS, VOCABULARY
 
@@ -39,7 +40,8 @@ def test_every_word_is_one_token(tokenizer):
 
 
 def test_merges_are_joined_most_frequent_first():
-    """By hand: "low" twice over with "lo", so l+o comes first; equal counts in alphabetical order."""
+    """By hand: "low" twice over with "lo", so l+o comes first; equal counts in alphabetical
+    order."""
     assert byte_pairs("low", "lot") == [("l", "o"), ("lo", "t</w>"), ("lo", "w</w>")]
 
 
@@ -57,7 +59,8 @@ def test_pictures_are_base_plus_main_times_colour(world):
 
 
 def test_captions_say_what_is_to_be_seen(world):
-    """Directions agree with the azimuth to 22.5 degrees, and what is left out has the announced frequency (4 sigma)."""
+    """Directions agree with the azimuth to 22.5 degrees, and what is left out has the announced
+    frequency (4 sigma)."""
     cameras, _ = world
     generator = torch.Generator().manual_seed(0)
     n = 4000
@@ -85,7 +88,8 @@ def assert_share(count, n, p):
 
 
 def test_stage_1_minimises_the_evidence_bound(world):
-    """2 s^2 / n (-ELBO) without constants, by torch.distributions, for the batch that the step draws."""
+    """2 s^2 / n (-ELBO) without constants, by torch.distributions, for the batch that the step
+    draws."""
     _, layers = world
     vae = parts.seeded(parts.autoencoder, 3).double()
     value = train.autoencoder_loss(vae, layers.double(), 4, 0, 7)
@@ -104,10 +108,13 @@ def test_stage_1_minimises_the_evidence_bound(world):
 
 
 def test_stage_3_is_zero_at_v_and_asks_with_the_right_caption(world):
-    """A model that is told x and answers v = (alpha_t x_t - x) / sigma_t has no loss; one that answers -v has 4 E v^2."""
+    """A model that is told x and answers v = (alpha_t x_t - x) / sigma_t has no loss; one that
+    answers -v has 4 E v^2."""
     cameras, _ = world
     schedule = scaled_linear_schedule()
-    latents = torch.randn(12, 8, 16, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    latents = torch.randn(
+        12, 8, 16, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     x = []
 
     def told(sign):
@@ -125,12 +132,18 @@ def test_stage_3_is_zero_at_v_and_asks_with_the_right_caption(world):
     assert told(-1) > 1.5  # E v^2 = 1
 
 
-SMALL = {"autoencoder": {"batch": 2, "steps": 3, "lr": 1e-3}, "denoiser": {"batch": 2, "steps": 3, "lr": 1e-3}, "n_cameras": 4}
+SMALL = {
+    "autoencoder": {"batch": 2, "steps": 3, "lr": 1e-3},
+    "denoiser": {"batch": 2, "steps": 3, "lr": 1e-3},
+    "n_cameras": 4,
+}
 
 
 def weights(folder):
     return {
-        f"{file.parent.name} {key}": v for file in sorted(folder.rglob("*.safetensors")) for key, v in load_file(file).items()
+        f"{file.parent.name} {key}": v
+        for file in sorted(folder.rglob("*.safetensors"))
+        for key, v in load_file(file).items()
     }
 
 
@@ -143,7 +156,8 @@ def trained(tmp_path_factory):
 
 
 def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path, monkeypatch):
-    """Killed in each stage at step 2 (a checkpoint a step), then started again with the same command."""
+    """Killed in each stage at step 2 (a checkpoint a step), then started again with the same
+    command."""
     monkeypatch.setattr(train, "SAVE_EVERY", 1)
     for name in ("autoencoder_loss", "denoiser_loss"):
         original = getattr(train, name)
@@ -159,7 +173,9 @@ def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path, monkeypatch)
     train.train(tmp_path / "model", tmp_path / "work", **SMALL)
     expected, got = weights(trained), weights(tmp_path / "model")
     # exact: a run and its resumption, one machine and thread count
-    assert expected.keys() == got.keys() and all(torch.equal(expected[key], got[key]) for key in expected)
+    assert expected.keys() == got.keys() and all(
+        torch.equal(expected[key], got[key]) for key in expected
+    )
 
 
 def test_other_settings_do_not_continue_a_training(trained):
@@ -169,8 +185,8 @@ def test_other_settings_do_not_continue_a_training(trained):
 
 
 def test_latents_of_another_autoencoder_or_world_are_not_used(trained, tmp_path, monkeypatch):
-    """The autoencoder's stage is begun anew with other settings: the model is the one of a fresh folder. And a world that
-    was changed does not go on from the old one's stages."""
+    """The autoencoder's stage is begun anew with other settings: the model is the one of a fresh
+    folder. And a world that was changed does not go on from the old one's stages."""
     shutil.copytree(trained.parent / "work", tmp_path / "work")
     for name in ("autoencoder.pt", "denoiser.pt"):
         (tmp_path / "work" / name).unlink()
@@ -191,11 +207,23 @@ def test_latents_of_another_autoencoder_or_world_are_not_used(trained, tmp_path,
 
 
 def test_what_is_saved_loads_as_stable_diffusion_does(trained):
-    """Half precision, names that old versions of transformers need, and a prior that predicts v on 16 x 16 latents."""
+    """Half precision, names that old versions of transformers need, and a prior that predicts v
+    on 16 x 16 latents."""
     assert all(v.dtype == torch.float16 for v in weights(trained).values())
-    assert all(key.split(" ")[1].startswith("text_model.") for key in weights(trained) if key.startswith("text_encoder"))
-    assert json.loads((trained / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+    assert all(
+        key.split(" ")[1].startswith("text_model.")
+        for key in weights(trained)
+        if key.startswith("text_encoder")
+    )
+    assert (
+        json.loads((trained / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
+        == "v_prediction"
+    )
     prior = StableDiffusionPrior.from_pretrained(trained, view_words=VIEW_WORDS)
     x = prior.encode(torch.rand(2, 3, 64, 64))
     assert prior.prediction_type == "v_prediction" and x.shape == (2, 4, 16, 16)
-    assert prior.predict_noise(x, torch.tensor([1, 999]), prior.embed_views(["a red ball"])).isfinite().all()
+    assert (
+        prior.predict_noise(x, torch.tensor([1, 999]), prior.embed_views(["a red ball"]))
+        .isfinite()
+        .all()
+    )

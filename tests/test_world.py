@@ -23,7 +23,8 @@ def test_the_world_is_large_enough():
 
 
 def test_fresh_cameras_are_outside_the_pool():
-    """Every judging camera is at least one degree away from every training camera, so nothing was ever trained at it."""
+    """Every judging camera is at least one degree away from every training camera, so nothing
+    was ever trained at it."""
     fresh, pool = fresh_cameras().positions(), pool_cameras().positions()
     cosine = (fresh / fresh.norm(dim=1, keepdim=True)) @ (pool / pool.norm(dim=1, keepdim=True)).T
     assert math.degrees(torch.arccos(cosine.max()).item()) > 1.01
@@ -33,7 +34,9 @@ def test_captions_are_read_back():
     """words(caption(object, colour, view)) = [colour, object, view], for all of them."""
     for name, colour in text.components():
         for view in (None, *text.VIEWS):
-            assert set(text.words(text.caption(name, colour, view))) == {name, colour, view} - {None}
+            assert set(text.words(text.caption(name, colour, view))) == {name, colour, view} - {
+                None
+            }
     assert text.words("A grey doughnut, seen from the left.") == ["gray", "donut", "left"]
 
 
@@ -48,18 +51,22 @@ def test_null_prompt_is_zero_and_words_add():
     """e("") = 0;  e("a red mushroom") = e("red") + e("mushroom")."""
     empty, both, red, mushroom = text.embed(["", "a red mushroom", "red", "mushroom"])
     assert empty.abs().max() == 0  # exact: nothing is added
-    assert torch.equal(both, red + mushroom) and not torch.equal(red, mushroom)  # exact: whole numbers
+    assert torch.equal(both, red + mushroom) and not torch.equal(
+        red, mushroom
+    )  # exact: whole numbers
 
 
 def test_inner_product_counts_the_words_that_fit():
-    """<e, key(object, colour)> = WORD_STRENGTH x number of words of the prompt that describe the component."""
+    """<e, key(object, colour)> = WORD_STRENGTH x number of words of the prompt that describe the
+    component."""
     scores = text.embed(["a red mushroom"]) @ text.component_keys().T / text.WORD_STRENGTH
     for score, (name, colour) in zip(scores[0], text.components(), strict=True):
         assert score.item() == pytest.approx((name == "mushroom") + (colour == "red"), abs=1e-5)
 
 
 def test_view_words():
-    """Azimuth 0, 90, 180, 270 degrees are front, right, back, left, and a word reaches 45 degrees to either side."""
+    """Azimuth 0, 90, 180, 270 degrees are front, right, back, left, and a word reaches 45
+    degrees to either side."""
     for azimuth, word in (
         (0, "front"),
         (44, "front"),
@@ -70,11 +77,14 @@ def test_view_words():
         (271, "left"),
     ):
         key = text.view_keys(orbit(azimuth, 10.0))[0]
-        assert text.VOCABULARY[int(key.argmax())] == word and key.sum() == 1  # exact: one 1 among zeros
+        assert (
+            text.VOCABULARY[int(key.argmax())] == word and key.sum() == 1
+        )  # exact: one 1 among zeros
 
 
 def test_pictures_are_the_tracer_in_the_named_colour(tmp_path, monkeypatch):
-    """views.pictures at component (object, colour) = base + main * colour of a fresh trace; the cache returns the same bits."""
+    """views.pictures at component (object, colour) = base + main * colour of a fresh trace; the
+    cache returns the same bits."""
     monkeypatch.setenv("PSD_MINI_CACHE", str(tmp_path))
     cameras = orbit([0.0, 130.0], 20.0)
     drawn, cached = make_views(cameras, 16), make_views(cameras, 16)
@@ -84,11 +94,14 @@ def test_pictures_are_the_tracer_in_the_named_colour(tmp_path, monkeypatch):
     for name, colour in (("house", "blue"), ("mug", "red")):
         layers = render_layers(name, cameras[1:], 16)[0]
         expected = layers[:3] + layers[3:] * torch.tensor(COLOURS[colour])[:, None, None]
-        torch.testing.assert_close(pictures[text.components().index((name, colour))], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            pictures[text.components().index((name, colour))], expected, rtol=0, atol=1e-6
+        )
 
 
 def test_damaged_cache_is_drawn_again(tmp_path, monkeypatch):
-    """A cache file that is cut off, foreign, of a huge shape or full of NaN is not an error and not believed."""
+    """A cache file that is cut off, foreign, of a huge shape or full of NaN is not an error and
+    not believed."""
     monkeypatch.setenv("PSD_MINI_CACHE", str(tmp_path))
     first = make_views(orbit(10.0, 20.0), 8)
     (file,) = tmp_path.iterdir()
@@ -99,7 +112,9 @@ def test_damaged_cache_is_drawn_again(tmp_path, monkeypatch):
     assert huge != good
     for data in (good[:100], b"PK\x03\x04 not a zip", archive.getvalue(), nan.getvalue(), huge):
         file.write_bytes(data)
-        assert torch.equal(make_views(orbit(10.0, 20.0), 8).layers, first.layers)  # exact: the same code, one machine
+        assert torch.equal(
+            make_views(orbit(10.0, 20.0), 8).layers, first.layers
+        )  # exact: the same code, one machine
         assert file.read_bytes() == good and list(tmp_path.iterdir()) == [file]
 
 
@@ -120,12 +135,15 @@ def test_cameras_of_the_pool_are_found_and_others_refused():
 
 
 def test_the_judge_recognises_every_true_object_at_every_camera():
-    """True pictures of each (object, colour) have distance 0, gap 0, and at each of the 24 cameras alone they win."""
+    """True pictures of each (object, colour) have distance 0, gap 0, and at each of the 24
+    cameras alone they win."""
     views = judge_views()
     all_pictures = views.pictures(torch.arange(24))
     for k, component in enumerate(text.components()):
         pictures = all_pictures[:, k]
-        if k % 8 == 0:  # the whole verdict for one colour of each object; single cameras below for all
+        if (
+            k % 8 == 0
+        ):  # the whole verdict for one colour of each object; single cameras below for all
             verdict = judge(pictures)
             assert verdict.recognised == component
             assert verdict.true_view_distance < 1e-6 and abs(verdict.log_density_gap) < 1e-9
@@ -145,7 +163,8 @@ def test_distance_is_the_rms_of_a_known_change():
 
 
 def test_distance_is_a_mean_over_cameras_not_a_pooled_rms():
-    """One spoilt camera of 24 with RMS 0.24 gives 0.24 / 24 = 0.01 (a pooled RMS would give 0.049)."""
+    """One spoilt camera of 24 with RMS 0.24 gives 0.24 / 24 = 0.01 (a pooled RMS would give
+    0.049)."""
     views = judge_views()
     pictures = views.pictures(torch.arange(24))[:, text.components().index(("ball", "red"))].clone()
     pictures[5] += 0.24
@@ -153,19 +172,25 @@ def test_distance_is_a_mean_over_cameras_not_a_pooled_rms():
 
 
 def test_gap_is_the_distance_in_other_units():
-    """One dominant component: log_density_gap = mean over cameras of RMS^2 / (2 tau^2), so it is no independent evidence."""
+    """One dominant component: log_density_gap = mean over cameras of RMS^2 / (2 tau^2), so it is
+    no independent evidence."""
     views = judge_views()
     offsets = torch.linspace(0.005, 0.03, 24).view(-1, 1, 1, 1)
-    pictures = views.pictures(torch.arange(24))[:, text.components().index(("table", "blue"))] + offsets
+    pictures = (
+        views.pictures(torch.arange(24))[:, text.components().index(("table", "blue"))] + offsets
+    )
     expected = (offsets.double().square() / (2 * metrics.KERNEL_WIDTH**2)).mean().item()
     assert judge(pictures).log_density_gap == pytest.approx(expected, rel=1e-4)
 
 
 def test_one_choice_for_the_whole_object():
-    """Half the cameras see a red ball, half a blue one: the judge names one colour and charges the other half."""
+    """Half the cameras see a red ball, half a blue one: the judge names one colour and charges
+    the other half."""
     views = judge_views()
     pictures = views.pictures(torch.arange(24))
-    red, blue = (pictures[:, text.components().index(("ball", colour))] for colour in ("red", "blue"))
+    red, blue = (
+        pictures[:, text.components().index(("ball", colour))] for colour in ("red", "blue")
+    )
     mixed = torch.where(torch.arange(24).view(-1, 1, 1, 1) < 14, red, blue)
     verdict = judge(mixed)
     assert verdict.recognised == ("ball", "red")
@@ -174,5 +199,7 @@ def test_one_choice_for_the_whole_object():
 
 
 def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match=r"images: expected \(24, 3, 64, 64\).*got \(24, 3, 32, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"images: expected \(24, 3, 64, 64\).*got \(24, 3, 32, 32\)"
+    ):
         judge(torch.zeros(24, 3, 32, 32))

@@ -36,7 +36,9 @@ def exact(monkeypatch):
 
 def orbit64(azimuth, elevation, distance=3.0):
     cameras = orbit(azimuth, elevation, distance)
-    return Cameras(cameras.azimuth.double(), cameras.elevation.double(), cameras.distance.double(), cameras.fov)
+    return Cameras(
+        cameras.azimuth.double(), cameras.elevation.double(), cameras.distance.double(), cameras.fov
+    )
 
 
 def solid(name):
@@ -46,7 +48,10 @@ def solid(name):
 def rays64(azimuth, elevation, size):
     """Rows of coordinates, as `trace` takes them: origins and directions (3, B * size^2)."""
     origins, directions = camera_rays(orbit64(azimuth, elevation), size, size)
-    return origins[:, None, None].expand_as(directions).reshape(-1, 3).T, directions.reshape(-1, 3).T
+    return (
+        origins[:, None, None].expand_as(directions).reshape(-1, 3).T,
+        directions.reshape(-1, 3).T,
+    )
 
 
 def ball_depth(origins, directions):
@@ -62,20 +67,30 @@ def random_points(n, half_width, seed=0):
 
 @pytest.mark.parametrize("distance", [2.5, 4.0])
 def test_ball_covers_the_area_of_its_projection(distance):
-    """A ball seen from D is a disc of radius tan(asin(r / D)); the picture's half width is tan(fov / 2)."""
+    """A ball seen from D is a disc of radius tan(asin(r / D)); the picture's half width is
+    tan(fov / 2)."""
     cameras = orbit64(35.0, 20.0, distance)
-    coverage = 1 - render_layers("ball", cameras, 160)[0, 0]  # the ball is all main colour, so base is 1 - coverage
-    expected = math.pi * math.tan(math.asin(BALL / distance)) ** 2 / (2 * math.tan(cameras.fov / 2)) ** 2
+    coverage = (
+        1 - render_layers("ball", cameras, 160)[0, 0]
+    )  # the ball is all main colour, so base is 1 - coverage
+    expected = (
+        math.pi * math.tan(math.asin(BALL / distance)) ** 2 / (2 * math.tan(cameras.fov / 2)) ** 2
+    )
     assert coverage.mean().item() == pytest.approx(expected, rel=1e-3)
-    torch.testing.assert_close(coverage, coverage.flip(0), atol=0.26, rtol=0)  # centred: symmetric up to a subpixel
+    torch.testing.assert_close(
+        coverage, coverage.flip(0), atol=0.26, rtol=0
+    )  # centred: symmetric up to a subpixel
     torch.testing.assert_close(coverage, coverage.flip(1), atol=0.26, rtol=0)
 
 
 def test_depth_is_the_ray_sphere_intersection():
-    """s <= s_exact <= s + EPSILON / cos(incidence); only rays that pass within EPSILON of the ball may be mistaken."""
+    """s <= s_exact <= s + EPSILON / cos(incidence); only rays that pass within EPSILON of the
+    ball may be mistaken."""
     origins, directions = rays64([0.0, 100.0, 230.0], [0.0, 30.0, 60.0], 64)
     depth, expected = trace(solid("ball"), origins, directions), ball_depth(origins, directions)
-    closest = torch.linalg.cross(origins, directions, dim=0).norm(dim=0)  # distance of the ray's line from the centre
+    closest = torch.linalg.cross(origins, directions, dim=0).norm(
+        dim=0
+    )  # distance of the ray's line from the centre
     mistaken = closest[depth.isfinite() != (closest < BALL)]
     assert ((mistaken >= BALL - 1e-9) & (mistaken <= BALL + 1.01 * EPSILON)).all()
     hit = closest < 0.99 * BALL
@@ -85,14 +100,17 @@ def test_depth_is_the_ray_sphere_intersection():
 
 
 def test_ball_shading_is_lambert(exact):
-    """main = AMBIENT + sum_k max(0, n . l_k) with n = p / r at the hit, lights fixed in the world for all cameras."""
+    """main = AMBIENT + sum_k max(0, n . l_k) with n = p / r at the hit, lights fixed in the
+    world for all cameras."""
     azimuth, elevation = [0.0, 90.0, 200.0], [0.0, 45.0, -30.0]
     main = render_layers("ball", orbit64(azimuth, elevation), 32, supersample=1)[:, 3].flatten()
     origins, directions = rays64(azimuth, elevation, 32)
     normals = (origins + ball_depth(origins, directions) * directions) / BALL
     expected = torch.full_like(main, AMBIENT)
     for light in LIGHTS:
-        expected += sum(n * component for n, component in zip(normals, light, strict=True)).clamp_min(0)
+        expected += sum(
+            n * component for n, component in zip(normals, light, strict=True)
+        ).clamp_min(0)
     torch.testing.assert_close(main, expected.nan_to_num(0.0), atol=1e-10, rtol=0)
     assert main.max() - main[main > 0].min() > 0.25  # the lights are on
 
@@ -105,20 +123,34 @@ def inside_cone(x, y, z):
     "sdf, inside",
     [
         (objects.ball(0.7), lambda x, y, z: x**2 + y**2 + z**2 < 0.49),
-        (objects.box(0.3, 0.5, 0.7), lambda x, y, z: (x.abs() < 0.3) & (y.abs() < 0.5) & (z.abs() < 0.7)),
+        (
+            objects.box(0.3, 0.5, 0.7),
+            lambda x, y, z: (x.abs() < 0.3) & (y.abs() < 0.5) & (z.abs() < 0.7),
+        ),
         (objects.torus(0.6, 0.2), lambda x, y, z: ((x**2 + y**2).sqrt() - 0.6) ** 2 + z**2 < 0.04),
         (objects.cone(0.6, 0.2, 0.5), inside_cone),
         (objects.turned(objects.cone(0.6, 0.2, 0.5), "zyx"), lambda x, y, z: inside_cone(z, y, x)),
-        (objects.gable(0.4, 0.5, 0.8), lambda x, y, z: (x.abs() < 0.4) & (z > 0) & (y.abs() / 0.5 + z / 0.8 < 1)),
-        (objects.moved(objects.ball(0.3), 0.2, 0.0, -0.4), lambda x, y, z: (x - 0.2) ** 2 + y**2 + (z + 0.4) ** 2 < 0.09),
+        (
+            objects.gable(0.4, 0.5, 0.8),
+            lambda x, y, z: (x.abs() < 0.4) & (z > 0) & (y.abs() / 0.5 + z / 0.8 < 1),
+        ),
+        (
+            objects.moved(objects.ball(0.3), 0.2, 0.0, -0.4),
+            lambda x, y, z: (x - 0.2) ** 2 + y**2 + (z + 0.4) ** 2 < 0.09,
+        ),
         (
             objects.mirrored(objects.moved(objects.ball(0.2), 0.5, 0.4, 0.3), "xy"),
             lambda x, y, z: (x.abs() - 0.5) ** 2 + (y.abs() - 0.4) ** 2 + (z - 0.3) ** 2 < 0.04,
         ),
         (
-            objects.carved(objects.union(objects.ball(0.5), objects.box(0.9, 0.1, 0.1)), objects.ball(0.3)),
+            objects.carved(
+                objects.union(objects.ball(0.5), objects.box(0.9, 0.1, 0.1)), objects.ball(0.3)
+            ),
             lambda x, y, z: (
-                ((x**2 + y**2 + z**2 < 0.25) | ((x.abs() < 0.9) & (y.abs() < 0.1) & (z.abs() < 0.1)))
+                (
+                    (x**2 + y**2 + z**2 < 0.25)
+                    | ((x.abs() < 0.9) & (y.abs() < 0.1) & (z.abs() < 0.1))
+                )
                 & (x**2 + y**2 + z**2 > 0.09)
             ),
         ),
@@ -133,7 +165,8 @@ def test_solids_are_the_sets_they_claim(sdf, inside):
 
 @EVERY_OBJECT
 def test_distances_are_1_lipschitz(name):
-    """|grad f| <= 1 and |f(p) - f(q)| <= |p - q| (which also sees jumps): tracing cannot step through a surface."""
+    """|grad f| <= 1 and |f(p) - f(q)| <= |p - q| (which also sees jumps): tracing cannot step
+    through a surface."""
     p = random_points(20_000, 1.2).requires_grad_()
     q = p.detach() + random_points(20_000, 0.2, seed=1)
     for part in OBJECTS[name]:
@@ -145,7 +178,8 @@ def test_distances_are_1_lipschitz(name):
 
 @EVERY_OBJECT
 def test_gradients_are_finite_where_lengths_vanish(name):
-    """On the axes and at the centre |p| has no derivative; f must still give a subgradient there, not nan."""
+    """On the axes and at the centre |p| has no derivative; f must still give a subgradient
+    there, not nan."""
     p = torch.cat([torch.zeros(3, 1), torch.eye(3), -torch.eye(3)], dim=1).double().requires_grad_()
     (gradient,) = torch.autograd.grad(solid(name)(*p).sum(), p)
     assert gradient.isfinite().all()
@@ -153,7 +187,8 @@ def test_gradients_are_finite_where_lengths_vanish(name):
 
 @EVERY_OBJECT
 def test_objects_fill_the_ball_and_stay_inside(name):
-    """f > 0 wherever |p| > RADIUS; |p| > 0.7 somewhere inside; the bounding box is centred; no part is buried."""
+    """f > 0 wherever |p| > RADIUS; |p| > 0.7 somewhere inside; the bounding box is centred; no
+    part is buried."""
     p = random_points(100_000, 1.0)
     radius, distance = p.norm(dim=0), solid(name)(*p)
     assert (distance[radius > RADIUS] > 1e-4).all()
@@ -166,7 +201,8 @@ def test_objects_fill_the_ball_and_stay_inside(name):
 
 @EVERY_OBJECT
 def test_tracing_agrees_with_small_steps(name):
-    """The first sign change of f in steps of 4e-3 from the camera: catches overshooting and a wrong bounding ball."""
+    """The first sign change of f in steps of 4e-3 from the camera: catches overshooting and a
+    wrong bounding ball."""
     origins, directions = rays64([20.0, 140.0, 260.0], [5.0, 25.0, 45.0], 20)
     s = torch.arange(2.0, 4.0, 4e-3, dtype=torch.float64)
     p = origins[:, :, None] + directions[:, :, None] * s
@@ -174,16 +210,23 @@ def test_tracing_agrees_with_small_steps(name):
     expected = torch.where(inside.any(1), s[inside.int().argmax(1)], torch.inf)
     depth = trace(solid(name), origins, directions)
     agree = (depth == expected) | ((depth - expected).abs() < 6e-3)
-    assert agree.double().mean() > 0.985  # the rest graze an edge, where a step of 4e-3 may miss what EPSILON catches
+    assert (
+        agree.double().mean() > 0.985
+    )  # the rest graze an edge, where a step of 4e-3 may miss what EPSILON catches
     assert depth.isfinite().double().mean() > 0.15
 
 
 @EVERY_OBJECT
 def test_picture_is_affine_in_the_main_colour(name, monkeypatch):
-    """base + main c equals the picture of the object with c painted on its main parts, whose main layer is empty."""
+    """base + main c equals the picture of the object with c painted on its main parts, whose
+    main layer is empty."""
     cameras, colour = orbit64([10.0, 190.0], [15.0, 40.0]), (0.3, 0.9, 0.05)
-    recoloured = recolour(render_layers(name, cameras, 16), torch.tensor([colour], dtype=torch.float64))[:, 0]
-    painted = tuple(Part(part.sdf, colour if part.colour is MAIN else part.colour) for part in OBJECTS[name])
+    recoloured = recolour(
+        render_layers(name, cameras, 16), torch.tensor([colour], dtype=torch.float64)
+    )[:, 0]
+    painted = tuple(
+        Part(part.sdf, colour if part.colour is MAIN else part.colour) for part in OBJECTS[name]
+    )
     monkeypatch.setitem(OBJECTS, name, painted)
     direct = render_layers(name, cameras, 16)
     assert (direct[:, 3] == 0).all()  # exact: nothing is in the main colour
@@ -204,17 +247,22 @@ def test_recolour_broadcasts_over_views_and_colours():
 
 
 def test_supersampling_is_the_mean_of_the_finer_picture():
-    """A picture of n x n pixels with 2 x 2 rays each shoots the rays of a 2n x 2n picture with one ray each."""
+    """A picture of n x n pixels with 2 x 2 rays each shoots the rays of a 2n x 2n picture with
+    one ray each."""
     cameras = orbit64([30.0, 200.0], [20.0, 35.0])
     fine = render_layers("house", cameras, 32, supersample=1)
     torch.testing.assert_close(
-        render_layers("house", cameras, 16, supersample=2), torch.nn.functional.avg_pool2d(fine, 2), atol=1e-12, rtol=0
+        render_layers("house", cameras, 16, supersample=2),
+        torch.nn.functional.avg_pool2d(fine, 2),
+        atol=1e-12,
+        rtol=0,
     )
 
 
 @pytest.mark.parametrize("name", ["snowman", "car", "mug"])
 def test_surface_points_look_the_same_from_everywhere(name, exact):
-    """radiance(p) does not depend on the camera: a second one is aimed at what the first one sees."""
+    """radiance(p) does not depend on the camera: a second one is aimed at what the first one
+    sees."""
     origins, directions = rays64(20.0, 25.0, 28)
     depth = trace(solid(name), origins, directions)
     seen = depth.isfinite()
@@ -225,9 +273,13 @@ def test_surface_points_look_the_same_from_everywhere(name, exact):
     from_second = trace(solid(name), second.expand_as(points), towards / distance)
     visible = (from_second - distance).abs() < 1e-6
     first = views._radiance(name, origins[:, seen], directions[:, seen])[:, visible]
-    again = views._radiance(name, second.expand_as(points)[:, visible], (towards / distance)[:, visible])
+    again = views._radiance(
+        name, second.expand_as(points)[:, visible], (towards / distance)[:, visible]
+    )
     same = (first - again).abs().amax(0) < 1e-6
-    assert visible.double().mean() > 0.5 and same.double().mean() > 0.995  # edges between faces may go either way
+    assert (
+        visible.double().mean() > 0.5 and same.double().mean() > 0.995
+    )  # edges between faces may go either way
 
 
 def looks_like(base, colour):
@@ -237,7 +289,8 @@ def looks_like(base, colour):
 
 
 def test_fronts_face_plus_x():
-    """Nose and door show from azimuth 0, not from 180; seen from azimuth 90, +x is on the left of the picture."""
+    """Nose and door show from azimuth 0, not from 180; seen from azimuth 90, +x is on the left
+    of the picture."""
     cameras = orbit64([0.0, 90.0, 180.0, 270.0], 10.0)
     nose = looks_like(render_layers("snowman", cameras, 64, supersample=1)[:, :3], CARROT)
     count = nose.sum((1, 2))
@@ -245,18 +298,25 @@ def test_fronts_face_plus_x():
     # exact: pixels are counted, here and below
     assert nose[1, :, :32].sum() == count[1] > 10 and nose[3, :, 32:].sum() == count[3] > 10
     house = render_layers("house", cameras, 64, supersample=1)[:, :3]
-    brown = looks_like(house, OBJECTS["house"][2].colour)[:, 34:]  # the roof is brown too, but above
+    brown = looks_like(house, OBJECTS["house"][2].colour)[
+        :, 34:
+    ]  # the roof is brown too, but above
     assert brown[0].sum() > 50 and brown[2].sum() == 0  # exact: a count
-    lamps = looks_like(render_layers("car", cameras, 64, supersample=1)[:, :3], OBJECTS["car"][3].colour)
+    lamps = looks_like(
+        render_layers("car", cameras, 64, supersample=1)[:, :3], OBJECTS["car"][3].colour
+    )
     assert lamps[0].sum() > 10 and lamps[2].sum() == 0  # exact: a count
     mug = render_layers("mug", cameras, 64, supersample=1)[:, 3] > 0
     # exact: a count
-    assert mug[0, :, 45:].sum() > 40 and mug[0, :, :6].sum() == 0  # seen from the front, the handle is on the right
+    assert (
+        mug[0, :, 45:].sum() > 40 and mug[0, :, :6].sum() == 0
+    )  # seen from the front, the handle is on the right
 
 
 @EVERY_OBJECT
 def test_pictures_are_framed_and_in_range(name):
-    """The border is background, all values are in [0, 1] for every colour, and a good part is in the main colour."""
+    """The border is background, all values are in [0, 1] for every colour, and a good part is in
+    the main colour."""
     layers = render_layers(name, orbit([0, 60, 120, 180, 240, 300], [0, 10, 20, 30, 40, 45]), 32)
     images = recolour(layers, torch.tensor(list(COLOURS.values())))
     assert images.shape == (6, 8, 3, 32, 32)
@@ -267,10 +327,13 @@ def test_pictures_are_framed_and_in_range(name):
 
 
 def test_each_camera_has_its_own_picture(monkeypatch):
-    """A batch equals its cameras one by one, also in several goes and with two threads; and itself bit for bit with one."""
+    """A batch equals its cameras one by one, also in several goes and with two threads; and
+    itself bit for bit with one."""
     cameras = orbit64([0.0, 50.0, 100.0], [0.0, 20.0, 40.0])
     batch = render_layers("chair", cameras, 24)
-    assert torch.equal(batch, render_layers("chair", cameras, 24))  # exact: the same code, one machine and thread count
+    assert torch.equal(
+        batch, render_layers("chair", cameras, 24)
+    )  # exact: the same code, one machine and thread count
     single = torch.cat([render_layers("chair", cameras[i : i + 1], 24) for i in range(3)])
     monkeypatch.setattr(views, "RAYS_AT_ONCE", 2 * 48**2)
     in_two_goes = render_layers("chair", cameras, 24)
@@ -282,7 +345,8 @@ def test_each_camera_has_its_own_picture(monkeypatch):
 
 
 def test_colours_are_distinct_and_gray_is_their_middle():
-    """Gray has equal channels and is the colour nearest to the mean of all; any two colours are at least 0.3 apart."""
+    """Gray has equal channels and is the colour nearest to the mean of all; any two colours are
+    at least 0.3 apart."""
     colours = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
     gray = list(COLOURS).index("gray")
     assert colours[gray].unique().numel() == 1

@@ -1,10 +1,10 @@
-"""A model of Stable Diffusion's shape with random weights, made at test time (files of one version of transformers do not all
-load in another): tokenizer, CLIP text model, UNet, autoencoder and scheduler, about 1 MB, 16 x 16 pixels."""
+"""A model of Stable Diffusion's shape with random weights, made at test time (files of one version
+of transformers do not all load in another): tokenizer, CLIP text model, UNet, autoencoder and
+scheduler, about 1 MB, 16 x 16 pixels."""
 
 from pathlib import Path
 
 import torch
-
 from learned import parts
 
 
@@ -75,7 +75,10 @@ def tiny_pipeline(folder: Path, prediction_type: str = "epsilon", seed: int = 0)
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
-        **tiny_components(folder, prediction_type, seed), safety_checker=None, feature_extractor=None, image_encoder=None
+        **tiny_components(folder, prediction_type, seed),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder, safe_serialization=True)

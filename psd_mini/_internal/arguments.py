@@ -1,4 +1,5 @@
-"""Arguments are looked at where a call enters a function, and what does not fit is named in one line.
+"""Arguments are looked at where a call enters a function, and what does not fit is named in one
+line.
 
 A signature already says what a function takes, so nothing is written twice: `validated` reads the
 annotations,
@@ -39,15 +40,16 @@ WORDS: dict[Any, str] = {
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument of the wrong type, shape or value; the message names it. Whether that is a TypeError or a ValueError is a
-    matter of taste, so it is both."""
+    """An argument of the wrong type, shape or value; the message names it. Whether that is a
+    TypeError or a ValueError is a matter of taste, so it is both."""
 
 
 def validated(target: Target) -> Target:
-    """Decorator of a function, or of a class: its constructor, its public methods and calls of its instances.
+    """Decorator of a function, or of a class: its constructor, its public methods and calls of its
+    instances.
 
-    What is decorated raises ArgumentError for the first argument that does not fit its annotation, or has NaN or infinity in
-    it, and for tensors that torch cannot bring together.
+    What is decorated raises ArgumentError for the first argument that does not fit its annotation,
+    or has NaN or infinity in it, and for tensors that torch cannot bring together.
     """
     if isinstance(target, type):
         for name, member in list(vars(target).items()):
@@ -68,8 +70,13 @@ def validated(target: Target) -> Target:
             reason = " ".join(str(error).split())[:200]
             too_large = "DefaultCPUAllocator" in reason or "Storage size" in reason
             own = {name: value for name, value in (given | kwargs).items() if name != "self"}
-            named = [f"{k} {in_words(v)}" for k, v in own.items() if isinstance(v, (Tensor, int) if too_large else Tensor)]
-            # a function among the arguments may have failed by itself; and a GPU's memory is another affair
+            named = [
+                f"{k} {in_words(v)}"
+                for k, v in own.items()
+                if isinstance(v, (Tensor, int) if too_large else Tensor)
+            ]
+            # a function among the arguments may have failed by itself; and a GPU's memory is
+            # another affair
             others_code = any(map(callable, own.values())) and not too_large
             if others_code or not named or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -94,21 +101,30 @@ def _python_numbers(value: Any) -> Any:
 
 
 def check_options(function: Callable, options: dict[str, Any]) -> None:
-    """Look at some arguments of a validated function as if they were given to it: for what is handed on as **options."""
+    """Look at some arguments of a validated function as if they were given to it: for what is
+    handed on as **options."""
     _check(function, (), options)
 
 
 def at_least(name: str, value: Any, least: float, whole: bool = True) -> None:
-    """Refuse what is not a whole (or, else, a finite) number of at least so much, with an ArgumentError that names it."""
+    """Refuse what is not a whole (or, else, a finite) number of at least so much, with an
+    ArgumentError that names it."""
     if not isinstance(value, Integral if whole else Real) or not least <= value < math.inf:  # type: ignore[operator]
         bound = "" if least == -math.inf else f" of at least {least:g}"
-        raise ArgumentError(f"{name}: expected a {'whole' if whole else 'finite'} number{bound}, got {in_words(value)}")
+        raise ArgumentError(
+            f"{name}: expected a {'whole' if whole else 'finite'} number{bound}, got"
+            f" {in_words(value)}"
+        )
 
 
 def needs(name: str, value: Any, *attributes: str) -> None:
-    """Refuse an object that lacks an attribute, with an ArgumentError that names the argument and what is missing."""
+    """Refuse an object that lacks an attribute, with an ArgumentError that names the argument
+    and what is missing."""
     if missing := [attribute for attribute in attributes if not hasattr(value, attribute)]:
-        raise ArgumentError(f"{name}: expected an object with {', '.join(attributes)}; {in_words(value)} has no {missing[0]}")
+        raise ArgumentError(
+            f"{name}: expected an object with {', '.join(attributes)}; {in_words(value)} has no"
+            f" {missing[0]}"
+        )
 
 
 def as_numbers(name: str, value: Any, **kind: Any) -> Tensor:
@@ -153,7 +169,10 @@ def _check(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str,
             hint = hints.get(name, Any)
             if not _fits(value, hint):
                 beside = f" beside {', '.join(seen)}" if seen and isinstance(value, Tensor) else ""
-                raise ArgumentError(f"{name}: expected {_expected(hint)}, got {in_words(value)}{beside}{_remedy(value, hint)}")
+                raise ArgumentError(
+                    f"{name}: expected {_expected(hint)}, got"
+                    f" {in_words(value)}{beside}{_remedy(value, hint)}"
+                )
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, Tensor):
                     _look_at_numbers(name, tensor, hint)
@@ -174,9 +193,15 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str) and "\0" not in value  # which no file's name can hold
     if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+        return (
+            isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+        )
     if origin in (list, Sequence):
-        return isinstance(value, origin) and not isinstance(value, str) and all(_fits(item, parts[0]) for item in value)
+        return (
+            isinstance(value, origin)
+            and not isinstance(value, str)
+            and all(_fits(item, parts[0]) for item in value)
+        )
     return isinstance(value, origin or hint)
 
 
@@ -189,7 +214,9 @@ def _expected(hint: Any) -> str:
     if origin in (list, Sequence):
         return f"a list ({_expected(parts[0])}, ...)"
     if hasattr(hint, "dim_str"):
-        kind = {jaxtyping.Float: "a floating-point", jaxtyping.Int: "an integer"}.get(hint.dtype, "a")
+        kind = {jaxtyping.Float: "a floating-point", jaxtyping.Int: "an integer"}.get(
+            hint.dtype, "a"
+        )
         return f"{kind} tensor ({', '.join(hint.dim_str.split())})"
     hint = origin or hint
     return WORDS.get(hint) or hint.__name__
@@ -200,19 +227,29 @@ def _remedy(value: Any, hint: Any) -> str:
     kinds = {part.dtype for part in hints if hasattr(part, "dim_str")}
     if isinstance(value, Tensor) and jaxtyping.Float in kinds and not value.is_floating_point():
         return "; convert with .float()"
-    return "; use torch.tensor([...])" if kinds and isinstance(value, Real | list) and float not in hints else ""
+    return (
+        "; use torch.tensor([...])"
+        if kinds and isinstance(value, Real | list) and float not in hints
+        else ""
+    )
 
 
 def _look_at_numbers(name: str, value: Tensor, hint: Any) -> None:
     hints = (hint, *get_args(hint))
     if value.is_meta:
-        raise ArgumentError(f"{name}: expected a tensor with numbers in it, got one on the device meta")
+        raise ArgumentError(
+            f"{name}: expected a tensor with numbers in it, got one on the device meta"
+        )
     if Tensor in hints:
         return
-    if value.numel() == 0 and not any("0" in getattr(part, "dim_str", "").split() for part in hints):
+    if value.numel() == 0 and not any(
+        "0" in getattr(part, "dim_str", "").split() for part in hints
+    ):
         raise ArgumentError(f"{name}: expected numbers, got an empty tensor {in_words(value)}")
     if any(getattr(part, "dtype", None) is jaxtyping.Real for part in hints):
         if bool(value.isnan().any()):
             raise ArgumentError(f"{name}: expected numbers, got NaN; look at how it was computed")
     elif value.is_floating_point() and not bool(value.isfinite().all()):
-        raise ArgumentError(f"{name}: expected finite numbers, got NaN or infinity; look at how it was computed")
+        raise ArgumentError(
+            f"{name}: expected finite numbers, got NaN or infinity; look at how it was computed"
+        )

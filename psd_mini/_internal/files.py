@@ -13,10 +13,12 @@ from typing import Any
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour first, which then takes the name in one step.
+    """Write a file whole or not at all: into a temporary neighbour first, which then takes the name
+    in one step.
 
     Raises:
-        OSError: the folder does not exist, cannot be written or is full; an older file of this name stays as it was.
+        OSError: the folder does not exist, cannot be written or is full; an older file of this name
+            stays as it was.
     """
     path = Path(path)
     if not path.name:  # "" and "."
@@ -37,10 +39,11 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def made_of(modules: Iterable[ModuleType], *values: Any) -> str:
-    """A digest for the name of a cached file: of the source of the modules that make it, and of the values (by repr).
+    """A digest for the name of a cached file: of the source of the modules that make it, and of the
+    values (by repr).
 
-    Everything that can change the file's content has to be named, or an old file is taken for a new one.
-    """
+    Everything that can change the file's content has to be named, or an old file is taken for a new
+    one."""
     digest = hashlib.sha256(repr(values).encode())
     for module in modules:
         digest.update(Path(module.__file__ or "").read_bytes())

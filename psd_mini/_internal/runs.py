@@ -1,4 +1,5 @@
-"""What keeps a long run alive: checkpoints, Ctrl-C, NaN, a progress bar. The loop itself is `distill`.
+"""What keeps a long run alive: checkpoints, Ctrl-C, NaN, a progress bar. The loop itself is
+`distill`.
 
 A checkpoint is a dictionary of tensors, numbers and strings. It is written to a temporary file
 beside its place, flushed to the disk and renamed over the old one, which the operating system does
@@ -39,7 +40,8 @@ def check_finite(tensors: Mapping[str, Tensor | None]) -> None:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path` in one step; a failing write leaves the old one as it was."""
+    """Replace the checkpoint at `path` in one step; a failing write leaves the old one as it
+    was."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -83,8 +85,8 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     for name in sorted(saved.keys() | config.keys()):
         if saved.get(name) != config.get(name):
             raise ValueError(
-                f"resume: the checkpoint at {path} was made with {name} = {saved.get(name)!r}, this "
-                f"run has {config.get(name)!r}; use the same, or another output folder"
+                f"resume: the checkpoint at {path} was made with {name} = {saved.get(name)!r}, this"
+                f" run has {config.get(name)!r}; use the same, or another output folder"
             )
     return state
 
@@ -227,7 +229,12 @@ class Keeper:
 
         off = not show
         bar = tqdm(
-            total=self.steps, initial=progress.steps, desc=title, unit="step", disable=off, leave=False
+            total=self.steps,
+            initial=progress.steps,
+            desc=title,
+            unit="step",
+            disable=off,
+            leave=False,
         )
 
         def after() -> None:

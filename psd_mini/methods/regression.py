@@ -4,13 +4,13 @@ When the true picture x* of the wanted object is known at every camera, no disti
 
     L = 0.5 || x - x* ||^2,    G = x - x*
 
-A field fitted so, with the same renderer, cameras and optimiser, is the yardstick for one that was distilled: the distance
-that it keeps is the field's own limit and not the method's.
+A field fitted so, with the same renderer, cameras and optimiser, is the yardstick for one that was
+distilled: the distance that it keeps is the field's own limit and not the method's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -31,9 +31,13 @@ class Regression(Method):
     n_noises = 0
     target: tuple[str, str]
 
-    def __call__(self, x: Renders, t: Timesteps, eps: Tensor, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, x: Renders, t: Timesteps, eps: Tensor, context: Context
+    ) -> tuple[Tensor, dict[str, float]]:
         views = context.prior.views
-        pictures = views.pictures(views.index_of(context.cameras))[:, components().index(self.target)]
+        pictures = views.pictures(views.index_of(context.cameras))[
+            :, components().index(self.target)
+        ]
         # G = x - x*
         gradient = x - context.prior.encode(pictures.to(x))
         return gradient, {"gradient_rms": gradient.square().mean().sqrt().item()}

@@ -4,22 +4,24 @@ Objective. Reward minus KL, as in `psd`; its exact gradient has grad V_t in the 
 
     G = w(t) ( eps_cfg - eps - (sigma_t / beta) grad V_t(x_t) ),    V_t(x_t) = beta log E[ exp(r(x_0)/beta) | x_t ]
 
-and since V_t is out of reach, something that can be differentiated takes its place, with lambda = 1 / beta:
+and since V_t is out of reach, something that can be differentiated takes its place, with lambda = 1
+/ beta:
 
     pixel-noisy        grad r at the noisy x_t             a picture the reward model has never seen
     pixel-clean        grad r at the render x              the first thing everybody tries; same direction at every t
     straight-through   (1 / alpha_t) grad r at x0_hat      value at the denoised image, denoiser's Jacobian dropped
     dps                J^T grad r at x0_hat                J = d x0_hat / d x_t = (alpha_t / sigma_t^2) Cov(x_0 | x_t)
 
-Only the last knows the prior: J projects on directions in which the prior varies. For a Gaussian prior and a linear reward
-r = <v, x> it is exact at every beta; the first two add lambda (sigma_t^2 / alpha_t) v to where descent ends, motion along
-directions in which the prior has no variance at all: off the manifold, which is how rewards get hacked. J costs one
-backward pass through the denoiser. As beta goes to zero V_t tends to the best reward within reach, and none of them does.
+Only the last knows the prior: J projects on directions in which the prior varies. For a Gaussian
+prior and a linear reward r = <v, x> it is exact at every beta; the first two add lambda (sigma_t^2
+/ alpha_t) v to where descent ends, motion along directions in which the prior has no variance at
+all: off the manifold, which is how rewards get hacked. J costs one backward pass through the
+denoiser. As beta goes to zero V_t tends to the best reward within reach, and none of them does.
 
-References: pixel-noisy is naive classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233) with a clean-image
-classifier; straight-through as in DreamReward (Ye et al. 2024, arXiv 2403.14613, code); dps is Chung et al. 2022
-(arXiv 2209.14687), eq. 16. Tests assert: the Jacobian; exactness of dps for a Gaussian; the equilibria of the table.
-"""
+References: pixel-noisy is naive classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233) with
+a clean-image classifier; straight-through as in DreamReward (Ye et al. 2024, arXiv 2403.14613,
+code); dps is Chung et al. 2022 (arXiv 2209.14687), eq. 16. Tests assert: the Jacobian; exactness of
+dps for a Gaussian; the equilibria of the table."""
 
 from __future__ import annotations
 
@@ -30,9 +32,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, validated
-from psd_mini.sds import Context, Method, Noises, Predictions, Renders, Timesteps
-from psd_mini.sds import SDS
 from psd_mini.rewards import score
+from psd_mini.sds import SDS, Context, Method, Noises, Predictions, Renders, Timesteps
 
 KINDS = ("pixel-noisy", "pixel-clean", "straight-through", "dps")
 
@@ -54,20 +55,26 @@ def reward_gradient(
         t: (B,) timesteps.
         context: prior, embeddings, cameras, prompts and a differentiable reward.
         base: its guided prediction denoises, for the last two.
-        eps_hat: that prediction in x_t, if it is known; straight-through then asks the prior nothing.
+        eps_hat: that prediction in x_t, if it is known; straight-through then asks the prior
+            nothing.
 
     Returns:
         Gradient, same shape as x, in reward units per unit of x.
 
     Raises:
-        ValueError: no reward, one that is a black box, or one whose scores do not depend on the pictures; "dps" with a
-            prior that keeps no graph of its denoiser.
+        ValueError: no reward, one that is a black box, or one whose scores do not depend on the
+            pictures; "dps" with a prior that keeps no graph of its denoiser.
     """
     if context.reward is None or not getattr(context.reward, "differentiable", True):
-        raise ValueError(f"reward: {kind} needs a differentiable reward; a black box works with method psd")
+        raise ValueError(
+            f"reward: {kind} needs a differentiable reward; a black box works with method psd"
+        )
     prior, schedule = context.prior, context.prior.schedule
     if kind == "dps" and not prior.keeps_graph:
-        raise ValueError("method: no gradient passes through this prior's denoiser, which dps needs; use straight-through")
+        raise ValueError(
+            "method: no gradient passes through this prior's denoiser, which dps needs; use"
+            " straight-through"
+        )
     leaf = (x if kind == "pixel-clean" else x_t).detach().requires_grad_()
     with torch.enable_grad():
         if kind in ("pixel-noisy", "pixel-clean"):
@@ -86,7 +93,9 @@ def reward_gradient(
 
 def _grad(scores: Tensor, leaf: Tensor) -> Tensor:
     if not scores.requires_grad:
-        raise ValueError("reward: its scores carry no gradient to the picture; a black box works with method psd")
+        raise ValueError(
+            "reward: its scores carry no gradient to the picture; a black box works with method psd"
+        )
     return torch.autograd.grad(scores.sum(), leaf)[0]
 
 
@@ -117,7 +126,9 @@ class RewardGradient(Method):
             raise ValueError(f"kind: {self.kind!r} is not known; choose from {', '.join(KINDS)}")
         at_least("preference_weight", self.preference_weight, 0, whole=False)
 
-    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, x: Renders, t: Timesteps, eps: Noises, context: Context
+    ) -> tuple[Tensor, dict[str, float]]:
         predictions = self.base.predict(x, t, eps, context)
         residual = self.base.residual(predictions, eps)[0]
         eps_hat = self.base.noise(predictions)[0]
@@ -125,5 +136,7 @@ class RewardGradient(Method):
         schedule = context.prior.schedule
         sigma_t = schedule.alpha_sigma(t, x)[1]
         # G = w(t) ( h - sigma_t lambda grad r )
-        gradient = schedule.weight(t, self.base.weighting, x) * (residual - sigma_t * self.preference_weight * slope)
+        gradient = schedule.weight(t, self.base.weighting, x) * (
+            residual - sigma_t * self.preference_weight * slope
+        )
         return gradient, {"gradient_rms": gradient.square().mean().sqrt().item()}

@@ -1,6 +1,7 @@
 """RewardSDS: SDS whose noises are weighted by the reward of what they denoise to.
 
-Gradient. With N noises of one render, h_i = eps_cfg(x_t^i) - eps_i and rewards R_i of the denoised images,
+Gradient. With N noises of one render, h_i = eps_cfg(x_t^i) - eps_i and rewards R_i of the denoised
+images,
 
     best       h of the noise with the highest reward
     softmax    sum_i softmax(R)_i h_i                                (no temperature, as published)
@@ -8,12 +9,13 @@ Gradient. With N noises of one render, h_i = eps_cfg(x_t^i) - eps_i and rewards 
 
     G = w(t) * that
 
-Weights that sum to one keep the pull to the prior: for two noises best is mean base plus (1/2) delta, softmax mean base plus
-(1/2) tanh(gap/2) (h_1 - h_2), min-max 0.8 (mean + 0.625 delta), with delta = h_w - h_l: rows of PSD's formula. Equal
-rewards under softmax are plain SDS with N noises. Here the denoised images take one step; the paper takes many.
+Weights that sum to one keep the pull to the prior: for two noises best is mean base plus (1/2)
+delta, softmax mean base plus (1/2) tanh(gap/2) (h_1 - h_2), min-max 0.8 (mean + 0.625 delta), with
+delta = h_w - h_l: rows of PSD's formula. Equal rewards under softmax are plain SDS with N noises.
+Here the denoised images take one step; the paper takes many.
 
-Reference: Chachy et al. 2025 (RewardSDS, arXiv 2503.09601) and its code (itaychachy/RewardSDS at eadddefd,
-reward_strategy.py). Tests assert the three rows.
+Reference: Chachy et al. 2025 (RewardSDS, arXiv 2503.09601) and its code (itaychachy/RewardSDS at
+eadddefd, reward_strategy.py). Tests assert the three rows.
 """
 
 from __future__ import annotations
@@ -24,22 +26,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, validated
-from psd_mini.sds import Context, Method, Noises, Renders, Timesteps
 from psd_mini.psd import rank
-from psd_mini.sds import SDS
+from psd_mini.sds import SDS, Context, Method, Noises, Renders, Timesteps
 
 STRATEGIES = ("best", "softmax", "min-max")
 
 
 def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor, "n b"]:
-    """Weights of the N noises of each picture from their rewards (equations: the module's docstring).
+    """Weights of the N noises of each picture from their rewards (equations: the module's
+    docstring).
 
     Args:
         rewards: (N, B) in reward units.
         strategy: "best", "softmax" or "min-max".
 
     Returns:
-        (N, B); columns sum to 1, with min-max to 0.8. Of equal rewards the earlier noise counts as the better one.
+        (N, B); columns sum to 1, with min-max to 0.8. Of equal rewards the earlier noise counts as
+        the better one.
     """
     n = len(rewards)
     if strategy == "softmax":
@@ -68,12 +71,23 @@ class RewardSDS(Method):
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}")
+            raise ValueError(
+                f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}"
+            )
         at_least("n_noises", self.n_noises, 2)
 
-    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, x: Renders, t: Timesteps, eps: Noises, context: Context
+    ) -> tuple[Tensor, dict[str, float]]:
         ranked = rank(self.base, x, t, eps, context)
-        weights = reward_weights(ranked.rewards, self.strategy).view(*ranked.rewards.shape, *[1] * (x.ndim - 1))
+        weights = reward_weights(ranked.rewards, self.strategy).view(
+            *ranked.rewards.shape, *[1] * (x.ndim - 1)
+        )
         # G = w(t) sum_i weight_i h_i
-        gradient = context.prior.schedule.weight(t, self.base.weighting, x) * (weights * ranked.base).sum(0)
-        return gradient, {"gradient_rms": gradient.square().mean().sqrt().item(), "reward": ranked.rewards.mean().item()}
+        gradient = context.prior.schedule.weight(t, self.base.weighting, x) * (
+            weights * ranked.base
+        ).sum(0)
+        return gradient, {
+            "gradient_rms": gradient.square().mean().sqrt().item(),
+            "reward": ranked.rewards.mean().item(),
+        }

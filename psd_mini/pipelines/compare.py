@@ -54,7 +54,8 @@ USUAL = {"reward_name": "colorfulness", "steps": 120, "resolution": 32}
 
 
 def ground_truth(prompt: str, reward: str | Callable, beta: float = BETA) -> dict[str, float]:
-    """What there is to gain: mean reward of the prompt, of the optimum, and of the best true object.
+    """What there is to gain: mean reward of the prompt, of the optimum, and of the best true
+    object.
 
     Args:
         prompt: words the toy world knows.
@@ -119,7 +120,8 @@ def compare(
     """Run every method with every seed, a process per core, and write compare.md, .json and .png.
 
     Args:
-        prompt: what to make; one that leaves the colour open gives a preference something to choose.
+        prompt: what to make; one that leaves the colour open gives a preference something to
+            choose.
         methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is
             always run too. Methods of your own come as a dictionary, {"psd": "psd", "mine":
             MyMethod()}, whose keys name the rows.
@@ -142,7 +144,8 @@ def compare(
     """
     if resume and overwrite:
         raise ValueError(
-            "resume, overwrite: one keeps the runs in the folder, the other replaces them; choose one"
+            "resume, overwrite: one keeps the runs in the folder, the other replaces them;"
+            " choose one"
         )
     own = dict(methods) if isinstance(methods, Mapping) else {}
     for name in methods:
@@ -181,7 +184,8 @@ def compare(
 def past_runs(
     folder: Path, same: dict[str, Any], resume: bool, overwrite: bool
 ) -> list[dict[str, Any]]:
-    """The finished runs in a folder; refused if they would be lost, or are of another comparison."""
+    """The finished runs in a folder; refused if they would be lost, or are of another
+    comparison."""
     log, past = folder / "records.jsonl", []
     if overwrite:
         return []
@@ -190,7 +194,9 @@ def past_runs(
             past.append(json.loads(line))
     for record in past:
         if difference := different(record, same):
-            raise ValueError(f"out: {folder} holds another comparison, with {difference}; {REPLACE}")
+            raise ValueError(
+                f"out: {folder} holds another comparison, with {difference}; {REPLACE}"
+            )
     if not resume and (past or (folder / "compare.json").exists()):
         raise ValueError(
             f"out: {folder} holds {len(past)} finished runs; go on with them by resume=True "
@@ -202,7 +208,8 @@ def past_runs(
 def run_all(
     waiting: list[dict[str, Any]], folder: Path, objects: Mapping[str, Any]
 ) -> dict[tuple, dict[str, Any]]:
-    """Run jobs in processes of their own; each record is added to records.jsonl when it is there."""
+    """Run jobs in processes of their own; each record is added to records.jsonl when it is
+    there."""
     done = {}
     # what is given as an object cannot be sent to another process, but a fork begins with it
     context = multiprocessing.get_context("fork") if objects else None
@@ -263,8 +270,11 @@ def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
     """Markdown: mean over the seeds, plus-minus the standard error where there are several."""
     names = [name.replace("_", " ") for name in COLUMNS]
     lines = [
-        f"Mean reward of the prompt {truth['r_prior']:.3f}, at the optimum {truth['r_opt']:.3f}, "
-        f"best true object {truth['r_best']:.3f}. Mean over seeds ± standard error.",
+        (
+            f"Mean reward of the prompt {truth['r_prior']:.3f}, at the optimum"
+            f" {truth['r_opt']:.3f}, best true object {truth['r_best']:.3f}. Mean over seeds ±"
+            " standard error."
+        ),
         "",
         f"| method | {' | '.join(names)} | recognised |",
         "|---" * (len(COLUMNS) + 2) + "|",

@@ -28,8 +28,18 @@ from psd_mini._internal.files import write_atomically
 from psd_mini._internal.identity import spelled
 from psd_mini._internal.runs import open_checkpoint
 
-FILES = ("checkpoint.pt", "run.json", "field.safetensors", "turntable.gif", "views.png", "curves.png", "mesh.glb")
-LONGEST = 100  # characters of a name; some systems allow 143 for a file's name, and 260 for a whole path
+FILES = (
+    "checkpoint.pt",
+    "run.json",
+    "field.safetensors",
+    "turntable.gif",
+    "views.png",
+    "curves.png",
+    "mesh.glb",
+)
+LONGEST = (
+    100  # characters of a name; some systems allow 143 for a file's name, and 260 for a whole path
+)
 ANEW = "overwrite=True (--overwrite) makes it anew"
 REPLACE = "replace it with overwrite=True (--overwrite), or choose another out (--out)"
 
@@ -39,20 +49,28 @@ def folder_name(first: list[Any], others: Mapping[str, Any], last: list[Any] | N
 
     Args:
         first, last: what always stands in it, before and after the others.
-        others: settings that differ from their defaults: name -> value; True stands as the name alone.
+        others: settings that differ from their defaults: name -> value; True stands as the name
+            alone.
 
     Returns:
-        The parts joined by dashes. Where something was left out or is an object, a digest of all parts is added.
+        The parts joined by dashes. Where something was left out or is an object, a digest of all
+        parts is added.
     """
-    words_of = {name: value if isinstance(value, str) else spelled(value) for name, value in others.items()}
+    words_of = {
+        name: value if isinstance(value, str) else spelled(value) for name, value in others.items()
+    }
     named = [name if value == "True" else f"{name} {value}" for name, value in words_of.items()]
     parts = [*map(str, first), *named, *map(str, last or [])]
-    words = [re.sub(r"[^a-z0-9.]+", "-", part.lower().replace("_", "-")).strip("-.") for part in parts]
+    words = [
+        re.sub(r"[^a-z0-9.]+", "-", part.lower().replace("_", "-")).strip("-.") for part in parts
+    ]
     name = "-".join(filter(None, words))
     plain = all(re.fullmatch(r"[a-z0-9.]+([ _:-][a-z0-9.]+)*", part) for part in parts)
     if plain and len(name) <= LONGEST:
         return name
-    return f"{name[: LONGEST - 9].strip('-.')}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+    return (
+        f"{name[: LONGEST - 9].strip('-.')}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+    )
 
 
 def writable_folder(out: str | Path | None) -> Path | None:
@@ -66,11 +84,15 @@ def writable_folder(out: str | Path | None) -> Path | None:
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)  # another process may have tried at the same time
     except OSError as error:
-        raise ValueError(f"out: cannot write into {folder} ({error.strerror}); choose another folder") from None
+        raise ValueError(
+            f"out: cannot write into {folder} ({error.strerror}); choose another folder"
+        ) from None
     return folder
 
 
-def look(out: str | Path | None, settings: dict[str, Any], resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
+def look(
+    out: str | Path | None, settings: dict[str, Any], resume: bool = False, overwrite: bool = False
+) -> dict[str, Any] | None:
     """Whether a run of these settings may use the folder.
 
     Args:
@@ -80,7 +102,8 @@ def look(out: str | Path | None, settings: dict[str, Any], resume: bool = False,
         overwrite: it is to replace what is there.
 
     Returns:
-        None: go on. Else the checkpoint of a finished run of these settings, whose results are all there.
+        None: go on. Else the checkpoint of a finished run of these settings, whose results are all
+            there.
 
     Raises:
         ValueError: the folder holds something that would be lost; in one line, with what to do.
@@ -88,7 +111,10 @@ def look(out: str | Path | None, settings: dict[str, Any], resume: bool = False,
     if resume and out is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
     if resume and overwrite:
-        raise ValueError("resume, overwrite: one goes on with what is in the folder, the other replaces it; choose one")
+        raise ValueError(
+            "resume, overwrite: one goes on with what is in the folder, the other replaces it;"
+            " choose one"
+        )
     folder = Path(out or ".")
     if out is None or overwrite or not (resume or any((folder / name).exists() for name in FILES)):
         return None
@@ -106,14 +132,22 @@ def look(out: str | Path | None, settings: dict[str, Any], resume: bool = False,
         return None
     if state is None:
         raise ValueError(f"out: {folder} holds a finished run whose checkpoint is gone; {REPLACE}")
-    if state["progress"]["steps"] < settings["steps"] or not complete or different(record.get("config", {}), settings):
+    if (
+        state["progress"]["steps"] < settings["steps"]
+        or not complete
+        or different(record.get("config", {}), settings)
+    ):
         done = f"{state['progress']['steps']} of {settings['steps']} steps"
-        raise ValueError(f"out: {folder} holds this run, unfinished ({done}); go on with resume=True (--resume), {REPLACE}")
+        raise ValueError(
+            f"out: {folder} holds this run, unfinished ({done}); go on with resume=True (--resume),"
+            f" {REPLACE}"
+        )
     return state
 
 
 def different(saved: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The first setting that is not the same, with both values; "" if all are. Values are compared as JSON holds them."""
+    """The first setting that is not the same, with both values; "" if all are. Values are
+    compared as JSON holds them."""
     for name, value in settings.items():
         before, now = (json.loads(json.dumps(one, default=str)) for one in (saved.get(name), value))
         if before != now:
@@ -140,7 +174,12 @@ def claim(folder: Path, config: dict[str, Any], overwrite: bool = False) -> None
         for name in FILES:
             (folder / name).unlink(missing_ok=True)
     if (record := read_record(folder)) and (difference := different(record["config"], config)):
-        raise ValueError(f"out: meanwhile another run has begun in {folder}, with {difference}; choose another out (--out)")
+        raise ValueError(
+            f"out: meanwhile another run has begun in {folder}, with {difference}; choose another"
+            " out (--out)"
+        )
     if not record:
         with contextlib.suppress(OSError):  # a full disk must not cost the run
-            write_atomically(folder / "run.json", json.dumps({"config": config}, indent=2, default=str).encode())
+            write_atomically(
+                folder / "run.json", json.dumps({"config": config}, indent=2, default=str).encode()
+            )

@@ -20,36 +20,69 @@ from psd_mini.world import metrics
 from psd_mini.world import prior as exact
 from psd_mini.world.pool import cache_folder, world_in_words
 
-ORACLE_STEPS = 120  # as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
+# as many as a default run (regression on a blue chair: 0.0446 after 100 steps, 0.0444 after 500)
+ORACLE_STEPS = 120
 # every module whose code takes part in the number: an oracle of another code is another yardstick
 MAKERS = (
-    *(sys.modules[__name__], sys.modules[distill.__module__], cameras, fields, sds, regression, exact),
+    *(
+        sys.modules[__name__],
+        sys.modules[distill.__module__],
+        cameras,
+        fields,
+        sds,
+        regression,
+        exact,
+    ),
     *(rendering, schedule, pictures, metrics, world.objects, world.pool, world.text, world.views),
 )
 
 
-def oracle_distance(field: str, target: tuple[str, str], resolution: int = 32, steps: int = ORACLE_STEPS) -> float:
-    """What a field of this kind can express: its `true_view_distance` after regression to the true views.
+def oracle_distance(
+    field: str, target: tuple[str, str], resolution: int = 32, steps: int = ORACLE_STEPS
+) -> float:
+    """What a field of this kind can express: its `true_view_distance` after regression to the true
+    views.
 
-    The field starts as for distillation and sees the same cameras with the same optimiser, but is pulled to the true
-    pictures of `target` = (object, colour) (see `methods.regression`), for as many steps as the run that it is compared
-    with, at most `ORACLE_STEPS`. The number is kept in the cache folder.
+    The field starts as for distillation and sees the same cameras with the same optimiser, but is
+    pulled to the true pictures of `target` = (object, colour) (see `methods.regression`), for as
+    many steps as the run that it is compared with, at most `ORACLE_STEPS`. The number is kept in
+    the cache folder.
     """
     the_field = fields.make_field(field)
-    settings = (field, the_field.settings, target, resolution, steps, torch.get_num_threads(), world_in_words())
+    settings = (
+        field,
+        the_field.settings,
+        target,
+        resolution,
+        steps,
+        torch.get_num_threads(),
+        world_in_words(),
+    )
     path = cache_folder() / f"oracle-{made_of(MAKERS, *settings)}.json"
     try:
         return float(json.loads(path.read_text())["distance"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there yet, or damaged: fit it
     prior, caption = exact.ToyWorldPrior(resolution), world.text.caption(*target)
-    distill(the_field, prior, Regression(target), caption, steps=steps, resolution=resolution, progress=False)
+    distill(
+        the_field,
+        prior,
+        Regression(target),
+        caption,
+        steps=steps,
+        resolution=resolution,
+        progress=False,
+    )
     views = metrics.judge_views()
-    distances = metrics.judge(pictures.render_views(the_field, views.cameras, views.resolution)).distances
+    distances = metrics.judge(
+        pictures.render_views(the_field, views.cameras, views.resolution)
+    ).distances
     distance = float(distances[world.text.components().index(target)])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"distance": distance, "target": target, "field": field}).encode())
+        write_atomically(
+            path, json.dumps({"distance": distance, "target": target, "field": field}).encode()
+        )
     except OSError:
         pass  # the views have warned already
     return distance

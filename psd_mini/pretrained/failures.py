@@ -1,4 +1,5 @@
-"""What fails outside of the package's power (network, hub, memory, a missing package) ends in one line that says what to do."""
+"""What fails outside of the package's power (network, hub, memory, a missing package) ends in
+one line that says what to do."""
 
 from __future__ import annotations
 
@@ -16,24 +17,35 @@ REMEDY = "a downloaded folder works too, and the exact world needs none of this:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; its type's name where there is none."""
+    """The first line of an error's message, at most 200 characters; its type's name where there
+    is none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 @contextmanager
 def one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn anything that loading `what` fails with into a ValueError of one line that says what to do, such as `remedy`."""
+    """Turn anything that loading `what` fails with into a ValueError of one line that says what
+    to do, such as `remedy`."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers' affair
+            warnings.filterwarnings(
+                "ignore", message=".*local_dir_use_symlinks"
+            )  # diffusers' affair
             yield
     except ImportError as error:
-        missing = f"{what}: a package is missing ({first_line(error)}); pip install diffusers transformers; {remedy}"
+        missing = (
+            f"{what}: a package is missing ({first_line(error)}); pip install diffusers"
+            f" transformers; {remedy}"
+        )
         raise ValueError(missing) from None
     except (torch.OutOfMemoryError, MemoryError):
-        raise ValueError(f"{what}: not enough memory; stop what else uses it, or choose device='cpu'; {remedy}") from None
-    except Exception as error:  # the hub, diffusers, transformers and safetensors raise two dozen different ones
+        raise ValueError(
+            f"{what}: not enough memory; stop what else uses it, or choose device='cpu'; {remedy}"
+        ) from None
+    except (
+        Exception
+    ) as error:  # the hub, diffusers, transformers and safetensors raise two dozen different ones
         reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         hint = "is there a network, and does it still exist?"
         raise ValueError(f"{what}: cannot be loaded ({reason}); {hint} {remedy}") from None
@@ -46,15 +58,17 @@ def memory_error_in_one_line() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise ValueError(
-            "memory: the GPU has too little; use one camera a step, or an id or folder of a smaller model, or prior='exact'"
+            "memory: the GPU has too little; use one camera a step, or an id or folder of a smaller"
+            " model, or prior='exact'"
         ) from None
 
 
 def hub_is_offline() -> bool:
-    """Whether the hub is out of reach, found out in seconds; its own client retries for half a minute, file by file.
+    """Whether the hub is out of reach, found out in seconds; its own client retries for half a
+    minute, file by file.
 
-    Then only what was downloaded before can be used. Behind a proxy the client is left to find out for itself.
-    """
+    Then only what was downloaded before can be used. Behind a proxy the client is left to find out
+    for itself."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return True
     if urllib.request.getproxies():

@@ -5,9 +5,10 @@
     h       = BERT-base with cross-attention to z, its first token                      (B, 768)
     r       = (W_5 ... W_1 h + b - 0.1672) / 1.0333                                     five linear layers, none between them
 
-r is about standard normal over pictures of Stable Diffusion 1.4. The networks are transformers' own BLIP classes with the
-published weights under their new names. The package `image-reward` itself does not import with transformers later than
-4.55.4 and pulls in torchvision; here it is the oracle of a test: same score, same gradient.
+r is about standard normal over pictures of Stable Diffusion 1.4. The networks are transformers' own
+BLIP classes with the published weights under their new names. The package `image-reward` itself
+does not import with transformers later than 4.55.4 and pulls in torchvision; here it is the oracle
+of a test: same score, same gradient.
 
     reward = ImageReward.from_pretrained()        # 1.8 GB from the hub, or a path to ImageReward.pt
     reward(images, ["a corgi"] * len(images))     # (B,)
@@ -16,16 +17,17 @@ A reward of your own needs no more than this. PickScore (Kirstain et al. 2023) a
 
     class PickScore:
         differentiable = True
-        def __init__(self, id="yuvalkirstain/PickScore_v1", text="laion/CLIP-ViT-H-14-laion2B-s32B-b79K"):
-            self.model = transformers.CLIPModel.from_pretrained(id).eval().requires_grad_(False)
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(text)
+        def __init__(self, id="yuvalkirstain/PickScore_v1",
+            text="laion/CLIP-ViT-H-14-laion2B-s32B-b79K"): self.model =
+            transformers.CLIPModel.from_pretrained(id).eval().requires_grad_(False) self.tokenizer =
+            transformers.CLIPTokenizer.from_pretrained(text)
         def __call__(self, images, prompts):
-            tokens = self.tokenizer(list(prompts), padding=True, truncation=True, return_tensors="pt")
-            out = self.model(pixel_values=preprocess(images, 224), **tokens)
+            tokens = self.tokenizer(list(prompts), padding=True, truncation=True,
+            return_tensors="pt") out = self.model(pixel_values=preprocess(images, 224), **tokens)
             return self.model.logit_scale.exp() * (out.image_embeds * out.text_embeds).sum(-1)  # both have norm 1
 
-Reference: Xu et al. 2023, "ImageReward" (arXiv 2304.05977); BLIP: Li et al. 2022 (arXiv 2201.12086). Weights: Apache-2.0 by
-their model card.
+Reference: Xu et al. 2023, "ImageReward" (arXiv 2304.05977); BLIP: Li et al. 2022 (arXiv
+2201.12086). Weights: Apache-2.0 by their model card.
 """
 
 from __future__ import annotations
@@ -44,23 +46,39 @@ from torch.nn import functional as F
 from psd_mini.pretrained.failures import first_line, hub_is_offline, one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
 
-HUB_IDS = ("zai-org/ImageReward", "THUDM/ImageReward")  # the same repository before and after its owner's renaming
+HUB_IDS = (
+    "zai-org/ImageReward",
+    "THUDM/ImageReward",
+)  # the same repository before and after its owner's renaming
 HUB_FILE = "ImageReward.pt"
 TOKENIZER_ID = "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score, from the published code
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+PIXEL_MEAN, PIXEL_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # CLIP's
 TOKENS = 35
 REMEDY = "image-reward:FILE takes a downloaded one, and colorfulness needs none"
-GRADIENT_SCALE = 1024.0  # inside of float16 networks: the gradient of a pixel is a thousandth of that of the score
+# inside of float16 networks: the gradient of a pixel is a thousandth of that of the score
+GRADIENT_SCALE = 1024.0
 
 # published name -> name in `ImageRewardNetwork`; the first pattern that matches counts
 KEY_MAP = (
     (r"blip\.visual_encoder\.cls_token", "vision.embeddings.class_embedding"),
     (r"blip\.visual_encoder\.pos_embed", "vision.embeddings.position_embedding"),
     (r"blip\.visual_encoder\.patch_embed\.proj\.", "vision.embeddings.patch_embedding."),
-    (r"blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision.encoder.layers.\1.layer_norm\2."),
-    (r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.", r"vision.encoder.layers.\1.self_attn.qkv."),
-    (r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.", r"vision.encoder.layers.\1.self_attn.projection."),
+    (
+        r"blip\.visual_encoder\.blocks\.(\d+)\.norm([12])\.",
+        r"vision.encoder.layers.\1.layer_norm\2.",
+    ),
+    (
+        r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.qkv\.",
+        r"vision.encoder.layers.\1.self_attn.qkv.",
+    ),
+    (
+        r"blip\.visual_encoder\.blocks\.(\d+)\.attn\.proj\.",
+        r"vision.encoder.layers.\1.self_attn.projection.",
+    ),
     (r"blip\.visual_encoder\.blocks\.(\d+)\.mlp\.", r"vision.encoder.layers.\1.mlp."),
     (r"blip\.visual_encoder\.norm\.", "vision.post_layernorm."),
     (r"blip\.text_encoder\.", "text."),
@@ -76,7 +94,9 @@ class ImageRewardNetwork(nn.Module):
         vision, text: what differs from the published sizes (ViT-L/16 and BERT-base), for tests.
     """
 
-    def __init__(self, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None):
+    def __init__(
+        self, vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None
+    ):
         from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -87,11 +107,26 @@ class ImageRewardNetwork(nn.Module):
             "num_hidden_layers": 24,
             "num_attention_heads": 16,
         }
-        image: dict[str, Any] = {"image_size": 224, "patch_size": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+        image: dict[str, Any] = {
+            "image_size": 224,
+            "patch_size": 16,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+        }
         image = {**large, **image, **(vision or {})}
         vision_config = BlipVisionConfig(**image)
-        base = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-        words = {"vocab_size": 30524, "max_position_embeddings": 512, "layer_norm_eps": 1e-12, "is_decoder": True}
+        base = {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+        }
+        words = {
+            "vocab_size": 30524,
+            "max_position_embeddings": 512,
+            "layer_norm_eps": 1e-12,
+            "is_decoder": True,
+        }
         kind = {"hidden_act": "gelu", "encoder_hidden_size": vision_config.hidden_size}
         text_config = BlipTextConfig(**{**base, **words, **kind, **(text or {})})
         self.resolution = int(image["image_size"])
@@ -100,14 +135,28 @@ class ImageRewardNetwork(nn.Module):
         widths = (text_config.hidden_size, 1024, 128, 64, 16, 1)
         linear = [nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
         dropout = [nn.Dropout(0.2), nn.Dropout(0.2), nn.Dropout(0.1)]
-        self.head = nn.Sequential(linear[0], dropout[0], linear[1], dropout[1], linear[2], dropout[2], linear[3], linear[4])
+        self.head = nn.Sequential(
+            linear[0],
+            dropout[0],
+            linear[1],
+            dropout[1],
+            linear[2],
+            dropout[2],
+            linear[3],
+            linear[4],
+        )
 
-    def forward(self, pixels: Float[Tensor, "b 3 s s"], tokens: Tensor, mask: Tensor) -> Float[Tensor, " b"]:
+    def forward(
+        self, pixels: Float[Tensor, "b 3 s s"], tokens: Tensor, mask: Tensor
+    ) -> Float[Tensor, " b"]:
         """Raw score of normalised pixels and token numbers (B, L) with their mask."""
         z = self.vision(pixels).last_hidden_state
         seen = torch.ones(z.shape[:2], dtype=torch.long, device=z.device)
-        # is_decoder=True made the cross-attention; False keeps the self-attention free to look ahead
-        h = self.text(tokens, mask, encoder_hidden_states=z, encoder_attention_mask=seen, is_decoder=False)
+        # is_decoder=True made the cross-attention; False keeps the self-attention free to look
+        # ahead
+        h = self.text(
+            tokens, mask, encoder_hidden_states=z, encoder_attention_mask=seen, is_decoder=False
+        )
         return self.head(h.last_hidden_state[:, 0])[:, 0]
 
 
@@ -130,11 +179,17 @@ def convert(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
             if hits:
                 break
         if not hits or new not in wanted or not isinstance(value, Tensor):
-            raise ValueError(f"reward: ImageReward's file has {name!r}, which this network has no place for; another model?")
+            raise ValueError(
+                f"reward: ImageReward's file has {name!r}, which this network has no place for;"
+                " another model?"
+            )
         converted[new] = value
     missing = sorted(wanted - converted.keys())
     if missing:
-        raise ValueError(f"reward: ImageReward's file lacks {len(missing)} weights, the first is {missing[0]!r}; damaged?")
+        raise ValueError(
+            f"reward: ImageReward's file lacks {len(missing)} weights, the first is {missing[0]!r};"
+            " damaged?"
+        )
     return converted
 
 
@@ -150,27 +205,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"reward: there is no file {path}; give the path to {HUB_FILE}") from None
     except pickle.UnpicklingError:
         raise ValueError(
-            f"reward: {path} holds more than tensors and could run code; it was not opened, get another copy"
+            f"reward: {path} holds more than tensors and could run code; it was not opened, get"
+            " another copy"
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"reward: {path} is damaged or no torch file ({first_line(error)}); get another copy") from None
+        raise ValueError(
+            f"reward: {path} is damaged or no torch file ({first_line(error)}); get another copy"
+        ) from None
     if not isinstance(state, dict):
-        raise ValueError(f"reward: {path} holds {type(state).__name__}, expected a dictionary of weights")
+        raise ValueError(
+            f"reward: {path} holds {type(state).__name__}, expected a dictionary of weights"
+        )
     return state
 
 
-def preprocess(images: Float[Tensor, "b 3 h w"], resolution: int) -> Float[Tensor, "b 3 resolution resolution"]:
-    """Pillow's bicubic resize of the shorter side and the middle square, then CLIP's normalisation; differentiable, float32.
+def preprocess(
+    images: Float[Tensor, "b 3 h w"], resolution: int
+) -> Float[Tensor, "b 3 resolution resolution"]:
+    """Pillow's bicubic resize of the shorter side and the middle square, then CLIP's normalisation;
+    differentiable, float32.
 
-    The filter widens with the reduction (antialias): without that, single pixels of a large picture would decide the score.
-    """
+    The filter widens with the reduction (antialias): without that, single pixels of a large picture
+    would decide the score."""
     height, width = images.shape[-2:]
     scale = resolution / min(height, width)
     shape = max(resolution, round(height * scale)), max(resolution, round(width * scale))
     resized = F.interpolate(images.float(), shape, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = round((shape[0] - resolution) / 2), round((shape[1] - resolution) / 2)
     resized = resized[..., top : top + resolution, left : left + resolution]
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (
+        torch.tensor(values, device=images.device)[:, None, None]
+        for values in (PIXEL_MEAN, PIXEL_STD)
+    )
     return (resized - mean) / std
 
 
@@ -182,8 +248,8 @@ class ImageReward:
         tokenizer: BERT's (uncased), from transformers.
         device: default what there is. dtype: default float16 on a GPU, float32 elsewhere.
 
-    Called with images (B, 3, H, W) in [0, 1] and B prompts, returns (B,) float32. Differentiable in the images.
-    """
+    Called with images (B, 3, H, W) in [0, 1] and B prompts, returns (B,) float32. Differentiable in
+    the images."""
 
     differentiable = True
 
@@ -195,7 +261,9 @@ class ImageReward:
         dtype: str | torch.dtype | None = None,
     ):
         self.device = choose_device(device)
-        self.dtype = choose_dtype(self.device, dtype or ("float16" if self.device.type == "cuda" else None))
+        self.dtype = choose_dtype(
+            self.device, dtype or ("float16" if self.device.type == "cuda" else None)
+        )
         self.network = network.to(self.device, self.dtype).requires_grad_(False).eval()
         self.tokenizer = tokenizer
 
@@ -231,15 +299,25 @@ class ImageReward:
         network.load_state_dict(convert(state, set(network.state_dict())))
         return cls(network, words, **settings)
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]) -> Float[Tensor, " b"]:
-        words = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+    def __call__(
+        self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str]
+    ) -> Float[Tensor, " b"]:
+        words = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=TOKENS,
+            return_tensors="pt",
+        )
         tokens, mask = words.input_ids.to(self.device), words.attention_mask.to(self.device)
 
         def raw(images: Tensor) -> Tensor:
             pixels = preprocess(images.to(self.device), self.network.resolution)
             return self.network(pixels.to(self.dtype), tokens, mask)
 
-        return ((scaled_gradients(raw, images, self.dtype, GRADIENT_SCALE) - MEAN) / STD).to(images.device)
+        return ((scaled_gradients(raw, images, self.dtype, GRADIENT_SCALE) - MEAN) / STD).to(
+            images.device
+        )
 
 
 def _download(ids: list[str]) -> Path:

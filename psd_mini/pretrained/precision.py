@@ -1,4 +1,5 @@
-"""Where networks run and in which precision, and how gradients get through half precision unharmed."""
+"""Where networks run and in which precision, and how gradients get through half precision
+unharmed."""
 
 from __future__ import annotations
 
@@ -23,14 +24,17 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device: {device} cannot be used ({first_line(error)}); choose cpu, or cuda where there is a GPU"
+            f"device: {device} cannot be used ({first_line(error)}); choose cpu, or cuda where"
+            " there is a GPU"
         ) from None
 
 
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
-    """The weights' precision: bfloat16 on GPUs that compute in it (capability 8.0 and up), float16 on older ones, else float32.
+    """The weights' precision: bfloat16 on GPUs that compute in it (capability 8.0 and up), float16
+    on older ones, else float32.
 
-    `torch.cuda.is_bf16_supported` is no guide: it says yes on a T4, which only emulates bfloat16, slowly.
+    `torch.cuda.is_bf16_supported` is no guide: it says yes on a T4, which only emulates bfloat16,
+    slowly.
 
     Raises:
         ValueError: a name that is none of float32, float16, bfloat16.
@@ -38,7 +42,9 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     chosen = names.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in names.values():
@@ -47,20 +53,25 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
 
 
 def scaled_gradients(
-    function: Callable[[Tensor], Tensor], x: Float[Tensor, "..."], dtype: torch.dtype, scale: float = 1.0
+    function: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "..."],
+    dtype: torch.dtype,
+    scale: float = 1.0,
 ) -> Float[Tensor, "..."]:
     """y = function(x) in float32, whose backward pass survives a float16 network inside.
 
         forward   y = f(x)
         backward  dL/dx = c J^T (dL/dy / c),    c = max |dL/dy| / scale
 
-    Half precision loses what is below 6e-8 and overflows above 65504; with c the gradient that enters the network is of
-    size `scale` whatever the loss was. Exact in real numbers: the backward pass is linear. Once per forward pass.
+    Half precision loses what is below 6e-8 and overflows above 65504; with c the gradient that
+    enters the network is of size `scale` whatever the loss was. Exact in real numbers: the backward
+    pass is linear. Once per forward pass.
 
     Args:
         function: a network; takes x, gives a tensor.
         x: float32.
-        dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's range).
+        dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's
+            range).
         scale: size of the largest entry inside.
     """
     if dtype != torch.float16 or not (x.requires_grad and torch.is_grad_enabled()):

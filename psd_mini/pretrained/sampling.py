@@ -1,12 +1,12 @@
 """Pictures straight from a prior, without any 3D: what does it think of a prompt?
 
-DDIM walks down a grid of timesteps t_1 > t_2 > ... > t_n > "clean" and keeps the predicted noise (Song, Meng & Ermon 2021,
-arXiv 2010.02502, eq. 12 with eta = 0):
+DDIM walks down a grid of timesteps t_1 > t_2 > ... > t_n > "clean" and keeps the predicted noise
+(Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 with eta = 0):
 
     eps_hat = cfg(x_t),   x0_hat = (x_t - sigma_t eps_hat) / alpha_t,   x_t' = alpha_t' x0_hat + sigma_t' eps_hat
 
-In the limit of many steps this is the probability-flow ODE, so a prior that is exact gives its own distribution.
-"""
+In the limit of many steps this is the probability-flow ODE, so a prior that is exact gives its own
+distribution."""
 
 from __future__ import annotations
 
@@ -66,5 +66,9 @@ def ddim_sample(
         eps_hat = cfg(predictions[0], predictions[-1], guidance_scale)
         x0_hat = schedule.x0_from_eps(x, eps_hat, t)
         # x_t' = alpha_t' x0_hat + sigma_t' eps_hat, and at the end x0_hat itself
-        x = x0_hat if after is None else schedule.add_noise(x0_hat, eps_hat, torch.full_like(t, after))
+        x = (
+            x0_hat
+            if after is None
+            else schedule.add_noise(x0_hat, eps_hat, torch.full_like(t, after))
+        )
     return x

@@ -1,20 +1,23 @@
-"""A latent diffusion model in diffusers' format (Stable Diffusion, or anything of its shape) as a prior.
+"""A latent diffusion model in diffusers' format (Stable Diffusion, or anything of its shape) as a
+prior.
 
     x = s E(2 image - 1)                  E: the autoencoder's encoder (mean of its posterior), s: its scaling factor
     image = (D(x / s) + 1) / 2            D: its decoder
     eps_hat = U(x_t, t, e)                U: the UNet, e: the text encoder's last hidden state, L = 77 tokens of D numbers
     eps_hat = sigma_t x_t + alpha_t v     for models that predict v = alpha_t eps - sigma_t x
 
-The networks are frozen. A gradient passes through E to the image; the UNet is asked without keeping its graph, unless the
-embedding itself is being optimised (a negative embedding): then the gradient goes to it and to nothing else.
+The networks are frozen. A gradient passes through E to the image; the UNet is asked without keeping
+its graph, unless the embedding itself is being optimised (a negative embedding): then the gradient
+goes to it and to nothing else.
 
-A picture taken from behind should not be asked to look like the prompt's favourite side. So the prompt has variants, one per
-view word, and each camera picks its own (DreamFusion, section 3.2): embeddings are (K, V, L, D) with
+A picture taken from behind should not be asked to look like the prompt's favourite side. So the
+prompt has variants, one per view word, and each camera picks its own (DreamFusion, section 3.2):
+embeddings are (K, V, L, D) with
 
     v = 0 the prompt as it stands,    v = 1.. one variant for each entry of `view_words`
 
-Reference: Rombach et al. 2022 (arXiv 2112.10752); Poole et al. 2022 (DreamFusion, arXiv 2209.14988) for view-dependent prompts.
-"""
+Reference: Rombach et al. 2022 (arXiv 2112.10752); Poole et al. 2022 (DreamFusion, arXiv 2209.14988)
+for view-dependent prompts."""
 
 from __future__ import annotations
 
@@ -32,13 +35,14 @@ from torch.utils.checkpoint import checkpoint
 
 from psd_mini.cameras import Cameras
 from psd_mini.pretrained.failures import memory_error_in_one_line
-from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
 from psd_mini.pretrained.loading import TINY_ID, load_model, load_tiny_autoencoder
-from psd_mini.sds import Prior
+from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
 from psd_mini.schedule import NoiseSchedule
+from psd_mini.sds import Prior
 from psd_mini.world.text import DIRECTIONS
 
-# where the camera is (one of `world.text.DIRECTIONS`, from azimuth 0 on) or "overhead" -> what becomes of the prompt there
+# where the camera is (one of `world.text.DIRECTIONS`, from azimuth 0 on) or "overhead" -> what
+# becomes of the prompt there
 VIEW_WORDS = {
     "front": "{}, front view",
     "right": "{}, side view",
@@ -55,16 +59,20 @@ class StableDiffusionPrior(Prior):
 
     Args:
         unet, vae: networks of diffusers, UNet2DConditionModel and AutoencoderKL.
-        scheduler: one of diffusers' with `alphas_cumprod`; its prediction_type is "epsilon" or "v_prediction".
-        load_text: gives (tokenizer, text encoder) of transformers; called when a new prompt is embedded, and the encoder is let
-            go again at the next noise prediction.
+        scheduler: one of diffusers' with `alphas_cumprod`; its prediction_type is "epsilon" or
+            "v_prediction".
+        load_text: gives (tokenizer, text encoder) of transformers; called when a new prompt is
+            embedded, and the encoder is let go again at the next noise prediction.
         tiny: gives an AutoencoderTiny of the same latents, when first needed; or None.
-        tiny_encode: encode with it too, instead of only decoding: ten times cheaper, but the gradient is another network's.
-        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as it stands. Directions
-            between the four sides ("front right") divide the circle into eight instead of four.
+        tiny_encode: encode with it too, instead of only decoding: ten times cheaper, but the
+            gradient is another network's.
+        view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as
+            it stands. Directions between the four sides ("front right") divide the circle into
+            eight instead of four.
         elevations: between which `draw_cameras` stands, degrees.
         resize: enlarge or shrink images to the model's own size before encoding.
-        device, dtype: where the networks live and in which precision; x, embeddings and gradients are always float32.
+        device, dtype: where the networks live and in which precision; x, embeddings and gradients
+            are always float32.
 
     Raises:
         ValueError: a model of another kind, with what it is.
@@ -90,12 +98,16 @@ class StableDiffusionPrior(Prior):
         self.name = type(unet).__name__
         self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"prior: the model predicts {self.prediction_type!r}; epsilon and v_prediction are understood")
+            raise ValueError(
+                f"prior: the model predicts {self.prediction_type!r}; epsilon and v_prediction are"
+                " understood"
+            )
         channels = unet.config.in_channels, vae.config.latent_channels  # type: ignore[union-attr]
         if channels[0] != channels[1] or getattr(unet.config, "addition_embed_type", None):
             raise ValueError(
                 f"prior: the UNet wants {channels[0]} channels and {unet.config.addition_embed_type or 'no'} extra conditions, "  # type: ignore[union-attr]
-                f"the autoencoder gives {channels[1]}: not a plain text-to-image model; use Stable Diffusion 1.x or 2.x"
+                f"the autoencoder gives {channels[1]}: not a plain text-to-image model; use Stable"
+                " Diffusion 1.x or 2.x"
             )
         self.device = choose_device(device)
         self.dtype = choose_dtype(self.device, dtype)
@@ -123,8 +135,10 @@ class StableDiffusionPrior(Prior):
         """Load a model.
 
         Args:
-            source: folder in diffusers' format or hub id; None tries `loading.MODEL_IDS` one after the other.
-            tiny: folder or hub id of an AutoencoderTiny; by default `loading.TINY_ID` when source is None, else none.
+            source: folder in diffusers' format or hub id; None tries `loading.MODEL_IDS` one after
+                the other.
+            tiny: folder or hub id of an AutoencoderTiny; by default `loading.TINY_ID` when source
+                is None, else none.
             local_files_only: use what was downloaded before, without asking the network.
             settings: as in the class's docstring.
 
@@ -142,7 +156,8 @@ class StableDiffusionPrior(Prior):
         return prior
 
     def _place(self, network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        """The network frozen, on the prior's device and in its precision (nn.Module's own `to`: diffusers' one warns)."""
+        """The network frozen, on the prior's device and in its precision (nn.Module's own `to`:
+        diffusers' one warns)."""
         return nn.Module.to(network, self.device, dtype or self.dtype).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -154,35 +169,58 @@ class StableDiffusionPrior(Prior):
                 self._text = tokenizer, self._place(encoder, torch.float32)
             tokenizer, encoder = self._text
             length = tokenizer.model_max_length
-            tokens = tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            mask = tokens.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
-            self._embedded[prompt] = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0][0]
+            tokens = tokenizer(
+                [prompt],
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            mask = (
+                tokens.attention_mask.to(self.device)
+                if getattr(encoder.config, "use_attention_mask", False)
+                else None
+            )
+            self._embedded[prompt] = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[
+                0
+            ][0]
         return self._embedded[prompt]
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v l d"]:
-        """Embeddings of K prompts, the same for every view; "" is the null prompt. For negative prompts.
+        """Embeddings of K prompts, the same for every view; "" is the null prompt. For negative
+        prompts.
 
-        Guidance subtracts the negative prompt's prediction: with the view's word in it, it would subtract the view.
-        """
+        Guidance subtracts the negative prompt's prediction: with the view's word in it, it would
+        subtract the view."""
         rows = torch.stack([self._hidden_state(prompt) for prompt in prompts])
         return rows[:, None].repeat(1, 1 + len(self.view_words), 1, 1)
 
     def embed_views(self, prompts: list[str]) -> Float[Tensor, "k v l d"]:
-        """Embeddings of K prompts with a variant for each view word (equation: the module's docstring)."""
-        variants = [[prompt, *(words.format(prompt) for words in self.view_words.values())] for prompt in prompts]
-        return torch.stack([torch.stack([self._hidden_state(text) for text in texts]) for texts in variants])
+        """Embeddings of K prompts with a variant for each view word (equation: the module's
+        docstring)."""
+        variants = [
+            [prompt, *(words.format(prompt) for words in self.view_words.values())]
+            for prompt in prompts
+        ]
+        return torch.stack(
+            [torch.stack([self._hidden_state(text) for text in texts]) for texts in variants]
+        )
 
     def negative_settings(self, start: Tensor) -> dict[str, Any]:
-        """How a `NegativeEmbedding` that starts here should move, in a text encoder's units: guesses, never tuned at full size.
+        """How a `NegativeEmbedding` that starts here should move, in a text encoder's units:
+        guesses, never tuned at full size.
 
-        ReNeg (arXiv 2412.19637) moves 5e-3 a step; at high noise d x0_hat / dn grows like sigma_t / alpha_t.
-        """
+        ReNeg (arXiv 2412.19637) moves 5e-3 a step; at high noise d x0_hat / dn grows like sigma_t /
+        alpha_t."""
         return {"lr": 1e-3, "radius": 0.2 * start.norm().item(), "t_range": (0.02, 0.5)}
 
     def view_index(self, cameras: Cameras) -> Int[Tensor, " b"]:
-        """Which variant each camera picks: "overhead" above 60 degrees, else its side; 0 where there is no word for it."""
+        """Which variant each camera picks: "overhead" above 60 degrees, else its side; 0 where
+        there is no word for it."""
         names = [0, *self.view_words]
-        directions = DIRECTIONS if any(corner in names for corner in DIRECTIONS[1::2]) else DIRECTIONS[::2]
+        directions = (
+            DIRECTIONS if any(corner in names for corner in DIRECTIONS[1::2]) else DIRECTIONS[::2]
+        )
         side = cameras.side(len(directions))
         place = [names.index(view) if view in names else 0 for view in directions]
         index = torch.tensor(place, device=side.device)[side]
@@ -191,10 +229,13 @@ class StableDiffusionPrior(Prior):
         return index
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
-        """n cameras all around, at `elevations` above the horizon, uniform in both angles, on the prior's device."""
+        """n cameras all around, at `elevations` above the horizon, uniform in both angles, on
+        the prior's device."""
         u = torch.rand(2, n, generator=generator)
         low, high = (math.radians(bound) for bound in self.elevations)
-        angles = torch.stack((2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0))).to(self.device)
+        angles = torch.stack(
+            (2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0))
+        ).to(self.device)
         return Cameras(angles[0], angles[1], angles[2], math.radians(40))
 
     def _autoencoder(self, tiny: bool) -> nn.Module:
@@ -209,13 +250,19 @@ class StableDiffusionPrior(Prior):
         """x = s E(2 image - 1), float32, differentiable.
 
         Raises:
-            ValueError: sides that are no multiple of the autoencoder's stride, where `resize` is off.
+            ValueError: sides that are no multiple of the autoencoder's stride, where `resize` is
+                off.
         """
         images = images.to(self.device)
         if self.resize and images.shape[-2:] != (self.resolution, self.resolution):
-            images = F.interpolate(images, (self.resolution, self.resolution), mode="bilinear", antialias=True)
+            images = F.interpolate(
+                images, (self.resolution, self.resolution), mode="bilinear", antialias=True
+            )
         if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
-            raise ValueError(f"images: expected sides that are multiples of {self.stride}, got {tuple(images.shape)}")
+            raise ValueError(
+                f"images: expected sides that are multiples of {self.stride}, got"
+                f" {tuple(images.shape)}"
+            )
         network = self._autoencoder(self.tiny_encode)
 
         def latents(images: Tensor) -> Tensor:
@@ -225,7 +272,8 @@ class StableDiffusionPrior(Prior):
         return network.config.scaling_factor * scaled_gradients(latents, images, self.dtype)  # type: ignore
 
     def decode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """image = (D(x / s) + 1) / 2, clamped to [0, 1], float32, differentiable; by the tiny autoencoder if there is one."""
+        """image = (D(x / s) + 1) / 2, clamped to [0, 1], float32, differentiable; by the tiny
+        autoencoder if there is one."""
         network = self._autoencoder(True)
 
         def pictures(x: Tensor) -> Tensor:
@@ -234,12 +282,18 @@ class StableDiffusionPrior(Prior):
         return ((scaled_gradients(pictures, x.to(self.device), self.dtype) + 1) / 2).clamp(0, 1)
 
     def predict_noise(
-        self, x_t: Float[Tensor, "b c h w"], t: Tensor, embeddings: Float[Tensor, "k v l d"], cameras: Cameras | None = None
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        t: Tensor,
+        embeddings: Float[Tensor, "k v l d"],
+        cameras: Cameras | None = None,
     ) -> Float[Tensor, "k b c h w"]:
         """eps_hat for all K embeddings in one call of the UNet, in float32; its graph is not kept.
 
-        With gradients switched on and embeddings that require them, they are differentiable in the embeddings, picture by
-        picture: the UNet runs again in the backward pass, so that no more than one picture's graph is ever held.
+        With gradients switched on and embeddings that require them, they are differentiable in the
+        embeddings, picture by
+        picture: the UNet runs again in the backward pass, so that no more than one picture's graph
+            is ever held.
 
         Args:
             x_t: (B, C, h, w) noised latents; used as they are, no gradient goes to them.
@@ -248,7 +302,9 @@ class StableDiffusionPrior(Prior):
             cameras: B cameras, each of which picks its variant; None is the prompt as it stands.
         """
         self._text = None  # all prompts are embedded: make room
-        view = torch.zeros(len(x_t), dtype=torch.long) if cameras is None else self.view_index(cameras)
+        view = (
+            torch.zeros(len(x_t), dtype=torch.long) if cameras is None else self.view_index(cameras)
+        )
         text = embeddings.to(self.device)[:, view.to(self.device)].flatten(0, 1)  # (K B, L, D)
         copies = len(embeddings)
         latents = x_t.detach().to(self.device, self.dtype).repeat(copies, 1, 1, 1)

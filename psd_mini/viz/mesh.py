@@ -4,9 +4,9 @@ A radiance field has no surface; one is chosen. The mesh is the boundary of the 
 
     { p : density(p) >= level, |p| <= bound }
 
-inside the ball that the renderer looks at, found by marching cubes (Lorensen & Cline 1987, in the topologically
-consistent form of Lewiner et al. 2003; the code is scikit-image's). It is closed: what the ball cuts gets a cap.
-"""
+inside the ball that the renderer looks at, found by marching cubes (Lorensen & Cline 1987, in the
+topologically consistent form of Lewiner et al. 2003; the code is scikit-image's). It is closed:
+what the ball cuts gets a cap."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_mini.cameras import camera_rays, orbit
 from psd_mini._internal.files import write_atomically
+from psd_mini.cameras import camera_rays, orbit
 from psd_mini.rendering import ball_interval, compositing_weights
 
-COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)  # world units below the surface at which a vertex's colour is gathered
-FLOAT32, UINT32, VERTEX_BUFFER, INDEX_BUFFER = 5126, 5125, 34962, 34963  # numbers that glTF gives to these words
+COLOUR_DEPTHS = torch.linspace(
+    -0.05, 0.2, 11
+)  # world units below the surface at which a vertex's colour is gathered
+FLOAT32, UINT32, VERTEX_BUFFER, INDEX_BUFFER = (
+    5126,
+    5125,
+    34962,
+    34963,
+)  # numbers that glTF gives to these words
 
 
 class Mesh(NamedTuple):
     """Triangles in world units, counter-clockwise seen from outside; V vertices, F faces.
 
-    vertices (V, 3) float32; faces (F, 3) int32: indices of vertices; colours (V, 3) float32 in [0, 1]: what a screen
-    shows (sRGB), like the pictures that the field was trained on.
+    vertices (V, 3) float32; faces (F, 3) int32: indices of vertices; colours (V, 3) float32 in [0,
+    1]: what a screen shows (sRGB), like the pictures that the field was trained on.
     """
 
     vertices: Float[np.ndarray, "v 3"]
@@ -43,16 +50,22 @@ class Mesh(NamedTuple):
     colours: Float[np.ndarray, "v 3"]
 
 
-def _evaluate(field: Callable, points: Float[Tensor, "n 3"], bound: float) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
-    """The field on its own device and in its own precision, a block of points at a time to bound the memory.
+def _evaluate(
+    field: Callable, points: Float[Tensor, "n 3"], bound: float
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
+    """The field on its own device and in its own precision, a block of points at a time to bound
+    the memory.
 
-    No camera ever saw what the field says outside the ball: there the nearest point on the ball stands in.
-    """
+    No camera ever saw what the field says outside the ball: there the nearest point on the ball
+    stands in."""
     like = next(getattr(field, "parameters", lambda: iter(()))(), torch.empty(0))
     points = points * (bound / points.norm(dim=-1, keepdim=True)).clamp(max=1)
     density, colour = zip(*(field(block.to(like)) for block in points.split(2**17)), strict=True)
     if colour[0].shape[-1] != 3:
-        raise ValueError(f"field: expected 3 colour channels (rgb), got {colour[0].shape[-1]}; decode latents first")
+        raise ValueError(
+            f"field: expected 3 colour channels (rgb), got {colour[0].shape[-1]}; decode latents"
+            " first"
+        )
     return torch.cat(density).float().cpu(), torch.cat(colour).float().cpu()
 
 
@@ -60,14 +73,15 @@ def _evaluate(field: Callable, points: Float[Tensor, "n 3"], bound: float) -> tu
 def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> float:
     """A density level whose surface covers what the pictures show as solid.
 
-    A picture is solid along a ray that loses half of its light, a mesh where the density somewhere exceeds the level.
-    Over the rays of eight cameras around the object,
+    A picture is solid along a ray that loses half of its light, a mesh where the density somewhere
+    exceeds the level. Over the rays of eight cameras around the object,
 
         level = 0.7 quantile_0.5%{ max_i rho_i : sum_i rho_i delta > log 2 }
 
-    so 99.5% of the solid rays meet the surface, and the factor closes the holes that a surface which is barely met has.
-    No fixed level does this: where an object is thick, training is content with thin fog, which a high level would cut
-    away, and a low level fattens an object that is sharp.
+    so 99.5% of the solid rays meet the surface, and the factor closes the holes that a surface
+    which is barely met has. No fixed level does this: where an object is thick, training is content
+    with thin fog, which a high level would cut away, and a low level fattens an object that is
+    sharp.
 
     Args:
         field: points (N, 3) -> density (N,), colour (N, 3).
@@ -82,7 +96,10 @@ def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> floa
     """
     cameras = orbit([45.0 * k for k in range(8)], [10.0, 30.0] * 4, distance=3 * bound)
     origins, directions = camera_rays(cameras, 32, 32)
-    origins, directions = origins[:, None, None].expand_as(directions).reshape(-1, 3), directions.reshape(-1, 3)
+    origins, directions = (
+        origins[:, None, None].expand_as(directions).reshape(-1, 3),
+        directions.reshape(-1, 3),
+    )
     near, far = ball_interval(origins, directions, bound)
     hit, delta = far > near, (far - near) / n_samples
     z = near[:, None] + delta[:, None] * (torch.arange(n_samples) + 0.5)
@@ -91,46 +108,58 @@ def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> floa
 
     peak, solid = density.amax(dim=1), density.sum(dim=1) * delta[hit] > math.log(2)
     if not solid.any():
-        raise ValueError(f"field: nowhere half opaque, its density reaches {peak.max():.3g}; train longer or give a level")
+        raise ValueError(
+            f"field: nowhere half opaque, its density reaches {peak.max():.3g}; train longer or"
+            " give a level"
+        )
     # level = 0.7 quantile_0.5%{ max_i rho_i : sum_i rho_i delta > log 2 }
     return 0.7 * peak[solid].quantile(0.005).item()
 
 
 @torch.no_grad()
-def extract_mesh(field: Callable, resolution: int = 64, level: float | None = None, bound: float | None = None) -> Mesh:
+def extract_mesh(
+    field: Callable, resolution: int = 64, level: float | None = None, bound: float | None = None
+) -> Mesh:
     """The surface of a field with its colours.
 
-    The density is sampled on a grid that reaches one spacing h beyond the ball, and held below a slope that falls
-    through the level exactly on the ball, so that the cap there is round and not a staircase:
+    The density is sampled on a grid that reaches one spacing h beyond the ball, and held below a
+    slope that falls through the level exactly on the ball, so that the cap there is round and not a
+    staircase:
 
         capped(p) = min(density(p), level max(0, 1 + (bound - |p|) / h)),    h = 2 bound / (resolution - 3)
 
-    A vertex has the colour that the renderer gives to a ray which arrives along the normal: with the weights w_i of
-    `compositing_weights` at depths from 0.05 above to 0.2 world units below the surface,
+    A vertex has the colour that the renderer gives to a ray which arrives along the normal: with
+    the weights w_i of `compositing_weights` at depths from 0.05 above to 0.2 world units below the
+    surface,
 
         colour = sum_i w_i c_i / sum_i w_i
 
-    which is nearer to what the pictures show than the field's colour on the surface itself, because half of the light
-    comes from below.
+    which is nearer to what the pictures show than the field's colour on the surface itself, because
+    half of the light comes from below.
 
     Args:
         field: points (N, 3) -> density (N,), colour (N, 3).
-        resolution: nodes of the grid along each axis, at least 8; time and memory grow with its third power.
-        level: density of the surface, 1 / world units; default `silhouette_level`. (Half of the light is stopped by
-            0.1 world units of density 10 log 2 = 6.9.) Lower levels include fainter fog and move the surface outwards.
+        resolution: nodes of the grid along each axis, at least 8; time and memory grow with its
+            third power.
+        level: density of the surface, 1 / world units; default `silhouette_level`. (Half of the
+            light is stopped by 0.1 world units of density 10 log 2 = 6.9.) Lower levels include
+            fainter fog and move the surface outwards.
         bound: radius of the ball, world units; default `field.bound`.
 
     Returns:
         `Mesh`.
 
     Raises:
-        ValueError: an argument out of range, a field without rgb, or one whose density is below the level everywhere.
+        ValueError: an argument out of range, a field without rgb, or one whose density is below the
+            level everywhere.
         ImportError: scikit-image is missing.
     """
     try:
         from skimage.measure import marching_cubes
     except ImportError:
-        raise ImportError("a mesh needs scikit-image; install it with: pip install scikit-image") from None
+        raise ImportError(
+            "a mesh needs scikit-image; install it with: pip install scikit-image"
+        ) from None
 
     bound = field.bound if bound is None else bound  # type: ignore[attr-defined]
     if resolution < 8:
@@ -142,19 +171,22 @@ def extract_mesh(field: Callable, resolution: int = 64, level: float | None = No
     spacing = 2 * bound / (resolution - 3)
     axis = torch.linspace(-bound - spacing, bound + spacing, resolution)
     nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
-    # capped = min(density, level max(0, 1 + (bound - |p|) / h)); where the slope is zero, the density does not matter
+    # capped = min(density, level max(0, 1 + (bound - |p|) / h)); where the slope is zero, the
+    # density does not matter
     capped = level * (1 + (bound - nodes.norm(dim=-1)) / spacing).clamp(min=0)
     near = capped > 0
     density, _ = _evaluate(field, nodes[near], bound)
     capped[near] = torch.minimum(density, capped[near])
     if not capped.max() > level:
         raise ValueError(
-            f"level: the density reaches only {density.max():.3g}, the surface is wanted at {level:.3g}; "
-            "lower the level or train longer"
+            f"level: the density reaches only {density.max():.3g}, the surface is wanted at"
+            f" {level:.3g}; lower the level or train longer"
         )
     # the density grows inwards ("ascent"), and faces look outwards
     volume = capped.view(resolution, resolution, resolution).numpy()
-    vertices, faces, normals, _ = marching_cubes(volume, level, spacing=(spacing,) * 3, gradient_direction="ascent")
+    vertices, faces, normals, _ = marching_cubes(
+        volume, level, spacing=(spacing,) * 3, gradient_direction="ascent"
+    )
     vertices = torch.from_numpy(vertices).float() - (bound + spacing)
 
     points = vertices[:, None] - COLOUR_DEPTHS[:, None] * torch.from_numpy(normals.copy())[:, None]
@@ -177,14 +209,14 @@ def srgb_to_linear(colours: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
 def write_glb(mesh: Mesh, path: str | Path) -> None:
     """Write a mesh as a binary glTF 2.0 file (.glb), whole or not at all.
 
-    glTF has y up and the front of an object at +z; here z is up and the front at +x. One rotation about the diagonal,
-    which moves the axes round in a cycle, does both:
+    glTF has y up and the front of an object at +z; here z is up and the front at +x. One rotation
+    about the diagonal, which moves the axes round in a cycle, does both:
 
         (x, y, z)_glTF = (y, z, x)
 
-    glTF's vertex colours are linear light, so the screen values are converted. They already hold the light of the
-    pictures that the field was trained on, so the material is to be shown unlit (extension KHR_materials_unlit); a
-    viewer that does not know the extension shows a matt surface.
+    glTF's vertex colours are linear light, so the screen values are converted. They already hold
+    the light of the pictures that the field was trained on, so the material is to be shown unlit
+    (extension KHR_materials_unlit); a viewer that does not know the extension shows a matt surface.
 
     Args:
         mesh: from `extract_mesh`.
@@ -216,15 +248,27 @@ def write_glb(mesh: Mesh, path: str | Path) -> None:
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}]}],
+        "meshes": [
+            {
+                "primitives": [
+                    {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
+                ]
+            }
+        ],
         "materials": [{"pbrMetallicRoughness": matt, "extensions": {"KHR_materials_unlit": {}}}],
         "accessors": accessors,
         "bufferViews": views,
         "buffers": [{"byteLength": offsets[-1]}],
     }
     text = json.dumps(document).encode()
-    # a chunk is its length, its kind and its bytes; lengths are multiples of four, and json is filled up with blanks
+    # a chunk is its length, its kind and its bytes; lengths are multiples of four, and json is
+    # filled up with blanks
     text += b" " * (-len(text) % 4)
     binary = b"".join(array.tobytes() for array, *_ in parts)
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(binary), b"BIN\0") + binary
+    chunks = (
+        struct.pack("<I4s", len(text), b"JSON")
+        + text
+        + struct.pack("<I4s", len(binary), b"BIN\0")
+        + binary
+    )
     write_atomically(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)

@@ -1,13 +1,14 @@
-"""A mesh that can be turned with the mouse, in the output of a notebook cell: no server, no download, no library.
+"""A mesh that can be turned with the mouse, in the output of a notebook cell: no server, no
+download, no library.
 
-The vertices are sent as 16-bit numbers and drawn by the browser with WebGL 2. Seen from azimuth a and elevation e, with the
-axes of `cameras` (z up), a vertex p lands at
+The vertices are sent as 16-bit numbers and drawn by the browser with WebGL 2. Seen from azimuth a
+and elevation e, with the axes of `cameras` (z up), a vertex p lands at
 
     right = -p_x sin a + p_y cos a,    up = p_z cos e - (p_x cos a + p_y sin a) sin e
     depth = (p_x cos a + p_y sin a) cos e + p_z sin e
 
-and dragging changes a and e. Pages that only show notebooks (a code host's, say) run no scripts: a still picture stands
-beside it.
+and dragging changes a and e. Pages that only show notebooks (a code host's, say) run no scripts: a
+still picture stands beside it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class Html(NamedTuple):
 
 
 def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, resolution: int = 240) -> Html:
-    """The mesh in a frame of `resolution` pixels, to be turned with the mouse, and the still picture beside it.
+    """The mesh in a frame of `resolution` pixels, to be turned with the mouse, and the still
+    picture beside it.
 
     Args:
         mesh: vertices inside of [-1, 1]^3; they are rounded to multiples of 1/32767.
@@ -90,7 +92,10 @@ def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, resolution: 
     from PIL import Image
 
     if np.abs(mesh.vertices).max(initial=0) > 1 + 1e-4:
-        raise ValueError(f"mesh: expected vertices in [-1, 1], got {np.abs(mesh.vertices).max():g}; divide by the bound")
+        raise ValueError(
+            f"mesh: expected vertices in [-1, 1], got {np.abs(mesh.vertices).max():g}; divide by"
+            " the bound"
+        )
 
     parts = {
         "VERTICES": np.round(32767 * mesh.vertices.clip(-1, 1)).astype("<i2"),
@@ -104,7 +109,13 @@ def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, resolution: 
     if still is not None:
         buffer = io.BytesIO()
         Image.fromarray(to_uint8(torch.as_tensor(still))).save(buffer, format="png")
-        picture = f'<img width={resolution} height={resolution} src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-    frame = f'<iframe width={resolution} height={resolution} style="border:0" srcdoc="{html.escape(page)}"></iframe>'
+        picture = (
+            f"<img width={resolution} height={resolution}"
+            f' src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        )
+    frame = (
+        f'<iframe width={resolution} height={resolution} style="border:0"'
+        f' srcdoc="{html.escape(page)}"></iframe>'
+    )
     # pages of notebooks put every picture on a line of its own, and may be dark
     return Html(f'<div style="display:flex; background:white">{frame}{picture}</div>')

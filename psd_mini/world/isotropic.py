@@ -1,12 +1,13 @@
-"""A mixture whose components are pictures: one shared isotropic variance, large d, a few matrix products.
+"""A mixture whose components are pictures: one shared isotropic variance, large d, a few matrix
+products.
 
     p_0(x)   = sum_k w_k N(x; mu_k, tau^2 I)
     p_t(x_t) = sum_k w_k N(x_t; alpha_t mu_k, c I),    c = alpha_t^2 tau^2 + sigma_t^2
 
-These are GaussianMixture's formulas with S_k = tau^2 I. They are written again because a component is now a picture of
-thousands of numbers, which are read, never copied, and because every sample of the batch may have components of its own
-(the pictures that its camera sees). With tau -> 0 this is the exact denoiser of a finite data set (Karras et al. 2022,
-arXiv 2206.00364, appendix B.3).
+These are GaussianMixture's formulas with S_k = tau^2 I. They are written again because a component
+is now a picture of thousands of numbers, which are read, never copied, and because every sample of
+the batch may have components of its own (the pictures that its camera sees). With tau -> 0 this is
+the exact denoiser of a finite data set (Karras et al. 2022, arXiv 2206.00364, appendix B.3).
 
 Shapes: B samples, E prompts, M components, D numbers per picture.
 """
@@ -36,8 +37,10 @@ def isotropic_denoise(
 
     Args:
         x_t: noised pictures, flattened, shape (B, D).
-        means: mu_k, shape (B, M, D) when every sample has its own components, (1, M, D) when they are shared.
-        log_weights: log w_k of each prompt at each sample, shape (E, B, M), up to a constant per row; -inf is allowed.
+        means: mu_k, shape (B, M, D) when every sample has its own components, (1, M, D) when they
+            are shared.
+        log_weights: log w_k of each prompt at each sample, shape (E, B, M), up to a constant per
+            row; -inf is allowed.
         variance: tau^2, in squared units of x.
         alpha_t, sigma_t: noise level of each sample, shape (B, 1).
 
@@ -47,8 +50,11 @@ def isotropic_denoise(
     c = alpha_t**2 * variance + sigma_t**2
     g = torch.softmax(_log_joint(x_t, means, log_weights, c, alpha_t), -1)
     e, b, m = g.shape
-    picture = (g.transpose(0, 1).reshape(len(means), -1, m) @ means).reshape(b, e, -1).transpose(0, 1)
-    # m_k = mu_k + (alpha_t tau^2 / c) (x_t - alpha_t mu_k), and 1 - alpha_t^2 tau^2 / c = sigma_t^2 / c
+    picture = (
+        (g.transpose(0, 1).reshape(len(means), -1, m) @ means).reshape(b, e, -1).transpose(0, 1)
+    )
+    # m_k = mu_k + (alpha_t tau^2 / c) (x_t - alpha_t mu_k), and 1 - alpha_t^2 tau^2 / c = sigma_t^2
+    # / c
     return (sigma_t**2 / c) * picture + (alpha_t * variance / c) * x_t
 
 
@@ -60,10 +66,11 @@ def isotropic_log_prob(
     alpha_t: Level,
     sigma_t: Level,
 ) -> Float[Tensor, "e b"]:
-    """Log-density of the noised pictures, log p_t(x_t) = log sum_k w_k N(x_t; alpha_t mu_k, c I), in nats.
+    """Log-density of the noised pictures, log p_t(x_t) = log sum_k w_k N(x_t; alpha_t mu_k, c I),
+    in nats.
 
-    alpha_t = 1 and sigma_t = 0 give the clean density. Arguments as in isotropic_denoise; the weights of a row are
-    normalised to sum to one.
+    alpha_t = 1 and sigma_t = 0 give the clean density. Arguments as in isotropic_denoise; the
+    weights of a row are normalised to sum to one.
 
     Returns:
         Shape (E, B).
@@ -74,15 +81,22 @@ def isotropic_log_prob(
 
 
 def _log_joint(
-    x_t: Float[Tensor, "b d"], means: Means, log_weights: Float[Tensor, "e b m"], c: Level, alpha_t: Level
+    x_t: Float[Tensor, "b d"],
+    means: Means,
+    log_weights: Float[Tensor, "e b m"],
+    c: Level,
+    alpha_t: Level,
 ) -> Float[Tensor, "e b m"]:
-    """log w_k - |x_t - alpha_t mu_k|^2 / (2 c): the joint log-density but for the constant (2 pi c)^(-D/2).
+    """log w_k - |x_t - alpha_t mu_k|^2 / (2 c): the joint log-density but for the constant (2 pi
+    c)^(-D/2).
 
-    The square is expanded, |x_t|^2 - 2 alpha_t x_t . mu_k + alpha_t^2 |mu_k|^2, which makes it a matrix product. The
-    three terms cancel: for D = 3072, pixels in [-1, 1] and tau = 0.1 float32 leaves errors of 0.1 nats in the clean
-    density, 0.03 at sigma_t = 0.14 and 0.003 at sigma_t = 0.5, and x0_hat is right to 0.002 between two pictures.
-    """
-    own = len(means)  # B or 1: shared components meet the whole batch in one product and are not copied for each sample
+    The square is expanded, |x_t|^2 - 2 alpha_t x_t . mu_k + alpha_t^2 |mu_k|^2, which makes it a
+    matrix product. The three terms cancel: for D = 3072, pixels in [-1, 1] and tau = 0.1 float32
+    leaves errors of 0.1 nats in the clean density, 0.03 at sigma_t = 0.14 and 0.003 at sigma_t =
+    0.5, and x0_hat is right to 0.002 between two pictures."""
+    own = len(
+        means
+    )  # B or 1: shared components meet the whole batch in one product and are not copied for each sample
     inner = (x_t.reshape(own, -1, x_t.shape[1]) @ means.mT).reshape(len(x_t), -1)
     means_squared = torch.linalg.vector_norm(means, dim=-1) ** 2
     squares = (x_t**2).sum(-1, keepdim=True) - 2 * alpha_t * inner + alpha_t**2 * means_squared

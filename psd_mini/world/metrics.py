@@ -1,19 +1,21 @@
 """What a finished object is worth: measured against the true world seen by the same cameras.
 
-At each of 24 fixed cameras outside the training pool the world is drawn in every (object, colour) and compared with the
-result's picture. The choice of (object, colour) is made once, for the whole object:
+At each of 24 fixed cameras outside the training pool the world is drawn in every (object, colour)
+and compared with the result's picture. The choice of (object, colour) is made once, for the whole
+object:
 
     d_k = mean over cameras of RMS over pixels and channels of (picture - picture of k),   images in [0, 1], 64 x 64
     recognised = argmin_k d_k,    true_view_distance = min_k d_k
 
     log_density_gap = mean over cameras of (log p(true picture of the recognised k) - log p(picture)) / D   [nats]
 
-with p the mixture of that camera's pictures with kernel width tau = KERNEL_WIDTH and equal weights. Where one component
-dominates, the gap is the mean over cameras of RMS^2 / (2 tau^2): with one isotropic kernel it is the distance in other
-units and NOT independent evidence. It is reported because it is what a prior with a density calls "off the manifold".
+with p the mixture of that camera's pictures with kernel width tau = KERNEL_WIDTH and equal weights.
+Where one component dominates, the gap is the mean over cameras of RMS^2 / (2 tau^2): with one
+isotropic kernel it is the distance in other units and NOT independent evidence. It is reported
+because it is what a prior with a density calls "off the manifold".
 
-Comparing at the same cameras matters: against the nearest view of a pool even a perfect object keeps a distance that
-measures the pool's density.
+Comparing at the same cameras matters: against the nearest view of a pool even a perfect object
+keeps a distance that measures the pool's density.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
 from psd_mini.world.views import recolour
 
-KERNEL_WIDTH = 0.05  # tau: standard deviation of the mixture's kernel around each true picture, in image units [0, 1]
+# tau: standard deviation of the mixture's kernel around each true picture, in image units [0, 1]
+KERNEL_WIDTH = 0.05
 JUDGE_SIZE = 64  # pixels per side of the pictures that are judged
 
 
@@ -40,9 +43,10 @@ JUDGE_SIZE = 64  # pixels per side of the pictures that are judged
 class Judgement:
     """What the judge found.
 
-    recognised: (object, colour) with the smallest distance; true_view_distance: that distance, in [0, 1] units;
-    log_density_gap: nats per dimension; distances: (M,) of all components, in the order of `text.components`.
-    """
+    recognised: (object, colour) with the smallest distance; true_view_distance: that distance, in
+        [0, 1] units;
+    log_density_gap: nats per dimension; distances: (M,) of all components, in the order of
+    `text.components`."""
 
     recognised: tuple[str, str]
     true_view_distance: float
@@ -57,7 +61,8 @@ def judge_views() -> WorldViews:
 
 
 def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Float[Tensor, "p m"]:
-    """Mean squared difference over pixels and channels to every component, at each camera: (P, M), float64.
+    """Mean squared difference over pixels and channels to every component, at each camera: (P, M),
+    float64.
 
     A true picture is base_o + main_o c, so with r_o = picture - base_o nothing needs to be drawn:
 
@@ -98,14 +103,19 @@ def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> 
     views = views or judge_views()
     expected = (len(views.cameras), 3, views.resolution, views.resolution)
     if tuple(images.shape) != expected:
-        raise ValueError(f"images: expected {expected}, one per camera of views, in [0, 1]; got {tuple(images.shape)}")
+        raise ValueError(
+            f"images: expected {expected}, one per camera of views, in [0, 1]; got"
+            f" {tuple(images.shape)}"
+        )
     squared = squared_distances(images, views)
     distances = squared.sqrt().mean(dim=0)
     best = int(distances.argmin())
     which, colour = divmod(best, len(COLOURS))
-    true_pictures = recolour(views.layers[which], views.layers.new_tensor([list(COLOURS.values())[colour]]))[:, 0]
+    true_pictures = recolour(
+        views.layers[which], views.layers.new_tensor([list(COLOURS.values())[colour]])
+    )[:, 0]
     dimension = math.prod(expected[1:])
-    gap = log_mixture_per_dimension(squared_distances(true_pictures, views), dimension) - log_mixture_per_dimension(
-        squared, dimension
-    )
+    gap = log_mixture_per_dimension(
+        squared_distances(true_pictures, views), dimension
+    ) - log_mixture_per_dimension(squared, dimension)
     return Judgement(components()[best], float(distances[best]), float(gap.mean()), distances)

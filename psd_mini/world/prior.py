@@ -1,19 +1,21 @@
 """The exact diffusion prior of the toy world: a mixture of its own pictures.
 
-At a camera of the pool, the world's pictures of all (object, colour) pairs k, as points mu_k in the space x = 2 image - 1,
-are the centres of an isotropic mixture whose weights a text embedding e chooses:
+At a camera of the pool, the world's pictures of all (object, colour) pairs k, as points mu_k in the
+space x = 2 image - 1, are the centres of an isotropic mixture whose weights a text embedding e
+chooses:
 
     p(x | e, camera) = sum_k w_k N(x; mu_k, tau_x^2 I),    w_k proportional to pi_k exp(<e, key_k>),    tau_x = 2 tau
 
-tau = 0.05 is the kernel's width in image units. Noised to level t each component is N(alpha_t mu_k, C_t I) with
-C_t = alpha_t^2 tau_x^2 + sigma_t^2, so the denoiser is a softmax-weighted mean of pictures and nothing is approximated:
+tau = 0.05 is the kernel's width in image units. Noised to level t each component is N(alpha_t mu_k,
+C_t I) with C_t = alpha_t^2 tau_x^2 + sigma_t^2, so the denoiser is a softmax-weighted mean of
+pictures and nothing is approximated:
 
     g_k = softmax_k( log w_k - ||x_t - alpha_t mu_k||^2 / (2 C_t) )
     x0_hat = sum_k g_k mu_k + (alpha_t tau_x^2 / C_t) (x_t - alpha_t sum_k g_k mu_k)
     eps_hat = (x_t - alpha_t x0_hat) / sigma_t
 
-This is the score that a perfectly trained network would have on this world (cf. the exact denoiser of a finite data set,
-Karras et al. 2022, arXiv 2206.00364, appendix B.3).
+This is the score that a perfectly trained network would have on this world (cf. the exact denoiser
+of a finite data set, Karras et al. 2022, arXiv 2206.00364, appendix B.3).
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import ArgumentError, at_least, in_words, validated
 from psd_mini.cameras import Cameras
-from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.rewards import score
-from psd_mini.sds import Prior
 from psd_mini.schedule import NoiseSchedule, Times, scaled_linear_schedule
+from psd_mini.sds import Prior
 from psd_mini.world import text
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.world.metrics import KERNEL_WIDTH
 from psd_mini.world.pool import WorldViews, make_views, pool_cameras
 
@@ -43,10 +45,11 @@ class ToyWorldPrior(Prior):
 
     Args:
         resolution: pixels per side of x; ignored when `views` is given.
-        conditioning: what the prior knows of the camera. "camera": exactly which one, the mixture holds that camera's
-            pictures only. "words": its view word (front, right, back, left) is added to every embedding, as
-            view-dependent prompts do for a text-to-image model, and the mixture holds the whole pool. "none": nothing,
-            the mixture over the whole pool, whose every camera wants its own favourite side: the Janus problem.
+        conditioning: what the prior knows of the camera. "camera": exactly which one, the mixture
+            holds that camera's pictures only. "words": its view word (front, right, back, left) is
+            added to every embedding, as view-dependent prompts do for a text-to-image model, and
+            the mixture holds the whole pool. "none": nothing, the mixture over the whole pool,
+            whose every camera wants its own favourite side: the Janus problem.
         views: the world's pictures; default the shared pool.
         log_prior: (M,) log pi_k of the components up to a constant; default equal.
         schedule: noise levels; default Stable Diffusion's.
@@ -64,7 +67,10 @@ class ToyWorldPrior(Prior):
         schedule: NoiseSchedule | None = None,
     ):
         if conditioning not in CONDITIONING:
-            raise ValueError(f"conditioning: {conditioning!r} is not known; choose from {', '.join(CONDITIONING)}")
+            raise ValueError(
+                f"conditioning: {conditioning!r} is not known; choose from"
+                f" {', '.join(CONDITIONING)}"
+            )
         self.views = views or make_views(pool_cameras(), resolution)
         self.conditioning = conditioning
         self.schedule = schedule or scaled_linear_schedule()
@@ -72,23 +78,34 @@ class ToyWorldPrior(Prior):
         self.keys = text.component_keys()
         self.log_prior = torch.zeros(len(self.keys)) if log_prior is None else log_prior
         if self.log_prior.shape != (len(self.keys),):
-            raise ValueError(f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}")
-        self._all_means: tuple[WorldViews | None, Tensor] = (None, torch.empty(0))  # of every picture of these views
+            raise ValueError(
+                f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}"
+            )
+        self._all_means: tuple[WorldViews | None, Tensor] = (
+            None,
+            torch.empty(0),
+        )  # of every picture of these views
 
     def __repr__(self) -> str:
         weights = "" if not self.log_prior.any() else f", log_prior={self.log_prior.tolist()}"
-        return f"ToyWorldPrior({self.views.resolution}, {self.conditioning!r}, {len(self.views.cameras)} cameras{weights})"
+        return (
+            f"ToyWorldPrior({self.views.resolution}, {self.conditioning!r},"
+            f" {len(self.views.cameras)} cameras{weights})"
+        )
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
-        """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See `world.text.embed`."""
+        """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See
+        `world.text.embed`."""
         return text.embed(prompts)
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """x = 2 image - 1, differentiable. Raises ValueError for pictures of another resolution than the prior's."""
+        """x = 2 image - 1, differentiable. Raises ValueError for pictures of another resolution
+        than the prior's."""
         if images.shape[1:] != (3, self.views.resolution, self.views.resolution):
             raise ValueError(
-                f"images: expected (B, 3, {self.views.resolution}, {self.views.resolution}), got {tuple(images.shape)}; "
-                "render at the prior's resolution or make the prior with another resolution"
+                f"images: expected (B, 3, {self.views.resolution}, {self.views.resolution}), got"
+                f" {tuple(images.shape)}; render at the prior's resolution or make the prior with"
+                " another resolution"
             )
         return 2 * images - 1
 
@@ -97,12 +114,14 @@ class ToyWorldPrior(Prior):
         return ((x + 1) / 2).clamp(0, 1)
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
-        """n different cameras of the pool, at random; all of them in random order if n is larger."""
+        """n different cameras of the pool, at random; all of them in random order if n is
+        larger."""
         at_least("n", n, 1)
         return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
 
     def component_rewards(self, reward: Callable | None, prompt: str) -> Float[Tensor, " m"]:
-        """r(mu_k, prompt) of every component: the mean reward of its pictures over the pool's cameras, (M,)."""
+        """r(mu_k, prompt) of every component: the mean reward of its pictures over the pool's
+        cameras, (M,)."""
         rewards, prompts = [], [prompt] * len(self.keys)
         for camera in range(len(self.views.cameras)):
             pictures = self.views.pictures(torch.tensor([camera]))[0]
@@ -111,27 +130,38 @@ class ToyWorldPrior(Prior):
         return torch.stack(rewards).mean(0)
 
     def tilted(self, reward: Callable | None, beta: float, prompt: str = "") -> ToyWorldPrior:
-        """The optimum of "reward minus beta KL": the same pictures with weights pi_k exp(r(mu_k, prompt) / beta).
+        """The optimum of "reward minus beta KL": the same pictures with weights pi_k exp(r(mu_k,
+        prompt) / beta).
 
-        Exact as the kernel width goes to zero; at tau = 0.05 it neglects how the reward varies within a kernel.
+        Exact as the kernel width goes to zero; at tau = 0.05 it neglects how the reward varies
+        within a kernel.
 
         Args:
-            reward: images, prompts -> scores; asked about every picture of the pool, without gradients.
+            reward: images, prompts -> scores; asked about every picture of the pool, without
+                gradients.
             beta: temperature in reward units, positive.
             prompt: what the reward is told that the picture should show, for rewards that listen.
         """
         if not beta > 0:
             raise ValueError(f"beta: expected a positive temperature in reward units, got {beta!r}")
         log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
-        return ToyWorldPrior(conditioning=self.conditioning, views=self.views, log_prior=log_prior, schedule=self.schedule)
+        return ToyWorldPrior(
+            conditioning=self.conditioning,
+            views=self.views,
+            log_prior=log_prior,
+            schedule=self.schedule,
+        )
 
     def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, Tensor]:
-        """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of n cameras sees."""
+        """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of n
+        cameras sees."""
         if embeddings.shape[1] != self.keys.shape[1]:
             expected = f"finite numbers (E, {self.keys.shape[1]}), as `embed` gives them"
             raise ArgumentError(f"embeddings: expected {expected}, got {in_words(embeddings)}")
         if len(cameras) != n:
-            raise ArgumentError(f"cameras: expected {n} of the pool, one per picture, got {len(cameras)}")
+            raise ArgumentError(
+                f"cameras: expected {n} of the pool, one per picture, got {len(cameras)}"
+            )
         index = self.views.index_of(cameras)
         if self.conditioning == "camera":
             means = self.views.pictures(index).to(embeddings).flatten(2).mul_(2).sub_(1)
@@ -143,25 +173,45 @@ class ToyWorldPrior(Prior):
         if self.conditioning == "words":
             embeddings = embeddings + text.WORD_STRENGTH * views[index]
         # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
-        log_weights = (embeddings @ views.T)[..., None] + (embeddings @ keys.T + self.log_prior.to(keys))[..., None, :]
+        log_weights = (embeddings @ views.T)[..., None] + (
+            embeddings @ keys.T + self.log_prior.to(keys)
+        )[..., None, :]
         of, means = self._all_means  # made when they are first needed
-        if of is not self.views or (means.dtype, means.device) != (embeddings.dtype, embeddings.device):
-            everything = self.views.pictures(torch.arange(len(self.views.cameras))).to(embeddings).mul_(2).sub_(1)
+        if of is not self.views or (means.dtype, means.device) != (
+            embeddings.dtype,
+            embeddings.device,
+        ):
+            everything = (
+                self.views.pictures(torch.arange(len(self.views.cameras)))
+                .to(embeddings)
+                .mul_(2)
+                .sub_(1)
+            )
             means = everything.flatten(2).flatten(0, 1)[None]  # (1, P M, D)
             self._all_means = self.views, means
         return means, log_weights.flatten(2)
 
     def denoise(
-        self, x_t: Float[Tensor, "b 3 h w"], t: Times, embeddings: Float[Tensor, "e v"], cameras: Cameras
+        self,
+        x_t: Float[Tensor, "b 3 h w"],
+        t: Times,
+        embeddings: Float[Tensor, "e v"],
+        cameras: Cameras,
     ) -> Float[Tensor, "e b 3 h w"]:
         """x0_hat = E[x | x_t, e, camera] for each embedding (equation: the module's docstring)."""
         alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t.flatten(1))
         means, log_weights = self._mixture(embeddings.to(x_t), cameras, len(x_t))
-        x0_hat = isotropic_denoise(x_t.flatten(1), means, log_weights, self.variance, alpha_t, sigma_t)
+        x0_hat = isotropic_denoise(
+            x_t.flatten(1), means, log_weights, self.variance, alpha_t, sigma_t
+        )
         return x0_hat.view(-1, *x_t.shape)
 
     def predict_noise(
-        self, x_t: Float[Tensor, "b 3 h w"], t: Times, embeddings: Float[Tensor, "e v"], cameras: Cameras
+        self,
+        x_t: Float[Tensor, "b 3 h w"],
+        t: Times,
+        embeddings: Float[Tensor, "e v"],
+        cameras: Cameras,
     ) -> Float[Tensor, "e b 3 h w"]:
         """eps_hat = (x_t - alpha_t x0_hat) / sigma_t = -sigma_t grad log p_t(x_t | e, camera).
 
@@ -172,19 +222,27 @@ class ToyWorldPrior(Prior):
             cameras: B cameras of the pool, one per picture.
 
         Returns:
-            (E, B, 3, h, w) in units of the standard normal. Digits: float32 is within 1e-4 at every t, worst at middle t,
-            where two pictures are equally likely and the expanded square of `isotropic` has to tell them apart.
+            (E, B, 3, h, w) in units of the standard normal. Digits: float32 is within 1e-4 at every
+            t, worst at middle t, where two pictures are equally likely and the expanded square of
+            `isotropic` has to tell them apart.
         """
         return self.schedule.eps_from_x0(x_t, self.denoise(x_t, t, embeddings, cameras), t)
 
     def log_prob(
-        self, x: Float[Tensor, "b 3 h w"], embeddings: Float[Tensor, "e v"], cameras: Cameras, t: Times | None = None
+        self,
+        x: Float[Tensor, "b 3 h w"],
+        embeddings: Float[Tensor, "e v"],
+        cameras: Cameras,
+        t: Times | None = None,
     ) -> Float[Tensor, "e b"]:
-        """log p_t(x_t | e, camera) in nats, of the clean pictures when t is None. Returns (E, B)."""
+        """log p_t(x_t | e, camera) in nats, of the clean pictures when t is None. Returns (E,
+        B)."""
         flat = x.flatten(1)
         if t is None:
             alpha_t, sigma_t = torch.ones_like(flat[:, :1]), torch.zeros_like(flat[:, :1])
         else:
             alpha_t, sigma_t = self.schedule.alpha_sigma(t, flat)
         means, log_weights = self._mixture(embeddings.to(x), cameras, len(x))
-        return isotropic_log_prob(flat, means, log_weights.log_softmax(-1), self.variance, alpha_t, sigma_t)
+        return isotropic_log_prob(
+            flat, means, log_weights.log_softmax(-1), self.variance, alpha_t, sigma_t
+        )

@@ -4,19 +4,21 @@ A ray o + s d enters the ball that holds the object and then advances by the sig
 
     s <- s + f(o + s d),
 
-which cannot overshoot because f is 1-Lipschitz (Hart 1996, "Sphere tracing", The Visual Computer 12), until it touches
-(f < EPSILON) or leaves the ball. Two distant lights are fixed in the world, nothing casts a shadow, the background is
-white. A surface point with colour c and unit normal n sends out
+which cannot overshoot because f is 1-Lipschitz (Hart 1996, "Sphere tracing", The Visual Computer
+12), until it touches (f < EPSILON) or leaves the ball. Two distant lights are fixed in the world,
+nothing casts a shadow, the background is white. A surface point with colour c and unit normal n
+sends out
 
     radiance = c * shade,    shade = AMBIENT + sum_k max(0, n . l_k)
 
-in every direction, so it looks the same from everywhere: a radiance field without view dependence can represent it. And
-the picture is affine in the main colour c, so it is traced once and recoloured at no cost:
+in every direction, so it looks the same from everywhere: a radiance field without view dependence
+can represent it. And the picture is affine in the main colour c, so it is traced once and
+recoloured at no cost:
 
     image = base + main * c
 
-where base (3 channels) holds the background and the fixed colours, main (1 channel) the shade of the main parts.
-"""
+where base (3 channels) holds the background and the fixed colours, main (1 channel) the shade of
+the main parts."""
 
 from __future__ import annotations
 
@@ -31,24 +33,31 @@ from psd_mini.cameras import Cameras, camera_rays
 from psd_mini.world.objects import MAIN, OBJECTS, RADIUS, Sdf, union
 
 AMBIENT = 0.65
-# l_k: direction to the light times its intensity. A sun above the front and a weak fill light behind, placed such that
-# the top and the four sides of a cube all differ; |l_1|, |l_2| and |l_1 + l_2| are at most 1 - AMBIENT, so shade <= 1.
+# l_k: direction to the light times its intensity. A sun above the front and a weak fill light
+# behind, placed such that the top and the four sides of a cube all differ; |l_1|, |l_2| and |l_1 +
+# l_2| are at most 1 - AMBIENT, so shade <= 1.
 LIGHTS = ((0.21, 0.08, 0.26), (-0.16, -0.05, 0.05))
 EPSILON = 1e-4  # world units; a pixel of a 64 x 64 picture is 0.034 wide
 MAX_STEPS = 256  # seven on average; only rays that graze a surface need more than 64
-RAYS_AT_ONCE = 2**18  # per thread; bounds the memory to 50 MB each. Far fewer, and the overhead of operations dominates
+RAYS_AT_ONCE = (
+    2**18
+)  # per thread; bounds the memory to 50 MB each. Far fewer, and the overhead of operations dominates
 
 
 @torch.no_grad()
-def trace(sdf: Sdf, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]) -> Float[Tensor, " n"]:
+def trace(
+    sdf: Sdf, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]
+) -> Float[Tensor, " n"]:
     """Where rays hit a solid, by sphere tracing (the equation is in the module's docstring).
 
     Args:
-        sdf: its 1-Lipschitz signed distance; what lies outside the ball of radius RADIUS is not seen.
+        sdf: its 1-Lipschitz signed distance; what lies outside the ball of radius RADIUS is not
+            seen.
         origins, directions: o in world units and d of unit length, one column per ray.
 
     Returns:
-        s in world units, short of the surface by less than EPSILON over the cosine of incidence; infinity for a miss.
+        s in world units, short of the surface by less than EPSILON over the cosine of incidence;
+        infinity for a miss.
     """
     # the ball: |o + s d| = RADIUS at s = middle -+ half_chord
     middle = -(origins * directions).sum(0)
@@ -73,7 +82,9 @@ def trace(sdf: Sdf, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 
 
 
 @torch.no_grad()
-def _radiance(name: str, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]) -> Float[Tensor, "4 n"]:
+def _radiance(
+    name: str, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]
+) -> Float[Tensor, "4 n"]:
     """Base and main along n rays, no averaging."""
     parts = OBJECTS[name]
     depth = trace(union(*(part.sdf for part in parts)), origins, directions)
@@ -86,25 +97,32 @@ def _radiance(name: str, origins: Float[Tensor, "3 n"], directions: Float[Tensor
         normals = normalize(torch.autograd.grad(distance.sum(), points)[0], dim=0)
     # shade = AMBIENT + sum_k max(0, n . l_k)
     shade = AMBIENT + (normals.new_tensor(LIGHTS) @ normals).clamp_min(0).sum(0)
-    palette = shade.new_tensor([(0, 0, 0, 1) if part.colour is MAIN else (*part.colour, 0) for part in parts])
+    palette = shade.new_tensor(
+        [(0, 0, 0, 1) if part.colour is MAIN else (*part.colour, 0) for part in parts]
+    )
     layers = shade.new_tensor((1, 1, 1, 0))[:, None].repeat(1, len(depth))
     layers[:, hit] = palette.T[:, nearest] * shade
     return layers
 
 
-def render_layers(name: str, cameras: Cameras, resolution: int, supersample: int = 2) -> Float[Tensor, "b 4 resolution resolution"]:
+def render_layers(
+    name: str, cameras: Cameras, resolution: int, supersample: int = 2
+) -> Float[Tensor, "b 4 resolution resolution"]:
     """Base and main layer of an object's pictures: everything about them but the main colour.
 
-        layers = mean over supersample^2 rays of (c_fixed * shade or background, [main part] * shade)
+        layers = mean over supersample^2 rays of (c_fixed * shade or background, [main part] *
+        shade)
 
     Args:
         name: a key of `OBJECTS`.
         cameras: B cameras; their dtype and device are those of the result.
         resolution: height and width in pixels.
-        supersample: rays per pixel along each axis; averaging is linear, so the picture stays affine.
+        supersample: rays per pixel along each axis; averaging is linear, so the picture stays
+            affine.
 
     Returns:
-        (B, 4, resolution, resolution): base (3 channels) and main (1); base + main * c is in [0, 1] for c in [0, 1].
+        (B, 4, resolution, resolution): base (3 channels) and main (1); base + main * c is in [0, 1]
+        for c in [0, 1].
 
     Raises:
         ValueError: for an unknown name, or resolution or supersample below 1.
@@ -112,7 +130,9 @@ def render_layers(name: str, cameras: Cameras, resolution: int, supersample: int
     if name not in OBJECTS:
         raise ValueError(f"name: the toy world has no {name!r}; choose one of {', '.join(OBJECTS)}")
     if resolution < 1 or supersample < 1:
-        raise ValueError(f"resolution, supersample: expected at least 1, got {resolution} and {supersample}")
+        raise ValueError(
+            f"resolution, supersample: expected at least 1, got {resolution} and {supersample}"
+        )
     side = resolution * supersample
     at_once = max(1, RAYS_AT_ONCE // side**2)
 
@@ -121,15 +141,24 @@ def render_layers(name: str, cameras: Cameras, resolution: int, supersample: int
         # one row per coordinate from here on: x, y and z are contiguous
         rays = origins.T.repeat_interleave(side**2, dim=1), directions.reshape(-1, 3).T.contiguous()
         layers = _radiance(name, *rays)
-        return layers.reshape(4, -1, resolution, supersample, resolution, supersample).mean((3, 5)).transpose(0, 1)
+        return (
+            layers.reshape(4, -1, resolution, supersample, resolution, supersample)
+            .mean((3, 5))
+            .transpose(0, 1)
+        )
 
-    # one thread for each batch of cameras, not several for each operation: thousands of short operations that wait for
-    # all their threads take ten times as long when another process keeps one of the cores busy
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    # one thread for each batch of cameras, not several for each operation: thousands of short
+    # operations that wait for all their threads take ten times as long when another process keeps
+    # one of the cores busy
+    with ThreadPoolExecutor(
+        torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         return torch.cat(list(pool.map(draw, range(0, len(cameras), at_once))))
 
 
-def recolour(layers: Float[Tensor, "*b 4 h w"], colours: Float[Tensor, "c 3"]) -> Float[Tensor, "*b c 3 h w"]:
+def recolour(
+    layers: Float[Tensor, "*b 4 h w"], colours: Float[Tensor, "c 3"]
+) -> Float[Tensor, "*b c 3 h w"]:
     """Pictures of one object in C main colours.
 
         image = base + main * c

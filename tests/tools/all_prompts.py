@@ -1,10 +1,11 @@
-"""Every (object, colour) of the toy world, distilled with default settings and judged: tests/results/all_prompts.jsonl.
+"""Every (object, colour) of the toy world, distilled with default settings and judged:
+tests/results/all_prompts.jsonl.
 
     python tests/tools/all_prompts.py [voxel|triplane|toy]     resumable; writes notebooks/images/all_prompts_FIELD.png
 
-One single-threaded process per core. The target: recognised in at least 95% of the prompts, and a true_view_distance of at
-most 1.25 times the oracle's. "toy" is voxels distilled from the toy checkpoint; target: 90% recognised, 90 s each.
-"""
+One single-threaded process per core. The target: recognised in at least 95% of the prompts, and a
+true_view_distance of at most 1.25 times the oracle's. "toy" is voxels distilled from the toy
+checkpoint; target: 90% recognised, 90 s each."""
 
 from __future__ import annotations
 
@@ -52,7 +53,11 @@ def sheet(kind: str) -> None:
 
     rows = [
         torch.stack(
-            [torch.load(picture_of({"field": kind, "prompt": caption(o, c)}), weights_only=True) / 255 for c in COLOURS]
+            [
+                torch.load(picture_of({"field": kind, "prompt": caption(o, c)}), weights_only=True)
+                / 255
+                for c in COLOURS
+            ]
         )
         for o in OBJECTS
     ]
@@ -70,9 +75,14 @@ def main(kinds: list[str]) -> None:
         right = sum(r["recognised"] == r["prompt"] for r in records)
         ratios = sorted(r["distance"] / r["oracle"] for r in records)
         print(
-            f"{kind}: recognised {right} of {len(records)}; distance / oracle: median {ratios[len(ratios) // 2]:.3f}, ", end=""
+            f"{kind}: recognised {right} of {len(records)}; distance / oracle: median"
+            f" {ratios[len(ratios) // 2]:.3f}, ",
+            end="",
         )
-        print(f"largest {ratios[-1]:.3f}; mean distance {sum(r['distance'] for r in records) / len(records):.4f}")
+        print(
+            f"largest {ratios[-1]:.3f}; mean distance"
+            f" {sum(r['distance'] for r in records) / len(records):.4f}"
+        )
         sheet(kind)
 
 

@@ -1,7 +1,7 @@
 """Where the time of a step goes, measured on this machine.
 
-Every ratio compares medians of repeats that alternate within one run, so that a machine that slows down half-way slows
-both sides. All times are wall-clock milliseconds.
+Every ratio compares medians of repeats that alternate within one run, so that a machine that slows
+down half-way slows both sides. All times are wall-clock milliseconds.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.distill import distill
 from psd_mini.fields import DENSITY_SCALE, VoxelField, make_field
 from psd_mini.methods import METHODS, make_method
-from psd_mini.world.prior import ToyWorldPrior
 from psd_mini.rendering import ball_interval, compositing_weights, render
 from psd_mini.rewards import make_reward
 from psd_mini.viz.pictures import gif, render_views, turntable_cameras
+from psd_mini.world.prior import ToyWorldPrior
 
 PARTS = ("render", "prior", "backward")
 
@@ -34,10 +34,12 @@ PARTS = ("render", "prior", "backward")
 def bench(steps: int = 30) -> list[dict]:
     """Print what a step costs and what that goes to, and return the rows of the table.
 
-    "rest" is what belongs to neither rendering, prior nor backward: rewards, optimiser, bookkeeping.
+    "rest" is what belongs to neither rendering, prior nor backward: rewards, optimiser,
+    bookkeeping.
 
     Args:
-        steps: steps that are timed for each method, after 3 that warm up, and repeats of every ratio; at least 1.
+        steps: steps that are timed for each method, after 3 that warm up, and repeats of every
+            ratio; at least 1.
 
     Raises:
         ValueError: steps below 1.
@@ -46,10 +48,16 @@ def bench(steps: int = 30) -> list[dict]:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows = methods_table(steps)
     for name in ("sds", "psd"):
-        print(f"{name}: one step is {overhead(name, steps):.2f} times its bare prior evaluations and one render with backward")
+        print(
+            f"{name}: one step is {overhead(name, steps):.2f} times its bare prior evaluations and"
+            " one render with backward"
+        )
     for name, field in (("fresh", VoxelField()), ("converged", converged_field())):
         ratio, difference = renderer_ratio(field, steps)
-        print(f"render 64 x 64 x 64, {name} field: plain / ours {ratio:.2f}; largest relative difference {difference:.0e}")
+        print(
+            f"render 64 x 64 x 64, {name} field: plain / ours {ratio:.2f}; largest relative"
+            f" difference {difference:.0e}"
+        )
     print(f"import psd_mini / import torch: {import_ratio(max(1, steps // 6)):.2f}")
     show = partial(_show, converged_field())
     print(f"a turntable for a notebook: {alternating([show], 3)[0]:.0f} ms")
@@ -72,16 +80,25 @@ def methods_table(steps: int) -> list[dict]:
     """Milliseconds per step of every method on voxels, and of SDS on triplanes."""
     prior, reward = ToyWorldPrior(), make_reward("colorfulness")
     print("4 cameras of 32 x 32; ms a step")
-    print(f"{'field':10}{'method':18}" + "".join(f"{name:>10}" for name in (*PARTS, "rest", "total", "/ sds", "evals")))
+    print(
+        f"{'field':10}{'method':18}"
+        + "".join(f"{name:>10}" for name in (*PARTS, "rest", "total", "/ sds", "evals"))
+    )
     rows: list[dict] = []
     for kind, name in [*(("voxel", name) for name in METHODS), ("triplane", "sds")]:
         method = make_method(name)
-        run = partial(distill, prior=prior, method=method, prompt="a mushroom", reward=reward, progress=False)
+        run = partial(
+            distill, prior=prior, method=method, prompt="a mushroom", reward=reward, progress=False
+        )
         run(make_field(kind), steps=3)
         cost = run(make_field(kind), steps=steps).cost
         row = {part: 1e3 * cost.seconds.get(part, 0.0) / steps for part in PARTS}
         total = 1e3 * cost.seconds["total"] / steps
-        row |= {"rest": total - sum(row.values()), "total": total, "ratio": total / rows[0]["total"] if rows else 1.0}
+        row |= {
+            "rest": total - sum(row.values()),
+            "total": total,
+            "ratio": total / rows[0]["total"] if rows else 1.0,
+        }
         row |= {"evaluations": cost.prior_evaluations / steps}
         print(f"{kind:10}{name:18}" + "".join(f"{value:10.2f}" for value in row.values()))
         rows.append({"field": kind, "method": name, **row})
@@ -93,7 +110,8 @@ def _show(field: VoxelField) -> None:
 
 
 def converged_field() -> VoxelField:
-    """A red ball with sharp edges in empty space: what a field looks like after training, without the training."""
+    """A red ball with sharp edges in empty space: what a field looks like after training,
+    without the training."""
     field = VoxelField()
     resolution = field.density.shape[-1]
     axis = torch.linspace(-1, 1, resolution)
@@ -104,7 +122,9 @@ def converged_field() -> VoxelField:
     return field
 
 
-def _forward_backward(picture: Callable[[], torch.Tensor], field: torch.nn.Module, direction: torch.Tensor) -> torch.Tensor:
+def _forward_backward(
+    picture: Callable[[], torch.Tensor], field: torch.nn.Module, direction: torch.Tensor
+) -> torch.Tensor:
     field.zero_grad()
     rgb = picture()
     (rgb * direction).sum().backward()
@@ -112,7 +132,8 @@ def _forward_backward(picture: Callable[[], torch.Tensor], field: torch.nn.Modul
 
 
 def overhead(method_name: str, steps: int) -> float:
-    """Cost of a step over the bare cost of its prior evaluations and of one render with its backward pass."""
+    """Cost of a step over the bare cost of its prior evaluations and of one render with its
+    backward pass."""
     prior, field = ToyWorldPrior(), VoxelField()
     generator = torch.Generator().manual_seed(0)
     cameras = prior.draw_cameras(4, generator)
@@ -122,14 +143,18 @@ def overhead(method_name: str, steps: int) -> float:
     evaluations = run(steps=1).cost.prior_evaluations // len(cameras)
 
     def bare() -> None:
-        rgb = _forward_backward(lambda: render(field, cameras, 32, generator=generator).rgb, field, direction)
+        rgb = _forward_backward(
+            lambda: render(field, cameras, 32, generator=generator).rgb, field, direction
+        )
         x_t, t = prior.encode(rgb.detach()), torch.full((4,), 500)
         with torch.no_grad():
             for _ in range(evaluations):
                 prior.predict_noise(x_t, t, embeddings, cameras)
 
     ratios, block = [], min(5, steps)
-    for _ in range(max(2, steps)):  # a few steps, then as many bare ones; neighbours share what else the machine is doing
+    for _ in range(
+        max(2, steps)
+    ):  # a few steps, then as many bare ones; neighbours share what else the machine is doing
         seconds = run(steps=block).cost.seconds["total"]
         start = time.perf_counter()
         for _ in range(block):
@@ -139,7 +164,8 @@ def overhead(method_name: str, steps: int) -> float:
 
 
 def plain_render(field: VoxelField, cameras: Cameras, size: int, n_samples: int) -> torch.Tensor:
-    """The renderer that is written first: every ray, one call of grid_sample. Equations as in `psd_mini.rendering`.
+    """The renderer that is written first: every ray, one call of grid_sample. Equations as in
+    `psd_mini.rendering`.
 
     Returns:
         pictures (B, 3, size, size) on white.
@@ -160,11 +186,15 @@ def plain_render(field: VoxelField, cameras: Cameras, size: int, n_samples: int)
     return rgb.view(len(cameras), size, size, 3).permute(0, 3, 1, 2)
 
 
-def renderer_ratio(field: VoxelField, repeats: int, size: int = 64, n_samples: int = 64) -> tuple[float, float]:
-    """How many times as fast as `plain_render` the package's `render` is, forward and backward, and how far they differ.
+def renderer_ratio(
+    field: VoxelField, repeats: int, size: int = 64, n_samples: int = 64
+) -> tuple[float, float]:
+    """How many times as fast as `plain_render` the package's `render` is, forward and backward, and
+    how far they differ.
 
     Returns:
-        the ratio of the medians, and the largest of |a - b| / |b| over the picture and each parameter's gradient.
+        the ratio of the medians, and the largest of |a - b| / |b| over the picture and each
+        parameter's gradient.
     """
     cameras = orbit([30.0], 20.0)
     direction = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -172,27 +202,44 @@ def renderer_ratio(field: VoxelField, repeats: int, size: int = 64, n_samples: i
 
     def run(name: str, picture: Callable[[], torch.Tensor]) -> None:
         rgb = _forward_backward(picture, field, direction)
-        seen[name] = [rgb.detach(), *(p.grad.clone() for p in field.parameters() if p.grad is not None)]
+        seen[name] = [
+            rgb.detach(),
+            *(p.grad.clone() for p in field.parameters() if p.grad is not None),
+        ]
 
     plain = partial(run, "plain", lambda: plain_render(field, cameras, size, n_samples))
     ours = partial(run, "ours", lambda: render(field, cameras, size, n_samples=n_samples).rgb)
     slow, fast = alternating([plain, ours], repeats)
-    differences = [((a - b).norm() / b.norm()).item() for a, b in zip(seen["ours"], seen["plain"], strict=True)]
+    differences = [
+        ((a - b).norm() / b.norm()).item() for a, b in zip(seen["ours"], seen["plain"], strict=True)
+    ]
     return slow / fast, max(differences)
 
 
 def import_ratio(repeats: int) -> float:
-    """Time of `import psd_mini` in a fresh process over that of `import torch`, the processes' own start taken off."""
+    """Time of `import psd_mini` in a fresh process over that of `import torch`, the processes'
+    own start taken off."""
 
     def seconds(module: str) -> float:
-        code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        code = (
+            f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter()"
+            " - start)"
+        )
+        return float(
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout
+        )
 
     times = [(seconds("torch"), seconds("psd_mini")) for _ in range(repeats)]
-    return statistics.median(mine for _, mine in times) / statistics.median(torchs for torchs, _ in times)
+    return statistics.median(mine for _, mine in times) / statistics.median(
+        torchs for torchs, _ in times
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Where the time of a step goes.")
-    parser.add_argument("--steps", type=int, default=30, help="steps to time after a warm-up (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=30, help="steps to time after a warm-up (default: %(default)s)"
+    )
     bench(parser.parse_args().steps)

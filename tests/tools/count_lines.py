@@ -20,7 +20,15 @@ CHAPTER_CODE = defaultdict(lambda: 180, mixture=250)  # code lines; a chapter ha
 CHAPTER_LINES, FILE_LINES = 420, 300
 FUNCTION_LINES, BRANCHES = 60, 15
 COMPREHENSIONS = 5.0  # per 100 code lines of checks
-BRANCHING = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.BoolOp, ast.comprehension)
+BRANCHING = (
+    ast.If,
+    ast.IfExp,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.BoolOp,
+    ast.comprehension,
+)
 SKIPPED = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 
 
@@ -53,7 +61,9 @@ def large_functions(path: Path, code: set[int]) -> list[str]:
             lines = len(code & set(body))
             branches = sum(isinstance(part, BRANCHING) for part in ast.walk(node))
             if lines > FUNCTION_LINES or branches > BRANCHES:
-                found.append(f"{path.name}:{node.lineno} {node.name}: {lines} lines, {branches} branches")
+                found.append(
+                    f"{path.name}:{node.lineno} {node.name}: {lines} lines, {branches} branches"
+                )
     return found
 
 
@@ -74,9 +84,13 @@ def over_budget() -> list[str]:
         problems += large_functions(path, code)
         longest = CHAPTER_LINES if chapter else FILE_LINES
         if len(source.splitlines()) > longest:
-            problems.append(f"{path.name}: {len(source.splitlines())} lines in all, at most {longest}")
+            problems.append(
+                f"{path.name}: {len(source.splitlines())} lines in all, at most {longest}"
+            )
         if chapter and len(code) > CHAPTER_CODE[path.stem]:
-            problems.append(f"{path.name}: {len(code)} code lines, at most {CHAPTER_CODE[path.stem]}")
+            problems.append(
+                f"{path.name}: {len(code)} code lines, at most {CHAPTER_CODE[path.stem]}"
+            )
         dense += comprehensions(path) if room == "checks" else 0
     for room, count in rooms.items():
         print(f"{count:5d}  {room}")
@@ -86,7 +100,9 @@ def over_budget() -> list[str]:
         if rooms[name] > most:
             problems.append(f"{name}: {rooms[name]} code lines, at most {most}")
     if 100 * dense > COMPREHENSIONS * rooms["checks"]:
-        problems.append(f"checks: {dense} comprehensions, at most {COMPREHENSIONS} per 100 code lines")
+        problems.append(
+            f"checks: {dense} comprehensions, at most {COMPREHENSIONS} per 100 code lines"
+        )
     return problems
 
 

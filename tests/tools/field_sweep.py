@@ -1,10 +1,11 @@
-"""Where the fields' starting density and learning rates come from: a small sweep, written to tests/results/field_sweep.*.
+"""Where the fields' starting density and learning rates come from: a small sweep, written to
+tests/results/field_sweep.*.
 
     python tests/tools/field_sweep.py [voxel|triplane]
 
-For every start (radius, sharpness and offset of the soft ball) and every factor on the learning rates: the distance to the
-true views after SDS and after regression (the oracle), three prompts, default steps at 32 x 32.
-"""
+For every start (radius, sharpness and offset of the soft ball) and every factor on the learning
+rates: the distance to the true views after SDS and after regression (the oracle), three prompts,
+default steps at 32 x 32."""
 
 from __future__ import annotations
 
@@ -16,11 +17,25 @@ from jobs import run_jobs
 
 RESULTS = Path(__file__).parent.parent / "results"
 PROMPTS = ("a mushroom", "a blue chair", "a red house")
-BALLS = {"fog": (0.5, 8.0, -2.0), "ball": (0.6, 8.0, 0.0), "soft ball": (0.8, 4.0, -1.0), "solid": (0.6, 8.0, 2.0)}
+BALLS = {
+    "fog": (0.5, 8.0, -2.0),
+    "ball": (0.6, 8.0, 0.0),
+    "soft ball": (0.8, 4.0, -1.0),
+    "solid": (0.6, 8.0, 2.0),
+}
 
 
 def work(job: dict) -> dict:
-    from psd_mini import SDS, Regression, ToyWorldPrior, distill, fields, judge, make_field, render_views
+    from psd_mini import (
+        SDS,
+        Regression,
+        ToyWorldPrior,
+        distill,
+        fields,
+        judge,
+        make_field,
+        render_views,
+    )
     from psd_mini.world.metrics import judge_views
     from psd_mini.world.text import caption
 
@@ -54,7 +69,14 @@ def table(records: list[dict]) -> str:
         cells = [r["field"], r["start"], f"{r['lr_scale']:g}", r["prompt"], r["recognised"]]
         lines.append(
             "| "
-            + " | ".join([*cells, f"{r['distance']:.4f}", f"{r['oracle']:.4f}", f"{r['distance'] / r['oracle']:.2f}"])
+            + " | ".join(
+                [
+                    *cells,
+                    f"{r['distance']:.4f}",
+                    f"{r['oracle']:.4f}",
+                    f"{r['distance'] / r['oracle']:.2f}",
+                ]
+            )
             + " |"
         )
     return "\n".join(lines)

@@ -1,12 +1,13 @@
-"""FLOPs of one optimisation step at 512 x 512 pixels: Stable Diffusion 1.5 and ImageReward in full size, without weights.
+"""FLOPs of one optimisation step at 512 x 512 pixels: Stable Diffusion 1.5 and ImageReward in full
+size, without weights.
 
     python tests/tools/flops.py
 
-The package's own prior runs on torch's meta device, where tensors have shapes and no contents, under torch's FlopCounterMode
-(matrix products, convolutions and attention; 2 FLOPs per multiply-add; one camera per step). "KL" encodes with the model's
-own autoencoder and decodes with it for the reward, as threestudio and DreamDPO do; "tiny" uses the tiny autoencoder for both;
-"default" is what `--prior real` does: it encodes with KL and decodes with tiny.
-"""
+The package's own prior runs on torch's meta device, where tensors have shapes and no contents,
+under torch's FlopCounterMode (matrix products, convolutions and attention; 2 FLOPs per
+multiply-add; one camera per step). "KL" encodes with the model's own autoencoder and decodes with
+it for the reward, as threestudio and DreamDPO do; "tiny" uses the tiny autoencoder for both;
+"default" is what `--prior real` does: it encodes with KL and decodes with tiny."""
 
 from __future__ import annotations
 
@@ -19,12 +20,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from psd_mini.cameras import orbit
-from psd_mini.sds import surrogate_loss
-from psd_mini.sds import Context, predict
 from psd_mini.negative import negative_loss
-from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 from psd_mini.pretrained import image_reward
 from psd_mini.pretrained.image_reward import ImageRewardNetwork
+from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
+from psd_mini.sds import Context, predict, surrogate_loss
 
 TARGETS = {("KL", "SDS"): 3.9, ("tiny", "SDS"): 1.9}  # TFLOP, at most
 # each looks at the numbers in a tensor, and tensors on the meta device have none
@@ -84,8 +84,11 @@ class MetaReward:
         tokens = torch.ones(len(images), image_reward.TOKENS, dtype=torch.long, device="meta")
         network = self.network
         with torch.device("meta"):
-            z = network.vision(image_reward.preprocess(images, network.resolution)).last_hidden_state
-            # without masks, whose values transformers wants to see: the padding is computed all the same
+            z = network.vision(
+                image_reward.preprocess(images, network.resolution)
+            ).last_hidden_state
+            # without masks, whose values transformers wants to see: the padding is computed all the
+            # same
             h = network.text(tokens, encoder_hidden_states=z, is_decoder=False)
             return network.head(h.last_hidden_state[:, 0])[:, 0]
 
@@ -114,7 +117,10 @@ def parts(tiny_autoencoder: bool) -> dict[str, float]:
             stack.enter_context(patch(name, blind))
         context = Context(prior, embeddings, camera, ["a corgi"], reward)
         with torch.no_grad():
-            decode, judge = tera(lambda: prior.decode(x)), tera(lambda: reward(torch.empty(1, 3, 512, 512, device="meta")))
+            decode, judge = (
+                tera(lambda: prior.decode(x)),
+                tera(lambda: reward(torch.empty(1, 3, 512, 512, device="meta"))),
+            )
         return {
             "encode": tera(encode_and_back),
             "UNet": tera(lambda: ask(1)),
@@ -147,11 +153,16 @@ def table(columns: dict[str, dict[str, float]]) -> list[str]:
         "reward": "ImageReward",
     }
     totals = [steps(column) for column in columns.values()]
-    rows = {name: [f"{column[part]:.2f}" for column in columns.values()] for part, name in names.items()}
+    rows = {
+        name: [f"{column[part]:.2f}" for column in columns.values()] for part, name in names.items()
+    }
     for name in totals[0]:
         rows[f"**a step of {name}**"] = [f"**{total[name]:.2f}**" for total in totals]
     for name, part in {"SDS": "UNet", "PSD": "UNet, two noises"}.items():
-        shares = [column[part] / total[name] for column, total in zip(columns.values(), totals, strict=True)]
+        shares = [
+            column[part] / total[name]
+            for column, total in zip(columns.values(), totals, strict=True)
+        ]
         rows[f"the UNet's share of a step of {name}"] = [f"{share:.0%}" for share in shares]
     top = [f"| TFLOP | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     return top + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
@@ -162,4 +173,7 @@ if __name__ == "__main__":
     print("\n".join(table(counted)))
     for (column, name), target in TARGETS.items():
         reached = steps(counted[column])[name]
-        print(f"{column} {name}: {reached:.2f} TFLOP, target at most {target}: {'reached' if reached <= target else 'MISSED'}")
+        print(
+            f"{column} {name}: {reached:.2f} TFLOP, target at most {target}:"
+            f" {'reached' if reached <= target else 'MISSED'}"
+        )

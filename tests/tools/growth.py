@@ -7,8 +7,8 @@
                      Adam, the copy for NaNs and the checks go over R^3 nodes   from 0 towards 3
     components K     one squared distance per component                         slope 1
 
-Fixed costs (Python, small tensors) flatten the left end of every curve, so the slope printed is that of the last two
-points.
+Fixed costs (Python, small tensors) flatten the left end of every curve, so the slope printed is
+that of the last two points.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from psd_mini.distill import distill
 from psd_mini.fields import VoxelField
 from psd_mini.methods import make_method
 from psd_mini.mixture import GaussianMixture
-from psd_mini.world.prior import ToyWorldPrior
 from psd_mini.schedule import scaled_linear_schedule
+from psd_mini.world.prior import ToyWorldPrior
 
 SIZES = {
     "image size": (16, 32, 64),
@@ -35,11 +35,21 @@ SIZES = {
     "grid size": (16, 32, 64, 96),
     "mixture components": (24, 96, 384, 1536),
 }
-EXPECTED = {"image size": "2", "samples per ray": "1", "views": "1", "grid size": "0 to 3", "mixture components": "1"}
+EXPECTED = {
+    "image size": "2",
+    "samples per ray": "1",
+    "views": "1",
+    "grid size": "0 to 3",
+    "mixture components": "1",
+}
 
 
 def step_milliseconds(
-    prior: ToyWorldPrior, steps: int, resolution: int = 32, n_samples: int = 32, cameras_per_step: int = 4
+    prior: ToyWorldPrior,
+    steps: int,
+    resolution: int = 32,
+    n_samples: int = 32,
+    cameras_per_step: int = 4,
 ) -> float:
     """One step of SDS on voxels in the exact world."""
     run = distill(
@@ -66,7 +76,9 @@ def mixture_milliseconds(n_components: int, repeats: int, dimension: int = 3 * 3
     return 1e3 * (time.perf_counter() - start) / repeats
 
 
-def growth_of_cost(path: str, steps: int = 10, rounds: int = 3) -> dict[str, list[tuple[int, float]]]:
+def growth_of_cost(
+    path: str, steps: int = 10, rounds: int = 3
+) -> dict[str, list[tuple[int, float]]]:
     """Measure, print and draw milliseconds against every size, the others at their defaults.
 
     Args:
@@ -90,10 +102,15 @@ def growth_of_cost(path: str, steps: int = 10, rounds: int = 3) -> dict[str, lis
         for name, sizes in SIZES.items():
             for size in sizes:
                 seen.setdefault((name, size), []).append(measure[name](size))
-    table = {name: [(size, statistics.median(seen[name, size])) for size in sizes] for name, sizes in SIZES.items()}
+    table = {
+        name: [(size, statistics.median(seen[name, size])) for size in sizes]
+        for name, sizes in SIZES.items()
+    }
     for name, points in table.items():
         values = ", ".join(f"{size}: {ms:.1f}" for size, ms in points)
-        print(f"{name:20} ms at {values}; slope {_last_slope(points):.2f}, expected {EXPECTED[name]}")
+        print(
+            f"{name:20} ms at {values}; slope {_last_slope(points):.2f}, expected {EXPECTED[name]}"
+        )
     _draw(table, path)
     return table
 
@@ -109,7 +126,9 @@ def _draw(table: dict[str, list[tuple[int, float]]], path: str) -> None:
 
     canvas = FigureCanvasAgg(Figure(figsize=(3.0 * len(table), 2.6), dpi=110, layout="constrained"))
     for i, (name, points) in enumerate(table.items()):
-        axes = canvas.figure.add_subplot(1, len(table), i + 1, xlabel=name, xscale="log", yscale="log")
+        axes = canvas.figure.add_subplot(
+            1, len(table), i + 1, xlabel=name, xscale="log", yscale="log"
+        )
         sizes, ms = zip(*points, strict=True)
         axes.plot(sizes, ms, marker="o", color="midnightblue")
         axes.set_xticks(sizes, labels=[str(size) for size in sizes], minor=False)

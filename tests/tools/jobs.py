@@ -1,4 +1,5 @@
-"""Run a list of experiments in single-threaded processes, one JSON line per finished one; finished ones are skipped."""
+"""Run a list of experiments in single-threaded processes, one JSON line per finished one;
+finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -31,8 +32,13 @@ def run_jobs(jobs: list[dict], worker: Callable[[dict], dict], path: Path) -> li
     lines = path.read_text().splitlines() if path.exists() else []
     done = {key(json.loads(line)): json.loads(line) for line in lines}
     waiting = [job for job in jobs if key(job) not in done]
-    print(f"{len(jobs) - len(waiting)} of {len(jobs)} done before, {len(waiting)} to do", flush=True)
-    with ProcessPoolExecutor(os.cpu_count(), initializer=_one_thread) as pool, open(path, "a") as file:
+    print(
+        f"{len(jobs) - len(waiting)} of {len(jobs)} done before, {len(waiting)} to do", flush=True
+    )
+    with (
+        ProcessPoolExecutor(os.cpu_count(), initializer=_one_thread) as pool,
+        open(path, "a") as file,
+    ):
         futures = {pool.submit(worker, job): job for job in waiting}
         for count, future in enumerate(as_completed(futures), 1):
             record = {**futures[future], **future.result()}

@@ -1,9 +1,10 @@
-"""Every method against the exact optimum: six prompts that leave the colour open, five seeds, voxels.
+"""Every method against the exact optimum: six prompts that leave the colour open, five seeds,
+voxels.
 
     python tests/tools/psd_experiment.py [methods [reward]]      resumable; prints a table of means
 
-Methods default to all of `compare`, the reward to colorfulness. Records go to tests/results/psd_experiment_REWARD.jsonl, runs
-and pictures to psd_mini_out/experiment.
+Methods default to all of `compare`, the reward to colorfulness. Records go to
+tests/results/psd_experiment_REWARD.jsonl, runs and pictures to psd_mini_out/experiment.
 """
 
 from __future__ import annotations
@@ -27,14 +28,22 @@ def error(values: list[float]) -> str:
 def main(methods: list[str], reward: str) -> None:
     records = []
     for prompt in PROMPTS:
-        out = ROOT / "psd_mini_out" / "experiment" / f"{prompt} {reward}".replace(" ", "-").replace(":", "-")
+        out = (
+            ROOT
+            / "psd_mini_out"
+            / "experiment"
+            / f"{prompt} {reward}".replace(" ", "-").replace(":", "-")
+        )
         best = ground_truth(prompt, reward)["r_best"]
         for record in compare(prompt, methods, reward, seeds=SEEDS, out=out, resume=True):
             records.append({**record, "of_best": record["reward"] / best})
     lines = [json.dumps(record) for record in records]
     name = f"psd_experiment_{reward.replace(':', '_')}.jsonl"
     (ROOT / "tests" / "results" / name).write_text("\n".join(lines) + "\n")
-    print("| method | runs | gain | reward / best true view | distance / oracle | distance to optimum | object right |")
+    print(
+        "| method | runs | gain | reward / best true view | distance / oracle | distance to optimum"
+        " | object right |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in dict.fromkeys(record["method"] for record in records):
         mine = [record for record in records if record["method"] == name]
@@ -46,4 +55,7 @@ def main(methods: list[str], reward: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1].split(",") if len(sys.argv) > 1 else list(DEFAULT_METHODS), (sys.argv[2:] or ["colorfulness"])[0])
+    main(
+        sys.argv[1].split(",") if len(sys.argv) > 1 else list(DEFAULT_METHODS),
+        (sys.argv[2:] or ["colorfulness"])[0],
+    )

@@ -1,4 +1,5 @@
-"""Pictures of the sweeps in notebooks/images, from tests/results/psd_sweep.jsonl and negative_sweep.jsonl, in seconds.
+"""Pictures of the sweeps in notebooks/images, from tests/results/psd_sweep.jsonl and
+negative_sweep.jsonl, in seconds.
 
 python tests/tools/psd_figures.py
 """
@@ -14,7 +15,13 @@ from psd_sweep import DEFAULTS, TIMES
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES, RESULTS = ROOT / "notebooks" / "images", ROOT / "tests" / "results"
-COLOURS = {"psd": "black", "pixel-clean": "C2", "pixel-noisy": "C1", "straight-through": "C3", "dps": "C4"}
+COLOURS = {
+    "psd": "black",
+    "pixel-clean": "C2",
+    "pixel-noisy": "C1",
+    "straight-through": "C3",
+    "dps": "C4",
+}
 
 
 def read(name: str) -> list[dict]:
@@ -22,7 +29,8 @@ def read(name: str) -> list[dict]:
 
 
 def means(records: list[dict], *keys: str, **wanted) -> list[tuple]:
-    """(weight, mean of each key) per weight, over the records whose settings are the defaults except for those wanted."""
+    """(weight, mean of each key) per weight, over the records whose settings are the defaults
+    except for those wanted."""
     settings = DEFAULTS if str(wanted["method"]).startswith("psd") else dict.fromkeys(DEFAULTS)
     settings = {**settings, **wanted}
     mine = [r for r in records if all(r[key] == value for key, value in settings.items())]
@@ -36,7 +44,8 @@ def tidy(axis) -> None:
 
 
 def frontier(records: list[dict]) -> None:
-    """Reward against distance, a line per method, a point per weight; beginning at high noise, and in a settled object."""
+    """Reward against distance, a line per method, a point per weight; beginning at high noise,
+    and in a settled object."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), dpi=110, layout="constrained", sharey=True)
     zoom = axes[0].inset_axes((0.5, 0.08, 0.48, 0.42), xlim=(0.985, 1.09), ylim=(0.955, 1.03))
     zoom.set_title("the corner at (1, 1)", fontsize=8)
@@ -45,14 +54,30 @@ def frontier(records: list[dict]) -> None:
         for method, colour in COLOURS.items():
             points = means(records, "ratio", "of_best", method=method, **start)
             if points:
-                axis.plot([p[1] for p in points], [p[2] for p in points], marker="o", ms=4, color=colour, label=method)
+                axis.plot(
+                    [p[1] for p in points],
+                    [p[2] for p in points],
+                    marker="o",
+                    ms=4,
+                    color=colour,
+                    label=method,
+                )
             for weight, x, y in points:
                 corner = x < 1.09 and 0.955 < y < 1.03
                 if corner == (axis is zoom):
-                    axis.annotate(f"{weight:g}", (x, y), xytext=(4, -8), textcoords="offset points", fontsize=7, color=colour)
+                    axis.annotate(
+                        f"{weight:g}",
+                        (x, y),
+                        xytext=(4, -8),
+                        textcoords="offset points",
+                        fontsize=7,
+                        color=colour,
+                    )
     for axis, start in zip(axes, ({}, {"times": "low"}), strict=True):
         axis.axhline(1, color="gray", linewidth=0.8)
-        axis.set(xlabel="true-view distance / oracle's (1: as good as this field can be)", xscale="log")
+        axis.set(
+            xlabel="true-view distance / oracle's (1: as good as this field can be)", xscale="log"
+        )
         axis.set(xticks=[1, 1.5, 2, 3, 5], xticklabels=["1", "1.5", "2", "3", "5"], xlim=(0.9, 8))
         axis.minorticks_off()
         axis.set_title(f"t begins {'in [0.02, 0.98]' if start else 'in [0.9, 1]'}", fontsize=10)
@@ -63,21 +88,39 @@ def frontier(records: list[dict]) -> None:
 
 
 def settings(records: list[dict]) -> None:
-    """Gain against the weight for each omega and for flat lambda; gain against the first timesteps."""
+    """Gain against the weight for each omega and for flat lambda; gain against the first
+    timesteps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), dpi=110, layout="constrained")
     lines = {name: {"method": "psd", "omega": name} for name in ("hard", "bt", "gap", "gated")}
-    for i, (name, wanted) in enumerate({**lines, "hard, lambda not times sigma_t": {"method": "psd-flat"}}.items()):
+    for i, (name, wanted) in enumerate(
+        {**lines, "hard, lambda not times sigma_t": {"method": "psd-flat"}}.items()
+    ):
         points = means(records, "gain", **wanted)
-        left.plot([p[0] for p in points], [p[1] for p in points], marker=".", color="black" if i == 0 else f"C{i}", label=name)
+        left.plot(
+            [p[0] for p in points],
+            [p[1] for p in points],
+            marker=".",
+            color="black" if i == 0 else f"C{i}",
+            label=name,
+        )
     left.set(xscale="log", xlabel="preference weight", ylabel="gain", title="omega and weight")
     left.legend(frameon=False, fontsize=9)
     starts = [(name, low, high) for name, (low, high) in TIMES.items() if name != "low"]
     for name, low, _ in sorted(starts, key=lambda s: s[1]):
-        runs = [r for r in records if r["method"] == "psd" and r["weight"] == 1.0 and r["times"] == name]
-        runs = [r for r in runs if all(r[key] == value for key, value in DEFAULTS.items() if key != "times")]
+        runs = [
+            r for r in records if r["method"] == "psd" and r["weight"] == 1.0 and r["times"] == name
+        ]
+        runs = [
+            r
+            for r in runs
+            if all(r[key] == value for key, value in DEFAULTS.items() if key != "times")
+        ]
         right.plot([low] * len(runs), [r["gain"] for r in runs], "o", color="black", alpha=0.4)
         right.plot([low], [mean(r["gain"] for r in runs)], "_", color="C3", ms=22, mew=2)
-    right.set(xlabel="lowest t of the first steps (fraction)", title="where the run begins, weight 1 (dots: runs, bar: mean)")
+    right.set(
+        xlabel="lowest t of the first steps (fraction)",
+        title="where the run begins, weight 1 (dots: runs, bar: mean)",
+    )
     for axis in (left, right):
         axis.axhline(1, color="gray", linewidth=0.8)
         tidy(axis)
@@ -86,19 +129,51 @@ def settings(records: list[dict]) -> None:
 
 def negative(records: list[dict]) -> None:
     """Gain of every schedule, and how far the embedding goes without the trust region."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=110, layout="constrained", width_ratios=[3, 2])
-    usual = {"objective": "reward", "lr": 0.2, "radius": 6.0, "t_low": 0.5, "t_high": 0.98, "until": 1.0, "control": None}
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 4.2), dpi=110, layout="constrained", width_ratios=[3, 2]
+    )
+    usual = {
+        "objective": "reward",
+        "lr": 0.2,
+        "radius": 6.0,
+        "t_low": 0.5,
+        "t_high": 0.98,
+        "until": 1.0,
+        "control": None,
+    }
     off = dict.fromkeys(usual)
     rows = {
         "sds, t from 0.02, none": {"method": "sds", "start": "low", **off},
         "sds, t from 0.02, negative": {"method": "sds", "start": "low", **usual},
         "sds, none": {"method": "sds", "start": "high", **off},
-        "sds, negative at t 0.9 to 1": {"method": "sds", "start": "high", **usual, "t_low": 0.9, "t_high": 1.0},
+        "sds, negative at t 0.9 to 1": {
+            "method": "sds",
+            "start": "high",
+            **usual,
+            "t_low": 0.9,
+            "t_high": 1.0,
+        },
         "sds, negative at t 0.3 to 0.98": {"method": "sds", "start": "high", **usual, "t_low": 0.3},
         "sds, negative at t 0.5 to 0.98": {"method": "sds", "start": "high", **usual},
-        "the same, first 30% of the steps": {"method": "sds", "start": "high", **usual, "until": 0.3},
-        "the same, inversion": {"method": "sds", "start": "high", **usual, "objective": "inversion"},
-        "inversion, all rewards tie": {"method": "sds", "start": "high", **usual, "objective": "inversion", "control": True},
+        "the same, first 30% of the steps": {
+            "method": "sds",
+            "start": "high",
+            **usual,
+            "until": 0.3,
+        },
+        "the same, inversion": {
+            "method": "sds",
+            "start": "high",
+            **usual,
+            "objective": "inversion",
+        },
+        "inversion, all rewards tie": {
+            "method": "sds",
+            "start": "high",
+            **usual,
+            "objective": "inversion",
+            "control": True,
+        },
         "psd, none": {"method": "psd", "start": "high", **off},
         "psd, negative at t 0.5 to 0.98": {"method": "psd", "start": "high", **usual},
     }
@@ -106,15 +181,29 @@ def negative(records: list[dict]) -> None:
         runs = [r for r in records if all(r.get(key) == value for key, value in wanted.items())]
         left.plot([r["gain"] for r in runs], [place] * len(runs), "o", color="black", alpha=0.4)
         left.plot([mean(r["gain"] for r in runs)], [place], "|", color="C3", ms=16, mew=2)
-    left.set(yticks=range(len(rows)), yticklabels=list(reversed(rows)), xlabel="gain (dots: runs, bar: mean)")
+    left.set(
+        yticks=range(len(rows)),
+        yticklabels=list(reversed(rows)),
+        xlabel="gain (dots: runs, bar: mean)",
+    )
     left.axvline(1, color="gray", linewidth=0.8)
     for i, (radius, lr) in enumerate(((6.0, 0.2), (float("inf"), 0.2), (float("inf"), 1.0))):
         wanted = {"method": "sds", "start": "high", **usual, "radius": radius, "lr": lr}
-        runs = [r["norms"] for r in records if all(r.get(k) == v for k, v in wanted.items()) and "norms" in r]
+        runs = [
+            r["norms"]
+            for r in records
+            if all(r.get(k) == v for k, v in wanted.items()) and "norms" in r
+        ]
         for k, norms in enumerate(runs):
             label = f"radius {radius:g}, step {lr:g}" if k == 0 else None
-            right.plot([10 * j for j in range(len(norms))], norms, color=f"C{i}", alpha=0.7, label=label)
-    right.set(xlabel="step", ylabel="|| n - n_0 ||, log-weights", title="with and without the trust region")
+            right.plot(
+                [10 * j for j in range(len(norms))], norms, color=f"C{i}", alpha=0.7, label=label
+            )
+    right.set(
+        xlabel="step",
+        ylabel="|| n - n_0 ||, log-weights",
+        title="with and without the trust region",
+    )
     right.legend(frameon=False, fontsize=9)
     for axis in (left, right):
         tidy(axis)

@@ -1,13 +1,14 @@
-"""Run the course notebooks from a clean kernel and keep their outputs, so that nobody commits outputs by hand.
+"""Run the course notebooks from a clean kernel and keep their outputs, so that nobody commits
+outputs by hand.
 
     python tests/tools/run_notebooks.py                 all of notebooks/*.ipynb, in full
     python tests/tools/run_notebooks.py 02 psd_in_one   those whose names begin so
     python tests/tools/run_notebooks.py --cells-only    rewrite badges and install cells, shrink pictures, run nothing
     python tests/tools/run_notebooks.py --handout DIR   copies for students: without outputs and without the folded solutions
 
-Each notebook gets a badge and (but for the self-contained one) an install cell from the constants below, is executed, and is
-written with a hash of its own code cells: `tests/test_notebooks.py` fails when cells and outputs do not belong together.
-"""
+Each notebook gets a badge and (but for the self-contained one) an install cell from the constants
+below, is executed, and is written with a hash of its own code cells: `tests/test_notebooks.py`
+fails when cells and outputs do not belong together."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from PIL import Image
 
 from psd_mini.viz.pictures import with_palette
 
-# The repository's address, in this one place: every badge and install cell is made from it. Put the owner's name here and run
-# `python tests/tools/run_notebooks.py --cells-only`.
+# The repository's address, in this one place: every badge and install cell is made from it. Put the
+# owner's name here and run `python tests/tools/run_notebooks.py --cells-only`.
 REPOSITORY = "OWNER/psd_mini"
 BRANCH = "main"
 # what pip installs where there is neither a clone nor a wheel; "psd-mini" once it is on an index
@@ -65,7 +66,9 @@ if importlib.util.find_spec("psd_mini") is None:
 def badge(name: str) -> str:
     """The markdown of a notebook's Colab badge."""
     address = f"https://colab.research.google.com/github/{REPOSITORY}/blob/{BRANCH}/notebooks/{name}.ipynb"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    )
 
 
 def install_cell() -> str:
@@ -79,53 +82,81 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookN
 
 
 def generated_cells(name: str) -> list[nbformat.NotebookNode]:
-    """What every notebook begins with: its badge and, unless it is self-contained, its install cell."""
+    """What every notebook begins with: its badge and, unless it is self-contained, its install
+    cell."""
     cells = [nbformat.v4.new_markdown_cell(badge(name), id=BADGE, metadata={"tags": [BADGE]})]
     if name not in SELF_CONTAINED:
-        cells.append(nbformat.v4.new_code_cell(install_cell(), id=INSTALL, execution_count=1, metadata={"tags": [INSTALL]}))
+        cells.append(
+            nbformat.v4.new_code_cell(
+                install_cell(), id=INSTALL, execution_count=1, metadata={"tags": [INSTALL]}
+            )
+        )
     return cells
 
 
 def with_generated_cells(notebook: nbformat.NotebookNode, name: str) -> None:
-    """Replace a notebook's badge (its first cell) and install cell (after its introduction) by fresh ones."""
-    own = [cell for cell in notebook.cells if not set(cell.metadata.get("tags", [])) & {BADGE, INSTALL}]
+    """Replace a notebook's badge (its first cell) and install cell (after its introduction) by
+    fresh ones."""
+    own = [
+        cell for cell in notebook.cells if not set(cell.metadata.get("tags", [])) & {BADGE, INSTALL}
+    ]
     top, *rest = generated_cells(name)
     notebook.cells = [top, own[0], *rest, *own[1:]]
 
 
 def code_hash(notebook: nbformat.NotebookNode) -> str:
     """Digest of all code cells but the generated one, which says nothing about the outputs."""
-    cells = [c.source for c in notebook.cells if c.cell_type == "code" and INSTALL not in c.metadata.get("tags", [])]
+    cells = [
+        c.source
+        for c in notebook.cells
+        if c.cell_type == "code" and INSTALL not in c.metadata.get("tags", [])
+    ]
     return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
 
 
 def execute(notebook: nbformat.NotebookNode, fast: bool, timeout: int = 600) -> float:
-    """Run all cells in a new kernel and an empty folder, outputs into `notebook`; seconds. A cell that raises, raises here."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    """Run all cells in a new kernel and an empty folder, outputs into `notebook`; seconds. A
+    cell that raises, raises here."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
     environment.pop("PSD_MINI_FAST", None)
     if fast:
         environment["PSD_MINI_FAST"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=where, record_timing=False)
+        client = NotebookClient(
+            notebook, timeout=timeout, kernel_name="python3", resources=where, record_timing=False
+        )
         started = time.perf_counter()
         client.execute(env=environment)
     return time.perf_counter() - started
 
 
 def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Give each picture 256 colours, where nobody sees it (a difference of less than 1.5 of 255, RMS) and it gets smaller."""
-    for output in (o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})):
+    """Give each picture 256 colours, where nobody sees it (a difference of less than 1.5 of 255,
+    RMS) and it gets smaller."""
+    for output in (
+        o
+        for cell in notebook.cells
+        for o in cell.get("outputs", [])
+        if "image/png" in o.get("data", {})
+    ):
         picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")
         indexed, buffer = with_palette(picture), io.BytesIO()
         indexed.save(buffer, format="png", optimize=True)
         difference = np.asarray(indexed.convert("RGB"), float) - np.asarray(picture, float)
         if (difference**2).mean() < 1.5**2:
-            output.data["image/png"] = min(output.data["image/png"], base64.b64encode(buffer.getvalue()).decode(), key=len)
+            output.data["image/png"] = min(
+                output.data["image/png"], base64.b64encode(buffer.getvalue()).decode(), key=len
+            )
 
 
 def normalise(notebook: nbformat.NotebookNode) -> None:
-    """Leave nothing of this machine or this hour: kernel's name, widgets, progress bars, memory addresses, paths."""
+    """Leave nothing of this machine or this hour: kernel's name, widgets, progress bars, memory
+    addresses, paths."""
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -138,7 +169,11 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         cell.execution_count = count
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.outputs:
-            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+            (
+                output.pop("metadata", None)
+                if output.output_type == "stream"
+                else output.update(metadata={})
+            )
             if output.output_type == "execute_result":
                 output.execution_count = count
             if "image/png" in output.get("data", {}):
@@ -149,7 +184,11 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
                         text[key] = re.sub(r"0x[0-9a-f]{6,}", "0x...", text[key])
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})
-    private = [p for p in (str(ROOT), str(Path.home()), sys.prefix) if p != "/" and p in nbformat.writes(notebook)]
+    private = [
+        p
+        for p in (str(ROOT), str(Path.home()), sys.prefix)
+        if p != "/" and p in nbformat.writes(notebook)
+    ]
     if private:
         raise ValueError(f"outputs name paths of this machine: {', '.join(private)}")
 
@@ -159,15 +198,28 @@ def hand_out(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        cell.source = re.sub(r"<details><summary>(<b>)?Solution.*?</details>\s*", "", cell.source, flags=re.DOTALL)
+        cell.source = re.sub(
+            r"<details><summary>(<b>)?Solution.*?</details>\s*", "", cell.source, flags=re.DOTALL
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="beginnings of notebook names; none means all")
-    parser.add_argument("--cells-only", action="store_true", help="regenerate badge and install cells, shrink pictures")
-    parser.add_argument("--handout", metavar="DIR", type=Path, help="write copies without outputs and solutions there instead")
+    parser.add_argument(
+        "--cells-only",
+        action="store_true",
+        help="regenerate badge and install cells, shrink pictures",
+    )
+    parser.add_argument(
+        "--handout",
+        metavar="DIR",
+        type=Path,
+        help="write copies without outputs and solutions there instead",
+    )
     options = parser.parse_args(arguments)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if options.names and not path.stem.startswith(tuple(options.names)):

@@ -1,11 +1,12 @@
-"""Distillation from the toy checkpoint: how its defaults were chosen, and PSD against SDS with a learned prior.
+"""Distillation from the toy checkpoint: how its defaults were chosen, and PSD against SDS with a
+learned prior.
 
     python tests/tools/toy_experiment.py sweep         tests/results/toy_sweep.jsonl
     python tests/tools/toy_experiment.py methods       tests/results/toy_experiment.jsonl, notebooks/images/toy_psd.png
 
-Both resumable, one single-threaded process per core. Rewards are measured on the 24 judging views of the finished object and
-compared with the prompt's mean reward and that of the best true object, as in `psd_mini.compare`; an exact optimum to compare
-with does not exist here.
+Both resumable, one single-threaded process per core. Rewards are measured on the 24 judging views
+of the finished object and compared with the prompt's mean reward and that of the best true object,
+as in `psd_mini.compare`; an exact optimum to compare with does not exist here.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ SWEEP = {  # one thing at a time from the defaults
     "t_start": (0.02, 0.5),
     "entropy_weight": (0.1,),
 }
-CENTRE = {"guidance_scale": 7.5, "steps": 120, "t_start": 0.9, "entropy_weight": 0.01, "lr_scale": [1.0, 0.15]}
+CENTRE = {
+    "guidance_scale": 7.5,
+    "steps": 120,
+    "t_start": 0.9,
+    "entropy_weight": 0.01,
+    "lr_scale": [1.0, 0.15],
+}
 SWEEP_PROMPTS = ("a red mushroom", "a blue chair", "a pink house")
 # "x 4": preference_weight 4 instead of 1; "@ 3": guidance 3 instead of 7.5
 METHODS = ("sds2", "psd", "psd x 4", "sds2 @ 3", "psd @ 3")
@@ -42,18 +49,26 @@ def work(job: dict) -> dict:
     from psd_mini.rewards import make_reward, score
     from psd_mini.world.metrics import judge_views
 
-    options = {name: job[name] for name in ("guidance_scale", "steps", "entropy_weight") if name in job}
+    options = {
+        name: job[name] for name in ("guidance_scale", "steps", "entropy_weight") if name in job
+    }
     if "lr_scale" in job:
         options |= {"lr_scale": tuple(job["lr_scale"]), "t_min": (job["t_start"], 0.02)}
     method, *changes = job["method"].split()
     names = [{"x": "preference_weight", "@": "guidance_scale"}[sign] for sign in changes[::2]]
-    options |= {"prior": "toy", "reward": "colorfulness", **dict(zip(names, map(float, changes[1::2]), strict=True))}
+    options |= {
+        "prior": "toy",
+        "reward": "colorfulness",
+        **dict(zip(names, map(float, changes[1::2]), strict=True)),
+    }
     result = generate(job["prompt"], method=method, seed=job["seed"], progress=False, **options)
     views = judge_views()
     pictures = render_views(result.field, views.cameras, views.resolution)
     PICTURES.mkdir(exist_ok=True)
     torch.save(pictures[::3].mul(255).round().byte(), picture_of(job))
-    value = score(make_reward("colorfulness"), pictures, [job["prompt"]] * len(pictures)).mean().item()
+    value = (
+        score(make_reward("colorfulness"), pictures, [job["prompt"]] * len(pictures)).mean().item()
+    )
     truth = ground_truth(job["prompt"], "colorfulness")
     return {
         "recognised": result.metrics["recognised"],
@@ -67,7 +82,9 @@ def work(job: dict) -> dict:
 
 
 def picture_of(job: dict) -> Path:
-    return PICTURES / ("toy-" + "-".join(str(job[key]).replace(" ", "_") for key in sorted(job)) + ".pt")
+    return PICTURES / (
+        "toy-" + "-".join(str(job[key]).replace(" ", "_") for key in sorted(job)) + ".pt"
+    )
 
 
 def sheet(rows: list[list[dict]], labels: list[str], target: Path, title: str = "") -> None:
@@ -77,7 +94,9 @@ def sheet(rows: list[list[dict]], labels: list[str], target: Path, title: str = 
 
     strips = []
     for row in rows:
-        strips.append(torch.cat([torch.load(picture_of(job), weights_only=True)[[1, 4]] / 255 for job in row]))
+        strips.append(
+            torch.cat([torch.load(picture_of(job), weights_only=True)[[1, 4]] / 255 for job in row])
+        )
     save_png(contact_sheet(strips, labels, title=title), target)
 
 
@@ -86,9 +105,15 @@ def error(values: list[float]) -> str:
 
 
 def sweep() -> None:
-    settings = [CENTRE] + [{**CENTRE, name: value} for name, values in SWEEP.items() for value in values]
+    settings = [CENTRE] + [
+        {**CENTRE, name: value} for name, values in SWEEP.items() for value in values
+    ]
     settings = [s for k, s in enumerate(settings) if s not in settings[:k]]
-    jobs = [{**s, "method": "sds", "seed": 0, "prompt": prompt} for s in settings for prompt in SWEEP_PROMPTS]
+    jobs = [
+        {**s, "method": "sds", "seed": 0, "prompt": prompt}
+        for s in settings
+        for prompt in SWEEP_PROMPTS
+    ]
     records = run_jobs(jobs, work, RESULTS / "toy_sweep.jsonl")
     rows, labels = [], []
     for s in settings:
@@ -96,16 +121,27 @@ def sweep() -> None:
         changed = {name: value for name, value in s.items() if value != CENTRE[name]}
         ratio = mean(r["distance"] / r["oracle"] for r in mine)
         right = sum(r["recognised"] == r["prompt"] for r in mine)
-        print(f"| {changed or 'centre'} | {right} of {len(mine)} | {ratio:.2f} | {mean(r['seconds'] for r in mine):.0f} |")
+        print(
+            f"| {changed or 'centre'} | {right} of {len(mine)} | {ratio:.2f} |"
+            f" {mean(r['seconds'] for r in mine):.0f} |"
+        )
         rows.append([job for job in jobs if all(job[name] == value for name, value in s.items())])
         labels.append(" ".join(map(str, changed.values())) or "centre")
     sheet(rows, labels, PICTURES / "toy_sweep.png")
 
 
 def methods() -> None:
-    jobs = [{"prompt": p, "method": m, "seed": seed} for seed in range(SEEDS) for p in PROMPTS for m in METHODS]
+    jobs = [
+        {"prompt": p, "method": m, "seed": seed}
+        for seed in range(SEEDS)
+        for p in PROMPTS
+        for m in METHODS
+    ]
     records = run_jobs(jobs, work, RESULTS / "toy_experiment.jsonl")
-    print("| method | runs | gain | reward / best true view | distance / oracle | object right | seconds |")
+    print(
+        "| method | runs | gain | reward / best true view | distance / oracle | object right |"
+        " seconds |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in METHODS:
         mine = [r for r in records if r["method"] == name]
@@ -114,10 +150,22 @@ def methods() -> None:
         ratio = error([r["distance"] / r["oracle"] for r in mine])
         right = sum(r["recognised"].split()[-1] == r["prompt"].split()[-1] for r in mine)
         seconds = f"{mean(r['seconds'] for r in mine):.0f}"
-        print(f"| {name} | {len(mine)} | {gain} | {best} | {ratio} | {right} of {len(mine)} | {seconds} |")
-    rows = [[job for job in jobs if job["method"] == m and job["seed"] == seed] for m in METHODS for seed in range(SEEDS)]
+        print(
+            f"| {name} | {len(mine)} | {gain} | {best} | {ratio} | {right} of {len(mine)} |"
+            f" {seconds} |"
+        )
+    rows = [
+        [job for job in jobs if job["method"] == m and job["seed"] == seed]
+        for m in METHODS
+        for seed in range(SEEDS)
+    ]
     labels = [f"{m}, seed {seed}" for m in METHODS for seed in range(SEEDS)]
-    sheet(rows, labels, ROOT / "notebooks" / "images" / "toy_psd.png", "two views of each: " + ", ".join(PROMPTS))
+    sheet(
+        rows,
+        labels,
+        ROOT / "notebooks" / "images" / "toy_psd.png",
+        "two views of each: " + ", ".join(PROMPTS),
+    )
 
 
 if __name__ == "__main__":

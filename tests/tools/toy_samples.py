@@ -1,11 +1,12 @@
-"""What the toy checkpoint draws for every caption, and how its parts do: tests/results/toy_samples.json, toy_samples.png.
+"""What the toy checkpoint draws for every caption, and how its parts do:
+tests/results/toy_samples.json, toy_samples.png.
 
     python tests/tools/toy_samples.py [FOLDER] [--guidance 3]
 
-For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what it is nearest to, among
-all objects and colours at the 128 cameras of the pool, by root mean square difference at 32 x 32. Also: the autoencoder's
-error, the time of one UNet evaluation of 8 pictures, and the size of the folder.
-"""
+For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what
+it is nearest to, among all objects and colours at the 128 cameras of the pool, by root mean square
+difference at 32 x 32. Also: the autoencoder's error, the time of one UNet evaluation of 8 pictures,
+and the size of the folder."""
 
 from __future__ import annotations
 
@@ -16,13 +17,13 @@ import time
 from pathlib import Path
 
 import torch
+from learned.data import directions_of
 from torch.nn.functional import avg_pool2d
 
-from psd_mini.pretrained import learned as toy
 from psd_mini.cameras import orbit
+from psd_mini.pretrained import learned as toy
 from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
-from learned.data import directions_of
 from psd_mini.viz.pictures import contact_sheet, save_png
 from psd_mini.world.metrics import squared_distances
 from psd_mini.world.objects import COLOURS, OBJECTS
@@ -34,13 +35,17 @@ ROOT = Path(__file__).parent.parent.parent
 
 def nearest(image, views, directions):
     """(object, colour), direction and distance of the nearest picture of the pool."""
-    squared = squared_distances(avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32), views)
+    squared = squared_distances(
+        avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32), views
+    )
     camera, component = divmod(int(squared.argmin()), squared.shape[1])
     return components()[component], DIRECTIONS[directions[camera]], squared.min().sqrt().item()
 
 
 def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
-    prior = StableDiffusionPrior.from_pretrained(folder, view_words=toy.VIEW_WORDS, elevations=toy.ELEVATIONS)
+    prior = StableDiffusionPrior.from_pretrained(
+        folder, view_words=toy.VIEW_WORDS, elevations=toy.ELEVATIONS
+    )
     views = make_views(pool_cameras(), 32)
     directions = directions_of(views.cameras).tolist()
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +99,10 @@ def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
     out = ROOT / "tests" / "results"
     (out / "toy_samples.json").write_text(json.dumps(result, indent=1) + "\n")
     sheet = torch.stack(rows).view(len(OBJECTS), len(COLOURS), 3, 64, 64)
-    save_png(contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)), ROOT / "notebooks" / "images" / "toy_samples.png")
+    save_png(
+        contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)),
+        ROOT / "notebooks" / "images" / "toy_samples.png",
+    )
 
 
 if __name__ == "__main__":

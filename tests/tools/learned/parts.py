@@ -1,8 +1,8 @@
 """The networks of the toy checkpoint before training, its vocabulary, and how they are saved.
 
-Everything is written so that each supported version of transformers and diffusers reads it: the text encoder with the names
-`text_model.*`, the tokenizer as vocab.json and merges.txt. Weights are stored in half precision and used in single.
-"""
+Everything is written so that each supported version of transformers and diffusers reads it: the
+text encoder with the names `text_model.*`, the tokenizer as vocab.json and merges.txt. Weights are
+stored in half precision and used in single."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
-    """The merges that turn every word into one token: join the most frequent pair of neighbours until none is left.
+    """The merges that turn every word into one token: join the most frequent pair of neighbours
+    until none is left.
 
-    Source: Sennrich, Haddow & Birch 2016 (arXiv 1508.07909), algorithm 1, with "</w>" at a word's end.
-    """
+    Source: Sennrich, Haddow & Birch 2016 (arXiv 1508.07909), algorithm 1, with "</w>" at a word's
+    end."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges = []
     while pairs := Counter(pair for parts in split for pair in zip(parts, parts[1:], strict=False)):
@@ -55,11 +56,18 @@ def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
 def save_tokenizer(folder: Path, words: list[str]) -> None:
     """Write a CLIP tokenizer that knows single bytes, as any, and these words as one token each."""
     folder.mkdir(parents=True, exist_ok=True)
-    # byte-level BPE writes bytes as printable characters (Radford et al. 2019): 188 stand for themselves
+    # byte-level BPE writes bytes as printable characters (Radford et al. 2019): 188 stand for
+    # themselves
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = [chr(b) for b in printable] + [chr(256 + k) for k in range(256 - len(printable))]
     merges = byte_pair_merges(words)
-    tokens = [*characters, *(c + "</w>" for c in characters), *("".join(pair) for pair in merges), START, END]
+    tokens = [
+        *characters,
+        *(c + "</w>" for c in characters),
+        *("".join(pair) for pair in merges),
+        START,
+        END,
+    ]
     files = {
         "vocab.json": {token: k for k, token in enumerate(tokens)},
         "tokenizer_config.json": {
@@ -67,11 +75,18 @@ def save_tokenizer(folder: Path, words: list[str]) -> None:
             "model_max_length": LENGTH,
             **{"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END},
         },
-        "special_tokens_map.json": {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END},
+        "special_tokens_map.json": {
+            "bos_token": START,
+            "eos_token": END,
+            "unk_token": END,
+            "pad_token": END,
+        },
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=0))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]))
+    (folder / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""])
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -82,7 +97,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def autoencoder() -> Any:
-    """AutoencoderKL, 64 x 64 pixels to 4 x 16 x 16 numbers, 0.4 million parameters, random weights."""
+    """AutoencoderKL, 64 x 64 pixels to 4 x 16 x 16 numbers, 0.4 million parameters, random
+    weights."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -116,7 +132,8 @@ def text_encoder(vocabulary: int) -> nn.Module:
 
 
 def unet() -> Any:
-    """UNet2DConditionModel on 16 x 16 latents, attention at 8 x 8 only (there it is cheap), 3.2 million parameters."""
+    """UNet2DConditionModel on 16 x 16 latents, attention at 8 x 8 only (there it is cheap), 3.2
+    million parameters."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -134,31 +151,47 @@ def unet() -> Any:
 
 
 def save_checkpoint(folder: Path, networks: dict[str, nn.Module]) -> None:
-    """Write the networks (unet, vae, text_encoder) and the schedule beside the tokenizer, in diffusers' format."""
+    """Write the networks (unet, vae, text_encoder) and the schedule beside the tokenizer, in
+    diffusers' format."""
     for part, network in networks.items():
         network.save_pretrained(str(folder / part), safe_serialization=True)  # type: ignore[operator]
-        weights = {name: value.half().contiguous() for name, value in network.state_dict().items() if value.is_floating_point()}
+        weights = {
+            name: value.half().contiguous()
+            for name, value in network.state_dict().items()
+            if value.is_floating_point()
+        }
         name = "diffusion_pytorch_model.safetensors"
         if part == "text_encoder":
             name = "model.safetensors"
             # newer versions drop the prefix that older ones need, and all read it
-            weights = {"text_model." + key.removeprefix("text_model."): value for key, value in weights.items()}
+            weights = {
+                "text_model." + key.removeprefix("text_model."): value
+                for key, value in weights.items()
+            }
         save_file(weights, folder / part / name, metadata={"format": "pt"})
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1))
     index = {
         "_class_name": "StableDiffusionPipeline",
         **{"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]},
-        **{"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]},
+        **{
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+        },
         "scheduler": ["diffusers", "DDIMScheduler"],
-        **{"safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None]},
+        **{
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+        },
         "requires_safety_checker": False,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
 
 
 def seeded(build: Any, seed: int, *args: Any) -> nn.Module:
-    """A network whose random weights depend on the seed alone; the global generator is left as it was."""
+    """A network whose random weights depend on the seed alone; the global generator is left as
+    it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(*args)

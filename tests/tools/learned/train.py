@@ -1,18 +1,21 @@
-"""Train the toy checkpoint from nothing: python -m psd_mini.toy.train FOLDER (about an hour on two CPU cores).
+"""Train the toy checkpoint from nothing: python -m psd_mini.toy.train FOLDER (about an hour on two
+CPU cores).
 
     1. autoencoder    minimise  ||D(z) - p||^2 / n + (2 s^2 d / n) KL( q(z|p) || N(0, I) ) / d,   z ~ q(z|p) = N(mu, std^2)
     2. latents        x = mu(p) / std of all mu(p), for every object, colour and camera
     3. denoiser       minimise  || v_hat(x_t, t, text) - v ||^2,   x_t = alpha_t x + sigma_t eps,  v = alpha_t eps - sigma_t x
 
-n = 3 * 64 * 64 and d = 4 * 16 * 16 count the numbers in a picture and in its latents; s = 0.05 is how exactly the decoder
-should paint, in [-1, 1] units: both terms together are the negative evidence bound of a Gaussian decoder of that width, times
-2 s^2 / n (Kingma & Welling 2014, arXiv 1312.6114). Half of the pictures are blends of two: distillation starts in fog.
+n = 3 * 64 * 64 and d = 4 * 16 * 16 count the numbers in a picture and in its latents; s = 0.05 is
+how exactly the decoder should paint, in [-1, 1] units: both terms together are the negative
+evidence bound of a Gaussian decoder of that width, times 2 s^2 / n (Kingma & Welling 2014, arXiv
+1312.6114). Half of the pictures are blends of two: distillation starts in fog.
 
-Why v and not eps: at t near 1 the signal has the weight alpha_t = 0.07, so an error of eps_hat is 15 times as large in x0_hat.
+Why v and not eps: at t near 1 the signal has the weight alpha_t = 0.07, so an error of eps_hat is
+15 times as large in x0_hat.
 
-Every stage can be killed and goes on where it stopped; random numbers depend on the seed and the step alone. One machine
-and one thread count give one checkpoint, bit for bit. Networks are averaged over steps (decay 0.999) before they are saved.
-"""
+Every stage can be killed and goes on where it stopped; random numbers depend on the seed and the
+step alone. One machine and one thread count give one checkpoint, bit for bit. Networks are averaged
+over steps (decay 0.999) before they are saved."""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from learned import data, parts
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from psd_mini._internal.runs import read_checkpoint, write_checkpoint
 from psd_mini._internal.files import write_atomically
+from psd_mini._internal.runs import read_checkpoint, write_checkpoint
 from psd_mini.schedule import NoiseSchedule, scaled_linear_schedule
-from learned import data, parts
 from psd_mini.world.text import FILLERS, SYNONYMS, VOCABULARY
 
 N_CAMERAS = 256
@@ -50,11 +53,22 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 def one_cycle(progress: float) -> float:
     """Learning rate over its maximum: up during the first tenth, then down along half a cosine."""
-    return progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+    return (
+        progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
+    )
 
 
-def fit(name: str, network: nn.Module, loss: Callable[[int], Tensor], steps: int, lr: float, file: Path, config: dict) -> None:
-    """Minimise loss(step) with AdamW, going on from `file` if it is there; leaves the averaged weights in the network.
+def fit(
+    name: str,
+    network: nn.Module,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    file: Path,
+    config: dict,
+) -> None:
+    """Minimise loss(step) with AdamW, going on from `file` if it is there; leaves the averaged
+    weights in the network.
 
     Args:
         name: for the progress bar.
@@ -84,11 +98,19 @@ def fit(name: str, network: nn.Module, loss: Callable[[int], Tensor], steps: int
         optimiser.step()
         decay = min(AVERAGING, (1 + step) / (10 + step))
         for key, current in network.state_dict().items():
-            averaged[key].lerp_(current, 1 - decay) if current.is_floating_point() else averaged[key].copy_(current)
+            (
+                averaged[key].lerp_(current, 1 - decay)
+                if current.is_floating_point()
+                else averaged[key].copy_(current)
+            )
         smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
         bar.set_postfix(loss=f"{smooth:.4f}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "averaged": averaged}
+            state = {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "averaged": averaged,
+            }
             write_checkpoint(file, {"config": config, "step": step + 1, **state})
     network.load_state_dict(averaged)
     network.eval().requires_grad_(False)
@@ -100,7 +122,9 @@ def autoencoder_loss(vae: nn.Module, layers: Tensor, batch: int, seed: int, step
     shape = len(data.NAMES), len(data.COLOUR_NAMES), layers.shape[1]
     p = data.pictures(layers, data.draw_items(batch + batch // 2, shape, generator))
     blend = torch.rand(batch // 2, 1, 1, 1, generator=generator)
-    p = torch.cat((p[: batch - batch // 2], blend * p[batch - batch // 2 : batch] + (1 - blend) * p[batch:]))
+    p = torch.cat(
+        (p[: batch - batch // 2], blend * p[batch - batch // 2 : batch] + (1 - blend) * p[batch:])
+    )
     p = 2 * p - 1
     q = vae.encode(p).latent_dist  # type: ignore[operator]
     z = q.mean + q.std * torch.randn(q.mean.shape, generator=generator)
@@ -125,7 +149,9 @@ def all_latents(vae: nn.Module, layers: Tensor) -> Tensor:
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """A digest of some tensors: what was made of others differs from what was made of these."""
-    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in tensors.items()})).hexdigest()[:16]
+    return hashlib.sha256(
+        save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    ).hexdigest()[:16]
 
 
 def metadata(file: Path) -> dict[str, str]:
@@ -144,12 +170,20 @@ class Denoiser(nn.Module):
         self.text_encoder = parts.seeded(parts.text_encoder, seed, len(tokenizer))
 
     def forward(self, x_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
-        ids = self.tokenizer(texts, padding="max_length", max_length=parts.LENGTH, return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            texts, padding="max_length", max_length=parts.LENGTH, return_tensors="pt"
+        ).input_ids
         return self.unet(x_t, t, self.text_encoder(ids)[0]).sample
 
 
 def denoiser_loss(
-    model: Denoiser, schedule: NoiseSchedule, latents: Tensor, directions: Tensor, batch: int, seed: int, step: int
+    model: Denoiser,
+    schedule: NoiseSchedule,
+    latents: Tensor,
+    directions: Tensor,
+    batch: int,
+    seed: int,
+    step: int,
 ) -> Tensor:
     """The objective of stage 3 on one random batch."""
     generator = generator_of(seed, step)
@@ -186,7 +220,12 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     cameras, layers = data.view_layers(n_cameras, parts.SIZE)
-    same = {"seed": seed, "n_cameras": n_cameras, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    same = {
+        "seed": seed,
+        "n_cameras": n_cameras,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
     same["pictures"] = fingerprint({"layers": layers})  # of another world another model
 
     vae = parts.seeded(parts.autoencoder, seed)
@@ -223,11 +262,15 @@ def train(
         work / "denoiser.pt",
         config,
     )
-    parts.save_checkpoint(folder, {"vae": vae, "unet": model.unet, "text_encoder": model.text_encoder})
+    parts.save_checkpoint(
+        folder, {"vae": vae, "unet": model.unet, "text_encoder": model.text_encoder}
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the toy checkpoint; killed, the same command goes on.")
+    parser = argparse.ArgumentParser(
+        description="Train the toy checkpoint; killed, the same command goes on."
+    )
     parser.add_argument("folder", type=Path, help="where the model goes, in diffusers' format")
     parser.add_argument("--work", type=Path, help="what is under way (default: FOLDER.work)")
     parser.add_argument("--threads", type=int, default=2)
