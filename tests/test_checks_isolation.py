@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_checks_grader import GOOD, HEAD
 
-from psd_mini.checks import isolation
+from psd_mini.checks import copies
 from psd_mini.checks.grader import grade
 
 LINUX = sys.platform == "linux"
@@ -40,6 +40,7 @@ BAD = {  # file name: source, status, words
         "missing or damaged",
     ),
     b"kills_its_parent.py": (HEAD + "os.kill(os.getppid(), 9)\nwhile True:\n    pass\n", "could not run", "missing or damaged"),
+    b"ends_its_parent.py": (HEAD + "os.kill(os.getppid(), 15)\nwhile True:\n    pass\n", "could not run", "missing or damaged"),
     b"kills_its_group.py": (HEAD + "os.kill(0, 9)\n", "could not run", "ended the process (Killed)"),
     b"crashes.py": ("import ctypes\nctypes.string_at(0)\n", "could not run", "ended the process (Segmentation fault)"),
     b"interrupts.py": ("raise KeyboardInterrupt\n", "could not run", "KeyboardInterrupt"),
@@ -82,7 +83,7 @@ def test_one_submission_does_not_cost_the_table(table, name):
     shown = name.decode(errors="surrogateescape").encode(errors="backslashreplace").decode()
     (line,) = [line for line in table[0][:-1] if line.split("  ")[1].strip() == shown or f" {shown} " in line]
     assert line.startswith(status + " ") and words in line
-    assert len(table[0]) == len(BAD) + 1 and table[0][-1].startswith(f"1 of {len(BAD)} right, 1 wrong, 9 could not run")
+    assert len(table[0]) == len(BAD) + 1 and table[0][-1].startswith(f"1 of {len(BAD)} right, 1 wrong, 10 could not run")
 
 
 def test_progress_is_on_stderr(table):
@@ -212,7 +213,7 @@ def test_a_submission_works_in_a_copy_of_its_folder(tmp_path):
         (folder / name).mkdir(parents=True)
     (tmp_path / "secret").write_text("not handed in")
     (folder / "outside").symlink_to(tmp_path / "secret")
-    (folder / "large.bin").write_bytes(bytes(isolation.FILE_BYTES + 1))
+    (folder / "large.bin").write_bytes(bytes(copies.FILE_BYTES + 1))
     for name, text in (("helper.py", "NUMBER = 1\n"), ("data.txt", "data"), ("inner/module.py", ""), (".git/config", "")):
         (folder / name).write_text(text)
     file = folder / "mine.py"

@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
+from psd_mini.checks.copies import copy_folder
 from psd_mini.checks.diagnosis import WEIGHTINGS
-from psd_mini.checks.isolation import Job, answer, copy_folder, ended, start, stop
+from psd_mini.checks.isolation import Job, answer, ended, signals_wait, start, stop
 from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.offline import offline_diffusers
 from psd_mini.checks.preference import check_psd
@@ -149,7 +150,9 @@ def grade(
     results: dict[int, dict[str, Any]] = {}
 
     def keep(i: int, report: Report | None, seconds: float, printed: str) -> None:
-        report = report or no_answer("could not run", "its report is missing or damaged")
+        report = report or no_answer(
+            "could not run", "its report is missing or damaged: does it end its parent, or change json?"
+        )
         report.title = report.title or f"check of {kind}"
         results[i] = report.to_dict() | {"path": paths[i], "seconds": round(seconds, 2), "output": printed}
         if on_result is not None:
@@ -160,16 +163,17 @@ def grade(
             while waiting or running:
                 while waiting and len(running) < (workers or os.cpu_count() or 1):
                     i, path = waiting.popleft()
-                    try:
-                        running[i] = start(
-                            partial(_in_a_copy, path, kind, options=options), Path(folder, str(i)), timeout, memory
-                        )
-                    except OSError as error:
-                        keep(i, no_answer("could not run", f"no process could be started: {error.strerror}"), 0.0, "")
+                    work = partial(_in_a_copy, path, kind, options=options)
+                    with signals_wait():  # each step is done or not: no process and no result is lost between two
+                        try:
+                            running[i] = start(work, Path(folder, str(i)), timeout, memory)
+                        except OSError as error:
+                            keep(i, no_answer("could not run", f"no process could be started: {error.strerror}"), 0.0, "")
                 for i in ended(running, timeout):
-                    job = running.pop(i)
-                    stop(job)
-                    keep(i, *answer(job))
+                    with signals_wait():
+                        job = running.pop(i)
+                        stop(job)
+                        keep(i, *answer(job))
         except KeyboardInterrupt:
             pass
         finally:

@@ -2,7 +2,7 @@
 
     the grader  --fork-->  a warden  --fork-->  the worker
 
-The worker runs the check, in a copy of the submission's folder, and writes its report as a file of JSON, whole or not at all.
+The worker runs the check and writes its report as a file of JSON, whole or not at all.
 The warden waits for it until the time is up, ends everything that the worker started, and writes a report where there is none.
 The grader hears the end of the warden's pipe, on which nothing is ever sent, and reads that file: it unpickles nothing.
 
@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -33,14 +31,12 @@ from typing import NoReturn
 from psd_mini.checks.probe import describe
 from psd_mini.checks.report import STATUSES, Finding, Report, no_answer
 
-FILE_BYTES, FOLDER_BYTES, ENTRIES = 4 * 2**20, 32 * 2**20, 1000  # what is copied beside a submission, at most
-REPORT_BYTES, OUTPUT_BYTES = (
-    2**22,
-    2**26,
-)  # a longer report is a damaged one; a submission that writes longer files has an error
+REPORT_BYTES = 4 * 2**20  # a longer one is damaged
+OUTPUT_BYTES = 64 * 2**20  # writing more into one file is an error, so that endless printing does not fill the disk
 OUTPUT_KEPT = 2000  # characters of a submission's own output that are kept
 GRACE = 5.0  # seconds that a warden has to end everything
-HEARD = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM, signal.SIGCHLD)  # what a warden waits for
+# what a warden waits for; Windows, where nothing is forked, has two of them
+HEARD = [getattr(signal, f"SIG{name}") for name in ("CHLD", "ALRM", "TERM", "HUP", "INT") if hasattr(signal, f"SIG{name}")]
 DIE_WITH_PARENT, ADOPT_ORPHANS = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
@@ -70,17 +66,26 @@ def start(work: Callable[[Path], Report], folder: Path, timeout: float, memory: 
     grader, started = os.getpid(), time.monotonic()
     sys.stdout.flush()  # otherwise what waits there is in the worker too
     sys.stderr.flush()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)  # a signal between fork and the warden's first line
     try:
-        pid = os.fork()
-        if pid == 0:
-            _warden(work, folder, timeout, memory, grader)
-        return Job(pid, pipe, folder, started)
+        with signals_wait():  # until the warden is ready for them
+            pid = os.fork()
+            if pid == 0:
+                _warden(work, folder, timeout, memory, grader)
     except OSError:
         os.close(pipe)
         raise
     finally:
         os.close(held)
+    return Job(pid, pipe, folder, started)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within, no Ctrl-C and no other signal of `HEARD` acts; it does so at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        yield
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -120,46 +125,6 @@ def answer(job: Job) -> tuple[Report | None, float, str]:
     return report if sound else None, seconds, printed.decode(errors="replace")[-OUTPUT_KEPT:]
 
 
-def copy_folder(file: Path, to: Path) -> Path:
-    """Copy a submission and its neighbours, so that it finds its helpers and data, and can harm only the copy.
-
-    The nearest files come first, modules before data; files above FILE_BYTES, what is hidden, __pycache__ and links that lead
-    out of the folder are left out, and it ends at FOLDER_BYTES or after ENTRIES.
-
-    Returns:
-        The submission's copy in the new folder `to`.
-    """
-    home, left = file.absolute().parent, FOLDER_BYTES
-    to.mkdir()
-    shutil.copyfile(file, to / file.name)
-    for path in _files(home, to):
-        copy = to / path.relative_to(home)
-        with contextlib.suppress(OSError):  # what cannot be read cannot be used there either
-            size = path.stat().st_size
-            if size <= min(FILE_BYTES, left) and not copy.exists():
-                left -= size
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-    return to / file.name
-
-
-def _files(home: Path, to: Path) -> Iterator[Path]:
-    """The files that a copy of `home` may hold, in their order; not those on the way to the copy itself."""
-    folders, left = deque([home]), ENTRIES
-    while folders and left > 0:
-        with contextlib.suppress(OSError), os.scandir(folders.popleft()) as found:
-            entries = sorted(itertools.islice(found, left), key=lambda entry: (not entry.name.endswith(".py"), entry.name))
-            left -= len(entries)
-            for entry in entries:
-                path = Path(entry.path)
-                if entry.name.startswith(".") or entry.name == "__pycache__" or to.is_relative_to(path):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
-                elif entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(home.resolve())):
-                    yield path
-
-
 def _warden(work: Callable[[Path], Report], folder: Path, timeout: float, memory: float, grader: int) -> NoReturn:
     """Wait for the worker, until its time is up or the grader ends, and leave none of its processes."""
     try:
@@ -180,7 +145,7 @@ def _warden(work: Callable[[Path], Report], folder: Path, timeout: float, memory
             pid, ending = os.waitpid(worker, os.WNOHANG)
             status = ending if pid else None
         _end_all(worker)
-        if not (folder / "report.json").exists():
+        if heard in (signal.SIGCHLD, signal.SIGALRM) and not (folder / "report.json").exists():
             _write(folder, _silence(timeout, status))
     finally:
         os._exit(0)
