@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,8 +86,9 @@ def parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="check a formula in somebody's file, and name the mistake",
-        description="Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of its own. "
-        "Exit status 1 if anything is wrong. It executes what it checks: isolation from accidents, not a security sandbox.",
+        description="Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of its own "
+        "and in a copy of its folder. Exit status 1 if anything is not right, 130 after Ctrl-C (results so far are printed). "
+        "It executes what it checks: isolation from accidents, not a security sandbox.",
     )
     check.add_argument("paths", nargs="+", metavar="path", help="file.py, file.py:function, file.py:Class or a folder")
     check.add_argument(
@@ -93,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--weighting", choices=WEIGHTINGS, help="take only this w(t) for right (default: any)")
     check.add_argument("--json", action="store_true", help="print all findings as JSON")
     check.add_argument("--timeout", type=float, default=20.0, help="seconds for each file (default: %(default)g)")
+    check.add_argument(
+        "--memory", type=float, default=2.0, help="GiB for each file, beside what the check itself takes (default: %(default)g)"
+    )
     check.set_defaults(run=run_check)
     return root
 
@@ -139,28 +146,79 @@ def run_bench(args: argparse.Namespace) -> None:
 
 
 def run_check(args: argparse.Namespace) -> None:
-    """Check submissions; the exit status is 1 if any is wrong."""
+    """Check submissions; the exit status is 1 if any is not right, 128 + its number if a signal stopped the checking."""
     import json
 
-    from psd_mini.checks.grader import KINDS, expand, grade, summary
+    from psd_mini.checks.grader import KINDS, counts, expand, grade
     from psd_mini.checks.report import Finding, Report
 
     if args.kind not in KINDS:
         raise ValueError(f"kind: {args.kind!r} is not known; choose from {', '.join(KINDS)}")
-    if not 0 < args.timeout <= 86400:
-        raise ValueError(f"timeout: expected more than 0 and at most 86400 seconds, got {args.timeout:g}")
     paths = [path for given in args.paths for path in expand(given)]
     if not paths:
         raise ValueError(f"path: no .py files in {', '.join(args.paths)}")
-    results = grade(paths, args.kind, args.timeout, weighting=args.weighting)
-    if args.json:
+    options = {"timeout": args.timeout, "weighting": args.weighting, "memory": args.memory}
+    table = len(paths) > 1 and not args.json
+    with _stop_signals() as stopped, _progress(paths, table) as on_result:
+        results = grade(paths, args.kind, on_result=on_result, **options)
+    if table:
+        print(counts(results))
+    elif args.json:
         print(json.dumps(results, indent=1))
-    elif len(results) == 1:
-        print(Report(results[0]["title"], [Finding(**finding) for finding in results[0]["findings"]]))
     else:
-        print(summary(results))
-    if not all(result["ok"] for result in results):
-        raise SystemExit(1)
+        report = Report(results[0]["title"], [Finding(**finding) for finding in results[0]["findings"]])
+        print(_printable(str(report)))
+    if stopped or not all(result["ok"] for result in results):
+        raise SystemExit(128 + stopped[0] if stopped else 1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP act as Ctrl-C does, and results so far are printed. The first acts; all that came are listed."""
+    stopped: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        if len(stopped) == 1:
+            raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}  # nohup ignores one
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """What is called with each result: it moves a bar on stderr, and prints the table's lines in the order of the paths."""
+    from tqdm import tqdm
+
+    from psd_mini.checks.grader import line
+
+    width, shown = max(len(Path(path).name) for path in paths), 0
+    done: dict[int, dict[str, Any]] = {}
+    tqdm.monitor_interval = 0  # no thread of its own: the grader forks
+
+    def on_result(i: int, result: dict[str, Any]) -> None:
+        nonlocal shown
+        done[i] = result
+        bar.update()
+        while table and shown in done:
+            bar.write(_printable(line(done[shown], width)), file=sys.stdout)
+            sys.stdout.flush()
+            shown += 1
+
+    with tqdm(total=len(paths), unit="file", leave=False, disable=len(paths) <= 3) as bar:
+        yield on_result
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for what stdout cannot encode: lone surrogates, file names that are no UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -492,7 +492,7 @@ COMMANDS = {
         "out": "out",
     },
     "bench": {"steps": "1", "growth": "growth.png"},
-    "check": {"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
+    "check": {"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds", "memory": "1"},
 }
 TEXTS = (
     "",
