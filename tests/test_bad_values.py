@@ -737,7 +737,10 @@ COMMANDS = {
         },
         "out": "out",
     },
-    "check": {"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
+    "check": {
+        **{"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
+        "memory": "1",
+    },
 }
 TEXTS = (
     "",

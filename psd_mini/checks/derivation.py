@@ -189,7 +189,7 @@ def check_gradient(
         got, style, _ = gradient_of(fn(leaf, *inputs[1:]), leaf)
     got = got.double()
     if want.shape != got.shape:
-        raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}")
+        raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}", "wrong")
     finite, zero = bool(got.isfinite().all()), bool((got == 0).all())
     came = f"a {style}" if finite and not zero else "exactly zero" if zero else "NaN or infinity"
     cause = f"the gradient is {came}: {'was the target detached?' if zero else 'division by zero?'}"

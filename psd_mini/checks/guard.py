@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from psd_mini.checks.grading.offline import offline_diffusers
-from psd_mini.checks.probe import describe, unanswered
-from psd_mini.checks.report import Report
+from psd_mini.checks.probe import describe, status_of
+from psd_mini.checks.report import Report, no_answer
 from psd_mini.checks.grading.submission import Unreadable
 
 
@@ -26,10 +26,7 @@ def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report
                     return check(*args, **kwargs)
             except (Exception, SystemExit) as error:
                 text = str(error) if isinstance(error, Unreadable) else describe(error)
-                report = Report(f"check of {what}")
-                status = "not answered" if unanswered(error.__cause__ or error) else "wrong"
-                report.add(status, "runs", text, "an answer", text)
-                return report
+                return no_answer(status_of(error), text, f"check of {what}")
 
         return run
 

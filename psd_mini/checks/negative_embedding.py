@@ -21,7 +21,7 @@ from psd_mini.checks.preference import reward
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine
 from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import Unreadable, prepare
+from psd_mini.checks.grading.submission import Unreadable, answered, prepare
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
@@ -101,6 +101,8 @@ def _gradient_in(n: Tensor, answer: Any) -> Tensor | None:
         answer = answer[0]
     if isinstance(answer, Tensor) and answer.shape == n.shape:
         return answer.detach().double()
+    if n.grad is None:
+        answered(answer)
     if n.grad is None and isinstance(answer, Tensor) and answer.requires_grad and answer.numel() == 1:
         answer.backward()
     return None if n.grad is None else n.grad.double()

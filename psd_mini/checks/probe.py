@@ -6,6 +6,7 @@ gradient taken apart (`reading`).
 
 from __future__ import annotations
 
+import os
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,7 @@ def traced(seed: int) -> Iterator[Trace]:
     except Unreadable:
         raise
     except (Exception, SystemExit) as error:
-        raise Unreadable(describe(error), verdict=False) from error
+        raise Unreadable(describe(error), status_of(error), verdict=False) from error
     finally:
         random.setstate(state)
 
@@ -158,7 +159,7 @@ class Prober:
         if not trace.encoded or (x.shape[1] != 3 and not trace.encoded[-1].requires_grad):
             return x
         if not trace.encoded[-1].requires_grad:
-            raise Unreadable("the latents were encoded under no_grad: no gradient can reach the picture")
+            raise Unreadable("the latents were encoded under no_grad: no gradient can reach the picture", "wrong")
         return trace.encoded[-1]
 
 
@@ -169,21 +170,42 @@ USUAL_REASONS = {  # of an exception, by what its text contains
     **dict.fromkeys(("out of bounds", "out of range"), f"was t outside 0..{world.T - 1}?"),
     "nonetype": "is something None that another method sets first? Make the object within offline_diffusers(), call that "
     "method and hand in the object instead of its class",
+    **dict.fromkeys(("memoryerror", "can't allocate memory"), "it takes more memory than a submission is given"),
     "graph a second time": "it back-propagates the same graph twice",
 }
 
 
-def unanswered(error: BaseException) -> bool:
-    """Is this a stub's `raise NotImplementedError`? torch raises it too, for what a device or dtype cannot do."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, NotImplementedError) and "raise NotImplementedError" in (frames[-1].line or "")
+TORCH, CHECKS = os.path.dirname(torch.__file__), os.path.dirname(__file__)
+
+
+def status_of(error: BaseException) -> str:
+    """What an exception says of a submission: "not answered" by a stub, otherwise "could not run".
+
+    A stub raises NotImplementedError itself (torch does so too, for what a device or dtype cannot do), or its `...` meets a
+    calculation.
+    """
+    if isinstance(error, Unreadable):
+        return error.status
+    last = (traceback.extract_tb(error.__traceback__) or [traceback.FrameSummary("", 0, "", line="")])[-1]
+    raised = isinstance(error, NotImplementedError) and "raise NotImplementedError" in (last.line or "")
+    stub = raised and not last.filename.startswith(TORCH) or "ellipsis" in _text_of(error)
+    return "not answered" if stub else "could not run"
+
+
+def _text_of(error: BaseException) -> str:
+    """What an exception says, in one line, even if it cannot say it."""
+    try:
+        return " ".join(str(error).split())[:300]
+    except Exception:
+        return "(no text)"
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: what, where, and the usual reason."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """An exception in one line: what, where in the submission, and the usual reason."""
+    all_frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in all_frames if not frame.filename.startswith((TORCH, CHECKS))] or all_frames
     where = f" (line {frames[-1].lineno} of {frames[-1].name})" if frames else ""
-    text = " ".join(str(error).split())[:300]
+    text = _text_of(error)
     if isinstance(error, SyntaxError):  # the frames are the importer's
         where, text = f" (line {error.lineno})", error.msg
     words = f"{type(error).__name__} {text}".lower()

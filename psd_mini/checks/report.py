@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+STATUSES = ("ok", "note", "wrong", "could not run", "not answered", "timed out", "not run")
+
 
 @dataclass(frozen=True)
 class Finding:
     """One row: what was checked, what came, what was expected, the likely cause, and the equation that decides.
 
-    status: "ok", "note" (worth knowing, not a mistake), "wrong", or "not answered" or "timed out" where there is no answer.
+    status: "ok"; "note" (worth knowing, not a mistake); "wrong" (it ran, and what it answers is wrong); or why there is no
+    answer: "could not run" (not found, imported or called, it raised an exception, or crashed), "not answered" (a stub: it
+    raises NotImplementedError, or returns None or ...), "timed out", "not run" (the checking was stopped before).
     """
 
     name: str
@@ -47,7 +51,7 @@ class Report:
 
     @property
     def status(self) -> str:
-        """ "right"; or "wrong", or why there is no answer: "not answered", "timed out"."""
+        """ "right", or the first status of `Finding` that is neither "ok" nor "note"."""
         return "right" if self.ok else next(f.status for f in self.findings if not f.ok)
 
     @property
@@ -98,6 +102,11 @@ class Report:
             mark = f"<b style='color:{colours.get(f.status, '#b3261e')}'>{f.status}</b>"
             body.append(row((mark, *map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))), "td"))
         return f"<b>{html.escape(self.title)}: {self.status}</b><table>{''.join(body)}</table>"
+
+
+def no_answer(status: str, text: str, title: str = "") -> Report:
+    """A report of one row: there is nothing to judge, and why."""
+    return Report(title, [Finding("runs", text, "an answer", status, text)])
 
 
 def in_capitals(status: str) -> str:

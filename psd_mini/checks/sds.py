@@ -25,7 +25,7 @@ from psd_mini.checks.judging import Kind, basics, judge, judge_batch, judge_grap
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import COURSE, Unreadable, arguments, invoke, keys, prepare
+from psd_mini.checks.grading.submission import COURSE, Unreadable, answered, arguments, invoke, keys, prepare
 
 SDS = Kind("SDS", "noise", "G = w(t) (uncond + g (cond - uncond) - eps)", COURSE)
 CSD = Kind("CSD", None, "G = w(t) (cond - uncond)", ("csd_loss", "get_csd_loss", *COURSE))
@@ -151,6 +151,7 @@ def check_cfg(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
         except Unreadable:
             by_name = False
         result = invoke(fn, named) if by_name else fn(mine, free, g)
+        answered(result)
         pairs = {"eps_cond": (mine, cond), "eps_uncond": (free, uncond), "eps": (both, torch.cat((uncond, cond)))}
         changed |= {name for name, (now, before) in pairs.items() if not torch.equal(now, before)}
         if not isinstance(result, Tensor) or result.shape != cond.shape:

@@ -15,7 +15,7 @@ from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import Unreadable, environment, keys, prepare
+from psd_mini.checks.grading.submission import Unreadable, answered, environment, keys, prepare
 
 RENDER = "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
 
@@ -75,6 +75,7 @@ def check_renderer(fn: Any, *, names: Mapping[str, str] | None = None) -> Report
     prober = Prober(fn, names, {**values, "widths": delta, "background": b})
     prober.given = {k: v for k, v in prober.given.items() if k not in environment()} | {"device": torch.device("cpu")}
     answer, _ = prober.ask({})
+    answered(answer)
     answer = list(answer.values()) if isinstance(answer, dict) else answer
     tensors = [p for p in (answer if isinstance(answer, tuple | list) else [answer]) if isinstance(p, Tensor)]
     rgb = next((p for p in tensors if p.shape == (n, 3)), None)
@@ -140,22 +141,24 @@ def _mixed(prober: Prober, t: int) -> list[float]:
     """a and s of somebody's x_t = a x + s eps."""
     x, eps = world.picture(2, t).float(), world.normal(2, *world.SHAPE, seed=t).float()
     answer, trace = prober.ask({"x": x, "eps": eps, "t": torch.full((2,), t)})
+    answered(answer)
     answer = answer[0] if isinstance(answer, tuple | list) else answer
     if not isinstance(answer, Tensor) or answer.shape != x.shape:
-        raise Unreadable(f"it returned {type(answer).__name__}, expected x_t of x's shape")
+        raise Unreadable(f"it returned {type(answer).__name__}, expected x_t of x's shape", "wrong")
     noises = [d.double().broadcast_to(x.shape) for d in trace.draws if d.numel() == x.numel()] or [eps.double()]
     levels, left = fit(answer.double(), [x.double(), noises[-1]])
     if left > 1e-3:
-        raise Unreadable(f"x_t is no combination of x and eps: {left:.0%} of it is something else")
+        raise Unreadable(f"x_t is no combination of x and eps: {left:.0%} of it is something else", "wrong")
     return levels
 
 
 def _tabulated(prober: Prober) -> list[list[float]]:
     """a (of abar alone, its root) and s at TIMES, from one number per timestep."""
     answer, _ = prober.ask({"t": torch.arange(world.T)})
+    answered(answer)
     parts = [p for p in (answer if isinstance(answer, tuple | list) else [answer]) if isinstance(p, Tensor)]
     if not parts or any(p.shape != (world.T,) for p in parts):
         came = ", ".join(str(tuple(p.shape)) for p in parts) or type(answer).__name__
-        raise Unreadable(f"it returned {came}, expected one number per timestep, ({world.T},)")
+        raise Unreadable(f"it returned {came}, expected one number per timestep, ({world.T},)", "wrong")
     parts = [parts[0].sign() * parts[0].double().abs().sqrt()] if len(parts) == 1 else parts  # a negative abar stays one
     return [[part[t].item() for part in parts] for t in TIMES]

@@ -3,33 +3,34 @@
     results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
 
 The processes are forked from one that has imported torch and holds light stand-ins for diffusers and transformers, so a
-submission costs milliseconds to start. Each has a time limit; its output is caught. What it executes it executes with
-your rights: this is isolation from accidents (endless loops, exit, crashes), not a security sandbox.
+submission costs milliseconds to start. Each runs in a copy of its folder and has a limit of time and of memory; its output is
+caught (see `isolation`). What it executes it executes with your rights: this is isolation from accidents (endless loops, exit,
+crashes, deleted files), not a security sandbox.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import multiprocessing
 import os
-import signal
 import sys
 import tempfile
-import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.diagnosis import WEIGHTINGS
+from psd_mini.checks.grading.isolation import Job, answer, ended, signals_wait, start, stop
 from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.preference import check_psd
-from psd_mini.checks.probe import describe
-from psd_mini.checks.report import Report, in_capitals
+from psd_mini.checks.probe import describe, status_of
+from psd_mini.checks.report import STATUSES, Report, in_capitals, no_answer
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
 from psd_mini.checks.grading.submission import Unreadable
 from psd_mini.checks.world_checks import check_renderer, check_schedule
@@ -50,7 +51,6 @@ HINTS = {
     "renderer": ("render", "composit", "raymarch"),
     "schedule": ("noise", "schedule", "alpha"),
 }
-OUTPUT_KEPT = 2000  # characters of a submission's own output that are kept
 
 
 def find(module: Any, name: str | None, kind: str) -> Any:
@@ -71,7 +71,9 @@ def find(module: Any, name: str | None, kind: str) -> Any:
     own = {k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__}
     own = {k: v for k, v in own.items() if not k.startswith("_")}
     hints = HINTS.get(kind, (kind,))
-    likely = {k: v for k, v in own.items() if any(h in name.lower() for h in hints for name in (k, *vars(v)))} or own
+    likely = {
+        k: v for k, v in own.items() if any(h in name.lower() for h in hints for name in (k, *getattr(v, "__dict__", {})))
+    } or own
     classes = {k: v for k, v in likely.items() if isinstance(v, type)}
     called = kind.replace("-", "_")
     for chosen in ({k: v for k, v in own.items() if k == called}, likely, classes):
@@ -83,13 +85,13 @@ def find(module: Any, name: str | None, kind: str) -> Any:
 
 def check_file(path: str, kind: str, **options: Any) -> Report:
     """Import "file.py" or "file.py:name" and check it, in this process; options are the check's own."""
-    file, _, name = path.partition(":") if not os.path.exists(path) else (path, "", "")
-    report = Report(f"check of {kind}")
+    file, name = split(path)
+    title = f"check of {kind}"
     try:
         with offline_diffusers():
             spec = importlib.util.spec_from_file_location(f"submission_{abs(hash(file))}", file)
             if spec is None or spec.loader is None:
-                raise Unreadable(f"{file} is not a Python file")
+                raise Unreadable(f"{os.path.basename(file)} is not a Python file")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             sys.path.insert(0, str(Path(file).resolve().parent))
@@ -97,101 +99,111 @@ def check_file(path: str, kind: str, **options: Any) -> Report:
             target = find(module, name or None, kind)
         return KINDS[kind](target, **options)
     except Unreadable as error:
-        report.add(False, "found", str(error), "a submission", str(error))
+        return no_answer(error.status, str(error), title)
     except (Exception, SystemExit) as error:
-        report.add(False, "import", describe(error), "an import without errors", f"it does not import: {describe(error)}")
-    return report
+        return no_answer(status_of(error), f"it does not import: {describe(error)}", title)
 
 
-class _Job:
-    """One submission in a forked process: own group, own output, one thread."""
-
-    def __init__(self, path: str, kind: str, output: Path, options: dict[str, Any]):
-        context: Any = multiprocessing.get_context("fork")
-        self.path, self.kind, self.output, self.started = path, kind, output, time.monotonic()
-        self.options = options
-        self.receiver, self.sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=self._work, daemon=True)
-        self.process.start()
-        self.sender.close()
-
-    def _work(self) -> None:
-        os.setsid()
-        with self.output.open("w") as sink:
-            os.dup2(sink.fileno(), 1)
-            os.dup2(sink.fileno(), 2)
-            sys.stdout = sys.stderr = sink
-            self.sender.send(check_file(self.path, self.kind, **self.options).to_dict())
-            self.sender.close()
-            os._exit(0)
-
-    def result(self, timeout: float) -> dict[str, Any] | None:
-        """What it answered, or the verdict on its silence, and then it is gone, with its children; None if it still works."""
-        seconds, report, answer = time.monotonic() - self.started, Report(f"check of {self.kind}"), None
-        if not self.receiver.poll() and seconds < timeout:
-            return None
-        try:
-            if self.receiver.poll():
-                answer = self.receiver.recv()
-            else:
-                text = f"it did not return within {timeout:g} s"
-                report.add("timed out", "runs", text, "an answer", text)
-        except (EOFError, OSError):
-            self.process.join(1)
-            came = f"it ended the process (exit code {self.process.exitcode})"
-            report.add(False, "runs", came, "an answer", f"{came}: does it call os._exit, or crash?")
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.join()
-        self.receiver.close()
-        printed = self.output.read_text(errors="replace")[-OUTPUT_KEPT:] if self.output.exists() else ""
-        return (answer or report.to_dict()) | {"path": self.path, "seconds": round(seconds, 2), "output": printed}
+def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:
+    """`check_file` on a copy of the submission's folder, from within that copy."""
+    file, name = split(path)
+    copy = copy_folder(Path(file), folder / "copy")
+    os.chdir(copy.parent)
+    return check_file(f"{copy}:{name}" if name else str(copy), kind, **options)
 
 
 def grade(
-    paths: Sequence[str], kind: str = "sds", timeout: float = 20.0, workers: int | None = None, weighting: str | None = None
+    paths: Sequence[str],
+    kind: str = "sds",
+    timeout: float = 20.0,
+    workers: int | None = None,
+    weighting: str | None = None,
+    memory: float = 2.0,
+    on_result: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Check every path ("file.py" or "file.py:name"), a few at a time.
+    """Check every path ("file.py" or "file.py:name"), a few at a time. KeyboardInterrupt ends it with the results so far.
 
     Args:
-        paths: submissions. kind: a key of `KINDS`. timeout: seconds for each. workers: processes at once; default one a core.
+        paths: submissions. kind: a key of `KINDS`. timeout: seconds for each. workers: submissions at once; default one a core.
         weighting: the name of w(t) if only that one is right, see `check_sds`.
+        memory: GiB that each submission may take beyond what torch and the check take (Linux; elsewhere there is no limit).
+        on_result: called with the place in `paths` and the result, as they come.
 
     Returns:
-        One dictionary each, in order: path, ok, status ("right", "wrong", "not answered" for a stub that raises
-        NotImplementedError, "timed out"), causes, findings, seconds, output (the end of what it printed).
+        One dictionary each, in order: path, ok, status ("right", or a status of `report.Finding`: "wrong", "could not run",
+        "not answered", "timed out", "not run"), causes, findings, seconds, output (the end of what it printed).
 
     Raises:
-        ValueError: a weighting that nobody knows, or for a kind without one.
+        ValueError: a weighting that nobody knows, or for a kind without one; no time or no memory.
         OSError: this system cannot fork (Windows): call the check itself, `check_sds(fn)`, there.
     """
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if not hasattr(os, "fork"):
         raise OSError("files are graded in forked processes, which this system has not: call check_sds(fn) itself")
     if weighting is not None and (kind not in WEIGHTED or weighting not in WEIGHTINGS):
         known = f"choose from {', '.join(WEIGHTINGS)}" if kind in WEIGHTED else f"kind {kind} has none"
         raise ValueError(f"weighting: {weighting!r} is not known; {known}")
+    for name, value, unit in (("timeout", timeout, "seconds"), ("memory", memory, "GiB")):
+        if not 0 < value <= 86400:
+            raise ValueError(f"{name}: expected more than 0 and at most 86400 {unit}, got {value:g}")
     options = {"weighting": weighting} if weighting else {}
-    torch.set_num_threads(1)  # threads do not survive a fork
-    waiting = list(enumerate(paths))[::-1]
-    running: dict[int, _Job] = {}
+    waiting, running = deque(enumerate(paths)), dict[int, Job]()
     results: dict[int, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        while waiting or running:
-            while waiting and len(running) < (workers or os.cpu_count() or 1):
-                i, path = waiting.pop()
-                running[i] = _Job(path, kind, Path(folder) / f"{i}.txt", options)
-            left = min(job.started for job in running.values()) + timeout - time.monotonic()
-            wait([job.receiver for job in running.values()], timeout=max(left, 0))
-            done = {i: result for i, job in running.items() if (result := job.result(timeout)) is not None}
-            results |= done
-            running = {i: job for i, job in running.items() if i not in done}
+
+    def keep(i: int, report: Report | None, seconds: float, printed: str) -> None:
+        report = report or no_answer(
+            "could not run", "its report is missing or damaged: does it end its parent, or change json?"
+        )
+        report.title = report.title or f"check of {kind}"
+        results[i] = report.to_dict() | {"path": paths[i], "seconds": round(seconds, 2), "output": printed}
+        if on_result is not None:
+            on_result(i, results[i])
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _one_thread():
+        try:
+            while waiting or running:
+                while waiting and len(running) < (workers or os.cpu_count() or 1):
+                    i, path = waiting.popleft()
+                    work = partial(_in_a_copy, path, kind, options=options)
+                    with signals_wait():  # each step is done or not: no process and no result is lost between two
+                        try:
+                            running[i] = start(work, Path(folder, str(i)), timeout, memory)
+                        except OSError as error:
+                            keep(i, no_answer("could not run", f"no process could be started: {error.strerror}"), 0.0, "")
+                for i in ended(running, timeout):
+                    with signals_wait():
+                        job = running.pop(i)
+                        stop(job)
+                        keep(i, *answer(job))
+        except KeyboardInterrupt:
+            pass
+        finally:
+            for job in running.values():
+                stop(job)
+        for i in [i for i in range(len(paths)) if i not in results]:
+            keep(i, no_answer("not run", "the checking was stopped before"), 0.0, "")
     return [results[i] for i in range(len(paths))]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch's threads do not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def split(path: str) -> tuple[str, str]:
+    """ "file.py:name" as file and name, the name empty where there is none."""
+    file, _, name = path.rpartition(":")
+    return (path, "") if os.path.exists(path) or not file else (file, name)
 
 
 def expand(path: str) -> Iterator[str]:
     """A file as it is, a folder as all its .py files in order. Raises ValueError for what is not there."""
-    if not (os.path.exists(path) or os.path.exists(path.partition(":")[0])):
+    if not os.path.exists(split(path)[0]):
         raise ValueError(f"path: there is no {path!r}; expected file.py, file.py:name or a folder")
     if os.path.isdir(path):
         yield from (str(p) for p in sorted(Path(path).glob("*.py")))
@@ -200,11 +212,19 @@ def expand(path: str) -> Iterator[str]:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> str:
-    """One line per submission: verdict, seconds, what is likely wrong."""
-    shown = [in_capitals(r["status"]) for r in results]
-    name, verdict = max((len(Path(r["path"]).name) for r in results), default=0), max(map(len, shown), default=0)
-    lines = []
-    for r, status in zip(results, shown, strict=True):
-        file, causes = Path(r["path"]).name, "; ".join(r["causes"])
-        lines.append(f"{status:<{verdict}}  {file:<{name}}  {r['seconds']:5.1f} s  {causes}".rstrip())
-    return "\n".join([*lines, f"{sum(r['ok'] for r in results)} of {len(results)} right"])
+    """One line per submission, and how many there are of each status, the right ones first."""
+    width = max((len(Path(r["path"]).name) for r in results), default=0)
+    return "\n".join([*(line(r, width) for r in results), counts(results)])
+
+
+def line(result: dict[str, Any], width: int) -> str:
+    """One submission: verdict, name, seconds, what is likely wrong."""
+    verdict, causes = in_capitals(result["status"]), "; ".join(result["causes"])
+    return f"{verdict:<13}  {Path(result['path']).name:<{width}}  {result['seconds']:5.1f} s  {causes}".rstrip()
+
+
+def counts(results: Sequence[dict[str, Any]]) -> str:
+    """For example "3 of 5 right, 1 wrong, 1 timed out"."""
+    found = Counter(r["status"] for r in results)
+    others = [f"{found[status]} {status}" for status in STATUSES if found[status]]
+    return ", ".join([f"{found['right']} of {len(results)} right", *others])

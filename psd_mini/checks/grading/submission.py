@@ -62,6 +62,7 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "z_vals": "z_vals z_values depths distances",
     "background": "background bg bg_color background_color white_bkgd bkgd",
 }
+LIBRARIES = ("builtins", "abc", "typing", "torch", "lightning", "pytorch_lightning")  # their methods are nobody's submission
 KNOWN = {name: key for key, names in NAMES.items() for name in names.split()}
 PARTS = {  # for names nobody has thought of: the first of these that occurs in it
     **dict.fromkeys(("uncond", "null", "neg", "empty"), "uncond"),
@@ -81,18 +82,26 @@ def key_of(name: str, names: Mapping[str, str] | None = None, guess: bool = True
 class Unreadable(ValueError):
     """The submission or its answer cannot be understood; the message says what to change.
 
+    status: of the row that it becomes, see `report.Finding`: "wrong" where the answer is, "could not run" where none came.
     verdict: False if the code itself raised, so that another form of input may be what it wants.
     """
 
-    def __init__(self, message: str, verdict: bool = True):
+    def __init__(self, message: str, status: str = "could not run", verdict: bool = True):
         super().__init__(message)
-        self.verdict = verdict
+        self.status, self.verdict = status, verdict
+
+
+def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
+    """What a function takes, by name. Raises Unreadable where Python cannot tell, as for some functions written in C."""
+    try:
+        return inspect.signature(fn).parameters
+    except (ValueError, TypeError) as error:
+        raise Unreadable(f"its parameters cannot be read ({error}): wrap it in a plain function") from error
 
 
 def keys(fn: Callable, names: Mapping[str, str] | None = None) -> set[str]:
     """What a function asks for, by the keys of `NAMES`."""
-    parameters = inspect.signature(fn).parameters
-    return {key_of(name, names, p.default is p.empty) for name, p in parameters.items()}
+    return {key_of(name, names, p.default is p.empty) for name, p in parameters(fn).items()}
 
 
 def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] 
         Unreadable: a required parameter that nobody knows.
     """
     given = {}
-    for name, parameter in inspect.signature(fn).parameters.items():
+    for name, parameter in parameters(fn).items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         key = key_of(name, names, guess=parameter.default is parameter.empty)
@@ -123,8 +132,7 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Mapping[str, str] 
 
 def invoke(fn: Callable, given: Mapping[str, Any]) -> Any:
     """Call with arguments by name, positional-only ones by place."""
-    parameters = inspect.signature(fn).parameters
-    only = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_ONLY and name in given]
+    only = [name for name, p in parameters(fn).items() if p.kind is p.POSITIONAL_ONLY and name in given]
     return fn(*(given[name] for name in only), **{k: v for k, v in given.items() if k not in only})
 
 
@@ -174,18 +182,37 @@ def prepare(target: Any, methods: Sequence[str], names: Mapping[str, str] | None
             target = invoke(target, given)
     if inspect.isroutine(target) or hasattr(target, "func"):
         return target
+    attached = [name for name, value in getattr(target, "__dict__", {}).items() if inspect.isroutine(value)]
+    classes = [_methods(cls) for cls in type(target).__mro__ if not _of_a_library(cls)]
+    written = {name for defined in (attached, *classes) for name in defined}
     for name in methods:
-        if callable(getattr(target, name, None)):
+        if name in written:
             return getattr(target, name)
-    public = [name for name in vars(type(target)) if not name.startswith("_") and callable(getattr(target, name))]
-    matching = [name for name in public if any(word in name for word in methods)] or public
-    if len(matching) == 1:
-        return getattr(target, matching[0])
-    if type(target).__call__ is not torch.nn.Module.__call__ if isinstance(target, torch.nn.Module) else callable(target):
+    for defined in classes:
+        public = [name for name in defined if not name.startswith("_")]
+        matching = [name for name in public if any(word in name for word in methods)] or public
+        if len(matching) == 1:
+            return getattr(target, matching[0])
+    if "__call__" in written:
         return target
-    if isinstance(target, torch.nn.Module) and "forward" in vars(type(target)):
-        return target.forward
     raise Unreadable(f"{type(target).__name__} has none of the methods {', '.join(methods)}; hand in one: object.method")
+
+
+def _methods(cls: type) -> list[str]:
+    """What can be called of what a class itself defines; asking the object would compute its properties."""
+    return [name for name, value in vars(cls).items() if callable(value) or inspect.isroutine(value)]
+
+
+def _of_a_library(cls: type) -> bool:
+    """Is this base class nobody's submission? torch.nn.Module has a `forward`, which only says that there is none."""
+    return cls.__module__.split(".")[0] in LIBRARIES or cls.__module__ == Pipeline.__module__
+
+
+def answered(result: Any) -> None:
+    """Raise Unreadable for what a stub returns: None (`pass`, too) or `...`."""
+    if result is None or result is ...:
+        text = f"it returned {result}: return the gradient, or a loss to be back-propagated"
+        raise Unreadable(text, "not answered")
 
 
 def gradient_of(result: Any, x: Tensor) -> tuple[Tensor, str, Tensor | None]:
@@ -207,27 +234,30 @@ def gradient_of(result: Any, x: Tensor) -> tuple[Tensor, str, Tensor | None]:
         result = torch.as_tensor(result)
     if x.grad is not None and not (isinstance(result, Tensor) and (result.requires_grad or result.shape == x.shape)):
         return x.grad, "loss", None  # it back-propagated itself
-    if result is None:
-        raise Unreadable("it returned None: return the gradient, or a loss to be back-propagated")
+    answered(result)
     if isinstance(result, int | float):
-        raise Unreadable(f"it returned the Python number {result!r}, which has no gradient: leave out .item() or float()")
+        text = f"it returned the Python number {result!r}, which has no gradient: leave out .item() or float()"
+        raise Unreadable(text, "wrong")
     if not isinstance(result, Tensor):
-        raise Unreadable(f"it returned {type(result).__name__}, expected a tensor: the gradient or a loss")
+        raise Unreadable(f"it returned {type(result).__name__}, expected a tensor: the gradient or a loss", "wrong")
     if not result.is_floating_point():
-        raise Unreadable(f"it returned integers ({result.dtype}), expected floating-point numbers")
+        raise Unreadable(f"it returned integers ({result.dtype}), expected floating-point numbers", "wrong")
     if result.shape == x.shape and result.numel() > 1:
         return result.detach(), "gradient", None
     if result.numel() != 1 and result.shape != x.shape[:1]:
-        raise Unreadable(f"it returned shape {tuple(result.shape)}, expected {tuple(x.shape)} (a gradient) or () (a loss)")
+        text = f"it returned shape {tuple(result.shape)}, expected {tuple(x.shape)} (a gradient) or () (a loss)"
+        raise Unreadable(text, "wrong")
     if not result.requires_grad:
         raise Unreadable(
             "no gradient path: the loss does not depend on x as far as autograd knows. Was it computed under no_grad, or "
-            "from detached latents?"
+            "from detached latents?",
+            "wrong",
         )
     result.sum().backward()
     if x.grad is None:
         raise Unreadable(
             "the gradient is None: the loss has a graph, but x is not in it. Were the latents detached (or encoded under "
-            "no_grad) before they entered the loss?"
+            "no_grad) before they entered the loss?",
+            "wrong",
         )
     return x.grad, "loss", result.detach()

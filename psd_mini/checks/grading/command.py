@@ -1,0 +1,95 @@
+"""`psd-mini check`: many submissions on the command line, with progress, interrupts and a table."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from psd_mini.checks.grading.grader import KINDS, counts, expand, grade, line
+from psd_mini.checks.report import Finding, Report
+
+
+def check(given: Sequence[str], kind: str, as_json: bool, **options: Any) -> None:
+    """Check submissions and print a report, a table or JSON.
+
+    Args:
+        given: files, file.py:name or folders.
+        kind: a key of `KINDS`; options: of `grade`.
+
+    Raises:
+        SystemExit: 1 if any is not right, 128 + its number if a signal stopped the checking.
+        ValueError: an unknown kind, no files.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(KINDS)}")
+    paths = [path for one in given for path in expand(one)]
+    if not paths:
+        raise ValueError(f"path: no .py files in {', '.join(given)}")
+    table = len(paths) > 1 and not as_json
+    with _stop_signals() as stopped, _progress(paths, table) as on_result:
+        results = grade(paths, kind, on_result=on_result, **options)
+    if table:
+        print(counts(results))
+    elif as_json:
+        print(json.dumps(results, indent=1))
+    else:
+        findings = [Finding(**finding) for finding in results[0]["findings"]]
+        print(_printable(str(Report(results[0]["title"], findings))))
+    if stopped or not all(result["ok"] for result in results):
+        raise SystemExit(128 + stopped[0] if stopped else 1)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP act as Ctrl-C does, and results so far are printed. The first acts; all that came are listed."""
+    stopped: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stopped.append(number)
+        if len(stopped) == 1:
+            raise KeyboardInterrupt
+
+    numbers = [
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]
+    before = {
+        n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN
+    }  # nohup ignores one
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """What is called with each result: it moves a bar on stderr, and prints the table's lines in the order of the paths."""
+    width, shown = max(len(Path(path).name) for path in paths), 0
+    done: dict[int, dict[str, Any]] = {}
+    tqdm.monitor_interval = 0  # no thread of its own: the grader forks
+
+    def on_result(i: int, result: dict[str, Any]) -> None:
+        nonlocal shown
+        done[i] = result
+        bar.update()
+        while table and shown in done:
+            bar.write(_printable(line(done[shown], width)), file=sys.stdout)
+            sys.stdout.flush()
+            shown += 1
+
+    with tqdm(total=len(paths), unit="file", leave=False, disable=len(paths) <= 3) as bar:
+        yield on_result
+
+
+def _printable(text: str) -> str:
+    """The text with escapes for what stdout cannot encode: lone surrogates, file names that are no UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
