@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least, needs, validated
+from psd_mini._internal.arguments import at_least, needs, numbers_known, validated
 from psd_mini._internal.identity import identity
 from psd_mini._internal.runs import Keeper, check_finite
 from psd_mini.cameras import Cameras
@@ -138,9 +138,8 @@ def one_step(number: int, job: Job) -> Step:
         look = {"n_samples": options.n_samples, "background": options.background}
         rendering = render(job.field, cameras, options.resolution, generator=generator, **look)
         parameters = dict(job.field.named_parameters(prefix="field"))
-        check_finite({**parameters, "the render": rendering.rgb})
         x = prior.encode(rendering.rgb)
-    check_finite({"the encoded render": x})
+    check_finite({**parameters, "the render": x})
     job.keep()  # the last good state, before its update, which may overflow
     job.cost.renders += len(cameras)
 
@@ -161,7 +160,6 @@ def one_step(number: int, job: Job) -> Step:
         moved = job.negative.step(progress, x.detach(), context, generator)
         context.embeddings = torch.stack((job.embeddings[0], job.negative.embedding.detach()))
     gradient, metrics = answer(method, x.detach(), t, eps, context)
-    check_finite({"the method's gradient": gradient})
 
     with job.cost.timed("backward"):
         # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
@@ -173,7 +171,8 @@ def one_step(number: int, job: Job) -> Step:
         loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in parameters.items()}
     # Adam divides by the root of squares: infinite ones would stop the field without a word
-    check_finite({"the loss (half the squared gradient)": loss, **gradients})
+    seen_by_adam = {"the loss (half the squared gradient)": loss, **gradients}
+    check_finite({"the method's gradient": gradient, **seen_by_adam})
     # field <- Adam(field, dL/dfield)
     job.optimizer.step()
     return Step(number, cameras, rendering, x, t, eps, context, gradient, metrics, moved, loss)
@@ -284,7 +283,7 @@ def distill(
     job = Job(*parties, options, optimizer, generator, run.cost, keeper.keep)
     with keeper.watch(run, prompt, progress) as after_step:
         for number in range(run.steps, steps):
-            with keeper.step(number), run.cost.timed("total"):
+            with keeper.step(number), numbers_known(), run.cost.timed("total"):
                 step = one_step(number, job)
             run.steps = number + 1
             opacity = step.rendering.opacity.mean().item()

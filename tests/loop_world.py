@@ -134,7 +134,7 @@ def run(method=None, world=None, callback=None, field=None, **options):
     options = {
         "steps": 2,
         "cameras_per_step": B,
-        "size": SIZE,
+        "resolution": SIZE,
         "n_samples": SAMPLES,
         "progress": False,
         **options,

@@ -1,20 +1,19 @@
-"""Arguments are looked at where a call enters a function, and what does not fit is named in one
-line.
+"""Arguments are looked at where a call enters a function; what does not fit is named in one line.
 
 A signature already says what a function takes, so nothing is written twice: `validated` reads the
 annotations,
 
-    Float[Tensor, "b 3 h w"]    a floating-point tensor of that shape, finite; a name stands for one
-                                size, not 0
-    Int[Tensor, "b"]            the same for integers (their range is the function's own affair)
-    Real[Tensor, "..."]         the same for real numbers, infinite ones too: log-weights
+    Float[Tensor, "b 3 h w"]    a floating-point tensor of that shape, with finite numbers; a name
+                                stands for one size, which is not 0
+    Int[Tensor, "b"]            the same for integers (the function itself looks at their range)
+    Real[Tensor, "..."]         the same for real numbers, also infinite ones: log-weights
     Tensor                      any tensor
     float, int, str, bool       a finite number, a whole number, a string, True or False
     X | None, tuple[X, Y], Sequence[X], Callable, any class
 
-and compares. numpy's numbers count as numbers and become Python's. A parameter without annotation,
-or with Any, is the function's own affair. Where a loop has looked already, it calls the function
-behind the decorator, `unchecked(function)`.
+and compares. numpy's numbers count as numbers and become Python's. The function itself looks at a
+parameter without annotation, or with Any. A loop that looks for NaN itself, and can say where it came
+from, switches that part off (`numbers_known`): types and shapes are looked at always.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -37,94 +38,79 @@ WORDS: dict[Any, str] = {
     **{float: "a finite number", int: "a whole number", str: "a string", bool: "True or False"},
     **{type(None): "None", Callable: "a function", Tensor: "a tensor"},
 }
+_NUMBERS_KNOWN = ContextVar("numbers_known", default=False)
+KINDS = {jaxtyping.Float: "a floating-point", jaxtyping.Int: "an integer"}
 
 
 class ArgumentError(TypeError, ValueError):
-    """An argument of the wrong type, shape or value; the message names it. Whether that is a
-    TypeError or a ValueError is a matter of taste, so it is both."""
+    """An argument of the wrong type, shape or value; the message names it.
+
+    It is both a TypeError and a ValueError, so that callers may catch either.
+    """
 
 
 def validated(target: Target) -> Target:
-    """Decorator of a function, or of a class: its constructor, its public methods and calls of its
-    instances.
+    """Decorator of a function, or of a class: its constructor, public methods and calls.
 
     What is decorated raises ArgumentError for the first argument that does not fit its annotation,
     or has NaN or infinity in it, and for tensors that torch cannot bring together.
     """
     if isinstance(target, type):
         for name, member in list(vars(target).items()):
-            public = name[0] != "_" or name in ("__init__", "__call__", "__getitem__")
-            if public and isinstance(member, classmethod):
+            if name[0] == "_" and name not in ("__init__", "__call__", "__getitem__"):
+                continue
+            if isinstance(member, classmethod):
                 setattr(target, name, classmethod(validated(member.__func__)))
-            elif public and isinstance(member, types.FunctionType):
+            elif isinstance(member, types.FunctionType):
                 setattr(target, name, validated(member))
         return target
 
     @functools.wraps(target)
     def enter(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _python_numbers(args), {k: _python_numbers(v) for k, v in kwargs.items()}
+        args, kwargs = _python_numbers(args), _python_numbers(kwargs)
         given = _check(target, args, kwargs)
         try:
             return target(*args, **kwargs)
         except (RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            too_large = "DefaultCPUAllocator" in reason or "Storage size" in reason
-            own = {name: value for name, value in (given | kwargs).items() if name != "self"}
-            named = [
-                f"{k} {in_words(v)}"
-                for k, v in own.items()
-                if isinstance(v, (Tensor, int) if too_large else Tensor)
-            ]
-            # a function among the arguments may have failed by itself; and a GPU's memory is
-            # another affair
-            others_code = any(map(callable, own.values())) and not too_large
-            if others_code or not named or isinstance(error, torch.OutOfMemoryError):
-                raise
-            what = "too large for the memory" if too_large else "do not fit together"
-            raise ArgumentError(f"{', '.join(named)}: {what} ({reason})") from error
+            if message := _blame({**given, **kwargs}, error):
+                raise ArgumentError(message) from error
+            raise
 
     return enter  # type: ignore[return-value]
 
 
-def unchecked(function: Target) -> Target:
-    """The function behind `validated`, for callers that have looked at the arguments themselves."""
-    return getattr(function, "__wrapped__", function)
-
-
-def _python_numbers(value: Any) -> Any:
-    """numpy's scalars as Python numbers, also inside tuples and lists; anything else as it is."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) in (tuple, list) and any(isinstance(item, np.generic) for item in value):
-        return type(value)(map(_python_numbers, value))
-    return value
+@contextmanager
+def numbers_known() -> Iterator[None]:
+    """Look at types and shapes only inside this block, which looks for NaN and infinity itself."""
+    token = _NUMBERS_KNOWN.set(True)
+    try:
+        yield
+    finally:
+        _NUMBERS_KNOWN.reset(token)
 
 
 def check_options(function: Callable, options: dict[str, Any]) -> None:
-    """Look at some arguments of a validated function as if they were given to it: for what is
-    handed on as **options."""
+    """Look at arguments that will be handed on to a validated function as **options."""
     _check(function, (), options)
 
 
 def at_least(name: str, value: Any, least: float, whole: bool = True) -> None:
-    """Refuse what is not a whole (or, else, a finite) number of at least so much, with an
-    ArgumentError that names it."""
-    if not isinstance(value, Integral if whole else Real) or not least <= value < math.inf:  # type: ignore[operator]
+    """Refuse what is not a whole (or else a finite) number of at least so much."""
+    kind: Any = Integral if whole else Real
+    if not isinstance(value, kind) or not least <= value < math.inf:
         bound = "" if least == -math.inf else f" of at least {least:g}"
-        raise ArgumentError(
-            f"{name}: expected a {'whole' if whole else 'finite'} number{bound}, got"
-            f" {in_words(value)}"
-        )
+        what = "whole" if whole else "finite"
+        raise ArgumentError(f"{name}: expected a {what} number{bound}, got {in_words(value)}")
 
 
 def needs(name: str, value: Any, *attributes: str) -> None:
-    """Refuse an object that lacks an attribute, with an ArgumentError that names the argument
-    and what is missing."""
-    if missing := [attribute for attribute in attributes if not hasattr(value, attribute)]:
-        raise ArgumentError(
-            f"{name}: expected an object with {', '.join(attributes)}; {in_words(value)} has no"
-            f" {missing[0]}"
-        )
+    """Refuse an object that lacks one of these attributes."""
+    for attribute in attributes:
+        if not hasattr(value, attribute):
+            expected = f"an object with {', '.join(attributes)}"
+            raise ArgumentError(
+                f"{name}: expected {expected}; {in_words(value)} has no {attribute}"
+            )
 
 
 def as_numbers(name: str, value: Any, **kind: Any) -> Tensor:
@@ -146,38 +132,76 @@ def in_words(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def _python_numbers(value: Any) -> Any:
+    """numpy's scalars as Python numbers, also in tuples, lists and dictionaries."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in (tuple, list):
+        return type(value)([_python_numbers(item) for item in value])
+    if type(value) is dict:
+        return {key: _python_numbers(item) for key, item in value.items()}
+    return value
+
+
+def _blame(given: dict[str, Any], error: Exception) -> str | None:
+    """What to say of an error that torch raised about these arguments; None if they had no part."""
+    reason = " ".join(str(error).split())[:200]
+    too_large = "DefaultCPUAllocator" in reason or "Storage size" in reason
+    kinds: Any = (Tensor, int) if too_large else Tensor
+    own = {name: value for name, value in given.items() if name != "self"}
+    named = [f"{k} {in_words(value)}" for k, value in own.items() if isinstance(value, kinds)]
+    if not named or isinstance(error, torch.OutOfMemoryError):  # a GPU's memory is not an argument
+        return None
+    if too_large:
+        return f"{', '.join(named)}: too large for the memory ({reason})"
+    if any(map(callable, own.values())):  # a function among them may have failed by itself
+        return None
+    return f"{', '.join(named)}: do not fit together ({reason})"
+
+
 @functools.cache
 def _hints(function: Callable) -> tuple[inspect.Signature, dict[str, Any]]:
     """The signature, and what its annotations say of the parameters that have one."""
-    signature, names = inspect.signature(function), inspect.unwrap(function).__globals__  # type: ignore[attr-defined]
-    hints = {}
+    signature = inspect.signature(function)
+    names = inspect.unwrap(function).__globals__  # type: ignore[attr-defined]
+    hints: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         hint = parameter.annotation
-        if hint is not parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
-            hint = eval(hint, names) if isinstance(hint, str) else hint
-            hints[name] = Sequence[hint] if parameter.kind is parameter.VAR_POSITIONAL else hint  # type: ignore[valid-type]
+        if hint is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        hint = eval(hint, names) if isinstance(hint, str) else hint
+        hints[name] = Sequence[hint] if parameter.kind is parameter.VAR_POSITIONAL else hint  # type: ignore[valid-type]
     return signature, hints
 
 
 def _check(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, after a look at each."""
     signature, hints = _hints(function)
-    given = signature.bind_partial(*args, **kwargs).arguments  # what is missing Python says itself
-    seen: list[str] = []
+    given = signature.bind_partial(*args, **kwargs).arguments  # Python names a missing one itself
     with jaxtyping.jaxtyped("context"):  # within it a name in two shapes is one size
         for name, value in given.items():
             hint = hints.get(name, Any)
             if not _fits(value, hint):
-                beside = f" beside {', '.join(seen)}" if seen and isinstance(value, Tensor) else ""
-                raise ArgumentError(
-                    f"{name}: expected {_expected(hint)}, got"
-                    f" {in_words(value)}{beside}{_remedy(value, hint)}"
-                )
+                raise ArgumentError(_complaint(name, value, hint, given))
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, Tensor):
                     _look_at_numbers(name, tensor, hint)
-            seen += [f"{name} {in_words(value)}"] if isinstance(value, Tensor) else []
     return given
+
+
+def _complaint(name: str, value: Any, hint: Any, given: dict[str, Any]) -> str:
+    """What to say of an argument that does not fit; a tensor is compared with those before it."""
+    before = list(given)[: list(given).index(name)]
+    seen = [f"{k} {in_words(given[k])}" for k in before if isinstance(given[k], Tensor)]
+    beside = f" beside {', '.join(seen)}" if seen and isinstance(value, Tensor) else ""
+    hints = (hint, *get_args(hint))
+    kinds = {part.dtype for part in hints if hasattr(part, "dim_str")}
+    remedy = ""
+    if isinstance(value, Tensor) and jaxtyping.Float in kinds and not value.is_floating_point():
+        remedy = "; convert with .float()"
+    elif kinds and isinstance(value, Real | list) and float not in hints:
+        remedy = "; use torch.tensor([...])"
+    return f"{name}: expected {_expected(hint)}, got {in_words(value)}{beside}{remedy}"
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -193,15 +217,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str) and "\0" not in value  # which no file's name can hold
     if origin is tuple:
-        return (
-            isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
-        )
+        same = isinstance(value, tuple) and len(value) == len(parts)
+        return same and all(map(_fits, value, parts))
     if origin in (list, Sequence):
-        return (
-            isinstance(value, origin)
-            and not isinstance(value, str)
-            and all(_fits(item, parts[0]) for item in value)
-        )
+        several = isinstance(value, origin) and not isinstance(value, str)
+        return several and all(_fits(item, parts[0]) for item in value)
     return isinstance(value, origin or hint)
 
 
@@ -214,42 +234,26 @@ def _expected(hint: Any) -> str:
     if origin in (list, Sequence):
         return f"a list ({_expected(parts[0])}, ...)"
     if hasattr(hint, "dim_str"):
-        kind = {jaxtyping.Float: "a floating-point", jaxtyping.Int: "an integer"}.get(
-            hint.dtype, "a"
-        )
-        return f"{kind} tensor ({', '.join(hint.dim_str.split())})"
+        return f"{KINDS.get(hint.dtype, 'a')} tensor ({', '.join(hint.dim_str.split())})"
     hint = origin or hint
     return WORDS.get(hint) or hint.__name__
 
 
-def _remedy(value: Any, hint: Any) -> str:
-    hints = (hint, *get_args(hint))
-    kinds = {part.dtype for part in hints if hasattr(part, "dim_str")}
-    if isinstance(value, Tensor) and jaxtyping.Float in kinds and not value.is_floating_point():
-        return "; convert with .float()"
-    return (
-        "; use torch.tensor([...])"
-        if kinds and isinstance(value, Real | list) and float not in hints
-        else ""
-    )
-
-
 def _look_at_numbers(name: str, value: Tensor, hint: Any) -> None:
+    """Refuse a tensor without numbers, or with NaN, or (but for Real) with infinity."""
     hints = (hint, *get_args(hint))
     if value.is_meta:
-        raise ArgumentError(
-            f"{name}: expected a tensor with numbers in it, got one on the device meta"
-        )
-    if Tensor in hints:
+        raise ArgumentError(f"{name}: expected a tensor with numbers, got one on the device meta")
+    if Tensor in hints or _NUMBERS_KNOWN.get():
         return
-    if value.numel() == 0 and not any(
-        "0" in getattr(part, "dim_str", "").split() for part in hints
-    ):
+    shapes = [getattr(part, "dim_str", "").split() for part in hints]
+    if value.numel() == 0 and not any("0" in shape for shape in shapes):
         raise ArgumentError(f"{name}: expected numbers, got an empty tensor {in_words(value)}")
+    if not value.is_floating_point() or bool(value.detach().sum().isfinite()):
+        return  # a finite sum has finite terms: this look is several times faster than the next
     if any(getattr(part, "dtype", None) is jaxtyping.Real for part in hints):
         if bool(value.isnan().any()):
             raise ArgumentError(f"{name}: expected numbers, got NaN; look at how it was computed")
-    elif value.is_floating_point() and not bool(value.isfinite().all()):
-        raise ArgumentError(
-            f"{name}: expected finite numbers, got NaN or infinity; look at how it was computed"
-        )
+    elif not bool(value.isfinite().all()):
+        problem = "NaN or infinity; look at how it was computed"
+        raise ArgumentError(f"{name}: expected finite numbers, got {problem}")
