@@ -2,14 +2,15 @@
 
 Under classifier-free guidance the denoised image depends on the negative embedding n,
 
-    eps_cfg(n) = eps(x_t; n) + g ( eps(x_t; y) - eps(x_t; n) ),    x0_hat(n) = (x_t - sigma_t eps_cfg(n)) / alpha_t
+    eps_cfg(n) = eps(x_t; n) + g ( eps(x_t; y) - eps(x_t; n) )
+    x0_hat(n) = (x_t - sigma_t eps_cfg(n)) / alpha_t
     d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
 
 so n can be moved to where the denoised image is rewarded, through one noise prediction. Two
 objectives stand behind one interface:
 
-    "reward"     L(n) = -mean r( decode( x0_hat(n) ) )                 the reward must be differentiable
-    "inversion"  L(n) = || eps(x_t^loser; n) - eps_loser ||^2          n learns to describe what loses; any reward will do
+    "reward"     L(n) = -mean r( decode( x0_hat(n) ) )          the reward must be differentiable
+    "inversion"  L(n) = || eps(x_t^loser; n) - eps_loser ||^2   n learns what loses; any reward
 
     n <- Adam(n, dL/dn),   then projected on the trust region ||n - n_0|| <= radius
 
@@ -29,7 +30,8 @@ field has settled. So n must be moved early and at large t.
 Sources: idea and its place in PSD, Leng et al. 2026 (arXiv 2603.01594), whose exact loss is not
 public; the "reward" objective is that of ReNeg (Li et al. 2024, arXiv 2412.19637) taken online;
 "inversion" is textual inversion (Gal et al. 2022, arXiv 2208.01618) on the loser. The derivation of
-the two-line world models is ours."""
+the two-line world models is ours.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from psd_mini._internal.arguments import validated
 from psd_mini._internal.runs import check_finite
 from psd_mini.rewards import score
 from psd_mini.schedule import sample_timesteps
@@ -48,6 +51,7 @@ from psd_mini.sds import Context, cfg
 OBJECTIVES = ("reward", "inversion")
 
 
+@validated
 def negative_loss(
     n: Float[Tensor, "..."],
     x: Float[Tensor, "b c h w"],
@@ -75,33 +79,31 @@ def negative_loss(
     """
     prior, schedule = context.prior, context.prior.schedule
 
-    def denoised(noise: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    def denoised(noise: Tensor) -> tuple[Tensor, Tensor]:
         x_t = schedule.add_noise(x.detach(), noise, t)
         with torch.no_grad():
             eps_cond = prior.predict_noise(x_t, t, context.embeddings[:1], context.cameras)[0]
-        eps_neg = prior.predict_noise(x_t, t, of[None], context.cameras)[0]
+        eps_neg = prior.predict_noise(x_t, t, n[None], context.cameras)[0]
         context.cost.prior_evaluations += 2 * len(x)
         return schedule.x0_from_eps(x_t, cfg(eps_cond, eps_neg, guidance_scale), t), eps_neg
 
+    def reward_of(x0_hat: Tensor) -> Tensor:
+        return score(context.reward, prior.decode(x0_hat), context.prompts)
+
     if objective == "reward":
         # L = -mean r( decode( x0_hat(n) ) )
-        scores = score(context.reward, prior.decode(denoised(eps[0], n)[0]), context.prompts)
+        scores = reward_of(denoised(eps[0])[0])
         if not scores.requires_grad:
-            raise ValueError(
-                "reward: the negative embedding climbs its gradient, and it has none; use"
-                " objective='inversion'"
-            )
+            raise ValueError("reward: it has no gradient to climb; use objective='inversion'")
         return -scores.mean()
-    images, eps_neg = zip(*(denoised(noise, n) for noise in eps[:2]), strict=True)
+    (x0_hat_1, eps_neg_1), (x0_hat_2, eps_neg_2) = denoised(eps[0]), denoised(eps[1])
     with torch.no_grad():
-        rewards = torch.stack(
-            [score(context.reward, prior.decode(image), context.prompts) for image in images]
-        )
-    first_loses = (rewards[0] < rewards[1]).view(-1, *[1] * (x.ndim - 1))
+        first_loses = (reward_of(x0_hat_1) < reward_of(x0_hat_2)).view(-1, *[1] * (x.ndim - 1))
     # L = || eps(x_t^loser; n) - eps_loser ||^2
-    return torch.where(first_loses, eps_neg[0] - eps[0], eps_neg[1] - eps[1]).square().mean()
+    return torch.where(first_loses, eps_neg_1 - eps[0], eps_neg_2 - eps[1]).square().mean()
 
 
+@validated
 class NegativeEmbedding:
     """A negative embedding with its optimiser, for the loop.
 
@@ -129,24 +131,20 @@ class NegativeEmbedding:
         steps: tuple[float, float] = (0.0, 1.0),
     ):
         if guidance_scale == 1.0:
+            why = "its gradient carries the factor g - 1 = 0"
             raise ValueError(
-                "guidance_scale: at 1 the negative embedding has no effect (its gradient carries"
-                " the factor g - 1 = 0); use for example 2"
+                f"guidance_scale: at 1 the negative embedding has no effect ({why}); use 2"
             )
         if objective not in OBJECTIVES:
-            raise ValueError(
-                f"objective: {objective!r} is not known; choose from {', '.join(OBJECTIVES)}"
-            )
+            known = ", ".join(OBJECTIVES)
+            raise ValueError(f"objective: {objective!r} is not known; choose from {known}")
         for name, (low, high) in {"t_range": t_range, "steps": steps}.items():
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"{name}: expected 0 <= low <= high <= 1, got {(low, high)}")
         if not radius >= 0 or not lr > 0:
             raise ValueError(f"radius, lr: expected radius >= 0 and lr > 0, got {radius} and {lr}")
-        self.start, self.guidance_scale, self.objective = (
-            start.detach().clone(),
-            guidance_scale,
-            objective,
-        )
+        self.start = start.detach().clone()
+        self.guidance_scale, self.objective = guidance_scale, objective
         self.radius, self.t_range, self.steps = radius, t_range, steps
         self.embedding = start.detach().clone().requires_grad_()
         self.optimizer = torch.optim.Adam([self.embedding], lr=lr)
@@ -154,8 +152,7 @@ class NegativeEmbedding:
     def step(
         self, progress: float, x: Tensor, context: Context, generator: torch.Generator
     ) -> dict[str, float]:
-        """Move n once, on the current render, with a timestep and noises of its own; nothing else
-        receives a gradient.
+        """Move n once, on the current render; nothing else receives a gradient.
 
         Args:
             progress: of the run, in [0, 1].
@@ -170,9 +167,8 @@ class NegativeEmbedding:
         T = context.prior.schedule.num_timesteps
         low, high = (round(bound * (T - 1)) for bound in self.t_range)
         t = sample_timesteps(len(x), low, high, generator)
-        eps = torch.randn(
-            2 if self.objective == "inversion" else 1, *x.shape, generator=generator
-        ).to(x)
+        n_noises = 2 if self.objective == "inversion" else 1
+        eps = torch.randn(n_noises, *x.shape, generator=generator).to(x)
         with torch.enable_grad():
             loss = negative_loss(
                 self.embedding, x, t, eps, context, self.guidance_scale, self.objective

@@ -33,7 +33,8 @@ For any f, for independent noises, and for omega = tanh(gap / 2 tau) of a duel, 
 With f = h, h_w - h_l = (alpha_t / sigma_t) (x0_hat_l - x0_hat_w): descent moves x from the loser to
 the winner. So
 
-    G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) },  lambda(t) = preference_weight sigma_t
+    G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) }
+    lambda(t) = preference_weight sigma_t
 
 Opposite noises eps_2 = -eps_1, the default, compare R(eps) with R(-eps), and the right sides
 change:

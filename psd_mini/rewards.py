@@ -38,8 +38,8 @@ class Colorfulness:
     Called with images (B, 3, H, W) in [0, 1], returns (B,); 0 for grey pictures. Differentiable (a
     tiny constant under the roots keeps the gradient finite at grey).
 
-    Source: Hasler & Suesstrunk, "Measuring colourfulness in natural images", SPIE 5007 (2003),
-    M^(3)."""
+    Source: Hasler & Suesstrunk, "Measuring colourfulness in natural images", SPIE 5007 (2003).
+    """
 
     differentiable = True
 
@@ -82,8 +82,7 @@ class NamedColor:
 
 @dataclass
 class LinearReward:
-    """r(x) = <v, x> + c, for the mixture worlds, where everything about it is known in closed
-    form. v has x's shape."""
+    """r(x) = <v, x> + c, for worlds of points, where it has closed forms. v has x's shape."""
 
     v: Tensor
     c: float = 0.0
@@ -96,17 +95,16 @@ class LinearReward:
 
 
 def black_box(function: Callable[[Images, Sequence[str]], Sequence[float]]) -> Callable:
-    """Any function of pictures as a reward without gradients: it is called with detached pictures
-    and may leave torch.
+    """Any function of pictures as a reward without gradients.
 
-    A preference needs no more than this: pair methods only compare values.
+    It is called with detached pictures and may leave torch. A preference needs no more than this:
+    pair methods only compare values.
     """
 
     def reward(images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
         with torch.no_grad():
-            return torch.as_tensor(
-                function(images.detach(), prompts), dtype=images.dtype, device=images.device
-            )
+            scores = function(images.detach(), prompts)
+            return torch.as_tensor(scores, dtype=images.dtype, device=images.device)
 
     reward.differentiable = False  # type: ignore[attr-defined]
     reward.__name__ = getattr(function, "__name__", "function")
@@ -115,11 +113,12 @@ def black_box(function: Callable[[Images, Sequence[str]], Sequence[float]]) -> C
 
 @validated
 def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
-    """A reward by name: "colorfulness", "color:NAME" with one of the toy world's colours,
-    "image-reward" from the hub, or "image-reward:FILE" from a file; a function of your own is
-    returned as it is.
+    """A reward by name; a function of your own is returned as it is.
 
-    `device` is where a network runs; None is what there is.
+    Args:
+        reward: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward"
+            from the hub, "image-reward:FILE" from a file, or a function.
+        device: where a network runs; None is what there is.
 
     Raises:
         ValueError: unknown (lists what there is), or it cannot be loaded.
@@ -138,10 +137,8 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
     colour = {"grey": "gray"}.get(colour, colour)
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
-    raise ValueError(
-        f"reward: {reward!r} is not known; choose colorfulness, image-reward or color:NAME with"
-        f" NAME in {', '.join(COLOURS)}"
-    )
+    known = f"colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
+    raise ValueError(f"reward: {reward!r} is not known; choose {known}")
 
 
 def score(
@@ -166,30 +163,23 @@ def score(
     """
     if reward is None:
         raise ValueError("reward: this method needs one, for example reward='colorfulness'")
-    name = getattr(reward, "__name__", type(reward).__name__)
+    name, n = getattr(reward, "__name__", type(reward).__name__), len(images)
     try:
         scores = reward(images, prompts)
     except Exception as error:
-        raise ValueError(
-            f"reward: {name} raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"reward: {name} raised {type(error).__name__}: {reason}") from error
     if not isinstance(scores, Tensor):
         try:
             scores = torch.as_tensor(scores, dtype=images.dtype)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"reward: {name} returned {type(scores).__name__}, expected ({len(images)},)"
-                " numbers"
-            ) from None
-    if scores.shape != (len(images),):
-        raise ValueError(
-            f"reward: {name} returned shape {tuple(scores.shape)}, expected ({len(images)},), one"
-            " per image"
-        )
+            came = type(scores).__name__
+            raise ValueError(f"reward: {name} returned {came}, expected ({n},) numbers") from None
+    if scores.shape != (n,):
+        came = tuple(scores.shape)
+        raise ValueError(f"reward: {name} returned shape {came}, expected ({n},), one per image")
     if scores.is_complex():
-        raise ValueError(
-            f"reward: {name} returned complex numbers, expected ({len(images)},) real ones"
-        )
+        raise ValueError(f"reward: {name} returned complex numbers, expected ({n},) real ones")
     try:
         scores = scores.to(images)
         finite = torch.isfinite(scores).tolist()
@@ -197,5 +187,6 @@ def score(
         where = f"device {scores.device}, and moving it to {images.device} failed"
         raise ValueError(f"reward: {name} answered on {where}") from error
     if not all(finite):
-        raise ValueError(f"reward: {name} returned NaN or infinity for image {finite.index(False)}")
+        first = finite.index(False)
+        raise ValueError(f"reward: {name} returned NaN or infinity for image {first}")
     return scores

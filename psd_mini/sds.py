@@ -185,7 +185,7 @@ class Prior:
         embed(prompts) -> embeddings (K, ...)        "" is the null prompt
         encode(images (B, 3, H, W) in [0, 1]) -> x   (B, C, h, w), differentiable
         decode(x) -> images in [0, 1]
-        predict_noise(x_t, t, embeddings, cameras)   -> eps_hat (K, B, C, h, w), K embeddings at once
+        predict_noise(x_t, t, embeddings, cameras)   eps_hat (K, B, C, h, w), all K at once
         draw_cameras(n, generator) -> Cameras        where the loop may look from
 
     and may have what stands below, which says what happens otherwise.
@@ -318,7 +318,8 @@ def predict(
 ) -> Predictions:
     """Noise a render N times and ask the prior about all of it in one call, without a graph.
 
-        x_t = alpha_t x + sigma_t eps,  eps_cond = eps_hat(x_t; prompt),  eps_neg = eps_hat(x_t; negative)
+        x_t = alpha_t x + sigma_t eps
+        eps_cond = eps_hat(x_t; prompt),    eps_neg = eps_hat(x_t; negative prompt)
 
     Args:
         x: (B, C, h, w) render in the prior's space.

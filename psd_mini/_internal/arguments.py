@@ -12,8 +12,8 @@ annotations,
     X | None, tuple[X, Y], Sequence[X], Callable, any class
 
 and compares. numpy's numbers count as numbers and become Python's. The function itself looks at a
-parameter without annotation, or with Any. A loop that looks for NaN itself, and can say where it came
-from, switches that part off (`numbers_known`): types and shapes are looked at always.
+parameter without annotation, or with Any. A loop that looks for NaN itself, and can say where it
+came from, switches that part off (`numbers_known`): types and shapes are looked at always.
 """
 
 from __future__ import annotations
