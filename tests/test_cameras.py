@@ -212,6 +212,41 @@ def test_indexing_picks_whole_cameras(index):
     torch.testing.assert_close(picked.positions(), cameras.positions()[index], rtol=0, atol=1e-14)
 
 
+def test_numbered_cameras_know_their_place():
+    """index = 0, ..., B-1, the poses stay, and picked cameras take their place with them."""
+    cameras = random_cameras(5, seed=5)
+    assert cameras.index is None
+    pool = cameras.numbered()
+    assert pool.index.tolist() == [0, 1, 2, 3, 4]
+    # exact: handed on
+    assert torch.equal(pool.positions(), cameras.positions()) and pool.fov == cameras.fov
+    assert pool[torch.tensor([3, 0, 3])].index.tolist() == [3, 0, 3]
+    assert pool[2:].index.tolist() == [2, 3, 4]
+    assert cameras[2:].index is None
+    # a part of a pool is numbered anew, as a pool of its own
+    assert pool[2:].numbered().index.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_side_is_the_nearest_of_n_directions(n):
+    """Sector k is centred on azimuth 360 k / n degrees: the loop looks for the nearest centre."""
+    degrees = [d + 0.25 for d in range(-800, 800, 7)]  # never half way between two centres
+    sides = orbit(degrees, 10.0).side(n)
+    assert sides.dtype == torch.int64 and sides.shape == (len(degrees),)
+    for angle, side in zip(degrees, sides.tolist(), strict=True):
+        distances = []
+        for k in range(n):
+            apart = (angle - 360 * k / n) % 360
+            distances.append(min(apart, 360 - apart))
+        assert side == distances.index(min(distances)), angle
+
+
+def test_four_sides_by_name():
+    """Of four sides, 0 is seen from +x, 1 from +y, 2 from -x, 3 from -y."""
+    assert orbit([0, 90, 180, 270, 360, -90], 0.0).side(4).tolist() == [0, 1, 2, 3, 0, 3]
+    assert orbit([44, 46, -44, -46], 0.0).side(4).tolist() == [0, 1, 0, 3]
+
+
 def test_steep_cameras_stay_finite():
     """At +-89.9 degrees the picture's right is still defined (z is up), in float32 too."""
     _, directions = camera_rays(orbit([10, 10], [89.9, -89.9]), 4, 4)
@@ -250,6 +285,11 @@ NAN = float("nan")
         ),
         (lambda: cameras64(0.0, 0.0, 3.0, 0.7), r"azimuth: .* tensor \(b\), got \(\)"),
         (lambda: orbit([0, 90], 0)[torch.tensor(1)], r"index: .*, got \(\) int64"),
+        (lambda: orbit(0, 0).side(0), r"n: expected a whole number of at least 1, got 0"),
+        (
+            lambda: Cameras(*(torch.ones(2),) * 3, 0.7, torch.arange(3)),
+            r"index: .* got \(3,\) int64",
+        ),
         (
             lambda: camera_rays(orbit(0, 0), 0, 4),
             r"height: expected a whole number of at least 1, got 0",

@@ -308,7 +308,7 @@ def test_a_singular_covariance_has_no_clean_density():
     for seed in range(10):
         root = normal(seed, 1, 4, 3)
         prior = GaussianMixture([1.0], torch.zeros(1, 4).double(), root @ root.mT, SCHEDULE)
-        with pytest.raises(ValueError, match="^t must be given: with a singular covariance"):
+        with pytest.raises(ValueError, match="^t must be given: a singular covariance"):
             prior.log_prob(torch.zeros(1, 4))
 
 
@@ -408,7 +408,7 @@ def mixture(weights, means=TWO, covariances=1.0):
             lambda: PRIOR.predict_noise(X, torch.zeros(2).long()),
             r"t: expected .*, got \(2,\) int64 beside x_t \(4, 3\)",
         ),
-        (lambda: PRIOR.predict_noise(X, None), "t must be given"),
+        (lambda: PRIOR.predict_noise(X, None), "t: expected an integer tensor .*, got None"),
         (lambda: PRIOR.score(X, None, torch.zeros(1, 3)), r"embeddings must have shape \(1, 2\)"),
         (
             lambda: PRIOR.score(X, None, tensor([0, math.nan])),
@@ -446,8 +446,9 @@ def mixture(weights, means=TWO, covariances=1.0):
             r"b must have shape \(3,\)",
         ),
         (lambda: PRIOR.tilt_components(torch.zeros(3), 1.0), r"r must have shape \(2,\)"),
-        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta must be positive"),
-        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta must be positive"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], 0.0, X), "beta must be positive"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta: expected a finite"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta: expected a finite"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

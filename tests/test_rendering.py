@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.fields import VoxelField
-from psd_mini.rendering import ball_interval, compositing_weights, render
+from psd_mini.rendering import ball_interval, compositing_weights, opacity_entropy, render
 
 pytestmark = pytest.mark.algebra
 
@@ -578,6 +578,24 @@ def test_a_wall_of_stone_in_front_of_air():
     assert opacity.item() == pytest.approx(1, abs=1e-6)
     (gradient,) = torch.autograd.grad((weights * torch.arange(6)).sum(), density)
     assert torch.isfinite(gradient).all()
+
+
+def test_opacity_entropy():
+    """Mean of -o log o - (1 - o) log(1 - o) by a loop; finite slopes where o is 0 or 1."""
+    values = [0.0, 0.1, 0.5, 0.8, 0.9995, 1.0]
+    opacity = torch.tensor(values, dtype=F64).reshape(1, 2, 3).requires_grad_()
+    total = 0.0
+    for o in values:
+        o = min(max(o, 0.001), 0.999)
+        total -= o * math.log(o) + (1 - o) * math.log(1 - o)
+    entropy = opacity_entropy(opacity)
+    assert entropy.item() == pytest.approx(total / 6, rel=1e-12)
+    (slope,) = torch.autograd.grad(entropy, opacity)
+    torch.testing.assert_close(
+        slope.flatten()[1:4],  # dH/do = log((1 - o) / o)
+        torch.tensor([math.log((1 - o) / o) / 6 for o in values[1:4]], dtype=F64),
+    )
+    assert slope.isfinite().all()
 
 
 def test_four_channels():
