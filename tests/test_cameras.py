@@ -1,8 +1,8 @@
-"""Cameras: where things appear in the picture, against a pinhole projection that is written here
-    with rotations.
+"""Cameras: where things appear in the picture, against a pinhole projection with rotations.
 
-The package builds rays from cross products; the projection below turns the world until the camera
-stands on +x."""
+The package builds rays from cross products. The projection below turns the world until the camera
+stands on +x.
+"""
 
 import math
 
@@ -30,8 +30,7 @@ def random_cameras(count: int, seed: int, fov: float = 0.9) -> Cameras:
 def pinhole(
     point, azimuth: float, elevation: float, distance: float, fov: float, height: int, width: int
 ):
-    """Column and row, in pixels from the top left corner of the picture, at which a pinhole camera
-    sees a point.
+    """Column and row, in pixels from the top left corner, at which a camera sees a point.
 
     Turn by -azimuth around z and by the elevation around y: the camera stands at (distance, 0, 0),
     sees +y on the right and +z up. With the focal length F = H / (2 tan(fov / 2)) in pixels:
@@ -86,8 +85,7 @@ def minus(point):
     ],
 )
 def test_axes_appear_where_the_drawing_says(azimuth, point, row, column):
-    """From azimuth 0, +y is on the right and +z in the upper half; walking round by 90 degrees
-    turns the picture."""
+    """From azimuth 0, +y is on the right and +z above; walking by 90 degrees turns the picture."""
     size = 21
     origins, directions = camera_rays(orbit(azimuth, 0.0), size, size)
     i, j = nearest_pixel(point, origins[0], directions[0])
@@ -107,8 +105,7 @@ def test_raised_camera_looks_down():
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (4, 9), (9, 4), (1, 1)])
 def test_every_ray_projects_back_to_its_pixel_centre(height, width):
-    """pinhole(o + s d_ij) = (j + 1/2, i + 1/2) for every pixel, camera and length s in front of
-    the camera."""
+    """pinhole(o + s d_ij) = (j + 1/2, i + 1/2) for every pixel, camera and length s in front."""
     cameras = random_cameras(5, seed=0)
     origins, directions = camera_rays(cameras, height, width)
     lengths = 0.2 + 6 * torch.rand(
@@ -125,8 +122,7 @@ def test_every_ray_projects_back_to_its_pixel_centre(height, width):
 
 
 def test_point_is_seen_in_the_pixel_that_it_projects_to():
-    """The pixel whose ray passes a point most closely is the one that contains its pinhole
-    projection."""
+    """The pixel whose ray passes a point most closely contains its pinhole projection."""
     cameras = random_cameras(4, seed=2, fov=0.5)
     origins, directions = camera_rays(cameras, 31, 41)
     for b in range(4):
@@ -159,8 +155,10 @@ def test_directions_are_unit_and_the_centre_ray_passes_the_origin():
 
 
 def test_field_of_view_at_the_edges():
-    """Half a pixel inside the edge, tan(angle) = tan(fov / 2) (1 - 1/H) vertically, tan(fov / 2)
-    (W - 1)/H sideways."""
+    """The angle between the middle ray and those half a pixel inside the edge.
+
+    tan(angle) = tan(fov / 2) (1 - 1/H) vertically, tan(fov / 2) (W - 1)/H sideways
+    """
     height, width, fov = 5, 11, 1.1
     cameras = cameras64([0.7], [0.4], [3.0], fov)
     _, directions = camera_rays(cameras, height, width)
@@ -176,8 +174,7 @@ def test_field_of_view_at_the_edges():
 
 
 def test_positions_go_counter_clockwise_seen_from_above():
-    """Azimuth 0, 90, 180, 270 stand on +x, +y, -x, -y; elevation 30 lifts the camera by distance
-    sin(30)."""
+    """Azimuth 0, 90, 180, 270 stand on +x, +y, -x, -y; elevation 30 lifts by distance sin(30)."""
     positions = orbit([0, 90, 180, 270], 0.0, distance=2.0).positions()
     expected = torch.tensor([[2.0, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]])
     torch.testing.assert_close(positions, expected, rtol=0, atol=1e-6)

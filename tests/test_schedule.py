@@ -22,8 +22,10 @@ def batch(seed: int, *shape: int) -> torch.Tensor:
 
 
 def test_abar_is_the_running_product_of_one_minus_beta():
-    """abar_t = prod_{s<=t} (1 - beta_s), beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2,
-    by a loop of floats."""
+    """abar_t = prod_{s<=t} (1 - beta_s), by a loop of floats.
+
+    beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2
+    """
     product = 1.0
     for t in range(T):
         product *= (
@@ -41,8 +43,7 @@ def test_abar_is_the_running_product_of_one_minus_beta():
 
 
 def test_a_scheduler_is_read_by_its_alphas_cumprod():
-    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule
-    too."""
+    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule."""
     single = SCHEDULE.alphas_cumprod.float()
     read = NoiseSchedule.from_diffusers(SimpleNamespace(alphas_cumprod=single))
     # exact: float64 holds every float32
@@ -95,8 +96,10 @@ def test_log_snr_falls():
 
 
 def test_every_prediction_gives_every_other_at_every_timestep():
-    """x_t = a x + s eps, v = a eps - s x: eps <-> x0 <-> v <-> score, against the plain
-    definitions."""
+    """eps, x0, v and score determine each other, by the plain definitions.
+
+    x_t = a x + s eps,    v = a eps - s x,    score = -eps / s
+    """
     x, eps = batch(1, T, 4), batch(2, T, 4)
     a, s = SCHEDULE.alphas_cumprod.sqrt()[:, None], (1 - SCHEDULE.alphas_cumprod).sqrt()[:, None]
     x_t, v = a * x + s * eps, a * eps - s * x
@@ -112,8 +115,7 @@ def test_every_prediction_gives_every_other_at_every_timestep():
 
 
 def test_predictions_may_carry_dimensions_in_front_of_the_batch():
-    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, even when E = B
-    or t is one number."""
+    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, also when E = B."""
     x_t, eps_hat, t = batch(3, 2, 3, 4), batch(4, 2, 2, 3, 4), torch.tensor([10, 900])
     for convert in (SCHEDULE.x0_from_eps, SCHEDULE.eps_from_x0, SCHEDULE.eps_from_v):
         rows = torch.stack([convert(x_t, row, t) for row in eps_hat])
@@ -134,8 +136,7 @@ def test_weights():
 
 
 def test_agrees_with_diffusers():
-    """add_noise, velocity and the one-step denoised sample of diffusers' DDPM scheduler, for
-    both parametrisations."""
+    """add_noise, velocity and denoised sample are those of diffusers' DDPM scheduler."""
     diffusers = pytest.importorskip("diffusers")
     config = dict(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
@@ -172,8 +173,7 @@ def test_dtype_follows_the_tensors():
 
 
 def test_timesteps_are_uniform_and_both_ends_are_included():
-    """t ~ uniform{3, ..., 7}: each value's frequency is 1/5 within 4 standard errors, none
-    outside, seeds repeat."""
+    """t is uniform on {3, ..., 7}: frequencies are 1/5 within 4 standard errors, seeds repeat."""
     n = 100_000
     t = sample_timesteps(n, 3, 7, torch.Generator().manual_seed(0))
     counts = torch.bincount(t, minlength=9)
@@ -200,12 +200,15 @@ def threestudio(value, step):
 
 
 def test_annealing_is_the_scheduler_of_threestudio():
-    """C([s, v0, v1, e])(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1): v0 before, v1
-    after, linear inside. The package's annealed(progress, v0, v1) is the inside; outside it refuses
-    and does not extrapolate.
+    """annealed(progress, v0, v1) is the inside of threestudio's C([s, v0, v1, e]).
+
+        C(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1)
+
+    Outside, where C is constant, `annealed` refuses and does not extrapolate.
 
     Source: threestudio (2023), whose configurations anneal t_max from 0.98 to 0.5; MVDream (arXiv
-    2308.16512)."""
+    2308.16512).
+    """
     value = [2000, 0.98, 0.5, 8000]
     for step in range(0, 10_001, 250):
         progress = min(max(step - 2000, 0), 6000) / 6000
@@ -218,8 +221,7 @@ def test_annealing_is_the_scheduler_of_threestudio():
 
 
 def test_loop_anneals_timesteps_as_the_configuration_says():
-    """With t_min = t_max the loop's t is no longer random: round((T - 1) C([0, 0.98, 0.5, steps -
-    1])(step)) at every step.
+    """With t_min = t_max, t is round((T - 1) C([0, 0.98, 0.5, steps - 1])(step)) at every step.
 
     Source: as above; the loop's first and last steps are the ends of the range.
     """
@@ -255,9 +257,10 @@ def test_loop_anneals_timesteps_as_the_configuration_says():
 
 
 def test_square_root_schedule_is_annealing_at_the_root_of_progress():
-    """t(i) = t_max - (t_max - t_min) sqrt(i / N) = annealed(sqrt(i / N), t_max, t_min): from t_max
-    to t_min, decreasing, convex (it leaves high noise early), always below the linear schedule
-    inside; the square of progress is neither.
+    """HiFA's t(i) = t_max - (t_max - t_min) sqrt(i / N) is annealed(sqrt(i / N), t_max, t_min).
+
+    It falls from t_max to t_min, is convex (it leaves high noise early) and lies below the linear
+    schedule. With the square of progress it would be neither convex nor below.
 
     Source: HiFA (Zhu et al. 2023, arXiv 2305.18766).
     """
