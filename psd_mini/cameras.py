@@ -122,7 +122,7 @@ def orbit(
     azimuth = torch.atleast_1d(torch.as_tensor(azimuth_degrees, dtype=torch.float32))
     elevation = torch.atleast_1d(torch.as_tensor(elevation_degrees, dtype=torch.float32))
     counts = len(azimuth), len(elevation)
-    if counts[0] != counts[1] and 1 not in counts:
+    if 0 in counts or (counts[0] != counts[1] and 1 not in counts):
         expected = "one number or equally many"
         raise ValueError(f"azimuth_degrees, elevation_degrees: expected {expected}, got {counts}")
     azimuth, elevation = torch.broadcast_tensors(azimuth, elevation)

@@ -206,7 +206,6 @@ def scaled_linear_schedule(
     return NoiseSchedule.from_betas(roots**2)
 
 
-@validated
 def annealed(progress: float, start: float, end: float) -> float:
     """A bound on t that moves linearly over a run: start + progress (end - start).
 

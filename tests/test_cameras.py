@@ -276,6 +276,7 @@ NAN = float("nan")
             lambda: orbit([0, 1, 2], [0, 1]),
             r"azimuth_degrees, elevation_degrees: .* equally many, got \(3, 2\)",
         ),
+        (lambda: orbit(0, []), r"azimuth_degrees, elevation_degrees: .* got \(1, 0\)"),
         (
             lambda: cameras64([0.0, 1.0], [0.0], [3.0, 3.0], 0.7),
             r"elevation: .* got \(1,\) float64 beside azimuth \(2,\)",

@@ -216,7 +216,7 @@ def test_annealing_is_the_scheduler_of_threestudio():
     assert {threestudio(value, step) for step in (0, 2000)} == {0.98}
     assert {round(threestudio(value, step), 14) for step in (8000, 10_000)} == {0.5}
     for progress in (-1e-9, 1 + 1e-9, math.nan):
-        with pytest.raises(ValueError, match="^progress(:| must lie in)"):
+        with pytest.raises(ValueError, match="progress must lie in"):
             annealed(progress, 0.98, 0.5)
 
 
