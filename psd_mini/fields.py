@@ -4,14 +4,17 @@ A field is anything that can be called as
 
     field(points (N, 3)) -> density (N,), colour (N, C)
 
-and two of them stand here, both view-independent: a voxel grid, where every number has a place in
-space, and a triplane, where a small network decodes three feature pictures. `density` is in 1 /
-world units (extinction per unit length), `colour` in (0, 1). A field lives in the cube [-bound,
-bound]^3, and the renderer samples it inside the ball of radius `bound`.
+`density` is extinction per unit length, in 1 / world units; `colour` is in (0, 1). A field lives in
+the cube [-bound, bound]^3, and the renderer samples it inside the ball of radius `bound`. Neither
+depends on the direction of view.
+
+Two fields stand here. In a voxel grid every number has a place in space. In a triplane a small
+network decodes three feature pictures. Both start as the same soft grey ball.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,46 +28,53 @@ from psd_mini._internal.arguments import at_least, check_options, validated
 from psd_mini._internal.files import write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
-DENSITY_SCALE = (
-    10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 world units
-)
-BALL_RADIUS = 0.8  # the soft ball in which optimisation starts, world units
-BALL_SHARPNESS = (
-    4.0  # raw density falls by 4 per world unit of radius: opaque centre, transparent rim
-)
+Values = tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]  # density and colour
+
+DENSITY_SCALE = 10.0  # density = 10 softplus(raw): raw = 0 is half transparent after 0.1 units
+BALL_RADIUS = 0.8  # of the soft ball in which optimisation starts, world units
+BALL_SHARPNESS = 4.0  # raw density falls by 4 per world unit: opaque centre, transparent rim
 BALL_OFFSET = -1.0  # raw density at that radius
-# on a CPU grid_sample uses one thread per element of its batch, so voxels hand it the points in
-# four slabs
+# grid_sample runs one CPU thread per element of its batch, so voxels give it four slabs of points
 SLABS = 4
 
 
 def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
     """Raw density of the soft ball that every field starts from.
 
-        raw(p) = sharpness * (radius - |p|) + offset
+        raw(p) = sharpness (radius - |p|) + offset
 
-    Too little density and the pictures are all background, too much and the inside never gets
-    light; the values come from the sweep in tests/results/field_sweep.md.
+    With too little density the pictures are all background; with too much no light reaches the
+    inside. The values come from the sweep in tests/results/field_sweep.md.
     """
     return BALL_SHARPNESS * (BALL_RADIUS - points.norm(dim=-1)) + BALL_OFFSET
+
+
+def _checked_settings(resolution: int, bound: float, **widths: int) -> dict[str, Any]:
+    """A field's settings by name, after a look at their ranges."""
+    at_least("resolution", resolution, 2)
+    if not 0 < bound < math.inf:
+        raise ValueError(f"bound: expected a positive length in world units, got {bound!r}")
+    for name, width in widths.items():
+        at_least(name, width, 1)
+    return {"resolution": resolution, "bound": bound, **widths}
 
 
 @validated
 class VoxelField(nn.Module):
     """A cube of R x R x R nodes, trilinearly interpolated.
 
-        density(p) = 10 softplus(sum_i w_i(p) density_i),    colour(p) = sigmoid(sum_i w_i(p) colour_i)
+        density(p) = 10 softplus(sum_i w_i(p) density_i)
+        colour(p)  = sigmoid(sum_i w_i(p) colour_i)
 
-    over the eight nodes i around p; the weights w_i are products of 1 - |distance| along the three
-    axes in units of the node spacing, and sum to one. Nodes sit on the faces of the cube too
-    (align_corners).
+    The sums run over the eight nodes i around p. The weights w_i are products of 1 - |distance|
+    along the three axes, in units of the node spacing, and sum to one. The outermost nodes sit on
+    the faces of the cube (align_corners).
 
     Args:
         resolution: R, nodes along each axis, at least 2.
         bound: half the side of the cube in world units.
         channels: colour channels C (3 for rgb, 4 for a latent-space field).
-        generator: unused (the voxel field starts without randomness), taken so that all fields are
-            made alike.
+        generator: not used: voxels start without randomness. All fields are made alike.
     """
 
     def __init__(
@@ -75,23 +85,17 @@ class VoxelField(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.settings: dict[str, Any] = {
-            "resolution": resolution,
-            "bound": bound,
-            "channels": channels,
-        }
-        _check_settings(**self.settings)
+        self.settings = _checked_settings(resolution, bound, channels=channels)
         self.bound = bound
         axis = torch.linspace(-bound, bound, resolution)
-        nodes = torch.stack(
-            torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1
-        )  # indexed [z, y, x]
-        self.density = nn.Parameter(
-            soft_ball(nodes.flip(-1).reshape(-1, 3)).reshape(1, 1, *(resolution,) * 3)
-        )
-        self.colour = nn.Parameter(torch.zeros(1, channels, *(resolution,) * 3))
+        # laid out [z, y, x]; the coordinates of a node are (x, y, z)
+        nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).flip(-1)
+        cube = nodes.shape[:3]
+        self.density = nn.Parameter(soft_ball(nodes.reshape(-1, 3)).reshape(1, 1, *cube))
+        self.colour = nn.Parameter(torch.zeros(1, channels, *cube))
 
-    def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+    def forward(self, points: Points) -> Values:
+        """Density (N,) and colour (N, C) at points (N, 3)."""
         slabs = math.gcd(len(points), SLABS)
         grid = torch.cat((self.density, self.colour), dim=1).expand(slabs, -1, -1, -1, -1)
         # grid_sample reads its last coordinate axis as (x, y, z) against a grid laid out [z, y, x]
@@ -107,15 +111,13 @@ class VoxelField(nn.Module):
 
 @validated
 class TriplaneField(nn.Module):
-    """Three feature planes, summed and decoded by a small network (Chan et al. 2022, arXiv
-    2112.07945, section 4.1).
+    """Three feature planes, summed and decoded by a small network.
 
         f(p) = F_xy(p_x, p_y) + F_xz(p_x, p_z) + F_yz(p_y, p_z)
         (raw, c) = W_2 relu(W_1 f + b_1) + b_2
         density(p) = 10 softplus(raw + soft_ball(p)),    colour(p) = sigmoid(c)
 
-    Each plane is bilinearly interpolated. R^2 features instead of R^3: memory grows with the square
-    of the resolution.
+    Each plane is bilinearly interpolated. Memory grows with R^2 instead of R^3.
 
     Args:
         resolution: R, nodes along each side of a plane, at least 2.
@@ -124,6 +126,8 @@ class TriplaneField(nn.Module):
         features: feature channels per plane.
         hidden: width of the decoder.
         generator: draws the initial weights; None is a fixed seed of 0.
+
+    Source: Chan et al. 2022 (arXiv 2112.07945), section 4.1.
     """
 
     def __init__(
@@ -136,59 +140,42 @@ class TriplaneField(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.settings: dict[str, Any] = {
-            "resolution": resolution,
-            "bound": bound,
-            "channels": channels,
-            "features": features,
-            "hidden": hidden,
-        }
-        _check_settings(**self.settings)
+        widths = {"channels": channels, "features": features, "hidden": hidden}
+        self.settings = _checked_settings(resolution, bound, **widths)
         self.bound = bound
         generator = generator or torch.Generator().manual_seed(0)
-        self.planes = nn.Parameter(
-            0.1 * torch.randn(3, features, resolution, resolution, generator=generator)
-        )
-        # He initialisation for the hidden layer; a small output layer keeps the first pictures
-        # close to the soft ball
-        self.w_1 = nn.Parameter(
-            torch.randn(hidden, features, generator=generator) * (2 / features) ** 0.5
-        )
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        self.planes = nn.Parameter(0.1 * normal(3, features, resolution, resolution))
+        # He initialisation for the hidden layer
+        self.w_1 = nn.Parameter(normal(hidden, features) * (2 / features) ** 0.5)
         self.b_1 = nn.Parameter(torch.zeros(hidden))
-        self.w_2 = nn.Parameter(
-            torch.randn(1 + channels, hidden, generator=generator) * 0.1 / hidden**0.5
-        )
+        # a small output layer keeps the first pictures close to the soft ball
+        self.w_2 = nn.Parameter(normal(1 + channels, hidden) * 0.1 / hidden**0.5)
         self.b_2 = nn.Parameter(torch.zeros(1 + channels))
 
-    def forward(self, points: Points) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]:
+    def forward(self, points: Points) -> Values:
+        """Density (N,) and colour (N, C) at points (N, 3)."""
         p = points / self.bound
+        # bilinear look-ups in the three planes at once
         where = torch.stack((p[:, [0, 1]], p[:, [0, 2]], p[:, [1, 2]]))[:, None]  # (3, 1, N, 2)
-        planes = F.grid_sample(
-            self.planes, where, align_corners=True, padding_mode="border"
-        )  # (3, F, 1, N)
-        # f = F_xy + F_xz + F_yz
+        planes = F.grid_sample(self.planes, where, align_corners=True, padding_mode="border")
+        # f = F_xy + F_xz + F_yz; planes is (3, F, 1, N)
         features = planes.sum(0)[:, 0].T
+        # (raw, c) = W_2 relu(W_1 f + b_1) + b_2
         hidden = F.relu(F.linear(features, self.w_1, self.b_1))
         raw = F.linear(hidden, self.w_2, self.b_2)
         return DENSITY_SCALE * F.softplus(raw[:, 0] + soft_ball(points)), torch.sigmoid(raw[:, 1:])
 
     def parameter_groups(self) -> list[dict]:
         """Adam's groups with the learning rates found in tests/results/field_sweep.md."""
-        return [
-            {"params": [self.planes], "lr": 0.04},
-            {"params": [self.w_1, self.b_1, self.w_2, self.b_2], "lr": 0.01},
-        ]
+        decoder = [self.w_1, self.b_1, self.w_2, self.b_2]
+        return [{"params": [self.planes], "lr": 0.04}, {"params": decoder, "lr": 0.01}]
 
 
 FIELDS = {"voxel": VoxelField, "triplane": TriplaneField}
-
-
-def _check_settings(resolution: int, bound: float, **widths: int) -> None:
-    at_least("resolution", resolution, 2)
-    if not 0 < bound < float("inf"):
-        raise ValueError(f"bound: expected a positive length in world units, got {bound!r}")
-    for name, width in widths.items():
-        at_least(name, width, 1)
 
 
 @validated
@@ -204,16 +191,25 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
     return FIELDS[kind](generator=generator, **settings)
 
 
+@validated
 def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> torch.optim.Adam:
-    """The field's optimiser: Adam on its own groups, each learning rate times its scale."""
+    """The optimiser that trains a field: Adam with betas 0.9 and 0.99, on the field's own groups.
+
+    Args:
+        field: has `parameter_groups()`: one dictionary per group, with "params" and "lr".
+        lr_scale: multiplies every group's learning rate; a pair has one factor for each of two
+            groups (voxels: density, colour; triplane: planes, decoder).
+
+    Raises:
+        ValueError: a pair for a field that has not two groups.
+    """
     groups = field.parameter_groups()  # type: ignore[operator]
     scales = lr_scale if isinstance(lr_scale, tuple) else (lr_scale,) * len(groups)
     if len(scales) != len(groups):
         expected = f"a number, the field has {len(groups)} groups of parameters"
         raise ValueError(f"lr_scale: expected {expected}; got {lr_scale!r}")
-    groups = [
-        {**group, "lr": group["lr"] * scale} for group, scale in zip(groups, scales, strict=True)
-    ]
+    pairs = zip(groups, scales, strict=True)
+    groups = [{**group, "lr": group["lr"] * scale} for group, scale in pairs]
     return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
@@ -224,15 +220,12 @@ def save_field(field: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: not one of the fields in `FIELDS`.
     """
-    import json
-
     from safetensors.torch import save
 
     kind = next((name for name, cls in FIELDS.items() if type(field) is cls), None)
     if kind is None:
-        raise ValueError(
-            f"field: cannot save a {type(field).__name__}; expected one of {', '.join(FIELDS)}"
-        )
+        came = type(field).__name__
+        raise ValueError(f"field: cannot save a {came}; expected one of {', '.join(FIELDS)}")
     settings: dict[str, Any] = field.settings  # type: ignore[assignment]
     header = {"psd_mini_field": json.dumps({"kind": kind, **settings})}
     state = {name: value.detach().contiguous().cpu() for name, value in field.state_dict().items()}
@@ -240,20 +233,12 @@ def save_field(field: nn.Module, path: str | Path) -> None:
 
 
 @validated
-def load_field(path: str | Path, expect: dict | None = None) -> nn.Module:
-    """Read a field that `save_field` wrote.
-
-    Args:
-        path: the file.
-        expect: settings that the file must have, such as {"kind": "voxel", "resolution": 32}; None
-            takes any.
+def load_field(path: str | Path) -> nn.Module:
+    """Read a field that `save_field` wrote; it has the file's dtype and can be trained on.
 
     Raises:
-        ValueError: not such a file, damaged, or made with other settings than expected; names the
-            file and the setting.
+        ValueError: not such a file, or damaged; names the file.
     """
-    import json
-
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -261,25 +246,16 @@ def load_field(path: str | Path, expect: dict | None = None) -> nn.Module:
             settings = json.loads((file.metadata() or {})["psd_mini_field"])
             if not isinstance(settings, dict):
                 raise ValueError(f"its settings are {settings!r:.40}")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"path: {path} is not a field file of psd-mini, or damaged ({error}); use save_field"
-        ) from None
-    for name, wanted in (expect or {}).items():
-        if settings.get(name) != wanted:
-            raise ValueError(
-                f"path: {path}: {name} is {settings.get(name)!r}, expected {wanted!r}; load it"
-                " without `expect`"
-            )
+        problem = f"is not a field file of psd-mini, or damaged ({error})"
+        raise ValueError(f"path: {path} {problem}; use save_field") from None
     try:
         with torch.device("meta"):  # no memory before the shapes are known to agree
             field = make_field(settings.pop("kind"), **settings)
         field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())  # torch spreads it over several lines
-        raise ValueError(
-            f"path: {path}: the field's header and tensors disagree ({reason}); save the field"
-            " again"
-        ) from None
+        problem = f"the field's header and tensors disagree ({reason})"
+        raise ValueError(f"path: {path}: {problem}; save the field again") from None
     return field

@@ -1,5 +1,4 @@
-"""A Gaussian mixture in plain algebra, the other side of the tests: explicit inverses and
-brute-force integration."""
+"""A Gaussian mixture in plain algebra for tests: explicit inverses, brute-force integration."""
 
 import math
 
@@ -29,7 +28,8 @@ def world(d: int) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, means and full covariances of a small mixture in d dimensions.
 
     Whatever the seed: |mean| <= 2.5 in each direction and standard deviations from 0.2 to 1.03, so
-    that `grid` holds it."""
+    that `grid` holds it.
+    """
     if d == 1:
         return tensor(0.3, 0.7), tensor([-1.5], [1.2]), tensor([[0.3]], [[0.5]])
     root = 0.5 * normal(10 + d, 3, d, d) + 0.3 * torch.eye(d)
@@ -75,8 +75,7 @@ def plain_posterior(x_t: Tensor, t: Tensor, weights: Tensor, means: Tensor, cova
 
 
 def grid(d: int) -> tuple[Tensor, float]:
-    """Points of a regular grid over the worlds' support, cell volume: a trapezoid rule, exact to
-    rounding here."""
+    """Points of a regular grid over the worlds' support, and the cell volume (trapezoid rule)."""
     if d == 1:
         return torch.linspace(-12, 12, 24_001, dtype=torch.float64)[:, None], 24 / 24_000
     axis = torch.linspace(-12, 12, 481, dtype=torch.float64)
@@ -91,8 +90,7 @@ def gaussian_kernel(x_t: Tensor, points: Tensor, t: Tensor) -> Tensor:
 
 
 def noisy(seed: int, b: int, d: int) -> tuple[Tensor, Tensor]:
-    """b points between and around the components, at timesteps from nearly clean to nearly
-    noise."""
+    """b points between and around the components, from nearly clean to nearly noise."""
     return 1.3 * normal(seed, b, d), torch.linspace(150, T - 1, b).long()
 
 

@@ -241,6 +241,8 @@ TABLE = {
         used(CAMERAS.__getitem__, lambda cameras: cameras.positions()),
         {"index": torch.tensor([1, 0])},
     ),
+    "Cameras.numbered": (used(CAMERAS.numbered, lambda cameras: cameras.index), {}),
+    "Cameras.side": (CAMERAS.side, {"n": 4}),
     "Cameras.positions": (CAMERAS.positions, {}),
     "orbit": (
         used(pm.orbit, lambda cameras: pm.camera_rays(cameras, 2, 2)),
@@ -303,14 +305,10 @@ TABLE = {
         {"scheduler": types.SimpleNamespace(alphas_cumprod=torch.tensor([0.9, 0.5]))},
     ),
     "NoiseSchedule.alpha_sigma": (SCHEDULE.alpha_sigma, LEVEL),
-    "NoiseSchedule.log_snr": (SCHEDULE.log_snr, {"t": T}),
     "NoiseSchedule.add_noise": (SCHEDULE.add_noise, {"x": X, "eps": EPS, "t": T}),
     "NoiseSchedule.x0_from_eps": (SCHEDULE.x0_from_eps, {"x_t": X, "eps_hat": EPS, "t": T}),
     "NoiseSchedule.eps_from_x0": (SCHEDULE.eps_from_x0, {"x_t": X, "x0_hat": EPS, "t": T}),
     "NoiseSchedule.eps_from_v": (SCHEDULE.eps_from_v, {"x_t": X, "v": EPS, "t": T}),
-    "NoiseSchedule.x0_from_v": (SCHEDULE.x0_from_v, {"x_t": X, "v": EPS, "t": T}),
-    "NoiseSchedule.v_from_eps": (SCHEDULE.v_from_eps, {"x_t": X, "eps": EPS, "t": T}),
-    "NoiseSchedule.score_from_eps": (SCHEDULE.score_from_eps, {"eps_hat": EPS, "t": T}),
     "NoiseSchedule.eps_from_score": (SCHEDULE.eps_from_score, {"score": EPS, "t": T}),
     "NoiseSchedule.weight": (SCHEDULE.weight, {**LEVEL, "kind": "sds"}),
     "scaled_linear_schedule": (
@@ -372,7 +370,7 @@ TABLE = {
         {"kind": "voxel", "generator": torch.Generator(), "resolution": 4},
     ),
     "save_field": (pm.save_field, {"field": FIELD, "path": Path("field.safetensors")}),
-    "load_field": (pm.load_field, {"path": Path("saved.safetensors"), "expect": {"kind": "voxel"}}),
+    "load_field": (pm.load_field, {"path": Path("saved.safetensors")}),
     "render": (
         pm.render,
         {

@@ -1,8 +1,8 @@
-"""Cameras: where things appear in the picture, against a pinhole projection that is written here
-    with rotations.
+"""Cameras: where things appear in the picture, against a pinhole projection with rotations.
 
-The package builds rays from cross products; the projection below turns the world until the camera
-stands on +x."""
+The package builds rays from cross products. The projection below turns the world until the camera
+stands on +x.
+"""
 
 import math
 
@@ -30,8 +30,7 @@ def random_cameras(count: int, seed: int, fov: float = 0.9) -> Cameras:
 def pinhole(
     point, azimuth: float, elevation: float, distance: float, fov: float, height: int, width: int
 ):
-    """Column and row, in pixels from the top left corner of the picture, at which a pinhole camera
-    sees a point.
+    """Column and row, in pixels from the top left corner, at which a camera sees a point.
 
     Turn by -azimuth around z and by the elevation around y: the camera stands at (distance, 0, 0),
     sees +y on the right and +z up. With the focal length F = H / (2 tan(fov / 2)) in pixels:
@@ -86,8 +85,7 @@ def minus(point):
     ],
 )
 def test_axes_appear_where_the_drawing_says(azimuth, point, row, column):
-    """From azimuth 0, +y is on the right and +z in the upper half; walking round by 90 degrees
-    turns the picture."""
+    """From azimuth 0, +y is on the right and +z above; walking by 90 degrees turns the picture."""
     size = 21
     origins, directions = camera_rays(orbit(azimuth, 0.0), size, size)
     i, j = nearest_pixel(point, origins[0], directions[0])
@@ -107,8 +105,7 @@ def test_raised_camera_looks_down():
 
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (4, 9), (9, 4), (1, 1)])
 def test_every_ray_projects_back_to_its_pixel_centre(height, width):
-    """pinhole(o + s d_ij) = (j + 1/2, i + 1/2) for every pixel, camera and length s in front of
-    the camera."""
+    """pinhole(o + s d_ij) = (j + 1/2, i + 1/2) for every pixel, camera and length s in front."""
     cameras = random_cameras(5, seed=0)
     origins, directions = camera_rays(cameras, height, width)
     lengths = 0.2 + 6 * torch.rand(
@@ -125,8 +122,7 @@ def test_every_ray_projects_back_to_its_pixel_centre(height, width):
 
 
 def test_point_is_seen_in_the_pixel_that_it_projects_to():
-    """The pixel whose ray passes a point most closely is the one that contains its pinhole
-    projection."""
+    """The pixel whose ray passes a point most closely contains its pinhole projection."""
     cameras = random_cameras(4, seed=2, fov=0.5)
     origins, directions = camera_rays(cameras, 31, 41)
     for b in range(4):
@@ -159,8 +155,10 @@ def test_directions_are_unit_and_the_centre_ray_passes_the_origin():
 
 
 def test_field_of_view_at_the_edges():
-    """Half a pixel inside the edge, tan(angle) = tan(fov / 2) (1 - 1/H) vertically, tan(fov / 2)
-    (W - 1)/H sideways."""
+    """The angle between the middle ray and those half a pixel inside the edge.
+
+    tan(angle) = tan(fov / 2) (1 - 1/H) vertically, tan(fov / 2) (W - 1)/H sideways
+    """
     height, width, fov = 5, 11, 1.1
     cameras = cameras64([0.7], [0.4], [3.0], fov)
     _, directions = camera_rays(cameras, height, width)
@@ -176,8 +174,7 @@ def test_field_of_view_at_the_edges():
 
 
 def test_positions_go_counter_clockwise_seen_from_above():
-    """Azimuth 0, 90, 180, 270 stand on +x, +y, -x, -y; elevation 30 lifts the camera by distance
-    sin(30)."""
+    """Azimuth 0, 90, 180, 270 stand on +x, +y, -x, -y; elevation 30 lifts by distance sin(30)."""
     positions = orbit([0, 90, 180, 270], 0.0, distance=2.0).positions()
     expected = torch.tensor([[2.0, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]])
     torch.testing.assert_close(positions, expected, rtol=0, atol=1e-6)
@@ -212,6 +209,41 @@ def test_indexing_picks_whole_cameras(index):
     torch.testing.assert_close(picked.positions(), cameras.positions()[index], rtol=0, atol=1e-14)
 
 
+def test_numbered_cameras_know_their_place():
+    """index = 0, ..., B-1, the poses stay, and picked cameras take their place with them."""
+    cameras = random_cameras(5, seed=5)
+    assert cameras.index is None
+    pool = cameras.numbered()
+    assert pool.index.tolist() == [0, 1, 2, 3, 4]
+    # exact: handed on
+    assert torch.equal(pool.positions(), cameras.positions()) and pool.fov == cameras.fov
+    assert pool[torch.tensor([3, 0, 3])].index.tolist() == [3, 0, 3]
+    assert pool[2:].index.tolist() == [2, 3, 4]
+    assert cameras[2:].index is None
+    # a part of a pool is numbered anew, as a pool of its own
+    assert pool[2:].numbered().index.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8])
+def test_side_is_the_nearest_of_n_directions(n):
+    """Sector k is centred on azimuth 360 k / n degrees: the loop looks for the nearest centre."""
+    degrees = [d + 0.25 for d in range(-800, 800, 7)]  # never half way between two centres
+    sides = orbit(degrees, 10.0).side(n)
+    assert sides.dtype == torch.int64 and sides.shape == (len(degrees),)
+    for angle, side in zip(degrees, sides.tolist(), strict=True):
+        distances = []
+        for k in range(n):
+            apart = (angle - 360 * k / n) % 360
+            distances.append(min(apart, 360 - apart))
+        assert side == distances.index(min(distances)), angle
+
+
+def test_four_sides_by_name():
+    """Of four sides, 0 is seen from +x, 1 from +y, 2 from -x, 3 from -y."""
+    assert orbit([0, 90, 180, 270, 360, -90], 0.0).side(4).tolist() == [0, 1, 2, 3, 0, 3]
+    assert orbit([44, 46, -44, -46], 0.0).side(4).tolist() == [0, 1, 0, 3]
+
+
 def test_steep_cameras_stay_finite():
     """At +-89.9 degrees the picture's right is still defined (z is up), in float32 too."""
     _, directions = camera_rays(orbit([10, 10], [89.9, -89.9]), 4, 4)
@@ -244,12 +276,18 @@ NAN = float("nan")
             lambda: orbit([0, 1, 2], [0, 1]),
             r"azimuth_degrees, elevation_degrees: .* equally many, got \(3, 2\)",
         ),
+        (lambda: orbit(0, []), r"azimuth_degrees, elevation_degrees: .* got \(1, 0\)"),
         (
             lambda: cameras64([0.0, 1.0], [0.0], [3.0, 3.0], 0.7),
             r"elevation: .* got \(1,\) float64 beside azimuth \(2,\)",
         ),
         (lambda: cameras64(0.0, 0.0, 3.0, 0.7), r"azimuth: .* tensor \(b\), got \(\)"),
         (lambda: orbit([0, 90], 0)[torch.tensor(1)], r"index: .*, got \(\) int64"),
+        (lambda: orbit(0, 0).side(0), r"n: expected a whole number of at least 1, got 0"),
+        (
+            lambda: Cameras(*(torch.ones(2),) * 3, 0.7, torch.arange(3)),
+            r"index: .* got \(3,\) int64",
+        ),
         (
             lambda: camera_rays(orbit(0, 0), 0, 4),
             r"height: expected a whole number of at least 1, got 0",

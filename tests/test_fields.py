@@ -1,5 +1,4 @@
-"""Fields: interpolation against look-ups written with python loops, derivatives, starting state,
-files."""
+"""Fields: look-ups against python loops, derivatives, starting state, optimiser, files."""
 
 import json
 import math
@@ -15,7 +14,15 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
 
-from psd_mini.fields import FIELDS, TriplaneField, VoxelField, load_field, make_field, save_field
+from psd_mini.fields import (
+    FIELDS,
+    TriplaneField,
+    VoxelField,
+    load_field,
+    make_field,
+    make_optimizer,
+    save_field,
+)
 
 pytestmark = pytest.mark.algebra
 
@@ -45,19 +52,21 @@ def sigmoid(raw: float) -> float:
 
 
 def corner_and_fraction(coordinate: float, resolution: int, bound: float) -> tuple[int, float]:
-    """Index i of the node below a coordinate, and the fraction of the way to the next; x_i = -b
-    + 2 b i / (R - 1)."""
+    """Index i of the node below a coordinate, and the fraction of the way to the next.
+
+    x_i = -b + 2 b i / (R - 1)
+    """
     steps = (coordinate + bound) / (2 * bound) * (resolution - 1)
     below = min(int(math.floor(steps)), resolution - 2)
     return below, steps - below
 
 
 def interpolate(values, point, bound: float) -> float:
-    """Multilinear look-up in nested lists values[last axis] ... [first axis], written out corner by
-    corner.
+    """Multilinear look-up in nested lists values[last axis] ... [first axis], corner by corner.
 
-    sum over the 2^d corners of value(corner) * prod_axis (fraction if the corner is the upper one
-    else 1 - fraction)"""
+    The sum over the 2^d corners of value(corner) times, for each axis, the fraction where the
+    corner is the upper one, else 1 - fraction.
+    """
     total = 0.0
     cells = [corner_and_fraction(c, len(values), bound) for c in point]
     for corner in range(2 ** len(point)):
@@ -96,8 +105,7 @@ def probe_points(resolution: int, bound: float) -> torch.Tensor:
     ("resolution", "bound", "channels"), [(2, 1.0, 3), (5, 1.3, 4), (6, 0.7, 1)]
 )
 def test_voxels_against_a_hand_written_trilinear_lookup(resolution, bound, channels):
-    """density = 10 softplus(sum_i w_i d_i), colour = sigmoid(sum_i w_i c_i) over the eight
-    corners i."""
+    """density = 10 softplus(sum_i w_i d_i), colour = sigmoid(sum_i w_i c_i) over eight corners."""
     field = randomised(VoxelField(resolution, bound, channels), seed=1, scale=2.0)
     points = probe_points(resolution, bound)
     density, colour = field(points)
@@ -116,8 +124,7 @@ def test_voxels_against_a_hand_written_trilinear_lookup(resolution, bound, chann
 
 
 def test_one_voxel_node_sits_at_its_own_place():
-    """Parameter [.., k, j, i] acts at x = x_i, y = y_j, z = z_k, and there alone among the
-    nodes."""
+    """Parameter [.., k, j, i] acts at x = x_i, y = y_j, z = z_k, and at no other node."""
     resolution, bound, (i, j, k) = 5, 1.5, (1, 3, 4)
     field = VoxelField(resolution, bound).double()
     with torch.no_grad():
@@ -141,8 +148,12 @@ def test_one_voxel_node_sits_at_its_own_place():
 
 @pytest.mark.parametrize(("resolution", "bound", "channels"), [(5, 1.0, 3), (4, 1.3, 4)])
 def test_triplane_against_a_hand_written_lookup_and_decoder(resolution, bound, channels):
-    """f = F_xy + F_xz + F_yz; (raw, c) = W_2 relu(W_1 f + b_1) + b_2; density = 10 softplus(raw
-    + soft ball)."""
+    """The triplane's equations in plain numbers.
+
+    f = F_xy + F_xz + F_yz
+    (raw, c) = W_2 relu(W_1 f + b_1) + b_2
+    density = 10 softplus(raw + soft ball)
+    """
     features, hidden = 3, 6
     field = randomised(TriplaneField(resolution, bound, channels, features, hidden), seed=2)
     points = probe_points(resolution, bound)
@@ -172,8 +183,7 @@ def test_triplane_against_a_hand_written_lookup_and_decoder(resolution, bound, c
 
 @pytest.mark.parametrize(("plane", "axis"), [(0, 2), (1, 1), (2, 0)])
 def test_each_plane_ignores_the_axis_it_was_projected_along(plane, axis):
-    """One plane alone gives colours constant along z (xy plane), y (xz plane) or x (yz plane),
-    and along no other."""
+    """One plane alone gives colours that are constant along the axis it was projected along."""
     field = randomised(TriplaneField(6, features=4, hidden=8), seed=3)
     with torch.no_grad():
         field.planes[[p for p in range(3) if p != plane]] = 0.0
@@ -188,8 +198,7 @@ def test_each_plane_ignores_the_axis_it_was_projected_along(plane, axis):
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("channels", [3, 4])
 def test_density_is_nonnegative_and_colours_lie_between_zero_and_one(kind, channels):
-    """density >= 0 and 0 < colour < 1 for random parameters, in float32 and float64, in the cube
-    and on its rim."""
+    """density >= 0 and 0 < colour < 1 for random parameters, in the cube and on its rim."""
     scale = {"voxel": 3.0, "triplane": 0.5}[
         kind
     ]  # raw values up to about 10, where float32's sigmoid is not yet 1
@@ -205,8 +214,7 @@ def test_density_is_nonnegative_and_colours_lie_between_zero_and_one(kind, chann
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_outside_the_cube_the_rim_continues(kind):
-    """colour(p) = colour(clamp(p, -bound, bound)): beyond the cube there is no void and no
-    mirror image."""
+    """colour(p) = colour(clamp(p, -bound, bound)): outside there is no void and no mirror image."""
     field = randomised(make_field(kind, resolution=4, bound=1.2), seed=6)
     outside = torch.tensor([[1.5, 0.3, -0.4], [-1.3, 1.4, 0.5], [0.1, 0.2, -1.25]], dtype=F64)
     torch.testing.assert_close(
@@ -236,8 +244,7 @@ def test_voxels_start_as_a_grey_soft_ball():
 
 
 def test_triplane_starts_near_a_grey_soft_ball():
-    """Without planes the decoder is silent and the soft ball is exact; the random start stays
-    within 10% of it."""
+    """Without planes the soft ball is exact; the random start stays within 10% of it."""
     points = probe_points(5, 1.0)
     ball = torch.tensor(
         [10 * softplus(4 * (0.8 - math.dist(p, (0, 0, 0))) - 1) for p in points.tolist()], dtype=F64
@@ -255,8 +262,7 @@ def test_triplane_starts_near_a_grey_soft_ball():
 
 
 def test_triplane_is_determined_by_its_generator():
-    """Equal seeds give equal weights, other seeds others, None is seed 0; torch's global
-    generator is not used."""
+    """Equal seeds give equal weights, None is seed 0; torch's global generator is not used."""
     state = torch.get_rng_state()
 
     def weights(generator):
@@ -269,8 +275,7 @@ def test_triplane_is_determined_by_its_generator():
 
 
 def joined(values) -> torch.Tensor:
-    """(density, colour) as one tensor: gradcheck passes over an output that has lost its graph,
-    but not over a part."""
+    """(density, colour) as one tensor: gradcheck misses it when one of two loses its graph."""
     return torch.cat((values[0][:, None], values[1]), dim=1)
 
 
@@ -281,8 +286,7 @@ def small(kind: str) -> nn.Module:
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_gradients_with_respect_to_every_parameter(kind):
-    """d density / d theta and d colour / d theta equal central differences for all parameters
-    theta."""
+    """d density / d theta and d colour / d theta equal central differences for all parameters."""
     field = small(kind)
     names = [name for name, _ in field.named_parameters()]
     points = 1.8 * torch.rand(4, 3, dtype=F64, generator=seeded(10)) - 0.9
@@ -296,8 +300,7 @@ def test_gradients_with_respect_to_every_parameter(kind):
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_gradients_with_respect_to_the_points(kind):
-    """d density / d p and d colour / d p equal central differences, away from the nodes (where
-    interpolation bends)."""
+    """d density / d p and d colour / d p equal central differences, away from the nodes."""
     points = (1.8 * torch.rand(6, 3, dtype=F64, generator=seeded(11)) - 0.9).requires_grad_()
     assert (points.abs() > 1e-3).all()  # the nodes of a grid of 3 are at -1, 0, 1
     field = small(kind)
@@ -306,12 +309,42 @@ def test_gradients_with_respect_to_the_points(kind):
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_parameter_groups_hold_every_parameter_once(kind):
-    """What the optimiser is given is exactly what the field has: nothing frozen by accident,
-    nothing counted twice."""
+    """The optimiser is given exactly what the field has: nothing frozen, nothing counted twice."""
     field: Any = make_field(kind, resolution=4)
     grouped = [id(p) for group in field.parameter_groups() for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in field.parameters())
     assert all(group["lr"] > 0 for group in field.parameter_groups())  # exact: a setting
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("scale", [2.0, (0.5, 3.0)])
+def test_the_optimizer_is_adam_at_the_fields_own_rates(kind, scale):
+    """Each group's rate is multiplied by its factor; Adam's first step is lr * sign(gradient)."""
+    field: Any = randomised(make_field(kind, resolution=4), seed=13)
+    factors = scale if isinstance(scale, tuple) else (scale, scale)
+    optimizer = make_optimizer(field, scale)
+    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.99)] * 2
+    before = [parameter.detach().clone() for parameter in field.parameters()]
+    slope = sum(parameter.sum() for parameter in field.parameters())
+    slope.backward()  # the gradient is 1 everywhere
+    optimizer.step()
+    rates = {}
+    for group, factor in zip(field.parameter_groups(), factors, strict=True):
+        rates |= {id(parameter): factor * group["lr"] for parameter in group["params"]}
+    for start, parameter in zip(before, field.parameters(), strict=True):
+        torch.testing.assert_close(start - parameter, torch.full_like(start, rates[id(parameter)]))
+
+
+def test_a_pair_of_factors_needs_two_groups():
+    """A field with one group of parameters takes a number, not a pair."""
+
+    class Plain(nn.Linear):
+        def parameter_groups(self):
+            return [{"params": list(self.parameters()), "lr": 0.1}]
+
+    assert make_optimizer(Plain(2, 2), 3.0).param_groups[0]["lr"] == pytest.approx(0.3)
+    message = "lr_scale: expected a number, the field has 1 groups"
+    assert_one_line_error(lambda: make_optimizer(Plain(2, 2), (1.0, 2.0)), message, "(1.0, 2.0)")
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -323,13 +356,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_saved_fields_come_back_bit_for_bit(kind, dtype, tmp_path):
-    """load(save(field)) has the same kind, settings, dtype, parameters and values, and can be
-    trained on."""
+    """A loaded field has the same kind, settings, dtype and values, and can be trained on."""
     field = randomised(make_field(kind, **SETTINGS[kind]), seed=12).to(dtype)
     save_field(field, tmp_path / "field.safetensors")
-    loaded: Any = load_field(
-        tmp_path / "field.safetensors", expect={"kind": kind, **SETTINGS[kind]}
-    )
+    loaded: Any = load_field(tmp_path / "field.safetensors")
     assert type(loaded) is type(field)
     assert loaded.settings == field.settings == SETTINGS[kind]
     for (name, value), (loaded_name, loaded_value) in zip(
@@ -353,23 +383,6 @@ def assert_one_line_error(action, *fragments: str) -> None:
         assert fragment in message
 
 
-def test_another_resolution_than_expected(tmp_path):
-    """`expect` names the setting, what the file has and what was wanted; without it the file
-    loads."""
-    path = tmp_path / "field.safetensors"
-    save_field(VoxelField(4), path)
-    assert_one_line_error(
-        lambda: load_field(path, {"resolution": 8}),
-        str(path),
-        "resolution is 4, expected 8",
-        "load",
-    )
-    assert_one_line_error(
-        lambda: load_field(path, {"kind": "triplane"}), "kind is 'voxel', expected 'triplane'"
-    )
-    assert load_field(path).settings == {"resolution": 4, "bound": 1.0, "channels": 3}
-
-
 @pytest.mark.parametrize("kept", [0, 4, 100, 0.5, -1])
 def test_truncated_file(kept, tmp_path):
     """A file cut anywhere, in its header or its numbers, is reported as damaged, with its name."""
@@ -391,8 +404,7 @@ class Bomb:
 
 
 def test_files_that_are_no_fields(tmp_path):
-    """A missing file, a folder, somebody else's safetensors and a renamed pickle are refused;
-    nothing is unpickled."""
+    """A missing file, a folder, foreign safetensors, a pickle: refused, nothing is unpickled."""
     foreign, pickled, trace = (
         tmp_path / "foreign.safetensors",
         tmp_path / "pickle.safetensors",
@@ -407,9 +419,7 @@ def test_files_that_are_no_fields(tmp_path):
     assert not trace.exists()
     for header in ("3", '"x"', "null", "[]"):  # JSON, but no settings
         save_file({"weight": torch.zeros(3)}, foreign, {"psd_mini_field": header})
-        assert_one_line_error(
-            lambda: load_field(foreign, {"kind": "voxel"}), str(foreign), "not a field file"
-        )
+        assert_one_line_error(lambda: load_field(foreign), str(foreign), "not a field file")
     torch.save(VoxelField(4).state_dict(), pickled)
     assert_one_line_error(lambda: load_field(pickled), str(pickled), "not a field file")
 
@@ -460,12 +470,9 @@ def test_bad_settings_are_named():
 
 @pytest.mark.parametrize("field", [VoxelField(), converged_field()], ids=["fresh", "converged"])
 def test_the_renderer_that_is_timed_agrees_with_the_plain_one(field, monkeypatch):
-    """Picture and gradients of every parameter, relative to their norm, as `psd-mini bench`
-    compares them."""
+    """Picture and gradients of every parameter, relative to their norm, as the bench compares."""
     _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
     assert difference < 1e-6
-    monkeypatch.setattr(
-        "psd_mini.bench.plain_render", lambda *settings: 1.001 * plain_render(*settings)
-    )
+    monkeypatch.setattr("bench.plain_render", lambda *settings: 1.001 * plain_render(*settings))
     _, difference = renderer_ratio(field, 1, size=32, n_samples=32)
     assert 5e-4 < difference < 2e-3  # it is the plain renderer that was compared

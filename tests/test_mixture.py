@@ -1,5 +1,4 @@
-"""The exact prior: every closed form against brute-force integration, autograd, or plain
-algebra."""
+"""The exact prior: closed forms against brute-force integration, autograd and plain algebra."""
 
 import math
 
@@ -28,8 +27,7 @@ pytestmark = pytest.mark.algebra
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_against_brute_force_integration(d):
-    """p_t = int p_0 N(x_t; a x, s^2) dx; E[x|x_t] and Cov(x|x_t) likewise; for the null and
-    another prompt."""
+    """p_t = int p_0 N(x_t; a x, s^2) dx, and so E[x|x_t] and Cov(x|x_t), for two prompts."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     embeddings = torch.stack([torch.zeros(len(weights)).double(), normal(1, len(weights))])
@@ -57,8 +55,11 @@ def test_against_brute_force_integration(d):
 
 @pytest.mark.parametrize("d", [1, 2, 4])
 def test_posterior_against_plain_algebra(d):
-    """g_k, x0_hat = sum g_k m_k, sum g_k (Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T), eps_hat =
-    (x_t - a x0_hat)/s."""
+    """Responsibilities, mean, covariance and noise by plain algebra.
+
+    x0_hat = sum g_k m_k,    eps_hat = (x_t - a x0_hat) / s
+    Cov = sum g_k (Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T)
+    """
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(3, 6, d)
@@ -78,8 +79,7 @@ def test_posterior_against_plain_algebra(d):
 @pytest.mark.parametrize("form", ["full", "diagonal", "isotropic"])
 @pytest.mark.parametrize("noised", [True, False])
 def test_score_is_the_gradient_of_the_log_density(form, noised):
-    """score = grad log p_t by autograd; eps_hat = -s score; Tweedie: x0_hat = (x_t + s^2
-    score)/a."""
+    """score = grad log p_t by autograd; eps_hat = -s score; x0_hat = (x_t + s^2 score) / a."""
     weights, means, full = world(3)
     covariances = {
         "full": full,
@@ -103,8 +103,10 @@ def test_score_is_the_gradient_of_the_log_density(form, noised):
 
 
 def test_jacobian_of_the_denoiser_is_the_posterior_covariance():
-    """J = d x0_hat/d x_t = (a/s^2) Cov(x_0|x_t), symmetric positive semidefinite; d eps_hat/d
-    x_t = (I - a J)/s."""
+    """J = d x0_hat/d x_t = (a/s^2) Cov(x_0|x_t), and d eps_hat/d x_t = (I - a J)/s.
+
+    J is symmetric and positive definite.
+    """
     weights, means, covariances = world(3)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(6, 5, 3)
@@ -123,8 +125,7 @@ def test_jacobian_of_the_denoiser_is_the_posterior_covariance():
 
 
 def test_full_diagonal_and_isotropic_are_one_distribution():
-    """Covariances v I in four forms give the same answers and tilts; events of any shape are
-    only flattened."""
+    """Covariances v I in four forms give the same answers and tilts; events are only flattened."""
     weights, means, _ = world(6)
     v = tensor(0.3, 0.3, 0.3)
     eye = torch.eye(6).double()
@@ -162,8 +163,7 @@ def test_full_diagonal_and_isotropic_are_one_distribution():
 
 @pytest.mark.parametrize("form", ["full", "diagonal", "isotropic"])
 def test_samples_have_the_mixtures_moments(form):
-    """mean = sum w mu, Cov = sum w (S + mu mu^T) - mean mean^T, within 4 standard errors, for a
-    prompt."""
+    """mean = sum w mu, Cov = sum w (S + mu mu^T) - mean mean^T, within 4 standard errors."""
     n, (weights, means, full) = 200_000, world(3)
     diagonal = full.diagonal(dim1=1, dim2=2)
     given = {"full": full, "diagonal": diagonal, "isotropic": diagonal[:, :1]}[form]
@@ -187,8 +187,7 @@ def test_samples_have_the_mixtures_moments(form):
 
 
 def test_prompts_are_reweighted_components():
-    """eps_y - eps_null = -s grad log p(y|x_t), where p(y|x_t) = sum_k g_k p(y|k): a soft class
-    and a hard one."""
+    """eps_y - eps_null = -s grad log p(y|x_t) with p(y|x_t) = sum_k g_k p(y|k)."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(11, 5, 2)
@@ -211,8 +210,7 @@ def test_prompts_are_reweighted_components():
 
 
 def test_responsibilities_of_a_prompt():
-    """g_k(x_t | e) is proportional to g_k(x_t) exp(e_k): the prompt's log-weights are added to
-    the components'."""
+    """g_k(x_t | e) is proportional to g_k(x_t) exp(e_k)."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     embeddings, (x_t, t) = normal(25, 2, 3), noisy(26, 4, 2)
@@ -221,8 +219,7 @@ def test_responsibilities_of_a_prompt():
 
 
 def test_predictions_are_differentiable_in_the_embedding():
-    """d x0_hat/d e_k = g_k (m_k - x0_hat) in plain algebra; d eps_hat/d e and d log p/d e by
-    finite differences."""
+    """d x0_hat/d e_k = g_k (m_k - x0_hat); d eps_hat/d e and d log p/d e by finite differences."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     e, (x_t, t) = normal(12, 3), noisy(13, 4, 2)
@@ -237,8 +234,7 @@ def test_predictions_are_differentiable_in_the_embedding():
 
 
 def test_degenerate_worlds_stay_exact_and_finite():
-    """Weight 0 = no component; singular S keeps x0_hat on the component's line; finite at t = 0,
-    t = T-1, far away."""
+    """Weight 0 is no component; a singular S keeps x0_hat on its line; all finite at the ends."""
     weights, means, covariances = world(2)
     x_t, t = noisy(19, 4, 2)
     with_zero = GaussianMixture(tensor(0.4, 0.6, 0.0), means, covariances, SCHEDULE)
@@ -291,8 +287,7 @@ def test_degenerate_worlds_stay_exact_and_finite():
 
 @pytest.mark.parametrize("form", [(), (3,), (3, 2), (3, 2, 2)])
 def test_a_world_of_points(form):
-    """S_k = 0, in any form: x0_hat = sum_k g_k mu_k with g = softmax(log pi_k - |x_t - a mu_k|^2
-    / (2 s^2))."""
+    """S_k = 0: x0_hat = sum_k g_k mu_k, g = softmax(log pi_k - |x_t - a mu_k|^2 / (2 s^2))."""
     weights, means, _ = world(2)
     prior, (x_t, t) = GaussianMixture(weights, means, torch.zeros(form), SCHEDULE), noisy(29, 5, 2)
     a, s = levels(t)
@@ -303,18 +298,16 @@ def test_a_world_of_points(form):
 
 
 def test_a_singular_covariance_has_no_clean_density():
-    """det S = 0: p_0 has no density, although rounding makes the zero eigenvalues of S tiny, of
-    either sign."""
+    """det S = 0: there is no p_0, although rounding leaves tiny eigenvalues of either sign."""
     for seed in range(10):
         root = normal(seed, 1, 4, 3)
         prior = GaussianMixture([1.0], torch.zeros(1, 4).double(), root @ root.mT, SCHEDULE)
-        with pytest.raises(ValueError, match="^t must be given: with a singular covariance"):
+        with pytest.raises(ValueError, match="^t must be given: a singular covariance"):
             prior.log_prob(torch.zeros(1, 4))
 
 
 def test_each_covariance_has_its_own_rounding():
-    """What is rounding beside 1e8 is accepted there, whatever the neighbour; beside 1 less of it
-    is refused."""
+    """An error that is rounding beside 1e8 is accepted there; beside 1 a smaller one is refused."""
     small, large = tensor([1, 0], [0, 1]), tensor([1e8, 0], [0, 1e8])
     crooked, negative = tensor([0, 1e-8], [0, 0]), tensor([0, 0], [0, -1e8 - 1e-8])
     weights, means = tensor(0.5, 0.5), torch.zeros(2, 2).double()
@@ -334,8 +327,7 @@ def test_each_covariance_has_its_own_rounding():
 
 
 def test_everything_comes_in_the_type_of_the_means():
-    """float64 weights, covariances, embeddings and samples beside float32 means are computed in
-    float32."""
+    """float64 weights, covariances, prompts and samples beside float32 means become float32."""
     prior = GaussianMixture(tensor(0.2, 0.8), torch.zeros(2, 3), tensor(1.0, 2.0), SCHEDULE)
     x, e = normal(27, 4, 3), normal(28, 1, 2)
     assert {
@@ -408,7 +400,7 @@ def mixture(weights, means=TWO, covariances=1.0):
             lambda: PRIOR.predict_noise(X, torch.zeros(2).long()),
             r"t: expected .*, got \(2,\) int64 beside x_t \(4, 3\)",
         ),
-        (lambda: PRIOR.predict_noise(X, None), "t must be given"),
+        (lambda: PRIOR.predict_noise(X, None), "t: expected an integer tensor .*, got None"),
         (lambda: PRIOR.score(X, None, torch.zeros(1, 3)), r"embeddings must have shape \(1, 2\)"),
         (
             lambda: PRIOR.score(X, None, tensor([0, math.nan])),
@@ -446,8 +438,9 @@ def mixture(weights, means=TWO, covariances=1.0):
             r"b must have shape \(3,\)",
         ),
         (lambda: PRIOR.tilt_components(torch.zeros(3), 1.0), r"r must have shape \(2,\)"),
-        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta must be positive"),
-        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta must be positive"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], 0.0, X), "beta must be positive"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.nan, X), "beta: expected a finite"),
+        (lambda: implicit_reward(PRIOR, PRIOR, X[0, 0], math.inf, X), "beta: expected a finite"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

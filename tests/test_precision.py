@@ -1,9 +1,9 @@
-"""Digits: every formula against 50-digit arithmetic (mpmath) over the timestep grid, and where
-    float32 and float16 lose some.
+"""Every formula against 50-digit arithmetic (mpmath) over the timestep grid.
 
-Float64 must agree to 1e-12 or better. What is lost in single and half precision is bounded by u,
-the unit roundoff, times the factor that the function's docstring names, and the loss is shown to be
-there: a bound that nothing comes near says little."""
+float64 must agree to 1e-12 or better. The errors of float32 and float16 are bounded by u, the unit
+roundoff, times the factor that the function's docstring names. Tests also show that the errors come
+near these bounds, since a bound that is never approached says little.
+"""
 
 import mpmath as mp
 import pytest
@@ -48,11 +48,11 @@ def rounded(x, dtype):
 
 
 def test_schedule_from_its_betas():
-    """abar_t, sigma_t and log SNR at all t, from the two decimal numbers that define Stable
-    Diffusion's schedule.
+    """abar_t and sigma_t at all t, from the two decimal numbers of Stable Diffusion's schedule.
 
-    1 - abar_0 = 8.5e-4 loses three digits: those of float64 are not missed, a product taken in
-    float32 is off by 1e-5."""
+    1 - abar_0 = 8.5e-4 loses three digits. float64 has enough of them; a product in float32 is off
+    by 1e-5.
+    """
     low, high, product, abar = mp.sqrt(mpf("0.00085")), mp.sqrt(mpf("0.012")), mpf(1), []
     for t in range(T):
         product *= 1 - (low + mpf(t) / (T - 1) * (high - low)) ** 2
@@ -60,15 +60,13 @@ def test_schedule_from_its_betas():
     sigma = [mp.sqrt(1 - a) for a in abar]
     assert errors(SCHEDULE.alphas_cumprod, abar, relative=True).max() < 1e-14
     assert errors(SCHEDULE.alpha_sigma(ALL, normal(0, T))[1], sigma, relative=True).max() < 1e-13
-    assert errors(SCHEDULE.log_snr(ALL), [mp.log(a / (1 - a)) for a in abar]).max() < 1e-13
     single = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, T) ** 2, 0)
     assert errors((1 - single).sqrt(), sigma, relative=True)[0] > 1e-5
 
 
 @pytest.mark.parametrize("dtype", UNIT)
 def test_levels_and_weights_are_rounded_once(dtype):
-    """alpha_t, sigma_t and the weights of a schedule of known abar, relative error at all t, in
-    three precisions."""
+    """alpha_t, sigma_t and the weights from a known abar, relative error, three precisions."""
     like, u = torch.zeros(T, dtype=dtype), UNIT[dtype]
     for got, exact in zip(SCHEDULE.alpha_sigma(ALL, like), (ALPHA, SIGMA), strict=True):
         assert (
@@ -83,8 +81,6 @@ def test_levels_and_weights_are_rounded_once(dtype):
         exact = list(map(weight, ALPHA, SIGMA))
         # float16 has fewer digits below 6e-5, but sigma_t^2 starts at 8.5e-4
         assert errors(SCHEDULE.weight(ALL, kind, like), exact, relative=True).max() < 5 * u
-    if dtype == torch.float64:
-        assert errors(SCHEDULE.log_snr(ALL), [mp.log(a / (1 - a)) for a in ABAR]).max() < 4e-15
 
 
 # (what is converted) -> the equation, and what it divides by
@@ -93,21 +89,18 @@ CONVERSIONS = {
     "x0_from_eps": (lambda x_t, eps, a, s: (x_t - s * eps) / a, "alpha"),
     "eps_from_x0": (lambda x_t, x0, a, s: (x_t - a * x0) / s, "sigma"),
     "eps_from_v": (lambda x_t, v, a, s: s * x_t + a * v, None),
-    "x0_from_v": (lambda x_t, v, a, s: a * x_t - s * v, None),
-    "v_from_eps": (lambda x_t, eps, a, s: (eps - s * x_t) / a, "alpha"),
-    "score_from_eps": (lambda _, eps, a, s: -eps / s, "sigma"),
     "eps_from_score": (lambda _, score, a, s: -score * s, None),
 }
 
 
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_conversions_lose_what_they_divide_by(name):
-    """|error| <= 3 u (|first| + |second|) / divisor, with divisor alpha_t, sigma_t or 1: three
-    precisions, the whole grid.
+    """|error| <= 3 u (|first| + |second|) / divisor, where the divisor is alpha_t, sigma_t or 1.
 
-    Where there is a divisor, the five times at which it is small are twelve times worse than the
-    five at the other end: so says the mean of 1 / divisor, and the mean of these errors says at
-    least six."""
+    Where there is a divisor, errors are larger where it is small. The mean of 1 / divisor over the
+    five times at that end is twelve times the mean at the other end; the errors' means must differ
+    by at least six.
+    """
     equation, divisor = CONVERSIONS[name]
     first, second = 0.5 + normal(1, len(GRID), 16).abs(), -0.5 - normal(2, len(GRID), 16).abs()
     a, s = levels(GRID)
@@ -132,18 +125,24 @@ def test_conversions_lose_what_they_divide_by(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
-    """x0_hat of eps_hat rounded to u, all else exact: error <= u |eps_hat| sigma_t / alpha_t, 15 u
-    at T - 1; from a rounded v it is <= u |v| sigma_t at every t. (Near 0 a rounding is the spacing
-    of the smallest numbers, for float16 6e-8.)"""
+    """x0_hat of a rounded eps_hat: error <= u |eps_hat| sigma_t / alpha_t, 15 u at T - 1.
+
+    From a rounded v it is <= u |v| sigma_t at every t. (Near 0 the rounding is the spacing of the
+    smallest numbers, 6e-8 for float16.)
+    """
     x_t, prediction, u = (
         normal(3, len(GRID), 64),
         normal(4, len(GRID), 64).clamp(-4, 4),
         UNIT[dtype],
     )
     a, s = levels(GRID)
+
+    def x0_from_v(x_t, v, t):
+        return a * x_t - s * v
+
     by_eps, by_v = (
         (convert(x_t, rounded(prediction, dtype), GRID) - convert(x_t, prediction, GRID)).abs()
-        for convert in (SCHEDULE.x0_from_eps, SCHEDULE.x0_from_v)
+        for convert in (SCHEDULE.x0_from_eps, x0_from_v)
     )
     lost = 1.01 * u * prediction.abs() + 1e-7 * u / UNIT[torch.float16]
     assert bool((by_eps <= lost * s / a).all())
@@ -152,8 +151,11 @@ def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
 
 
 def test_guidance_amplifies_what_predictions_have_lost():
-    """cfg of predictions rounded to half precision: error <= u (g |eps_cond| + |g - 1| |eps_neg|),
-    3% of the noise (root mean square) at g = 100; its own arithmetic adds a few u of the same."""
+    """cfg of predictions rounded to float16: error <= u (g |eps_cond| + |g - 1| |eps_neg|).
+
+    That is 3% of the noise (root mean square) at g = 100. The arithmetic of cfg itself adds a few u
+    of the same.
+    """
     cond, neg = normal(5, 200), normal(6, 200)
     for g in (-3.0, 0.3, 1.0, 7.5, 100.0):
         size = abs(g) * cond.abs() + abs(g - 1) * neg.abs()
@@ -172,9 +174,11 @@ def test_guidance_amplifies_what_predictions_have_lost():
 
 
 def test_residual_loses_digits_at_high_noise():
-    """h = eps_hat - eps = (alpha_t / sigma_t)(x - x0_hat) gets small beside eps: the relative error
-    of a half-precision prediction grows with 1 + sigma_t / alpha_t, from 0.02% at t = 0 to 0.25% at
-    T - 1."""
+    """h = eps_hat - eps = (alpha_t / sigma_t)(x - x0_hat) gets small beside eps at high noise.
+
+    The relative error of a float16 prediction grows with 1 + sigma_t / alpha_t, from 0.02% at t = 0
+    to 0.25% at T - 1.
+    """
     x, x0_hat, eps = normal(7, T, 50), normal(8, T, 50), normal(9, T, 50)
     a, s = levels(ALL)
     h = a / s * (x - x0_hat)
@@ -191,8 +195,10 @@ def test_residual_loses_digits_at_high_noise():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_surrogate_loss_rounds_its_gradient_beside_the_picture(dtype):
-    """dL/dx = (x - (x - G)) / B: G comes back with an error of u (|x| + 2 |G|), so that G below
-    u |x| / 2 is lost."""
+    """dL/dx = (x - (x - G)) / B: G comes back with an error of u (|x| + 2 |G|).
+
+    So G below u |x| / 2 is lost.
+    """
     u, picture = UNIT[dtype], (0.5 + 0.5 * normal(10, 1, 300).abs()).to(dtype)
     for size in (1.0, 1e-3, 3e3 * u, 0.2 * u):
         gradient, x = (size * normal(11, 1, 300)).to(dtype), picture.clone().requires_grad_()
@@ -242,8 +248,7 @@ def exact_mixture(x, t, weights, means):
 
 @pytest.fixture(scope="module")
 def on_the_grid():
-    """x_t near the noised components at every t of the grid, and the exact log p, eps_hat,
-    x0_hat, V_t, log Z there."""
+    """x_t near the noised components at every t of the grid, and the exact answers there."""
     a, s = levels(GRID)
     x_t = rounded(
         a * (MEANS[GRID % 3] + 0.3 * normal(12, len(GRID), 2)) + s * normal(13, len(GRID), 2),
@@ -275,9 +280,11 @@ def on_the_grid():
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 4e-6)])
 def test_mixture_on_the_grid(on_the_grid, dtype, bound):
-    """log p_t, eps_hat, x0_hat and V_t of order one (measured: 4e-15 and 1e-6); x0_hat by way of
-    eps_hat is no worse than its factor sigma_t / alpha_t, eps_hat by way of x0_hat than alpha_t /
-    sigma_t."""
+    """log p_t, eps_hat, x0_hat and V_t of order one (measured errors: 4e-15 and 1e-6).
+
+    x0_hat from eps_hat has at most sigma_t / alpha_t times that error, eps_hat from x0_hat at most
+    alpha_t / sigma_t times.
+    """
     x_t, log_p, eps_hat, x0_hat, value, log_z = on_the_grid
     x = x_t.to(dtype)
     prior = GaussianMixture(WEIGHTS.to(dtype), MEANS.to(dtype), COVARIANCES.to(dtype), SCHEDULE)
@@ -297,8 +304,10 @@ def test_mixture_on_the_grid(on_the_grid, dtype, bound):
 
 
 def test_densities_of_far_points_are_right_to_single_precision_only():
-    """float32 at |x_t| of 1e4: log p is right to 1e-6 of itself, which is 50 nats and more, and so
-    V_t, a difference of two, is wrong by more than 1%; eps_hat keeps five digits of its size."""
+    """float32 at |x_t| of 1e4: log p is right to 1e-6 of itself, which is 50 nats and more.
+
+    V_t, a difference of two, is then wrong by more than 1%. eps_hat keeps five digits of its size.
+    """
     x_t = rounded(1e4 * normal(14, len(GRID), 2), torch.float32)
     rows = []
     for dtype in (torch.float64, torch.float32):
@@ -325,8 +334,10 @@ def test_densities_of_far_points_are_right_to_single_precision_only():
 
 
 def test_isotropic_mixture_on_the_grid():
-    """x0_hat and log p_t of 4 pictures of 12 numbers by the plain sum over components: the expanded
-    square costs nothing that float64 would miss."""
+    """x0_hat and log p_t of 4 pictures of 12 numbers, by the plain sum over components.
+
+    The expanded square costs no more digits than float64 can spare.
+    """
     d, variance, means = 12, 0.01, normal(15, 1, 4, 12)
     a, s = levels(GRID)
     x_t = a * (means[0, GRID % 4] + 0.1 * normal(16, len(GRID), d)) + s * normal(17, len(GRID), d)
@@ -364,11 +375,11 @@ def psd_equation(W, L, sign, base, h_1, h_2):
 
 
 def test_gradients_of_the_methods_over_the_grid():
-    """SDS at g = 7.5, and PSD: within five u of the sum of what is added, in each precision at
-    every t.
+    """SDS at g = 7.5, and PSD: within five u of the sum of what is added, at every t.
 
     Five operations round: difference, product, sum, sum (for PSD the product lambda omega), product
-    with w."""
+    with w.
+    """
     _, s = levels(GRID)
     sign = torch.where(torch.arange(len(GRID)) % 3 == 0, -1.0, 1.0)
     for dtype, u in UNIT.items():
@@ -397,9 +408,11 @@ def test_gradients_of_the_methods_over_the_grid():
 
 
 def test_weights_of_a_ray_from_thin_fog_to_a_wall():
-    """w_i = T_i (1 - exp(-rho_i delta_i)) relative to itself: float64 at 1e-13, and float32 keeps
-    the digits of fog as thin as 1e-9, where 1 - exp(-x) would lose them all; behind a wall weights
-    are only right relative to 1."""
+    """w_i = T_i (1 - exp(-rho_i delta_i)), relative to itself: float64 is right to 1e-13.
+
+    float32 keeps the digits of fog as thin as 1e-9, where 1 - exp(-x) would lose them all. Behind a
+    wall weights are only right relative to 1.
+    """
     density = torch.cat(
         (torch.logspace(-9, 3, 13, dtype=torch.float64)[None], torch.full((1, 13), 1e-9).double())
     )
@@ -422,8 +435,7 @@ def test_weights_of_a_ray_from_thin_fog_to_a_wall():
 
 
 def test_weights_of_rewards_far_apart():
-    """softmax over N rewards up to 300 apart: exp(R_i) / sum exp(R_j), relative, float64 at
-    1e-13."""
+    """exp(R_i) / sum exp(R_j) for rewards up to 300 apart, relative: float64 is right to 1e-13."""
     rewards = normal(30, 6, 5) * torch.tensor([0.01, 1.0, 10.0, 30.0, 100.0])
     exact = []
     for row in rewards:
@@ -433,8 +445,7 @@ def test_weights_of_rewards_far_apart():
 
 
 def test_posterior_covariance_and_quadratic_tilt_in_one_dimension():
-    """Cov(x_0 | x_t) at every t of the grid, and mu*, S*, log Z of r = -Q (x - b)^2 / 2, for two
-    Gaussians on a line."""
+    """Cov(x_0 | x_t) on the grid, and mu*, S*, log Z of r = -Q (x - b)^2 / 2, in one dimension."""
     w, mu, var = [mpf("0.25"), mpf("0.75")], [mpf(-1), mpf(2)], [mpf("0.5"), mpf("0.125")]
     as_tensors = [
         torch.tensor([float(v) for v in values], dtype=torch.float64) for values in (w, mu, var)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.fields import VoxelField
-from psd_mini.rendering import ball_interval, compositing_weights, render
+from psd_mini.rendering import ball_interval, compositing_weights, opacity_entropy, render
 
 pytestmark = pytest.mark.algebra
 
@@ -73,8 +73,7 @@ def blobs(*parts, radius: float = 0.12):
 
 
 def chords(cameras: Cameras, height: int, width: int, radius: float):
-    """L = 2 sqrt(R^2 - |o x d|^2), the length of every pixel's ray inside the ball, 0 where it
-    misses: (B, H, W)."""
+    """Length of every pixel's ray in the ball, (B, H, W): 2 sqrt(R^2 - |o x d|^2), 0 for a miss."""
     origins, directions = camera_rays(cameras, height, width)
     miss = torch.linalg.cross(origins[:, None, None].expand_as(directions), directions).norm(dim=-1)
     return 2 * (radius**2 - miss**2).clamp(min=0).sqrt()
@@ -82,8 +81,7 @@ def chords(cameras: Cameras, height: int, width: int, radius: float):
 
 @pytest.mark.parametrize("n_samples", [1, 7])
 def test_constant_density_is_beer_lambert(n_samples):
-    """opacity = 1 - exp(-rho L) exactly, for any number of bins, and rgb = opacity c + (1 -
-    opacity) b."""
+    """opacity = 1 - exp(-rho L) for any number of bins, and rgb = opacity c + (1 - opacity) b."""
     rho, radius, cameras = 1.7, 0.9, random_cameras(4, seed=0)
     result = render(fog(rho), cameras, 9, 12, n_samples=n_samples, radius=radius, background=0.3)
     expected = 1 - torch.exp(-rho * chords(cameras, 9, 12, radius))
@@ -96,8 +94,7 @@ def test_constant_density_is_beer_lambert(n_samples):
 
 
 def test_ball_interval_ends_on_the_sphere():
-    """|o + near d| = |o + far d| = R and near <= far, or near = far at the ray's closest point
-    to the origin."""
+    """|o + near d| = |o + far d| = R, or near = far at the ray's closest point to the origin."""
     origins, directions = camera_rays(random_cameras(3, seed=1), 8, 8)
     origins = origins[:, None, None].expand_as(directions).reshape(-1, 3)
     directions = directions.reshape(-1, 3)
@@ -113,8 +110,7 @@ def test_ball_interval_ends_on_the_sphere():
 
 
 def test_distant_camera_in_float32():
-    """Opacity of a float32 picture from 300 world units is the float64 one: no cancellation in
-    |o|^2 - (o.d)^2."""
+    """A float32 picture from 300 world units agrees with float64: no cancellation."""
     cameras = look(0.4, 0.3, 300.0, 2 * math.atan(0.9 / 300))
     single = Cameras(
         cameras.azimuth.float(), cameras.elevation.float(), cameras.distance.float(), cameras.fov
@@ -128,11 +124,11 @@ def test_distant_camera_in_float32():
 
 @pytest.mark.parametrize("n_samples", [16, 64, 256, 1024])
 def test_slab_transmits_exp_of_its_slant_thickness(n_samples):
-    """A slab |x| < w seen by a distant camera: -log(1 - opacity) = rho 2 w / |d_x|, to rho times
-    one bin width.
+    """A slab |x| < w seen by a distant camera: -log(1 - opacity) = rho 2 w / |d_x|.
 
-    The bins' midpoints count the slab to half a bin at either face, so the error falls as 1 /
-    n_samples."""
+    The bins' midpoints count the slab to half a bin at either face: the error is at most rho times
+    one bin width, and falls as 1 / n_samples.
+    """
     rho, w, cameras = 2.3, 0.237, look(math.radians(25), 0.1, 50.0, 0.016)
     result = render(
         fog(lambda p: rho * (p[:, 0].abs() < w)), cameras, 6, n_samples=n_samples, radius=1.0
@@ -145,8 +141,7 @@ def test_slab_transmits_exp_of_its_slant_thickness(n_samples):
 
 
 def test_smooth_fog_converges_with_the_square_of_the_bin_width():
-    """rho = exp(a x) against integral rho in closed form: with twice the bins, opacity has a
-    quarter of the error."""
+    """rho = exp(a x) in closed form: with twice the bins, opacity has a quarter of the error."""
     a, radius, cameras = 2.0, 1.0, random_cameras(2, seed=2, fov=0.4)
     origins, directions = camera_rays(cameras, 5, 5)
     middle = -(origins[:, None, None] * directions).sum(-1)
@@ -166,8 +161,10 @@ def test_smooth_fog_converges_with_the_square_of_the_bin_width():
 
 
 def test_colour_gradient_in_fog_converges_with_the_square_of_the_bin_width():
-    """rho constant, c = (1 + s/L)/2 at path length s: rgb = (1 - e^-k)/2 + ((1 - e^-k)/k -
-    e^-k)/2 with k = rho L."""
+    """rho constant, c = (1 + s/L)/2 at path length s, and k = rho L.
+
+    rgb = (1 - e^-k)/2 + ((1 - e^-k)/k - e^-k)/2
+    """
     k = 1.5 * 2.0  # the middle ray of a ball of radius 1, from azimuth 0: s = 1 - x, L = 2
 
     def field(points):
@@ -187,8 +184,10 @@ def test_colour_gradient_in_fog_converges_with_the_square_of_the_bin_width():
     [(0.0, (2.0, RED), (3.0, BLUE)), (math.pi, (3.0, BLUE), (2.0, RED))],
 )
 def test_two_layers_composite_in_the_order_of_sight(azimuth, front, back):
-    """rgb = (1 - e^-k1) c1 + e^-k1 (1 - e^-k2) c2 + e^-(k1 + k2) b, layer 1 the nearer one;
-    exact on aligned bins."""
+    """Layer 1 is the nearer one; aligned bins are exact.
+
+    rgb = (1 - e^-k1) c1 + e^-k1 (1 - e^-k2) c2 + e^-(k1 + k2) b
+    """
 
     def field(points):
         x = points[:, 0]
@@ -209,8 +208,7 @@ def test_two_layers_composite_in_the_order_of_sight(azimuth, front, back):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (F64, 1e-14)])
 def test_weights_and_what_gets_through_sum_to_one(dtype, tolerance):
-    """sum_i w_i + exp(-sum_i rho_i delta_i) = 1, every w_i >= 0, opacity = sum_i w_i, from thin
-    fog to stone."""
+    """sum_i w_i + exp(-sum_i rho_i delta_i) = 1 and every w_i >= 0, from thin fog to stone."""
     scale = 10 ** torch.linspace(-6, 6, 200, dtype=dtype)[:, None]
     density = scale * torch.rand(200, 40, dtype=dtype, generator=seeded(3))
     widths = 0.1 * torch.rand(200, 40, dtype=dtype, generator=seeded(4))
@@ -233,8 +231,7 @@ def test_thin_fog_keeps_its_digits():
 
 
 def slow_render(field, azimuth, elevation, distance, fov, height, width, n_samples, background):
-    """One picture with python loops: the camera turned into place by rotations, T as a running
-    product of 1 - alpha."""
+    """One picture with python loops: rotations for the camera, T a running product of 1 - alpha."""
     rgb, opacity, depth, weights, places = {}, {}, {}, {}, {}
     for i in range(height):
         for j in range(width):
@@ -280,8 +277,7 @@ def slow_render(field, azimuth, elevation, distance, fov, height, width, n_sampl
 
 @torch.no_grad()
 def test_agrees_with_a_slow_loop():
-    """rgb, opacity, depth, weights and z of a random VoxelField equal the loop's to 1e-12, pixel
-    by pixel."""
+    """rgb, opacity, depth, weights and z of a random VoxelField equal the loop's to 1e-12."""
     field, cameras, background = (
         random_voxels(5, seed=5, bound=0.8),
         random_cameras(2, seed=6, fov=0.7),
@@ -313,8 +309,7 @@ def test_agrees_with_a_slow_loop():
 
 
 def test_gradients_with_respect_to_density_and_colour():
-    """d rgb, d opacity, d depth / d (every density and colour parameter) equal central
-    differences."""
+    """d rgb, d opacity, d depth / d (density, colour) equal central differences."""
     field, cameras = random_voxels(3, seed=7), random_cameras(1, seed=8, fov=0.8)
 
     def pictures(density, colour):
@@ -337,8 +332,7 @@ def test_gradients_with_respect_to_density_and_colour():
 
 
 def test_compositing_gradients():
-    """d w / d rho, d w / d delta and the opacity's derivatives equal central differences, empty
-    bins included."""
+    """d (weights, opacity) / d (rho, delta) equal central differences, empty bins included."""
     density = 3 * torch.rand(4, 6, dtype=F64, generator=seeded(9))
     density[0, 2] = density[1] = 0.0
     widths = 0.1 + torch.rand(4, 6, dtype=F64, generator=seeded(10))
@@ -353,8 +347,7 @@ def test_compositing_gradients():
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 1, 1), (1, 3, 5, 6), (2, 3, 5, 6), (2, 1, 1, 1)])
 def test_background_shows_through_what_is_not_stopped(shape):
-    """rgb(b) - rgb(0) = (1 - opacity) b for a number, (C,), (B, C, H, W) and what broadcasts; d
-    rgb / d b likewise."""
+    """rgb(b) - rgb(0) = (1 - opacity) b for every shape of b, and so is d rgb / d b."""
     field, cameras = random_voxels(4, seed=11), random_cameras(2, seed=12)
     background = torch.rand(shape, dtype=F64, generator=seeded(13)).requires_grad_()
     black = render(field, cameras, 5, 6, background=0.0)
@@ -382,8 +375,10 @@ def test_default_background_is_white_and_default_radius_is_the_fields():
 
 
 def test_depth_of_an_opaque_ball_is_where_the_ray_meets_it():
-    """0 <= depth - z_hit <= one bin, z_hit = -o.d - sqrt((o.d)^2 - |o|^2 + r^2), for rays inside
-    for two bins."""
+    """0 <= depth - z_hit <= one bin, for rays that are inside the ball for two bins.
+
+    z_hit = -o.d - sqrt((o.d)^2 - |o|^2 + r^2)
+    """
     r, n_samples, cameras = 0.6, 200, random_cameras(3, seed=16, fov=0.5)
     ball = fog(lambda p: 1e5 * (p.norm(dim=-1) < r))
     result = render(ball, cameras, 9, n_samples=n_samples, radius=1.0)
@@ -404,8 +399,7 @@ def test_depth_of_an_opaque_ball_is_where_the_ray_meets_it():
 
 
 def test_samples_are_the_middles_of_equal_bins():
-    """z_i = near + (i + 1/2) L / S, for every ray that meets the ball; zeros elsewhere; field
-    asked nowhere else."""
+    """z_i = near + (i + 1/2) L / S where a ray meets the ball; the field is asked nowhere else."""
     asked, cameras = [], random_cameras(2, seed=17, fov=0.9)
 
     def field(points):
@@ -433,8 +427,7 @@ def standard_error(values):
 
 
 def test_jitter_places_samples_uniformly_and_independently_in_their_bins():
-    """(z_i - near) / delta - i is uniform on [0, 1): mean 1/2, variance 1/12, no correlation
-    between bins."""
+    """(z_i - near) / delta - i: mean 1/2, variance 1/12, no correlation between bins."""
     z = render(
         fog(1.0), look(count=N_JITTERED), 1, n_samples=BINS, radius=1.0, generator=seeded(18)
     ).z[:, 0, 0]
@@ -450,11 +443,14 @@ def test_jitter_places_samples_uniformly_and_independently_in_their_bins():
 
 
 def test_jitter_is_unbiased():
-    """E[sum_i rho(z_i) delta] = integral rho and, in thin fog, E[rgb] = integral rho c: mean within
-    4 standard errors.
+    """E[sum_i rho(z_i) delta] = integral rho and, in thin fog, E[rgb] = integral rho c.
 
     On the middle ray rho = e^(a x) k and c = (1 + x) / 2, with x from 1 to -1:
-    integral rho = 2 k sinh(a) / a,    integral rho c = k [sinh(a) / a + cosh(a) / a - sinh(a) / a^2].
+
+        integral rho   = 2 k sinh(a) / a
+        integral rho c = k [sinh(a) / a + cosh(a) / a - sinh(a) / a^2]
+
+    The mean agrees within 4 standard errors.
     """
     a = 1.5
 
@@ -481,8 +477,7 @@ def test_jitter_is_unbiased():
 
 
 def test_jitter_follows_its_generator():
-    """Equal seeds, equal pictures; other seeds and no generator, other pictures; torch's global
-    state is untouched."""
+    """Equal seeds give equal pictures, others do not; torch's global state is untouched."""
     field, cameras = random_voxels(6, seed=21), random_cameras(2, seed=22)
     state = torch.get_rng_state()
     first, again, other = (render(field, cameras, 5, generator=seeded(s)).rgb for s in (1, 1, 2))
@@ -494,8 +489,7 @@ def test_jitter_follows_its_generator():
 
 
 def test_rays_that_miss_see_exactly_the_background():
-    """Outside the ball rgb = b bit for bit, all else is 0, and so is every parameter's gradient
-    from there."""
+    """Outside the ball rgb = b bit for bit, all else is 0, and so are the parameters' gradients."""
     field, cameras = random_voxels(4, seed=23), random_cameras(2, seed=24, fov=1.2)
     background = torch.rand(2, 3, 8, 8, dtype=F64, generator=seeded(25))
     result = render(field, cameras, 8, background=background, n_samples=4)
@@ -513,8 +507,7 @@ def test_rays_that_miss_see_exactly_the_background():
 
 
 def test_picture_that_misses_altogether():
-    """A ball between the rays gives background, zeros and zero gradients: no empty batch is an
-    error."""
+    """A ball between the rays gives background, zeros and zero gradients, not an error."""
     field = random_voxels(4, seed=26)
     result = render(field, look(), 2, radius=0.01, background=0.25)
     assert torch.equal(
@@ -540,8 +533,7 @@ def test_cameras_do_not_influence_each_other():
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("raw", [1e5, -1e5])
 def test_extreme_densities_stay_finite(raw, dtype):
-    """density 1e6 shows the first sample's colour, density 0 the background; all gradients
-    finite in both."""
+    """density 1e6 shows the first sample's colour, density 0 the background; gradients finite."""
     field = VoxelField(4).to(dtype)
     with torch.no_grad():
         field.density.fill_(raw)
@@ -570,14 +562,31 @@ def test_extreme_densities_stay_finite(raw, dtype):
 
 
 def test_a_wall_of_stone_in_front_of_air():
-    """A density that jumps from 0 to 1e6 within a ray stays finite, and hides what is behind it
-    completely."""
+    """A density that jumps from 0 to 1e6 within a ray stays finite, and hides what is behind."""
     density = torch.tensor([[0.0, 0.0, 1e6, 1.0, 1e6, 0.0]], requires_grad=True)
     weights, opacity = compositing_weights(density, torch.full((1, 6), 0.1))
     assert weights[0].tolist() == pytest.approx([0, 0, 1, 0, 0, 0], abs=1e-6)
     assert opacity.item() == pytest.approx(1, abs=1e-6)
     (gradient,) = torch.autograd.grad((weights * torch.arange(6)).sum(), density)
     assert torch.isfinite(gradient).all()
+
+
+def test_opacity_entropy():
+    """Mean of -o log o - (1 - o) log(1 - o) by a loop; finite slopes where o is 0 or 1."""
+    values = [0.0, 0.1, 0.5, 0.8, 0.9995, 1.0]
+    opacity = torch.tensor(values, dtype=F64).reshape(1, 2, 3).requires_grad_()
+    total = 0.0
+    for o in values:
+        o = min(max(o, 0.001), 0.999)
+        total -= o * math.log(o) + (1 - o) * math.log(1 - o)
+    entropy = opacity_entropy(opacity)
+    assert entropy.item() == pytest.approx(total / 6, rel=1e-12)
+    (slope,) = torch.autograd.grad(entropy, opacity)
+    torch.testing.assert_close(
+        slope.flatten()[1:4],  # dH/do = log((1 - o) / o)
+        torch.tensor([math.log((1 - o) / o) / 6 for o in values[1:4]], dtype=F64),
+    )
+    assert slope.isfinite().all()
 
 
 def test_four_channels():
@@ -613,8 +622,7 @@ def test_four_channels():
     ],
 )
 def test_blob_appears_on_its_side(azimuth, centre, rows, columns):
-    """A small opaque ball is seen in its half of the picture, and nothing of it in the other
-    half."""
+    """A small opaque ball is seen in its half of the picture, and not in the other half."""
     opacity = render(
         blobs((centre, RED)), orbit(azimuth, 0.0), 32, n_samples=128, radius=1.0
     ).opacity[0, 0]
@@ -673,8 +681,7 @@ def test_near_blob_hides_far_blob():
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
-    """A ValueError whose single line names the argument, what came, what was expected or the
-    remedy."""
+    """A ValueError whose single line names the argument and what came."""
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         call(VoxelField(4))
     assert "\n" not in str(caught.value)
@@ -692,8 +699,7 @@ def test_bad_input_is_named_in_one_line(call, message):
     ],
 )
 def test_a_field_answers_with_density_and_colour(answer, came):
-    """Anything but density (N,) and colour (N, C) is refused with the shapes that came; a list
-    of the two will do."""
+    """Anything but density (N,) and colour (N, C) is refused; a list of the two will do."""
     with pytest.raises(
         ValueError, match=rf"^field: expected density \(\d+,\) and colour \(\d+, C\), got {came}$"
     ):

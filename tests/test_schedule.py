@@ -22,8 +22,10 @@ def batch(seed: int, *shape: int) -> torch.Tensor:
 
 
 def test_abar_is_the_running_product_of_one_minus_beta():
-    """abar_t = prod_{s<=t} (1 - beta_s), beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2,
-    by a loop of floats."""
+    """abar_t = prod_{s<=t} (1 - beta_s), by a loop of floats.
+
+    beta_t = (sqrt(b0) + t/(T-1) (sqrt(b1) - sqrt(b0)))^2
+    """
     product = 1.0
     for t in range(T):
         product *= (
@@ -41,17 +43,15 @@ def test_abar_is_the_running_product_of_one_minus_beta():
 
 
 def test_a_scheduler_is_read_by_its_alphas_cumprod():
-    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule
-    too."""
+    """from_diffusers needs this one attribute, and keeps it in float64; one level is a schedule."""
     single = SCHEDULE.alphas_cumprod.float()
     read = NoiseSchedule.from_diffusers(SimpleNamespace(alphas_cumprod=single))
     # exact: float64 holds every float32
     assert read.alphas_cumprod.dtype == torch.float64 and torch.equal(
         read.alphas_cumprod, single.double()
     )
-    assert NoiseSchedule(torch.tensor([0.5])).log_snr(torch.tensor([0])).item() == pytest.approx(
-        0, abs=1e-15
-    )
+    alpha, sigma = NoiseSchedule(torch.tensor([0.5])).alpha_sigma(torch.tensor([0]), batch(0, 1))
+    assert alpha.item() == sigma.item()  # exact: both are the root of 1/2
     betas = torch.tensor([0.1, 0.2, 0.3])  # products of float32 numbers, but in float64
     product = math.prod(1 - beta for beta in betas.tolist())
     assert NoiseSchedule.from_betas(betas).alphas_cumprod[-1].item() == pytest.approx(
@@ -60,14 +60,13 @@ def test_a_scheduler_is_read_by_its_alphas_cumprod():
 
 
 def test_timesteps_of_any_integer_type():
-    """t in int8, int16 and int32 means what it means in int64 (torch itself takes no int16 as an
-    index)."""
+    """t in int8, int16 and int32 means what it means in int64 (torch has no int16 index)."""
+    t, like = torch.tensor([3, 120]), batch(0, 2)
     for kind in (torch.int8, torch.int16, torch.int32):
-        # exact: the same code on the same numbers
-        assert torch.equal(
-            SCHEDULE.log_snr(torch.tensor([3, 120], dtype=kind)),
-            SCHEDULE.log_snr(torch.tensor([3, 120])),
-        )
+        for got, expected in zip(
+            SCHEDULE.alpha_sigma(t.to(kind), like), SCHEDULE.alpha_sigma(t, like), strict=True
+        ):
+            assert torch.equal(got, expected)  # exact: the same code on the same numbers
 
 
 def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
@@ -85,18 +84,22 @@ def test_alpha_and_sigma_are_the_roots_of_abar_and_its_complement():
     )  # sqrt(0.0047), sqrt(0.00085)
 
 
-def test_log_snr():
-    """log SNR = log(alpha_t^2 / sigma_t^2), strictly decreasing in t."""
+def test_log_snr_falls():
+    """log SNR = log(alpha_t^2 / sigma_t^2) = log(abar / (1 - abar)), strictly decreasing in t."""
+    alpha_t, sigma_t = SCHEDULE.alpha_sigma(ALL, like=batch(0, T))
+    log_snr = (alpha_t**2 / sigma_t**2).log()
     expected = [math.log(a / (1 - a)) for a in SCHEDULE.alphas_cumprod.tolist()]
     torch.testing.assert_close(
-        SCHEDULE.log_snr(ALL), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        log_snr, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
     )
-    assert bool((SCHEDULE.log_snr(ALL).diff() < -1e-3).all())
+    assert bool((log_snr.diff() < -1e-3).all())
 
 
 def test_every_prediction_gives_every_other_at_every_timestep():
-    """x_t = a x + s eps, v = a eps - s x: eps <-> x0 <-> v <-> score, against the plain
-    definitions."""
+    """eps, x0, v and score determine each other, by the plain definitions.
+
+    x_t = a x + s eps,    v = a eps - s x,    score = -eps / s
+    """
     x, eps = batch(1, T, 4), batch(2, T, 4)
     a, s = SCHEDULE.alphas_cumprod.sqrt()[:, None], (1 - SCHEDULE.alphas_cumprod).sqrt()[:, None]
     x_t, v = a * x + s * eps, a * eps - s * x
@@ -104,10 +107,7 @@ def test_every_prediction_gives_every_other_at_every_timestep():
         (SCHEDULE.add_noise(x, eps, ALL), x_t),
         (SCHEDULE.x0_from_eps(x_t, eps, ALL), x),
         (SCHEDULE.eps_from_x0(x_t, x, ALL), eps),
-        (SCHEDULE.v_from_eps(x_t, eps, ALL), v),
         (SCHEDULE.eps_from_v(x_t, v, ALL), eps),
-        (SCHEDULE.x0_from_v(x_t, v, ALL), x),
-        (SCHEDULE.score_from_eps(eps, ALL), -eps / s),
         (SCHEDULE.eps_from_score(-eps / s, ALL), eps),
     ):
         # 1e-13: rounding of 1e-16 divided by the smallest alpha_t (0.07) or sigma_t (0.03)
@@ -115,15 +115,9 @@ def test_every_prediction_gives_every_other_at_every_timestep():
 
 
 def test_predictions_may_carry_dimensions_in_front_of_the_batch():
-    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, even when E = B
-    or t is one number."""
+    """A stack eps_hat (E, B, ...) beside x_t (B, ...) is converted row by row, also when E = B."""
     x_t, eps_hat, t = batch(3, 2, 3, 4), batch(4, 2, 2, 3, 4), torch.tensor([10, 900])
-    for convert in (
-        SCHEDULE.x0_from_eps,
-        SCHEDULE.eps_from_x0,
-        SCHEDULE.eps_from_v,
-        SCHEDULE.x0_from_v,
-    ):
+    for convert in (SCHEDULE.x0_from_eps, SCHEDULE.eps_from_x0, SCHEDULE.eps_from_v):
         rows = torch.stack([convert(x_t, row, t) for row in eps_hat])
         torch.testing.assert_close(convert(x_t, eps_hat, t), rows, rtol=1e-13, atol=1e-13)
     one, two = (SCHEDULE.add_noise(x_t, eps_hat[0], times) for times in (t[:1], t[[0, 0]]))
@@ -142,8 +136,7 @@ def test_weights():
 
 
 def test_agrees_with_diffusers():
-    """add_noise, velocity and the one-step denoised sample of diffusers' DDPM scheduler, for
-    both parametrisations."""
+    """add_noise, velocity and denoised sample are those of diffusers' DDPM scheduler."""
     diffusers = pytest.importorskip("diffusers")
     config = dict(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
@@ -156,7 +149,7 @@ def test_agrees_with_diffusers():
     )
     v = theirs.get_velocity(x, eps, t)
     x_t = ours.add_noise(x, eps, t)
-    torch.testing.assert_close(ours.v_from_eps(x_t, eps, t), v, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(ours.eps_from_v(x_t, v, t), eps, rtol=1e-13, atol=1e-13)
     v_scheduler = diffusers.DDPMScheduler(T, prediction_type="v_prediction", **config)
     for i in range(len(t)):
         x0 = theirs.step(eps[i : i + 1], int(t[i]), x_t[i : i + 1]).pred_original_sample
@@ -165,7 +158,8 @@ def test_agrees_with_diffusers():
             ours.x0_from_eps(x_t, eps, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5
         )
         x0 = v_scheduler.step(v[i : i + 1], int(t[i]), x_t[i : i + 1]).pred_original_sample
-        torch.testing.assert_close(ours.x0_from_v(x_t, v, t)[i : i + 1], x0, rtol=1e-5, atol=1e-5)
+        x0_from_v = ours.x0_from_eps(x_t, ours.eps_from_v(x_t, v, t), t)
+        torch.testing.assert_close(x0_from_v[i : i + 1], x0, rtol=1e-5, atol=1e-5)
     # diffusers accumulates the product in float32
     torch.testing.assert_close(ours.alphas_cumprod, SCHEDULE.alphas_cumprod, rtol=1e-4, atol=0)
 
@@ -179,8 +173,7 @@ def test_dtype_follows_the_tensors():
 
 
 def test_timesteps_are_uniform_and_both_ends_are_included():
-    """t ~ uniform{3, ..., 7}: each value's frequency is 1/5 within 4 standard errors, none
-    outside, seeds repeat."""
+    """t is uniform on {3, ..., 7}: frequencies are 1/5 within 4 standard errors, seeds repeat."""
     n = 100_000
     t = sample_timesteps(n, 3, 7, torch.Generator().manual_seed(0))
     counts = torch.bincount(t, minlength=9)
@@ -207,12 +200,15 @@ def threestudio(value, step):
 
 
 def test_annealing_is_the_scheduler_of_threestudio():
-    """C([s, v0, v1, e])(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1): v0 before, v1
-    after, linear inside. The package's annealed(progress, v0, v1) is the inside; outside it refuses
-    and does not extrapolate.
+    """annealed(progress, v0, v1) is the inside of threestudio's C([s, v0, v1, e]).
+
+        C(step) = v0 + (v1 - v0) clip((step - s) / (e - s), 0, 1)
+
+    Outside, where C is constant, `annealed` refuses and does not extrapolate.
 
     Source: threestudio (2023), whose configurations anneal t_max from 0.98 to 0.5; MVDream (arXiv
-    2308.16512)."""
+    2308.16512).
+    """
     value = [2000, 0.98, 0.5, 8000]
     for step in range(0, 10_001, 250):
         progress = min(max(step - 2000, 0), 6000) / 6000
@@ -225,8 +221,7 @@ def test_annealing_is_the_scheduler_of_threestudio():
 
 
 def test_loop_anneals_timesteps_as_the_configuration_says():
-    """With t_min = t_max the loop's t is no longer random: round((T - 1) C([0, 0.98, 0.5, steps -
-    1])(step)) at every step.
+    """With t_min = t_max, t is round((T - 1) C([0, 0.98, 0.5, steps - 1])(step)) at every step.
 
     Source: as above; the loop's first and last steps are the ends of the range.
     """
@@ -262,9 +257,10 @@ def test_loop_anneals_timesteps_as_the_configuration_says():
 
 
 def test_square_root_schedule_is_annealing_at_the_root_of_progress():
-    """t(i) = t_max - (t_max - t_min) sqrt(i / N) = annealed(sqrt(i / N), t_max, t_min): from t_max
-    to t_min, decreasing, convex (it leaves high noise early), always below the linear schedule
-    inside; the square of progress is neither.
+    """HiFA's t(i) = t_max - (t_max - t_min) sqrt(i / N) is annealed(sqrt(i / N), t_max, t_min).
+
+    It falls from t_max to t_min, is convex (it leaves high noise early) and lies below the linear
+    schedule. With the square of progress it would be neither convex nor below.
 
     Source: HiFA (Zhu et al. 2023, arXiv 2305.18766).
     """
@@ -357,23 +353,27 @@ def test_square_root_schedule_is_annealing_at_the_root_of_progress():
             "scheduler must have alphas_cumprod, object has none",
         ),
         (
-            lambda: SCHEDULE.log_snr(torch.tensor([1000])),
+            lambda: SCHEDULE.alpha_sigma(torch.tensor([1000]), batch(0, 2)),
             ValueError,
             r"t must lie in 0..999, got values from 1000",
         ),
         (
-            lambda: SCHEDULE.log_snr(torch.tensor([-1, 5])),
+            lambda: SCHEDULE.alpha_sigma(torch.tensor([-1, 5]), batch(0, 2)),
             ValueError,
             r"t must lie in 0..999, got values from -1",
         ),
-        (lambda: SCHEDULE.log_snr(torch.tensor([0.5])), TypeError, "t: expected an integer tensor"),
         (
-            lambda: SCHEDULE.log_snr(5),
+            lambda: SCHEDULE.alpha_sigma(torch.tensor([0.5]), batch(0, 2)),
+            TypeError,
+            "t: expected an integer tensor",
+        ),
+        (
+            lambda: SCHEDULE.alpha_sigma(5, batch(0, 2)),
             TypeError,
             r"t: expected an integer tensor .* use torch.tensor\(",
         ),  # type: ignore[arg-type]
         (
-            lambda: SCHEDULE.log_snr(torch.tensor(5)),
+            lambda: SCHEDULE.alpha_sigma(torch.tensor(5), batch(0, 2)),
             ValueError,
             r"t: expected an integer tensor .*, got \(\) int64",
         ),
@@ -408,9 +408,13 @@ def test_square_root_schedule_is_annealing_at_the_root_of_progress():
         (
             lambda: sample_timesteps(2, 0, 0.98, torch.Generator()),
             TypeError,
-            "must be integers, got 0 and 0.98",
+            "t_max: expected a whole number, got 0.98",
         ),  # type: ignore[arg-type]
-        (lambda: sample_timesteps(2, 0.02, 0.98, torch.Generator()), TypeError, "must be integers"),  # type: ignore[arg-type]
+        (
+            lambda: sample_timesteps(2, 0.02, 0.98, torch.Generator()),
+            TypeError,
+            "t_min: expected a whole number, got 0.02",
+        ),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_named_in_one_line(call, error, message):

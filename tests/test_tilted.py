@@ -1,5 +1,4 @@
-"""Tilted mixtures and the implicit reward: against the reweighted density on a grid, and plain
-algebra."""
+"""Tilted mixtures and the implicit reward: against densities on a grid, and plain algebra."""
 
 import pytest
 import torch
@@ -24,8 +23,7 @@ pytestmark = pytest.mark.algebra
 
 
 def rewards(d: int):
-    """Triples: r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one
-    Gaussian."""
+    """r on points (N, d); how a prior is tilted by it; log E[exp(r/beta)] under one Gaussian."""
     v, b = tensor(0.8, -0.6, 0.3)[:d], tensor(0.5, 1.0, -0.2)[:d]
     eye = torch.eye(d, dtype=torch.float64)
     q = tensor([1.0, 0.5, 0.2], [0.5, 2.0, -0.3], [0.2, -0.3, 0.7])[:d, :d]
@@ -50,8 +48,12 @@ def rewards(d: int):
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_tilted_mixture_is_the_reweighted_density(d, which):
-    """p* = p_0 exp(r/beta)/Z, p*_t = p_t E[exp(r/beta)|x_t]/Z, V_t = beta log
-    E[exp(r/beta)|x_t], by integration."""
+    """By integration: the optimum, the noised optimum, and the implicit reward.
+
+    p*   = p_0 exp(r/beta) / Z
+    p*_t = p_t E[exp(r/beta) | x_t] / Z
+    V_t  = beta log E[exp(r/beta) | x_t]
+    """
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, (x_t, t) = 0.8, noisy(14, 5, d)
@@ -75,8 +77,7 @@ def test_tilted_mixture_is_the_reweighted_density(d, which):
 @pytest.mark.parametrize("d", [1, 2, 3])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_in_closed_form(d, which):
-    """V_t = beta log sum_k g_k E[exp(r/beta)] under N(m_k, Lam_k), with explicit inverses;
-    without noise V = r."""
+    """V_t = beta log sum_k g_k E[exp(r/beta)] under N(m_k, Lam_k); without noise V = r."""
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, (x_t, t) = 0.8, noisy(21, 5, d)
@@ -93,8 +94,10 @@ def test_implicit_reward_in_closed_form(d, which):
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_guides_to_the_optimum(which):
-    """eps*_t = eps_hat - (s/beta) grad V_t; V_t >= E[r|x_t] (Jensen), the gap Var(r|x_t)/(2
-    beta) at large beta."""
+    """eps*_t = eps_hat - (s/beta) grad V_t, and V_t >= E[r|x_t] (Jensen).
+
+    At large beta the gap is Var(r|x_t) / (2 beta).
+    """
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     x_t, t = noisy(15, 5, 2)
@@ -126,11 +129,13 @@ def test_implicit_reward_guides_to_the_optimum(which):
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_optimum_for_a_logistic_preference(d):
-    """P(win | x) = sigmoid((v . x + c) / tau), r = beta log P: V_t = beta log sum_k g_k E_z
-    sigmoid((v . m_k + c + z |v|_Lam) / tau), and eps_hat - (s / beta) grad V_t is the noise
-    prediction of p* = p_0 P / Z, noised: here on a grid.
+    """P(win | x) = sigmoid((v . x + c) / tau) and r = beta log P.
 
-    Source: derived here (no mixture: the tilted density is known by integration only).
+        V_t = beta log sum_k g_k E_z sigmoid((v . m_k + c + z |v|_Lam) / tau)
+
+    eps_hat - (s / beta) grad V_t is the noise prediction of the noised p* = p_0 P / Z.
+
+    Source: derived here. p* is no mixture: it is known by integration on a grid only.
     """
     weights, means, covariances = world(d)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
@@ -157,12 +162,16 @@ def test_optimum_for_a_logistic_preference(d):
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_binary_guidance_with_the_implicit_reward_is_the_tilted_prior(which):
-    """score_p + lam (grad log P(win | x_t) - grad log P(lose | x_t)) = score of p*_t, for P(win |
-    x_t) = sigmoid((V_t - b) / tau), any b, and lam = tau / beta: guidance with preference as a
-    class. Neither P(win) alone nor lam = 1 / beta will do.
+    """Guidance with preference as a class is the score of p*_t, with lam = tau / beta.
 
-    Source: derived here, after the idea of PSD (arXiv 2603.01594); V_t by plain algebra, explicit
-    inverses."""
+        score_p + lam (grad log P(win | x_t) - grad log P(lose | x_t)) = score of p*_t
+        P(win | x_t) = sigmoid((V_t - b) / tau),    any b
+
+    P(win) alone is not enough, and lam = 1 / beta is wrong.
+
+    Source: derived here, after the idea of PSD (arXiv 2603.01594); V_t by plain algebra with
+    explicit inverses.
+    """
     weights, means, covariances = world(3)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     beta, tau, b, (x_t, t) = 0.8, 2.0, -1.0, noisy(23, 5, 3)
@@ -190,9 +199,10 @@ def test_binary_guidance_with_the_implicit_reward_is_the_tilted_prior(which):
 
 @pytest.mark.parametrize("tau", [0.25, 0.8, 3.0])
 def test_one_preference_for_clean_pictures_has_other_odds_at_every_noise_level(tau):
-    """P(win | x) = sigmoid(r / tau) for clean x: its log-odds given x_t are V_t / tau where the
-    noise vanishes, at the rate sigma_t^2, and have another slope where it does not: log E[sigmoid(r
-    / tau) | x_t] is no log E[exp(r / beta) | x_t].
+    """P(win | x) = sigmoid(r / tau) for clean x has other log-odds given x_t than V_t / tau.
+
+    They agree where the noise vanishes, at the rate sigma_t^2. With noise the slopes differ:
+    log E[sigmoid(r / tau) | x_t] is not log E[exp(r / beta) | x_t].
 
     Source: derived here; the odds by integration over x = (x_t - sigma_t u) / alpha_t.
     """
@@ -226,8 +236,10 @@ def test_one_preference_for_clean_pictures_has_other_odds_at_every_noise_level(t
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
-    """V_t -> r as t -> 0, at the rate sigma_t^2; and P(x_1 beats x_2) = sigmoid((r_1 - r_2) / tau)
-    from densities alone, beta log p*/p in place of r: log Z cancels.
+    """V_t -> r as t -> 0, at the rate sigma_t^2.
+
+    P(x_1 beats x_2) = sigmoid((r_1 - r_2) / tau) follows from densities alone, with beta log p*/p
+    in place of r: log Z cancels.
 
     Source: DPO (Rafailov et al. 2023, arXiv 2305.18290), eq. 5 and 6.
     """
@@ -255,8 +267,7 @@ def test_implicit_reward_is_the_reward_where_the_noise_vanishes(which):
 
 
 def test_scaling_and_shifting_the_reward():
-    """(k r, k beta) leaves p* unchanged and scales V_t by k; r + c shifts V_t by c and leaves p*
-    unchanged."""
+    """(k r, k beta) keeps p* and scales V_t by k; r + c keeps p* and shifts V_t by c."""
     weights, means, covariances = world(2)
     prior = GaussianMixture(weights, means, covariances, SCHEDULE)
     (x_t, t), v, Q = noisy(16, 5, 2), normal(17, 2), torch.eye(2).double()
