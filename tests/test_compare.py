@@ -68,15 +68,15 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
     for arguments, message in (
         ([], "holds 1 finished runs; go on with them by resume=True (--resume), replace it with overwrite"),
         (["--methods", "sds"], "holds 1 finished runs"),
-        (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this one has 2"),
-        (["--resume", "--reward", "color:red"], "with reward = 'colorfulness', this one has 'color:red'"),
+        (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this run has 2"),
+        (["--resume", "--reward", "color:red"], "with reward = 'colorfulness', this run has 'color:red'"),
         (["--resume", "--overwrite"], "resume, overwrite: one keeps the runs in the folder"),
     ):
         with pytest.raises(SystemExit):
             cli.main([*command, "--out", str(tmp_path), *arguments])
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    with pytest.raises(ValueError, match="with prompt = 'a ball', this one has 'a cube'"):
+    with pytest.raises(ValueError, match="with prompt = 'a ball', this run has 'a cube'"):
         compare("a cube", ["exact"], steps=1, resolution=8, out=tmp_path, resume=True)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
     with (tmp_path / "records.jsonl").open("a") as file:

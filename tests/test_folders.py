@@ -192,7 +192,7 @@ def test_two_runs_at_once(tmp_path):
 
     def meanwhile(info):
         if info["step"] == 1:
-            refused("was made with prompt = 'a cube', this one has 'a ball'", "a ball", out=tmp_path)
+            refused("was made with prompt = 'a cube', this run has 'a ball'", "a ball", out=tmp_path)
             others.append(generate("a cube", out=tmp_path, **SMALL))
 
     first = generate("a cube", out=tmp_path, callback=meanwhile, **SMALL)
@@ -211,7 +211,7 @@ def test_the_second_of_two_that_begin_together_is_refused(tmp_path, monkeypatch)
         return answer
 
     monkeypatch.setattr(folders, "look", slow)
-    refused("meanwhile another run has begun in .*prompt = 'a cube', this one has 'a ball'", "a ball", out=tmp_path)
+    refused("meanwhile another run has begun in .*prompt = 'a cube', this run has 'a ball'", "a ball", out=tmp_path)
     assert folders.read_record(tmp_path)["config"]["prompt"] == "a cube"
 
 

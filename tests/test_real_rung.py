@@ -82,7 +82,7 @@ def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
     """Half precision rounds otherwise, so the checkpoint of a run in float32 is not continued in it."""
     monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     generate("a corgi", prior=str(folder), out=tmp_path, dtype="float32", **SMALL)
-    with pytest.raises(ValueError, match="dtype = 'torch.float32', this one has 'torch.bfloat16'"):
+    with pytest.raises(ValueError, match="dtype = 'torch.float32', this run has 'torch.bfloat16'"):
         generate("a corgi", prior=str(folder), out=tmp_path, dtype="bfloat16", resume=True, **SMALL)
 
 
