@@ -122,6 +122,7 @@ def run(method=None, world=None, callback=None, field=None, **options):
 
 
 def same(a, b):
+    # exact: copied numbers, or the same code with the same seed
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 

@@ -26,6 +26,7 @@ def contents(folder):
 
 
 def same(a, b):
+    # exact: copied or resumed bits of one machine
     return all(torch.equal(x, y) for x, y in zip(a.field.parameters(), b.field.parameters(), strict=True))
 
 
@@ -154,6 +155,7 @@ def test_a_finished_run_repeated_gives_its_results_back(tmp_path, monkeypatch, c
     nothing_costly(monkeypatch)
     again = generate("a cube", out=tmp_path, **SMALL)
     assert "nothing computed" in capsys.readouterr().out and contents(tmp_path) == before
+    # exact: read back from the file
     assert same(first, again) and again.history == first.history and again.out == tmp_path
     assert (again.metrics, again.cost, again.seconds) == (first.metrics, first.cost, first.seconds)
     assert again.config["prompt"] == "a cube" and again.summary() == first.summary()

@@ -177,6 +177,7 @@ def test_latents_of_another_autoencoder_or_world_are_not_used(trained, tmp_path,
     train.train(tmp_path / "model", tmp_path / "work", **other)
     train.train(tmp_path / "fresh", tmp_path / "fresh work", **other)
     expected, got = weights(tmp_path / "fresh"), weights(tmp_path / "model")
+    # exact: one machine with one thread count
     assert all(torch.equal(expected[key], got[key]) for key in expected)
     view_layers = data.view_layers
 
