@@ -125,7 +125,7 @@ GENERATE = {
         "dtype": "float32",
         "out": Path("out"),
         "resume": False,
-        "overwrite": False,
+        "overwrite": True,
         "callback": lambda info: None,
         **MAKING,
     },
@@ -159,7 +159,7 @@ DISTILL = {
         "checkpoint": Path("run.pt"),
         "checkpoint_every": 50,
         "resume": False,
-        "overwrite": False,
+        "overwrite": True,
     },
     **{"config": {"who": "me"}, "progress": False},
 }

@@ -144,9 +144,9 @@ def test_a_rounded_prediction_is_worst_at_high_noise(dtype):
         (convert(x_t, rounded(prediction, dtype), GRID) - convert(x_t, prediction, GRID)).abs()
         for convert in (SCHEDULE.x0_from_eps, x0_from_v)
     )
-    lost = 1.01 * u * prediction.abs() + 1e-7 * u / UNIT[torch.float16]
-    assert bool((by_eps <= lost * s / a).all())
-    assert bool((by_v <= lost * s).all())
+    bound = 1.01 * u * prediction.abs() + 1e-7 * u / UNIT[torch.float16]
+    assert bool((by_eps <= bound * s / a).all())
+    assert bool((by_v <= bound * s).all())
     assert by_eps[-1].max() > 10 * u > by_v.max() and by_eps[0].max() < 0.5 * u
 
 

@@ -106,7 +106,7 @@ def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
     it."""
     monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     generate("a corgi", prior=str(folder), out=tmp_path, dtype="float32", **SMALL)
-    with pytest.raises(ValueError, match="dtype = 'torch.float32', this one has 'torch.bfloat16'"):
+    with pytest.raises(ValueError, match="dtype = 'torch.float32', this run has 'torch.bfloat16'"):
         generate("a corgi", prior=str(folder), out=tmp_path, dtype="bfloat16", resume=True, **SMALL)
 
 

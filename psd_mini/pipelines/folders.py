@@ -151,7 +151,7 @@ def different(saved: dict[str, Any], settings: dict[str, Any]) -> str:
     for name, value in settings.items():
         before, now = (json.loads(json.dumps(one, default=str)) for one in (saved.get(name), value))
         if before != now:
-            return f"{name} = {saved.get(name)!r}, this one has {value!r}"
+            return f"{name} = {saved.get(name)!r}, this run has {value!r}"
     return ""
 
 
