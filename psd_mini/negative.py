@@ -94,7 +94,10 @@ def negative_loss(
         # L = -mean r( decode( x0_hat(n) ) )
         scores = reward_of(denoised(eps[0])[0])
         if not scores.requires_grad:
-            raise ValueError("reward: it has no gradient to climb; use objective='inversion'")
+            raise ValueError(
+                "reward: the negative embedding climbs its gradient, and it has none; use "
+                "objective='inversion'"
+            )
         return -scores.mean()
     (x0_hat_1, eps_neg_1), (x0_hat_2, eps_neg_2) = denoised(eps[0]), denoised(eps[1])
     with torch.no_grad():
@@ -112,7 +115,7 @@ class NegativeEmbedding:
         guidance_scale: g of the method that it works for; must not be 1.
         objective: "reward" or "inversion".
         lr: Adam's step, in units of the embedding (the toy world's are log-weights).
-        radius: of the trust region; infinity switches it off.
+        radius: of the trust region, a number; infinity switches it off.
         t_range: lowest and highest timestep of its own draws, fractions of the schedule.
         steps: first and last step of the run in which it moves, as fractions: (0.0, 1.0) is always.
 
@@ -126,14 +129,14 @@ class NegativeEmbedding:
         guidance_scale: float,
         objective: str = "reward",
         lr: float = 0.2,
-        radius: float = 6.0,
+        radius: Any = 6.0,
         t_range: tuple[float, float] = (0.5, 0.98),
         steps: tuple[float, float] = (0.0, 1.0),
     ):
         if guidance_scale == 1.0:
             why = "its gradient carries the factor g - 1 = 0"
             raise ValueError(
-                f"guidance_scale: at 1 the negative embedding has no effect ({why}); use 2"
+                f"guidance_scale: at 1 the negative embedding has no effect ({why}); use for example 2"
             )
         if objective not in OBJECTIVES:
             known = ", ".join(OBJECTIVES)
@@ -141,7 +144,7 @@ class NegativeEmbedding:
         for name, (low, high) in {"t_range": t_range, "steps": steps}.items():
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"{name}: expected 0 <= low <= high <= 1, got {(low, high)}")
-        if not radius >= 0 or not lr > 0:
+        if not isinstance(radius, int | float) or not radius >= 0 or not lr > 0:
             raise ValueError(f"radius, lr: expected radius >= 0 and lr > 0, got {radius} and {lr}")
         self.start = start.detach().clone()
         self.guidance_scale, self.objective = guidance_scale, objective
