@@ -250,8 +250,8 @@ def distill(
             method's, the loss's. The last checkpoint is untouched and the field is back in its
             last good state: the start of the last step that found it and its render finite.
     """
-    numbers = (steps, cameras_per_step, resolution, n_samples, t_min, t_max, lr_scale)
-    options = Options(*numbers, entropy_weight, background, seed)
+    counts = (steps, cameras_per_step, resolution, n_samples)
+    options = Options(*counts, t_min, t_max, lr_scale, entropy_weight, background, seed)
     at_least("checkpoint_every", checkpoint_every, 1)
     needs("prior", prior, "schedule", "embed", "encode", "predict_noise", "draw_cameras")
     needs("radiance_field", radiance_field, "parameter_groups")
@@ -262,7 +262,8 @@ def distill(
     generator = torch.Generator().manual_seed(seed)
 
     parts = {"field": radiance_field, "optimizer": optimizer, "method": the_method}
-    parts |= {} if negative is None else {"negative": negative}
+    if negative is not None:
+        parts["negative"] = negative
     objects = {"method": method, "prior": prior, "reward": reward, "negative": negative}
     settings = {
         **options.as_config(),
@@ -272,8 +273,8 @@ def distill(
         "field": f"{type(radiance_field).__name__} {getattr(radiance_field, 'settings', '')}",
         **(config or {}),
     }
-    how = {"every": checkpoint_every, "steps": steps, "resume": resume, "overwrite": overwrite}
-    keeper = Keeper(checkpoint, settings, parts, generator, **how)
+    keeper = Keeper(checkpoint, settings, parts, generator, checkpoint_every, steps)
+    keeper.claim(resume, overwrite)
     run = Run()
     if resume:
         done = keeper.load()

@@ -140,10 +140,6 @@ class Keeper:
         parts: name -> object with `state_dict` and `load_state_dict`, "field" among them.
         generator: of every random choice.
         every: steps between two checkpoints; steps: of the whole run.
-        resume, overwrite: what may happen to a checkpoint that is there already.
-
-    Raises:
-        ValueError: `path` is no file in a folder that exists, or it holds a run.
     """
 
     def __init__(
@@ -154,24 +150,23 @@ class Keeper:
         generator: torch.Generator,
         every: int,
         steps: int,
-        resume: bool = False,
-        overwrite: bool = False,
     ):
         self.path = None if path is None else Path(path)
-        if self.path is not None and (self.path.is_dir() or not self.path.parent.is_dir()):
-            raise ValueError(
-                f"checkpoint: expected a file in a folder that exists, got {str(self.path)!r}"
-            )
-        if self.path is not None and self.path.exists() and not (resume or overwrite):
-            raise ValueError(
-                f"checkpoint: {self.path} holds a run; go on with it by resume=True, or replace it "
-                "by overwrite=True"
-            )
         self.config, self.parts, self.generator = config, parts, generator
         self.every, self.steps = every, steps
         self.field: nn.Module = parts["field"]
         self.good = self.snapshot()
         self.in_step: int | None = None  # the step that is being computed
+
+    def claim(self, resume: bool, overwrite: bool) -> None:
+        """Raise ValueError if the checkpoint cannot be written, or would replace another run's."""
+        path = self.path
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            expected = "a file in a folder that exists"
+            raise ValueError(f"checkpoint: expected {expected}, got {str(path)!r}")
+        if path is not None and path.exists() and not (resume or overwrite):
+            how = "go on with it by resume=True, or replace it by overwrite=True"
+            raise ValueError(f"checkpoint: {path} holds a run; {how}")
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the field's numbers."""
