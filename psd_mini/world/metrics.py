@@ -37,8 +37,6 @@ from psd_mini.world.views import recolour
 KERNEL_WIDTH = 0.05  # tau: standard deviation of the kernel around each true picture, in [0, 1]
 JUDGE_RESOLUTION = 64  # pixels per side of the pictures that are judged
 
-Images = Float[Tensor, "p 3 h w"]
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -61,7 +59,7 @@ def judge_views() -> WorldViews:
     return make_views(fresh_cameras(), JUDGE_RESOLUTION)
 
 
-def squared_distances(images: Images, views: WorldViews) -> Float[Tensor, "p m"]:
+def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Float[Tensor, "p m"]:
     """Mean squared difference to every component at each camera, (P, M), in float64.
 
     A true picture is base_o + main_o c, so with r_o = picture - base_o nothing needs to be drawn:
@@ -92,7 +90,7 @@ def log_density(squared: Float[Tensor, "p m"], views: WorldViews) -> Float[Tenso
 
 
 @validated
-def judge(images: Images, views: WorldViews | None = None) -> Judgement:
+def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> Judgement:
     """Judge a finished object by its pictures at the judging cameras.
 
     Args:

@@ -20,6 +20,7 @@ of a finite data set, Karras et al. 2022, arXiv 2206.00364, appendix B.3).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -143,10 +144,9 @@ class ToyWorldPrior(Prior):
         """
         if not beta > 0:
             raise ValueError(f"beta: expected a positive temperature, got {beta!r}")
-        log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
-        return ToyWorldPrior(
-            self.views.resolution, self.conditioning, self.views, log_prior, self.schedule
-        )
+        tilted = copy.copy(self)
+        tilted.log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
+        return tilted
 
     def denoise(
         self, x_t: Pictures, t: Times, embeddings: Embeddings, cameras: Cameras

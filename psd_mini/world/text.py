@@ -37,8 +37,6 @@ VOCABULARY = (*OBJECTS, *COLOURS, *VIEWS)
 SYNONYMS = {"grey": "gray", "doughnut": "donut", "sphere": "ball", "box": "cube", "behind": "back"}
 FILLERS = {"a", "an", "the", "of", "from", "seen", "photo", "picture", "view", "side", "in", "at"}
 
-Keys = Float[Tensor, "n v"]
-
 
 @validated
 def words(prompt: str) -> list[str]:
@@ -74,7 +72,7 @@ def view_words(cameras: Cameras, names: Sequence[str] = VIEWS) -> list[str]:
     return [names[side] for side in cameras.side(len(names)).tolist()]
 
 
-def embed(prompts: Iterable[str]) -> Keys:
+def embed(prompts: Iterable[str]) -> Float[Tensor, "n v"]:
     """Embeddings of N prompts, (N, V) float32 in log-weight units; "" is the zero vector."""
     return WORD_STRENGTH * _keys(words(prompt) for prompt in prompts)
 
@@ -84,17 +82,17 @@ def components() -> list[tuple[str, str]]:
     return [(name, colour) for name in OBJECTS for colour in COLOURS]
 
 
-def component_keys() -> Keys:
+def component_keys() -> Float[Tensor, "m v"]:
     """Keys of the components, in the order of `components` and without a view: (M, V)."""
     return _keys(components())
 
 
-def view_keys(cameras: Cameras) -> Keys:
+def view_keys(cameras: Cameras) -> Float[Tensor, "b v"]:
     """Keys of the views of B cameras, without object and colour: (B, V)."""
     return _keys([view] for view in view_words(cameras))
 
 
-def _keys(descriptions: Iterable[Iterable[str]]) -> Keys:
+def _keys(descriptions: Iterable[Iterable[str]]) -> Float[Tensor, "n v"]:
     """For each description: 1 at the words in it, 0 at the others."""
     rows = [[float(word in named) for word in VOCABULARY] for named in descriptions]
     return torch.tensor(rows).reshape(-1, len(VOCABULARY))
