@@ -85,8 +85,8 @@ def reward_gradient(
             return _slope(x0_hat, leaf, context)
         with torch.no_grad():
             eps_hat = _guided(leaf, t, context, base) if eps_hat is None else eps_hat
-            x0_hat = schedule.x0_from_eps(leaf, eps_hat, t)
-        return _slope(x0_hat, x0_hat.requires_grad_(), context) / schedule.alpha_sigma(t, x)[0]
+            x0_hat = schedule.x0_from_eps(leaf, eps_hat, t).requires_grad_()
+        return _slope(x0_hat, x0_hat, context) / schedule.alpha_sigma(t, x)[0]
 
 
 def _slope(x: Tensor, leaf: Tensor, context: Context) -> Tensor:
