@@ -64,6 +64,7 @@ from psd_mini.schedule import WEIGHTINGS, NoiseSchedule
 Renders = Float[Tensor, "b c h w"]  # B pictures in the prior's space
 Noises = Float[Tensor, "n b c h w"]  # N noises, or noise predictions, for each of B pictures
 Timesteps = Int[Tensor, "b"]  # the timestep of each picture
+Answer = tuple[Renders, dict[str, float]]  # of a method: G, and numbers worth plotting
 
 
 @validated

@@ -1,5 +1,4 @@
-"""What is remembered is remembered under everything that it depends on: caches in memory, cached
-files, identities."""
+"""Caches in memory, cached files and identities know everything that they depend on."""
 
 import subprocess
 import sys
@@ -26,8 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_prior_whose_views_are_exchanged_shows_the_new_ones():
-    """Without the camera the prior keeps all pictures of its pool; the answer is that of a prior
-    that was made with the new."""
+    """The prior keeps all pictures of its pool only as long as the pool stays."""
     old, new = make_views(pool_cameras(3), 8), make_views(fresh_cameras(3), 8)
     prior = ToyWorldPrior(views=old, conditioning="none")
     x_t, t, embeddings = (
@@ -46,8 +44,7 @@ def test_a_prior_whose_views_are_exchanged_shows_the_new_ones():
 
 
 def test_an_object_that_was_changed_is_drawn_again(cache, monkeypatch):
-    """A ball that is a cube while the program runs looks like the cube, and leaves the true
-    ball's pictures alone."""
+    """A ball that becomes a cube while the program runs is drawn as a cube, into another file."""
     before = make_views(pool_cameras(2), 8).layers
     ball, cube = (list(objects.OBJECTS).index(name) for name in ("ball", "cube"))
     with monkeypatch.context() as patch:
@@ -60,8 +57,7 @@ def test_an_object_that_was_changed_is_drawn_again(cache, monkeypatch):
 
 
 def test_pictures_are_known_by_their_cameras_precision_and_torch(cache, monkeypatch):
-    """The same angles in single and in double precision are two sets of rays, and another torch
-    rounds otherwise."""
+    """Single and double precision are two sets of rays; another torch rounds differently."""
     double = pool_cameras(2)
     single = Cameras(
         double.azimuth.float(), double.elevation.float(), double.distance.float(), double.fov
@@ -77,13 +73,12 @@ def test_pictures_are_known_by_their_cameras_precision_and_torch(cache, monkeypa
     assert len(list(cache.iterdir())) == 3
 
 
-# they look at arguments, write files and say what went wrong, and take no part in a number
-NO_PART = {"arguments.py", "checkpoint.py", "failures.py", "files.py"}
+# they look at arguments, name and write files, and watch a run; they take no part in a number
+NO_PART = {f"_internal/{name}.py" for name in ("arguments", "files", "identity", "runs")}
 
 
 def test_the_oracle_is_known_by_every_module_that_takes_part_in_it(cache):
-    """Each module of the package that runs while the number is made is in the name of its file,
-    but for those above."""
+    """The file's name depends on each module that runs while the number is made, except NO_PART."""
     ran = set()
 
     def note(frame, event, argument):
@@ -160,8 +155,7 @@ def test_identities_of_different_things_differ(where):
 
 
 def test_an_identity_is_the_same_in_every_process():
-    """Also of a function with a set in it, whose order changes from process to process, and of
-    one that encloses itself."""
+    """Also of a function that holds a set, whose order changes, or that encloses itself."""
     script = """
 from psd_mini._internal.identity import identity
 def made():

@@ -13,7 +13,10 @@ pytestmark = pytest.mark.algebra
 
 
 def isotropic_case(own_components: bool):
-    """x_t, means, log-weights (one is -inf), variance, levels and t: four samples, two prompts."""
+    """x_t, means, log-weights, variance, levels and t of a batch of four with two prompts.
+
+    One of the log-weights is -inf.
+    """
     b, m, d, e = 4, 5, 12, 2
     means = normal(31, b if own_components else 1, m, d)
     log_weights = normal(32, e, b, m)
@@ -26,7 +29,7 @@ def isotropic_case(own_components: bool):
 
 @pytest.mark.parametrize("own_components", [True, False])
 def test_isotropic_functions_are_the_gaussian_mixture(own_components):
-    """x0_hat, log p and their gradients, against one GaussianMixture per sample."""
+    """x0_hat, log p and their gradients in x_t and log-weights = one GaussianMixture per sample."""
     x_t, means, log_weights, variance, a, s, t = isotropic_case(own_components)
     x_t.requires_grad_()
     log_weights.requires_grad_()
@@ -56,7 +59,10 @@ def test_isotropic_functions_are_the_gaussian_mixture(own_components):
 
 
 def test_isotropic_functions_in_single_precision():
-    """Expanded squares cancel in float32: at 32 x 32 pixels the error is below 0.1 nats."""
+    """Expanded squares cancel in float32.
+
+    At 32 x 32 pixels the error is below 0.1 nats of thousands.
+    """
     d, m = 3072, 20
     means = (normal(41, 1, m, d) / 10 + normal(42, 1, 1, d)).clamp(-1, 1)
     t = torch.tensor([0, 20, 300, T - 1])

@@ -1,5 +1,6 @@
 """The relatives of PSD: guidance by preference models, the DPO losses; as in `test_relatives`.
-float64, nothing sampled."""
+float64, nothing sampled.
+"""
 
 import math
 
@@ -58,9 +59,8 @@ def test_pgd_extrapolates_a_tilted_gaussian_to_a_lower_temperature(k):
     if k:
         close(GAUSS.tilt_linear(V, BETA / k)[0].predict_noise(x_t, t)[0], got, TOLERANCE)
         differs(reference + (1 + k) * (tuned - reference), got)  # the other convention
-        differs(
-            GAUSS.tilt_linear(V, BETA * k + (k == 1))[0].predict_noise(x_t, t)[0], got
-        )  # temperature the wrong way
+        # temperature the wrong way
+        differs(GAUSS.tilt_linear(V, BETA * k + (k == 1))[0].predict_noise(x_t, t)[0], got)
     else:
         close(got, reference, TOLERANCE)
 
@@ -87,7 +87,8 @@ def test_cpgd_with_exact_winner_and_loser_models_is_the_tilted_prior():
     the prompt's half alone it is too strong by the factor g.
 
     Source: cPGD (arXiv 2602.18799); V_t in closed form by completing the square, with explicit
-    inverses."""
+    inverses.
+    """
     x, t, eps = case()
     x_t, tau = noised(x, t, eps), 0.4
     _, s = levels(t)
@@ -127,9 +128,8 @@ def test_slope_of_the_dpo_loss():
         (slope,) = torch.autograd.grad(-torch.log(torch.sigmoid(beta * m)).sum(), m)
         m.requires_grad_(False)
         close(slope, -beta * (1 - omega(m, "bt", 1 / beta)) / 2, TOLERANCE)
-        differs(
-            slope, -beta * (1 + omega(m, "bt", 1 / beta)) / 2
-        )  # large where the pair is ranked right
+        # large where the pair is ranked right
+        differs(slope, -beta * (1 + omega(m, "bt", 1 / beta)) / 2)
         differs(slope, -beta * (1 - omega(m, "bt", 1 / beta)))  # without the half
         differs(slope, -beta * (1 - omega(m, "bt", 2 / beta)) / 2)  # half the temperature
         ends = -beta * (1 - omega(tensor(0.0, -1e3, 1e3), "bt", 1 / beta)) / 2
@@ -137,8 +137,7 @@ def test_slope_of_the_dpo_loss():
 
 
 def diffusion_dpo_loss(h_w, h_l, shift, beta):
-    """-log sigmoid( -beta [ (|h_w + shift|^2 - |h_w|^2) - (|h_l + shift|^2 - |h_l|^2) ] ), by
-    picture."""
+    """-log sigmoid( -beta [ (|h_w + s|^2 - |h_w|^2) - (|h_l + s|^2 - |h_l|^2) ] ), s the shift."""
 
     def gained(h):
         return (h + shift).square().sum(-1) - h.square().sum(-1)
@@ -153,12 +152,12 @@ def test_diffusion_dpo_starts_at_log_2_and_its_first_step_is_dreamdpo():
     beta = 1 DreamDPO's G / w(t) with the UNet's Jacobian dropped.
 
     Source: Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908), eq. 14; DreamDPO (Zhou et al.
-    2025, arXiv 2502.04370)."""
+    2025, arXiv 2502.04370).
+    """
     x, t, eps = case()
     x, t, other = x.repeat(2, 1), t.repeat(2), normal(6, 6, 3)
-    pair = torch.stack(
-        (torch.cat((eps, other)), torch.cat((other, eps)))
-    )  # in both orders, so that both noises win somewhere
+    # in both orders, so that both noises win somewhere
+    pair = torch.stack((torch.cat((eps, other)), torch.cat((other, eps))))
     context = Context(PRIOR, torch.stack((Y, NEG)), None, [""] * 12, LinearReward(V))
     dreamdpo = DreamDPO(SDS(1.0, "uniform"), tau=0.0)(picture(x), t, picture(pair), context)[
         0

@@ -3,7 +3,8 @@ is sampled.
 
 The package stands on one side. A method that it does not have is written here in a line or two, on
 predictions that come from plain algebra; and each identity is shown to refuse the mistakes that
-people make in it."""
+people make in it.
+"""
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ pytestmark = pytest.mark.algebra
 # identity 12
 def sjc(x, t, eps, g=G, var_red=True, width=lambda a, s: s / a):
     """Noise the unscaled render, z = x + sb eps, denoise it to D, pull x (or z, without var_red)
-    towards D in units of sb."""
+    towards D in units of sb.
+    """
     sb = width(*levels(t))
     z, denoised = x + sb * eps, []
     for prompt in (Y, NEG):
@@ -59,24 +61,24 @@ def test_sjc_is_sds_with_uniform_weight_sample_by_sample():
     reduction -(D - z) / sb = eps_cfg: eps more.
 
     Source: Score Jacobian Chaining (Wang et al. 2022, arXiv 2212.00774). D is the exact denoiser of
-    the unscaled world."""
+    the unscaled world.
+    """
     x, t, eps = case()
     sds = package(SDS(G, "uniform"), x, t, eps)
     close(sjc(x, t, eps), sds, TOLERANCE)
     close(sjc(x, t, eps, var_red=False) - sds, eps, TOLERANCE)
     differs(sjc(x, t, eps, g=G - 1), sds)  # the other convention of guidance
-    differs(
-        sjc(x, t, eps, width=lambda a, s: s), sds
-    )  # the variance-preserving width for unscaled pictures
-    differs(
-        package(SDS(G, "sds"), x, t, eps)[:5], sjc(x, t, eps)[:5]
-    )  # another weight (which tends to 1 at the last t)
+    # the variance-preserving width for unscaled pictures
+    differs(sjc(x, t, eps, width=lambda a, s: s), sds)
+    # another weight (which tends to 1 at the last t)
+    differs(package(SDS(G, "sds"), x, t, eps)[:5], sjc(x, t, eps)[:5])
 
 
 # identity 14
 def triple_scale(x, t, eps, cond, uncond, null, noise):
     """CSD's code: four coefficients on the predictions for prompt, negative and null prompt, and
-    on the noise."""
+    on the noise.
+    """
     x_t = noised(x, t, eps)
     return (
         cond * plain_noise(x_t, t, Y)
@@ -122,7 +124,8 @@ def test_csd_with_two_weights_and_the_triple_scale_form():
 # identity 16
 def nfsd(x, t, eps, g=G, switch=200):
     """dD + g dC: dC = eps_y - eps_null, dD = eps_null below the switch (out of 1000) and
-    eps_null - eps_neg above."""
+    eps_null - eps_neg above.
+    """
     y, null, neg = (plain_noise(noised(x, t, eps), t, prompt) for prompt in (Y, NULL, NEG))
     return torch.where((t < switch)[:, None], null, null - neg) + g * (y - null)
 
@@ -132,7 +135,8 @@ def test_nfsd_is_csd_with_a_weight_for_the_negative():
     t < 200: G_NFSD = eps_null + g (eps_y - eps_null), the guided prediction itself.
 
     Source: Noise-Free Score Distillation (Katzir et al. 2023, arXiv 2310.17590); CSD (arXiv
-    2310.19415)."""
+    2310.19415).
+    """
     x, t, eps = case()
     csd = G * package(CSD(weighting="uniform"), x, t, eps, Y, NULL) + package(
         CSD(weighting="uniform"), x, t, eps, NULL, NEG
@@ -148,8 +152,9 @@ def test_nfsd_is_csd_with_a_weight_for_the_negative():
 
 
 def test_csd_and_nfsd_depend_on_the_noise_only_through_the_noised_picture():
-    """alpha_t x' + sigma_t eps' = alpha_t x + sigma_t eps  =>  G_CSD' = G_CSD and G_NFSD' = G_NFSD, but
-    G_SDS' = G_SDS + eps - eps': no noise is subtracted.
+    """alpha_t x' + sigma_t eps' = alpha_t x + sigma_t eps  =>  G_CSD' = G_CSD, G_NFSD' = G_NFSD.
+
+    But G_SDS' = G_SDS + eps - eps': CSD and NFSD subtract no noise.
 
     Source: arXiv 2310.17590 (hence its name), arXiv 2310.19415.
     """
@@ -170,7 +175,8 @@ def test_bridge_with_the_null_prompt_as_its_source_is_csd():
     with w = sigma_t^2.
 
     Source: Rethinking Score Distillation as a Bridge (McAllister et al. 2024, arXiv 2406.09417),
-    second stage."""
+    second stage.
+    """
     x, t, eps = case()
     x_t, weight = noised(x, t, eps), (1 - SCHEDULE.alphas_cumprod[t])[:, None]
 
@@ -227,9 +233,8 @@ def perp_neg_holds(perp):
     size = (dns[0].square().sum(-1) - (dns[0] * dp).sum(-1) ** 2 / dp.square().sum(-1)) * G**2
     only_first = perp_neg(dp, dns, (-1.0, 0.0), null, G, perp) - guided
     close(only_first.square().sum(-1), size, TOLERANCE)
-    close(
-        (only_first * dns[0]).sum(-1), -size / G, TOLERANCE
-    )  # downwards, by as much as it is long
+    # downwards, by as much as it is long
+    close((only_first * dns[0]).sum(-1), -size / G, TOLERANCE)
     assert size.max() > 0.1
     scaled = perp_neg(3 * dp, [3 * dn for dn in dns], weights, 3 * null, G, perp)
     close(scaled, 3 * (guided + added), TOLERANCE)

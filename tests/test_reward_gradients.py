@@ -1,5 +1,4 @@
-"""CSD, reward gradients and exact alignment against closed forms; the thin-manifold table;
-float64."""
+"""CSD, reward gradients and exact alignment against closed forms, in float64."""
 
 import math
 from types import SimpleNamespace
@@ -68,8 +67,10 @@ def test_csd_is_the_slope_of_sds_in_g():
 
 
 def test_csd_is_the_implicit_classifier():
-    """null = the whole mixture: eps_y - eps_null = -sigma grad log p(y | x_t), the posterior by
-    plain algebra and autograd."""
+    """null = the whole mixture: eps_y - eps_null = -sigma grad log p(y | x_t).
+
+    The posterior is plain algebra and autograd.
+    """
     x_t, step = normal(6, 3, seed=5).requires_grad_(), 500
     alpha, sigma, C = levels(step)
     log_joint = [
@@ -87,8 +88,7 @@ def test_csd_is_the_implicit_classifier():
 
 # identity 15
 def test_csd_drifts_for_ever_between_equal_gaussians():
-    """Equal covariances: eps_cond - eps_neg = -sigma alpha C^-1 (mu_y - mu_n) at every x_t: no
-    fixed point."""
+    """Equal covariances: eps_cond - eps_neg = -sigma alpha C^-1 (mu_y - mu_n) at every x_t."""
     for step in (50, 500, 950):
         alpha, sigma, C = levels(step)
         x_t = 5 * normal(4, 3, seed=step)
@@ -100,11 +100,11 @@ def test_csd_drifts_for_ever_between_equal_gaussians():
 
 
 def test_csd_rests_where_two_widths_balance():
-    """Covariances S and S_0 differ: E[eps_y - eps_0] = 0 at x = (C^-1 - C_0^-1)^-1 (C^-1 mu_y -
-    C_0^-1 mu_0), at every t.
+    """E[eps_y - eps_0] = 0 at x = (C^-1 - C_0^-1)^-1 (C^-1 mu_y - C_0^-1 mu_0), at every t.
 
-    An attractor where C < C_0 in every direction (the prompt narrower than the rest), as here.
-    Source: derived here."""
+    The covariances S and S_0 differ. It is an attractor where C < C_0 in every direction, as here:
+    the prompt is narrower than the rest. Source: derived here.
+    """
     prior = GaussianMixture(
         torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S + 0.5 * EYE)), SCHEDULE
     )
@@ -131,8 +131,7 @@ def slopes(kind, prior, reward, x, step, eps):
 
 
 def test_linear_reward_of_a_gaussian():
-    """pixel-noisy = pixel-clean = v;  straight-through = v / alpha;  dps = J v = grad V_t, exact
-    at every beta."""
+    """pixel-noisy = pixel-clean = v, straight-through = v / alpha, dps = J v = grad V_t."""
     x, eps = points(4), points(4, seed=1)
     for step in (100, 500, 900):
         alpha, _, C = levels(step)
@@ -155,8 +154,7 @@ def test_linear_reward_of_a_gaussian():
 
 
 def test_pixel_gradients_are_right_only_without_noise():
-    """pixel-noisy = dps iff J v = v: I - alpha J = sigma^2 C^-1 vanishes as sigma -> 0, and at
-    no level with noise."""
+    """pixel-noisy = dps iff J v = v: I - alpha J = sigma^2 C^-1 vanishes as sigma -> 0 only."""
     for noise in (1e-8, 1e-4):
         prior = GaussianMixture(
             torch.ones(1),
@@ -175,13 +173,14 @@ def test_pixel_gradients_are_right_only_without_noise():
 # identity 28
 @pytest.mark.parametrize("step", [50, 500, 950])
 def test_where_reward_gradients_come_to_rest(step):
-    """Gaussian prior, r = <v, x>, lambda = 1 / beta: E[G] = 0 at mu + S v / beta for dps and for
-    SDS on the tilted prior, at every t; for the pixel gradients at mu + C v / (alpha beta), which
-    contains (sigma^2 / alpha) v / beta also where S = 0."""
+    """Gaussian prior, r = <v, x>, lambda = 1 / beta: E[G] = 0 at mu + S v / beta for dps.
+
+    At every t, and the same for SDS on the tilted prior. For the pixel gradients it is
+    mu + C v / (alpha beta), which contains (sigma^2 / alpha) v / beta also where S = 0.
+    """
     beta = 0.6
-    flat = torch.diag(
-        torch.tensor([0.8, 0.4, 0.0], dtype=torch.float64)
-    )  # no variance along the third axis
+    # no variance along the third axis
+    flat = torch.diag(torch.tensor([0.8, 0.4, 0.0], dtype=torch.float64))
     prior = GaussianMixture(torch.ones(1), MU[None], flat[None], SCHEDULE)
     alpha, sigma = SCHEDULE.alphas_cumprod[step].sqrt(), (1 - SCHEDULE.alphas_cumprod[step]).sqrt()
     on, off = MU + flat @ V / beta, MU + (alpha**2 * flat + sigma**2 * EYE) @ V / (alpha * beta)
@@ -207,8 +206,10 @@ def test_where_reward_gradients_come_to_rest(step):
 
 
 def test_quadratic_reward_is_not_exact_under_dps():
-    """grad V_t = -J^T (I + Q Lam / beta)^-1 Q (m - b); dps drops the middle factor and is right
-    only as beta -> infinity."""
+    """grad V_t = -J^T (I + Q Lam / beta)^-1 Q (m - b).
+
+    dps drops the middle factor and is right only as beta -> infinity.
+    """
     Q = torch.diag(torch.tensor([2.0, 0.5, 0.0]).double())
     b = torch.tensor([0.3, 0.3, 0.3]).double()
     x, eps, step = points(4), points(4, seed=1), 400
@@ -230,9 +231,11 @@ def test_quadratic_reward_is_not_exact_under_dps():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_each_gradient_is_taken(kind):
-    """A curved reward, a mixture, guidance 2: -Q (y - b) at y = x_t, x and x0_hat (over alpha), and
-    for dps the slope of r(x0_hat(x_t)) by finite differences; the prior is asked with embeddings
-    and cameras, the reward with the prompts."""
+    """A curved reward, a mixture, guidance 2: -Q (y - b) at y = x_t, x and x0_hat (over alpha).
+
+    dps is the slope of r(x0_hat(x_t)) by finite differences. The prior is asked with embeddings and
+    cameras, the reward with the prompts.
+    """
     x, x_t, t, seen = points(3), points(3, seed=1), torch.tensor([100, 500, 900]), []
     Q, b = (
         torch.diag(torch.tensor([2.0, 0.5, 0.3]).double()),
@@ -277,8 +280,7 @@ def test_where_each_gradient_is_taken(kind):
 
 
 def test_straight_through_drops_the_jacobian():
-    """Mixture prior: straight-through = v / alpha, dps = J v with J = (alpha / sigma^2) Cov(x_0
-    | x_t), which is not that."""
+    """Mixture: straight-through = v / alpha; dps = J v, J = (alpha / sigma^2) Cov(x_0 | x_t)."""
     x, eps, step = points(5), points(5, seed=1), 500
     alpha, sigma, _ = levels(step)
     through, _, _ = slopes("straight-through", PAIR, LinearReward(V), x, step, eps)
@@ -293,8 +295,7 @@ def test_straight_through_drops_the_jacobian():
 
 
 def test_prior_is_asked_once_except_by_dps():
-    """Evaluations per picture: one for SDS, and one more where the reward's gradient goes
-    through the denoiser."""
+    """One evaluation per picture as for SDS, and one more where the denoiser is differentiated."""
     x, t, eps = points(4), torch.tensor([30, 300, 600, 900]), normal(1, 4, 3, 1, 1, seed=2)
     for kind in KINDS:
         asked = context(PAIR, LinearReward(V), ONLY, 4)
@@ -379,8 +380,7 @@ THIN_U = THIN_J @ THIN_V / (THIN_J @ THIN_V).norm()
 
 
 def pair(omega):
-    """Independent pairs with lambda = 1/2 (beta = 1); the method multiplies its weight by
-    sigma_t."""
+    """Independent pairs with lambda = 1/2 (beta = 1); the method multiplies by sigma_t."""
     return PSD(UNIFORM, 0.5 / SG, omega, tau=1.0, antithetic=False, over_views=False)
 
 
@@ -395,11 +395,13 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_thin_manifold(name):
-    """Prior N(0, diag(1, 1e-4)), r = (1, 3).x, abar = 0.8, beta = 1: where descent by the package's
-    own methods ends.
+    """Prior N(0, diag(1, 1e-4)), r = (1, 3).x, abar = 0.8, beta = 1: where descent ends.
 
-        sds mu = 0;   naive C v / (alpha beta) = (1.118, 0.671), off the manifold;   dps S v / beta = (1, 0.0003)
-        gap 2 lambda alpha^2 S C^-1 S v = (0.8, 1e-7);   hard (2 lambda / sqrt pi)(alpha / sigma) S u = (1.128, 2e-7)
+        sds    mu = 0
+        naive  C v / (alpha beta) = (1.118, 0.671), off the manifold
+        dps    S v / beta = (1, 0.0003)
+        gap    2 lambda alpha^2 S C^-1 S v = (0.8, 1e-7)
+        hard   (2 lambda / sqrt pi)(alpha / sigma) S u = (1.128, 2e-7)
 
     64 noises a step, step size 0.1, the mean of the second half of 1,200 iterates against the
     prediction; its error is read off the scatter of the means of 12 blocks.
@@ -425,19 +427,18 @@ def test_thin_manifold(name):
     )
     assert (error < 0.02).all()
     if name == "pixel-noisy":
-        assert (
-            means.mean(0)[1] > 50 * 0.01
-        )  # more than 50 standard deviations of the prior off the manifold
+        # more than 50 standard deviations of the prior off the manifold
+        assert means.mean(0)[1] > 50 * 0.01
     elif name != "sds":
         assert means.mean(0)[1].abs() < 0.001 < means.mean(0)[0]
 
 
 def test_raw_form_moves_away_on_the_thin_manifold():
-    """lambda Delta (eps_hat_1 - eps_hat_2) instead of the residuals: it ends in mu - (2 lambda
-    sigma^2 / alpha) J v.
+    """lambda Delta (eps_hat_1 - eps_hat_2) ends in mu - (2 lambda sigma^2 / alpha) J v.
 
-    Exact expectations: eps_hat and R are affine in eps, and E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R,
-    f)."""
+    The pair without its residuals. Exact expectations: eps_hat and R are affine in eps, and
+    E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f).
+    """
     expected = -(2 * 0.5 * SG**2 / A) * THIN_J @ THIN_V
     eps = torch.cat((torch.zeros(1, 2), torch.eye(2))).double()
     x_t = A * expected + SG * eps
@@ -451,8 +452,7 @@ def test_raw_form_moves_away_on_the_thin_manifold():
 
 # the exact optimum in the toy world
 def test_exact_is_sds_on_the_tilted_weights():
-    """pi*_k proportional to exp(r_k / beta), r_k the mean over all cameras: the gradient of a
-    prior so weighted."""
+    """pi*_k proportional to exp(r_k / beta), r_k the mean over all cameras."""
     views = make_views(pool_cameras(4), 8)
     prior, reward = ToyWorldPrior(views=views), make_reward("colorfulness")
     x = 2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
@@ -490,8 +490,7 @@ def test_exact_is_sds_on_the_tilted_weights():
 
 
 def test_exact_tilts_by_the_first_prompt():
-    """The reward that tilts hears the prompt that the loop's pictures have in common, or ""
-    where there is none."""
+    """The reward that tilts hears the first of the loop's prompts, or "" where there is none."""
     asked, x = [], points(2)
     prior = SimpleNamespace(
         schedule=SCHEDULE,
@@ -509,8 +508,7 @@ def test_exact_tilts_by_the_first_prompt():
 
 
 def test_regression_is_the_difference_to_the_true_picture():
-    """G = x - x*, x* the world's picture of that object and colour at each camera, in x = 2
-    image - 1."""
+    """G = x - x*, x* the world's picture at each camera, in x = 2 image - 1."""
     views = make_views(pool_cameras(4), 8)
     x = 2 * torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
     at, target = torch.tensor([2, 0]), ("mushroom", "red")
@@ -526,8 +524,10 @@ def test_regression_is_the_difference_to_the_true_picture():
 
 
 def test_exact_follows_the_reward_that_it_is_given_now():
-    """One method object, two runs: a reward whose id came back after the first was freed, and
-    another temperature; each time the gradient of a new method."""
+    """One method object, two runs: each time the gradient of a new method.
+
+    The second reward has the id of the first, which was freed; the temperature changes too.
+    """
     views = make_views(pool_cameras(4), 8)
     prior, x = ToyWorldPrior(views=views), views.pictures(torch.arange(2))[:, 40] * 2 - 1
     t, eps = (
@@ -545,9 +545,8 @@ def test_exact_follows_the_reward_that_it_is_given_now():
     gradient(method, red)
     address = id(red)
     del red
-    blues = [
-        make_reward("color:blue") for _ in range(1000)
-    ]  # one of them lies where the red one lay, unless that is kept
+    # one of them lies where the red one lay, unless that is kept
+    blues = [make_reward("color:blue") for _ in range(1000)]
     blue = next((reward for reward in blues if id(reward) == address), blues[0])
     torch.testing.assert_close(gradient(method, blue), gradient(Exact(), blue), rtol=0, atol=1e-6)
     method.beta = 10.0

@@ -1,5 +1,4 @@
-"""Bad settings end in one line that names them; ties and enormous weights do what the
-documentation says."""
+"""Bad settings end in one line that names them; ties and enormous weights do as documented."""
 
 import math
 from dataclasses import replace
@@ -111,11 +110,8 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         (lambda: DreamDPO(tau=NAN), "tau: expected a finite number, got nan"),
         (lambda: PSD(tau=NAN), "tau: expected a finite number or None, got nan"),
         (lambda: PSD(tau=-1.0), "tau: expected a positive reward difference, got -1.0"),
-        (lambda: Exact(beta=0.0), "beta: expected a positive temperature in reward units, got 0.0"),
-        (
-            lambda: Exact(beta=-1.0),
-            "beta: expected a positive temperature in reward units, got -1.0",
-        ),
+        (lambda: Exact(beta=0.0), "beta: expected a positive temperature, got 0.0"),
+        (lambda: Exact(beta=-1.0), "beta: expected a positive temperature, got -1.0"),
         (lambda: Exact(beta=NAN), "beta: expected a finite number, got nan"),
     ],
 )
@@ -126,9 +122,11 @@ def test_bad_settings_are_named_in_one_line(call, message):
 
 
 def test_methods_by_name():
-    """Every name makes what the table says, the guidance scale goes to its base and the weight to
-    those that have one; repr, which is the checkpoint's key, holds all settings and their
-    defaults."""
+    """Every name makes what the table says.
+
+    The guidance scale goes to its base and the weight to those that have one. The checkpoint's key,
+    repr, holds all settings and their defaults.
+    """
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
     expected = {
         "sds": sds,
@@ -185,9 +183,11 @@ METERED = {
 
 @pytest.mark.parametrize("name", METERED)
 def test_metrics_are_what_they_are_called(name):
-    """gradient_rms = sqrt(mean G^2); reward = mean of R over noises and views; PSD: reward_gap =
-    mean |R_1 - R_2| and preference_share = |preference term| / |base|, the base being PSD without
-    weight."""
+    """gradient_rms = sqrt(mean G^2); reward = mean of R over noises and views.
+
+    PSD: reward_gap = mean |R_1 - R_2| and preference_share = |preference term| / |base|, where the
+    base is PSD without weight.
+    """
     method = METERED[name]()
     x, t, eps, context = case(method, LinearReward(V))
     t = t + 499 if name == "fresh" else t  # there the base is smaller than 1
@@ -241,9 +241,11 @@ def test_a_reward_without_a_gradient_is_named(kind):
     "reward", [LinearReward(0 * V, 3.0), black_box(lambda images, prompts: [7] * len(images))]
 )
 def test_when_all_rewards_tie(reward):
-    """PSD: the base, bit for bit, for every omega and with a running temperature that has never
-    seen a difference. The others break ties by order: DreamDPO's winner is the first noise;
-    RewardSDS takes the first as best, softmax the mean."""
+    """PSD is the base, bit for bit, for every omega; the others break ties by order.
+
+    PSD's running temperature has then never seen a difference. DreamDPO's winner is the first
+    noise; RewardSDS takes the first as best, softmax the mean.
+    """
     for kind in ("hard", "gap", "bt", "gated"):
         for tau in (0.5, None):
             psd = PSD(SDS(2.0), 3.0, kind, tau, antithetic=False)
@@ -286,8 +288,7 @@ def test_an_enormous_weight_is_used_as_it_is():
 
 @pytest.mark.parametrize(("weight", "what"), [(1e30, "the loss"), (1e39, "the method's gradient")])
 def test_the_loop_refuses_a_weight_that_single_precision_cannot_hold(weight, what):
-    """1e30: the gradient fits, its square does not, and Adam would stand still; 1e39: not even
-    the gradient."""
+    """At 1e30 the gradient fits but not its square, at 1e39 not even the gradient."""
     prior, field = ToyWorldPrior(views=make_views(pool_cameras(2), 8)), VoxelField(8)
     before = [value.clone() for value in field.state_dict().values()]
     options = {

@@ -1,5 +1,4 @@
-"""The toy world's prior is an exact mixture: checked against GaussianMixture on the same
-pictures, float64."""
+"""The toy world's prior is an exact mixture: GaussianMixture on the same pictures, float64."""
 
 import pytest
 import torch
@@ -42,8 +41,7 @@ def noised(prior, views, t, component, seed=0):
 
 @pytest.mark.parametrize("step", [0, 30, 300, 700, 999])
 def test_camera_conditioning_is_the_mixture_of_that_cameras_pictures(views, step):
-    """p(x | e, camera) = sum_k softmax(<e, key> + log pi)_k N(mu_k(camera), tau_x^2 I): each
-    camera alone."""
+    """p(x | e, camera) = sum_k softmax(<e, key> + log pi)_k N(mu_k(camera), tau_x^2 I)."""
     prior = ToyWorldPrior(views=views, log_prior=LOG_PRIOR)
     embeddings = (
         0.3
@@ -77,8 +75,10 @@ def test_camera_conditioning_is_the_mixture_of_that_cameras_pictures(views, step
 
 @pytest.mark.parametrize("conditioning", ["none", "words"])
 def test_pool_conditioning_is_the_mixture_over_cameras(views, conditioning):
-    """Without the camera the mixture is over the pool; with its word, its quadrant is
-    exp(WORD_STRENGTH) times as likely."""
+    """Without the camera the mixture is over the pool.
+
+    With its word, its quadrant is exp(WORD_STRENGTH) times as likely.
+    """
     prior = ToyWorldPrior(views=views, conditioning=conditioning, log_prior=LOG_PRIOR)
     embeddings = text.embed(["a mushroom", ""]).double()
     t = torch.tensor([20, 100, 400, 700, 999])
@@ -98,8 +98,7 @@ def test_pool_conditioning_is_the_mixture_over_cameras(views, conditioning):
 
 
 def test_a_view_word_matters_only_without_the_camera(views):
-    """Given the exact camera, "seen from the left" changes nothing; in the pool mixture it
-    selects the left's pictures."""
+    """ "seen from the left" selects pictures in the pool mixture, and nothing given the camera."""
     t = torch.full((5,), 600)
     embeddings = text.embed(["a red house", "a red house seen from the left"]).double()
     camera, none = ToyWorldPrior(views=views), ToyWorldPrior(views=views, conditioning="none")
@@ -130,8 +129,7 @@ def prior_abar(prior, step):
 
 
 def test_embedding_gradient_by_finite_differences(views):
-    """d <u, eps_hat> / d e by autograd = (f(e + h) - f(e - h)) / 2h: negative embeddings can be
-    optimised exactly."""
+    """d <u, eps_hat> / d e by autograd = (f(e + h) - f(e - h)) / 2h."""
     prior = ToyWorldPrior(views=views)
     generator = torch.Generator().manual_seed(3)
     embedding = torch.randn(1, len(text.VOCABULARY), generator=generator).double()
@@ -153,8 +151,7 @@ def test_embedding_gradient_by_finite_differences(views):
 
 
 def test_prompt_outweighs_the_picture(views):
-    """A pink mushroom at t = 20 under the prompt "a red mushroom" is denoised towards red, not
-    left pink."""
+    """A pink mushroom at t = 20 under the prompt "a red mushroom" is denoised towards red."""
     prior = ToyWorldPrior(views=views)
     t = torch.full((5,), 20)
     x_t = noised(prior, views, t, text.components().index(("mushroom", "pink")))
@@ -167,8 +164,7 @@ def test_prompt_outweighs_the_picture(views):
 
 
 def test_float32_agrees_with_float64(views):
-    """The loop runs in float32: its predictions stay within 1e-3 of a standard normal of the
-    float64 ones at every level."""
+    """float32 predictions, which the loop uses, are within 1e-3 of float64 at every level."""
     prior = ToyWorldPrior(views=views)
     for step in (0, 20, 200, 600, 999):
         t = torch.full((5,), step)
@@ -191,8 +187,10 @@ def test_float32_agrees_with_float64(views):
 
 
 def test_encode_decode_and_drawing(views):
-    """encode(decode(x)) = x on [-1, 1]; decode clamps; cameras are drawn from the pool without
-    repetition, by the generator."""
+    """encode(decode(x)) = x on [-1, 1], and decode clamps.
+
+    Cameras are drawn from the pool without repetition, by the generator.
+    """
     prior = ToyWorldPrior(views=views)
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(prior.decode(prior.encode(images)), images, rtol=0, atol=1e-6)
@@ -213,8 +211,10 @@ def test_encode_decode_and_drawing(views):
 
 @pytest.mark.parametrize("conditioning", ["camera", "none"])
 def test_tilting_adds_the_mean_reward_over_beta(views, conditioning):
-    """log pi*_k = log pi_k + mean over the pool of r(picture of k, prompt) / beta; pictures,
-    cameras and noise levels stay."""
+    """log pi*_k = log pi_k + mean over the pool of r(picture of k, prompt) / beta.
+
+    Pictures, cameras and noise levels stay.
+    """
     asked = []
 
     def reward(images, prompts):
@@ -266,8 +266,7 @@ def test_what_a_method_hands_on_is_looked_at(views):
 
 
 def test_default_views_are_the_pools(views, monkeypatch):
-    """Without `views`: pictures of the shared pool's cameras, 32 pixels per side or as many as
-    asked for."""
+    """Without `views`: the shared pool's pictures, 32 pixels per side or as many as asked for."""
     asked = []
     monkeypatch.setattr(
         toy_world,
@@ -301,8 +300,7 @@ def test_errors_name_the_argument(views):
 
 
 def test_repr_tells_priors_apart(views):
-    """What `resume` compares: size, conditioning, number of cameras, and weights that are not
-    all zero."""
+    """`resume` compares resolution, conditioning, number of cameras, and weights other than 0."""
     assert (
         repr(ToyWorldPrior(views=views))
         == f"ToyWorldPrior({views.resolution}, 'camera', {len(views.cameras)} cameras)"

@@ -67,30 +67,28 @@ def random_points(n, half_width, seed=0):
 
 @pytest.mark.parametrize("distance", [2.5, 4.0])
 def test_ball_covers_the_area_of_its_projection(distance):
-    """A ball seen from D is a disc of radius tan(asin(r / D)); the picture's half width is
-    tan(fov / 2)."""
+    """A ball at D is a disc of radius tan(asin(r / D)); half the picture is tan(fov / 2)."""
     cameras = orbit64(35.0, 20.0, distance)
-    coverage = (
-        1 - render_layers("ball", cameras, 160)[0, 0]
-    )  # the ball is all main colour, so base is 1 - coverage
+    # the ball is all main colour, so base is 1 - coverage
+    coverage = 1 - render_layers("ball", cameras, 160)[0, 0]
     expected = (
         math.pi * math.tan(math.asin(BALL / distance)) ** 2 / (2 * math.tan(cameras.fov / 2)) ** 2
     )
     assert coverage.mean().item() == pytest.approx(expected, rel=1e-3)
-    torch.testing.assert_close(
-        coverage, coverage.flip(0), atol=0.26, rtol=0
-    )  # centred: symmetric up to a subpixel
+    # centred: symmetric up to a subpixel
+    torch.testing.assert_close(coverage, coverage.flip(0), atol=0.26, rtol=0)
     torch.testing.assert_close(coverage, coverage.flip(1), atol=0.26, rtol=0)
 
 
 def test_depth_is_the_ray_sphere_intersection():
-    """s <= s_exact <= s + EPSILON / cos(incidence); only rays that pass within EPSILON of the
-    ball may be mistaken."""
+    """s <= s_exact <= s + EPSILON / cos(incidence).
+
+    Only rays that pass within EPSILON of the ball may be mistaken.
+    """
     origins, directions = rays64([0.0, 100.0, 230.0], [0.0, 30.0, 60.0], 64)
     depth, expected = trace(solid("ball"), origins, directions), ball_depth(origins, directions)
-    closest = torch.linalg.cross(origins, directions, dim=0).norm(
-        dim=0
-    )  # distance of the ray's line from the centre
+    # distance of the ray's line from the centre
+    closest = torch.linalg.cross(origins, directions, dim=0).norm(dim=0)
     mistaken = closest[depth.isfinite() != (closest < BALL)]
     assert ((mistaken >= BALL - 1e-9) & (mistaken <= BALL + 1.01 * EPSILON)).all()
     hit = closest < 0.99 * BALL
@@ -99,11 +97,11 @@ def test_depth_is_the_ray_sphere_intersection():
     assert (gap >= -1e-9).all() and (gap <= 1.01 * EPSILON / cosine).all() and hit.sum() > 3000
 
 
-def test_ball_shading_is_lambert(exact):
-    """main = AMBIENT + sum_k max(0, n . l_k) with n = p / r at the hit, lights fixed in the
-    world for all cameras."""
+def test_ball_shading_is_lambert(exact, monkeypatch):
+    """main = AMBIENT + sum_k max(0, n . l_k), n = p / r at the hit, for every camera."""
     azimuth, elevation = [0.0, 90.0, 200.0], [0.0, 45.0, -30.0]
-    main = render_layers("ball", orbit64(azimuth, elevation), 32, supersample=1)[:, 3].flatten()
+    monkeypatch.setattr(views, "SUPERSAMPLE", 1)
+    main = render_layers("ball", orbit64(azimuth, elevation), 32)[:, 3].flatten()
     origins, directions = rays64(azimuth, elevation, 32)
     normals = (origins + ball_depth(origins, directions) * directions) / BALL
     expected = torch.full_like(main, AMBIENT)
@@ -165,8 +163,10 @@ def test_solids_are_the_sets_they_claim(sdf, inside):
 
 @EVERY_OBJECT
 def test_distances_are_1_lipschitz(name):
-    """|grad f| <= 1 and |f(p) - f(q)| <= |p - q| (which also sees jumps): tracing cannot step
-    through a surface."""
+    """|grad f| <= 1 and |f(p) - f(q)| <= |p - q|: tracing cannot step through a surface.
+
+    The second also sees jumps.
+    """
     p = random_points(20_000, 1.2).requires_grad_()
     q = p.detach() + random_points(20_000, 0.2, seed=1)
     for part in OBJECTS[name]:
@@ -178,8 +178,7 @@ def test_distances_are_1_lipschitz(name):
 
 @EVERY_OBJECT
 def test_gradients_are_finite_where_lengths_vanish(name):
-    """On the axes and at the centre |p| has no derivative; f must still give a subgradient
-    there, not nan."""
+    """On the axes and at the centre |p| has no derivative; f gives a subgradient there, not NaN."""
     p = torch.cat([torch.zeros(3, 1), torch.eye(3), -torch.eye(3)], dim=1).double().requires_grad_()
     (gradient,) = torch.autograd.grad(solid(name)(*p).sum(), p)
     assert gradient.isfinite().all()
@@ -187,8 +186,10 @@ def test_gradients_are_finite_where_lengths_vanish(name):
 
 @EVERY_OBJECT
 def test_objects_fill_the_ball_and_stay_inside(name):
-    """f > 0 wherever |p| > RADIUS; |p| > 0.7 somewhere inside; the bounding box is centred; no
-    part is buried."""
+    """f > 0 wherever |p| > RADIUS, and |p| > 0.7 somewhere inside.
+
+    The bounding box is centred, and no part is buried.
+    """
     p = random_points(100_000, 1.0)
     radius, distance = p.norm(dim=0), solid(name)(*p)
     assert (distance[radius > RADIUS] > 1e-4).all()
@@ -201,8 +202,10 @@ def test_objects_fill_the_ball_and_stay_inside(name):
 
 @EVERY_OBJECT
 def test_tracing_agrees_with_small_steps(name):
-    """The first sign change of f in steps of 4e-3 from the camera: catches overshooting and a
-    wrong bounding ball."""
+    """depth = the first sign change of f in steps of 4e-3 from the camera.
+
+    This catches overshooting and a wrong bounding ball.
+    """
     origins, directions = rays64([20.0, 140.0, 260.0], [5.0, 25.0, 45.0], 20)
     s = torch.arange(2.0, 4.0, 4e-3, dtype=torch.float64)
     p = origins[:, :, None] + directions[:, :, None] * s
@@ -210,16 +213,17 @@ def test_tracing_agrees_with_small_steps(name):
     expected = torch.where(inside.any(1), s[inside.int().argmax(1)], torch.inf)
     depth = trace(solid(name), origins, directions)
     agree = (depth == expected) | ((depth - expected).abs() < 6e-3)
-    assert (
-        agree.double().mean() > 0.985
-    )  # the rest graze an edge, where a step of 4e-3 may miss what EPSILON catches
+    # the rest graze an edge, where a step of 4e-3 may miss what EPSILON catches
+    assert agree.double().mean() > 0.985
     assert depth.isfinite().double().mean() > 0.15
 
 
 @EVERY_OBJECT
 def test_picture_is_affine_in_the_main_colour(name, monkeypatch):
-    """base + main c equals the picture of the object with c painted on its main parts, whose
-    main layer is empty."""
+    """base + main c = the picture of the object with c painted on its main parts.
+
+    The painted object's main layer is empty.
+    """
     cameras, colour = orbit64([10.0, 190.0], [15.0, 40.0]), (0.3, 0.9, 0.05)
     recoloured = recolour(
         render_layers(name, cameras, 16), torch.tensor([colour], dtype=torch.float64)
@@ -246,23 +250,18 @@ def test_recolour_broadcasts_over_views_and_colours():
             torch.testing.assert_close(images[:, :, c, channel], expected, atol=1e-15, rtol=0)
 
 
-def test_supersampling_is_the_mean_of_the_finer_picture():
-    """A picture of n x n pixels with 2 x 2 rays each shoots the rays of a 2n x 2n picture with
-    one ray each."""
+def test_supersampling_is_the_mean_of_the_finer_picture(monkeypatch):
+    """n x n pixels with 2 x 2 rays each shoot the rays of 2n x 2n pixels with one each."""
     cameras = orbit64([30.0, 200.0], [20.0, 35.0])
-    fine = render_layers("house", cameras, 32, supersample=1)
-    torch.testing.assert_close(
-        render_layers("house", cameras, 16, supersample=2),
-        torch.nn.functional.avg_pool2d(fine, 2),
-        atol=1e-12,
-        rtol=0,
-    )
+    coarse = render_layers("house", cameras, 16)
+    monkeypatch.setattr(views, "SUPERSAMPLE", 1)
+    fine = torch.nn.functional.avg_pool2d(render_layers("house", cameras, 32), 2)
+    torch.testing.assert_close(coarse, fine, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["snowman", "car", "mug"])
 def test_surface_points_look_the_same_from_everywhere(name, exact):
-    """radiance(p) does not depend on the camera: a second one is aimed at what the first one
-    sees."""
+    """radiance(p) is the same for a second camera, which looks at what the first one sees."""
     origins, directions = rays64(20.0, 25.0, 28)
     depth = trace(solid(name), origins, directions)
     seen = depth.isfinite()
@@ -277,9 +276,8 @@ def test_surface_points_look_the_same_from_everywhere(name, exact):
         name, second.expand_as(points)[:, visible], (towards / distance)[:, visible]
     )
     same = (first - again).abs().amax(0) < 1e-6
-    assert (
-        visible.double().mean() > 0.5 and same.double().mean() > 0.995
-    )  # edges between faces may go either way
+    # edges between faces may go either way
+    assert visible.double().mean() > 0.5 and same.double().mean() > 0.995
 
 
 def looks_like(base, colour):
@@ -288,35 +286,29 @@ def looks_like(base, colour):
     return torch.cosine_similarity(base, direction[None, :, None, None], dim=1) > 1 - 1e-6
 
 
-def test_fronts_face_plus_x():
-    """Nose and door show from azimuth 0, not from 180; seen from azimuth 90, +x is on the left
-    of the picture."""
+def test_fronts_face_plus_x(monkeypatch):
+    """Nose and door show from azimuth 0, not from 180; from azimuth 90, +x is on the left."""
+    monkeypatch.setattr(views, "SUPERSAMPLE", 1)
     cameras = orbit64([0.0, 90.0, 180.0, 270.0], 10.0)
-    nose = looks_like(render_layers("snowman", cameras, 64, supersample=1)[:, :3], CARROT)
+    nose = looks_like(render_layers("snowman", cameras, 64)[:, :3], CARROT)
     count = nose.sum((1, 2))
     assert count[0] > 10 and count[2] == 0
     # exact: pixels are counted, here and below
     assert nose[1, :, :32].sum() == count[1] > 10 and nose[3, :, 32:].sum() == count[3] > 10
-    house = render_layers("house", cameras, 64, supersample=1)[:, :3]
-    brown = looks_like(house, OBJECTS["house"][2].colour)[
-        :, 34:
-    ]  # the roof is brown too, but above
+    house = render_layers("house", cameras, 64)[:, :3]
+    # the roof is brown too, but above
+    brown = looks_like(house, OBJECTS["house"][2].colour)[:, 34:]
     assert brown[0].sum() > 50 and brown[2].sum() == 0  # exact: a count
-    lamps = looks_like(
-        render_layers("car", cameras, 64, supersample=1)[:, :3], OBJECTS["car"][3].colour
-    )
+    lamps = looks_like(render_layers("car", cameras, 64)[:, :3], OBJECTS["car"][3].colour)
     assert lamps[0].sum() > 10 and lamps[2].sum() == 0  # exact: a count
-    mug = render_layers("mug", cameras, 64, supersample=1)[:, 3] > 0
-    # exact: a count
-    assert (
-        mug[0, :, 45:].sum() > 40 and mug[0, :, :6].sum() == 0
-    )  # seen from the front, the handle is on the right
+    mug = render_layers("mug", cameras, 64)[:, 3] > 0
+    # exact: a count; seen from the front, the handle is on the right
+    assert mug[0, :, 45:].sum() > 40 and mug[0, :, :6].sum() == 0
 
 
 @EVERY_OBJECT
 def test_pictures_are_framed_and_in_range(name):
-    """The border is background, all values are in [0, 1] for every colour, and a good part is in
-    the main colour."""
+    """The border is background, values are in [0, 1], a good part is in the main colour."""
     layers = render_layers(name, orbit([0, 60, 120, 180, 240, 300], [0, 10, 20, 30, 40, 45]), 32)
     images = recolour(layers, torch.tensor(list(COLOURS.values())))
     assert images.shape == (6, 8, 3, 32, 32)
@@ -327,13 +319,14 @@ def test_pictures_are_framed_and_in_range(name):
 
 
 def test_each_camera_has_its_own_picture(monkeypatch):
-    """A batch equals its cameras one by one, also in several goes and with two threads; and
-    itself bit for bit with one."""
+    """A batch equals its cameras one by one, also in several goes and with two threads.
+
+    With one thread it equals itself bit for bit.
+    """
     cameras = orbit64([0.0, 50.0, 100.0], [0.0, 20.0, 40.0])
     batch = render_layers("chair", cameras, 24)
-    assert torch.equal(
-        batch, render_layers("chair", cameras, 24)
-    )  # exact: the same code, one machine and thread count
+    # exact: the same code, one machine and thread count
+    assert torch.equal(batch, render_layers("chair", cameras, 24))
     single = torch.cat([render_layers("chair", cameras[i : i + 1], 24) for i in range(3)])
     monkeypatch.setattr(views, "RAYS_AT_ONCE", 2 * 48**2)
     in_two_goes = render_layers("chair", cameras, 24)
@@ -345,8 +338,7 @@ def test_each_camera_has_its_own_picture(monkeypatch):
 
 
 def test_colours_are_distinct_and_gray_is_their_middle():
-    """Gray has equal channels and is the colour nearest to the mean of all; any two colours are
-    at least 0.3 apart."""
+    """Gray has equal channels and is the nearest to the mean of all; any two are 0.3 apart."""
     colours = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
     gray = list(COLOURS).index("gray")
     assert colours[gray].unique().numel() == 1
@@ -357,14 +349,14 @@ def test_colours_are_distinct_and_gray_is_their_middle():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("dog", 8, 2), "name: the toy world has no 'dog'; choose one of ball, cube"),
-        (("ball", 0, 2), "size, supersample: expected at least 1, got 0 and 2"),
-        (("ball", 8, 0), "size, supersample: expected at least 1, got 8 and 0"),
+        (("dog", 8), "name: the toy world has no 'dog'; choose one of ball, cube"),
+        (("ball", 0), "resolution: expected a whole number of at least 1, got 0"),
+        (("ball", 2.5), "resolution: expected a whole number, got 2.5"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
     """One line that names the argument, what came and what is possible."""
-    name, size, supersample = arguments
+    name, resolution = arguments
     with pytest.raises(ValueError) as error:
-        render_layers(name, orbit(0.0, 0.0), size, supersample)
+        render_layers(name, orbit(0.0, 0.0), resolution)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)

@@ -16,11 +16,12 @@ from psd_mini.methods.reward_gradients import reward_gradient as reward_gradient
 from psd_mini.methods.rewardsds import RewardSDS as RewardSDS
 from psd_mini.methods.rewardsds import reward_weights as reward_weights
 from psd_mini.psd import PSD
-from psd_mini.sds import CSD, SDS
+from psd_mini.sds import CSD, SDS, Method
 
-# name -> constructor; `base` is the SDS or CSD that the others build on
-BASES: dict[str, Callable[..., SDS]] = {"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD}
-PREFERENCE_METHODS: dict[str, Callable] = {
+# name -> constructor. BASES take a guidance_scale, the others a `base` to build on; those in
+# WEIGHTED take a preference_weight too
+BASES: dict[str, Callable[..., Method]] = {"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD}
+PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,
     "dreamdpo": DreamDPO,
     "rewardsds": RewardSDS,
@@ -28,13 +29,13 @@ PREFERENCE_METHODS: dict[str, Callable] = {
     **{kind: partial(RewardGradient, kind) for kind in KINDS},
 }
 WEIGHTED = ("psd", *KINDS)
-METHODS: dict[str, Callable] = {**BASES, **PREFERENCE_METHODS}
+METHODS: dict[str, Callable[..., Method]] = {**BASES, **PREFERENCE_METHODS}
 
 
 @validated
 def make_method(
     method: str, guidance_scale: float = 1.0, preference_weight: float | None = None
-) -> Callable:
+) -> Method:
     """A method by name, on an SDS base with this guidance scale.
 
     Args:
@@ -48,13 +49,10 @@ def make_method(
     """
     if method not in METHODS:
         raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
-    if method in BASES and preference_weight is None:
+    if preference_weight is not None and method not in WEIGHTED:
+        reason = f"{method} has no such weight; methods that have: {', '.join(WEIGHTED)}"
+        raise ValueError(f"preference_weight: {reason}")
+    if method in BASES:
         return BASES[method](guidance_scale=guidance_scale)
-    if preference_weight is None:
-        return METHODS[method](base=SDS(guidance_scale))
-    if method not in WEIGHTED:
-        with_one = ", ".join(WEIGHTED)
-        raise ValueError(
-            f"preference_weight: {method} has no such weight; methods that have: {with_one}"
-        )
-    return METHODS[method](base=SDS(guidance_scale), preference_weight=preference_weight)
+    weight = {} if preference_weight is None else {"preference_weight": preference_weight}
+    return METHODS[method](base=SDS(guidance_scale), **weight)

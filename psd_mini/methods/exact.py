@@ -14,17 +14,16 @@ Gradient. G = w(t) (eps*_cfg - eps): plain SDS with the tilted prior in place of
 
 Limits: beta -> infinity is SDS; beta -> 0 keeps the best component only.
 Reference: the optimum is that of Korbak et al. 2022 (arXiv 2205.11275) and DPO (arXiv 2305.18290),
-eq. 4."""
+eq. 4.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from psd_mini._internal.arguments import validated
-from psd_mini.sds import SDS, Context, Method, Noises, Renders, Timesteps
+from psd_mini.sds import SDS, Answer, Context, Method, Noises, Renders, Timesteps
 
 BETA = 0.02  # temperature of the RLHF objective in the experiments, in units of colourfulness
 
@@ -32,8 +31,7 @@ BETA = 0.02  # temperature of the RLHF objective in the experiments, in units of
 @validated
 @dataclass
 class Exact(Method):
-    """SDS on the tilted toy-world prior, which is made once per run from the context's prior,
-    reward and prompt.
+    """SDS on the toy world's tilted prior, made from the context's prior, reward and first prompt.
 
     Args:
         base: guidance scale and weighting of the SDS that is run.
@@ -42,29 +40,27 @@ class Exact(Method):
 
     base: SDS = field(default_factory=SDS)
     beta: float = BETA
-    # what the last tilted prior was made of (prior, reward, beta, prompt), and that prior. The
-    # objects themselves are kept: an id alone may belong to another object once the first is gone
-    _tilted: tuple[tuple, Any] = field(default=((), None), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise ValueError(
-                f"beta: expected a positive temperature in reward units, got {self.beta!r}"
-            )
+            raise ValueError(f"beta: expected a positive temperature, got {self.beta!r}")
+        # The last tilted prior, and the prior, reward, beta and prompt that it was made from. Prior
+        # and reward are kept and compared by `is`: an id is given to the next object once they are
+        # gone.
+        self._tilted: Any = None
+        self._made_from: tuple = (None, None, None, None)
 
-    def __call__(
-        self, x: Renders, t: Timesteps, eps: Noises, context: Context
-    ) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:
+        tilted = replace(context, prior=self._tilted_prior(context))
+        answer = self.base(x, t, eps, tilted)
+        context.predictions = tilted.predictions  # callbacks look at the loop's own context
+        return answer
+
+    def _tilted_prior(self, context: Context) -> Any:
         prompt = context.prompts[0] if context.prompts else ""
-        made_of = (context.prior, context.reward, self.beta, prompt)
-        before, prior = self._tilted
-        same_objects = len(before) == 4 and before[0] is made_of[0] and before[1] is made_of[1]
-        if not same_objects or before[2:] != made_of[2:]:
-            prior = context.prior.tilted(context.reward, self.beta, prompt)
-            self._tilted = made_of, prior
-        tilted = replace(context, prior=prior)
-        result = self.base(x, t, eps, tilted)
-        context.predictions = (
-            tilted.predictions
-        )  # for callbacks, which watch the loop's own context
-        return result
+        prior, reward, *settings = self._made_from
+        same = prior is context.prior and reward is context.reward
+        if not same or settings != [self.beta, prompt]:
+            self._tilted = context.prior.tilted(context.reward, self.beta, prompt)
+            self._made_from = context.prior, context.reward, self.beta, prompt
+        return self._tilted

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.sds import Context, Method, Renders, Timesteps
+from psd_mini.sds import Answer, Context, Method, Renders, Timesteps
 from psd_mini.world.text import components
 
 
@@ -28,16 +28,13 @@ class Regression(Method):
         target: (object, colour), one of the world's components.
     """
 
-    n_noises = 0
     target: tuple[str, str]
+    n_noises = 0  # it does not ask the prior; without an annotation, since it is no setting
 
-    def __call__(
-        self, x: Renders, t: Timesteps, eps: Tensor, context: Context
-    ) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Tensor, context: Context) -> Answer:
         views = context.prior.views
-        pictures = views.pictures(views.index_of(context.cameras))[
-            :, components().index(self.target)
-        ]
+        pictures = views.pictures(views.index_of(context.cameras))  # (B, M, 3, H, W)
+        truth = pictures[:, components().index(self.target)]
         # G = x - x*
-        gradient = x - context.prior.encode(pictures.to(x))
+        gradient = x - context.prior.encode(truth.to(x))
         return gradient, {"gradient_rms": gradient.square().mean().sqrt().item()}

@@ -27,14 +27,13 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, validated
 from psd_mini.psd import rank
-from psd_mini.sds import SDS, Context, Method, Noises, Renders, Timesteps
+from psd_mini.sds import SDS, Answer, Context, Method, Noises, Renders, Timesteps
 
 STRATEGIES = ("best", "softmax", "min-max")
 
 
 def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor, "n b"]:
-    """Weights of the N noises of each picture from their rewards (equations: the module's
-    docstring).
+    """Weights of the N noises of each picture (equations: the module's docstring).
 
     Args:
         rewards: (N, B) in reward units.
@@ -44,14 +43,13 @@ def reward_weights(rewards: Float[Tensor, "n b"], strategy: str) -> Float[Tensor
         (N, B); columns sum to 1, with min-max to 0.8. Of equal rewards the earlier noise counts as
         the better one.
     """
-    n = len(rewards)
     if strategy == "softmax":
         return rewards.softmax(dim=0)
     place = rewards.argsort(dim=0, descending=True, stable=True).argsort(dim=0)  # 0 is the best
     if strategy == "best":
         return (place == 0).to(rewards)
-    k = 2 if n >= 4 else 1
-    return 0.9 / k * (place < k).to(rewards) - 0.1 / k * (place >= n - k).to(rewards)
+    k = 2 if len(rewards) >= 4 else 1
+    return 0.9 / k * (place < k).to(rewards) - 0.1 / k * (place >= len(rewards) - k).to(rewards)
 
 
 @validated
@@ -71,23 +69,15 @@ class RewardSDS(Method):
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise ValueError(
-                f"strategy: {self.strategy!r} is not known; choose from {', '.join(STRATEGIES)}"
-            )
+            known = ", ".join(STRATEGIES)
+            raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {known}")
         at_least("n_noises", self.n_noises, 2)
 
-    def __call__(
-        self, x: Renders, t: Timesteps, eps: Noises, context: Context
-    ) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:
         ranked = rank(self.base, x, t, eps, context)
-        weights = reward_weights(ranked.rewards, self.strategy).view(
-            *ranked.rewards.shape, *[1] * (x.ndim - 1)
-        )
+        weights = reward_weights(ranked.rewards, self.strategy)[..., None, None, None]
         # G = w(t) sum_i weight_i h_i
-        gradient = context.prior.schedule.weight(t, self.base.weighting, x) * (
-            weights * ranked.base
-        ).sum(0)
-        return gradient, {
-            "gradient_rms": gradient.square().mean().sqrt().item(),
-            "reward": ranked.rewards.mean().item(),
-        }
+        weight_t = context.prior.schedule.weight(t, self.base.weighting, x)
+        gradient = weight_t * (weights * ranked.base).sum(0)
+        reward = ranked.rewards.mean().item()
+        return gradient, {"gradient_rms": gradient.square().mean().sqrt().item(), "reward": reward}

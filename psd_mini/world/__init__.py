@@ -1,2 +1,1 @@
-"""The toy world: a few small objects in a few colours, their pictures, the words for them, and
-the judge of results."""
+"""The toy world: a few objects in a few colours, their pictures and words, and the judge."""

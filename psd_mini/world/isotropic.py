@@ -1,5 +1,4 @@
-"""A mixture whose components are pictures: one shared isotropic variance, large d, a few matrix
-products.
+"""A mixture of pictures: isotropic Gaussians of one variance, in a few matrix products.
 
     p_0(x)   = sum_k w_k N(x; mu_k, tau^2 I)
     p_t(x_t) = sum_k w_k N(x_t; alpha_t mu_k, c I),    c = alpha_t^2 tau^2 + sigma_t^2
@@ -18,14 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Samples = Float[Tensor, "b d"]
 Means = Float[Tensor, "b_or_1 m d"]  # own components per sample, or the same for all
+Weights = Float[Tensor, "e b m"]
 Level = Float[Tensor, "b 1"]
 
 
 def isotropic_denoise(
-    x_t: Float[Tensor, "b d"],
+    x_t: Samples,
     means: Means,
-    log_weights: Float[Tensor, "e b m"],
+    log_weights: Weights,
     variance: float,
     alpha_t: Level,
     sigma_t: Level,
@@ -33,7 +34,10 @@ def isotropic_denoise(
     """One-step denoised pictures, x0_hat = E[x_0 | x_t].
 
         g_k    = softmax_k( log w_k - |x_t - alpha_t mu_k|^2 / (2 c) )
+        m_k    = mu_k + (alpha_t tau^2 / c) (x_t - alpha_t mu_k)
         x0_hat = sum_k g_k m_k = (sigma_t^2 / c) sum_k g_k mu_k + (alpha_t tau^2 / c) x_t
+
+    because 1 - alpha_t^2 tau^2 / c = sigma_t^2 / c.
 
     Args:
         x_t: noised pictures, flattened, shape (B, D).
@@ -50,24 +54,22 @@ def isotropic_denoise(
     c = alpha_t**2 * variance + sigma_t**2
     g = torch.softmax(_log_joint(x_t, means, log_weights, c, alpha_t), -1)
     e, b, m = g.shape
-    picture = (
-        (g.transpose(0, 1).reshape(len(means), -1, m) @ means).reshape(b, e, -1).transpose(0, 1)
-    )
-    # m_k = mu_k + (alpha_t tau^2 / c) (x_t - alpha_t mu_k), and 1 - alpha_t^2 tau^2 / c = sigma_t^2
-    # / c
-    return (sigma_t**2 / c) * picture + (alpha_t * variance / c) * x_t
+    # sum_k g_k mu_k; rows of g that share their components meet them in one product
+    mean = (g.transpose(0, 1).reshape(len(means), -1, m) @ means).reshape(b, e, -1).transpose(0, 1)
+    return (sigma_t**2 / c) * mean + (alpha_t * variance / c) * x_t
 
 
 def isotropic_log_prob(
-    x_t: Float[Tensor, "b d"],
+    x_t: Samples,
     means: Means,
-    log_weights: Float[Tensor, "e b m"],
+    log_weights: Weights,
     variance: float,
     alpha_t: Level,
     sigma_t: Level,
 ) -> Float[Tensor, "e b"]:
-    """Log-density of the noised pictures, log p_t(x_t) = log sum_k w_k N(x_t; alpha_t mu_k, c I),
-    in nats.
+    """Log-density of the noised pictures in nats.
+
+        log p_t(x_t) = log sum_k w_k N(x_t; alpha_t mu_k, c I)
 
     alpha_t = 1 and sigma_t = 0 give the clean density. Arguments as in isotropic_denoise; the
     weights of a row are normalised to sum to one.
@@ -81,23 +83,17 @@ def isotropic_log_prob(
 
 
 def _log_joint(
-    x_t: Float[Tensor, "b d"],
-    means: Means,
-    log_weights: Float[Tensor, "e b m"],
-    c: Level,
-    alpha_t: Level,
-) -> Float[Tensor, "e b m"]:
-    """log w_k - |x_t - alpha_t mu_k|^2 / (2 c): the joint log-density but for the constant (2 pi
-    c)^(-D/2).
+    x_t: Samples, means: Means, log_weights: Weights, c: Level, alpha_t: Level
+) -> Weights:
+    """The joint log-density without its constant: log w_k - |x_t - alpha_t mu_k|^2 / (2 c).
 
     The square is expanded, |x_t|^2 - 2 alpha_t x_t . mu_k + alpha_t^2 |mu_k|^2, which makes it a
     matrix product. The three terms cancel: for D = 3072, pixels in [-1, 1] and tau = 0.1 float32
     leaves errors of 0.1 nats in the clean density, 0.03 at sigma_t = 0.14 and 0.003 at sigma_t =
-    0.5, and x0_hat is right to 0.002 between two pictures."""
-    own = len(
-        means
-    )  # B or 1: shared components meet the whole batch in one product and are not copied for each sample
-    inner = (x_t.reshape(own, -1, x_t.shape[1]) @ means.mT).reshape(len(x_t), -1)
+    0.5, and x0_hat is right to 0.002 between two pictures.
+    """
+    # shared components meet the whole batch in one product and are not copied for each sample
+    inner = (x_t.reshape(len(means), -1, x_t.shape[1]) @ means.mT).reshape(len(x_t), -1)
     means_squared = torch.linalg.vector_norm(means, dim=-1) ** 2
     squares = (x_t**2).sum(-1, keepdim=True) - 2 * alpha_t * inner + alpha_t**2 * means_squared
     return log_weights - squares / (2 * c)

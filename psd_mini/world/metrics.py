@@ -1,13 +1,14 @@
 """What a finished object is worth: measured against the true world seen by the same cameras.
 
 At each of 24 fixed cameras outside the training pool the world is drawn in every (object, colour)
-and compared with the result's picture. The choice of (object, colour) is made once, for the whole
-object:
+and compared with the result's picture, both in [0, 1] and 64 x 64. The choice of (object, colour)
+is made once, for the whole object:
 
-    d_k = mean over cameras of RMS over pixels and channels of (picture - picture of k),   images in [0, 1], 64 x 64
+    d_k = mean over cameras of RMS over pixels and channels of (picture - picture of k)
     recognised = argmin_k d_k,    true_view_distance = min_k d_k
 
-    log_density_gap = mean over cameras of (log p(true picture of the recognised k) - log p(picture)) / D   [nats]
+    log_density_gap = mean over cameras of
+        (log p(true picture of the recognised k) - log p(picture)) / D    [nats]
 
 with p the mixture of that camera's pictures with kernel width tau = KERNEL_WIDTH and equal weights.
 Where one component dominates, the gap is the mean over cameras of RMS^2 / (2 tau^2): with one
@@ -21,7 +22,6 @@ keeps a distance that measures the pool's density.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,8 @@ from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
 from psd_mini.world.views import recolour
 
-# tau: standard deviation of the mixture's kernel around each true picture, in image units [0, 1]
-KERNEL_WIDTH = 0.05
-JUDGE_SIZE = 64  # pixels per side of the pictures that are judged
+KERNEL_WIDTH = 0.05  # tau: standard deviation of the kernel around each true picture, in [0, 1]
+JUDGE_RESOLUTION = 64  # pixels per side of the pictures that are judged
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class Judgement:
     """What the judge found.
 
     recognised: (object, colour) with the smallest distance; true_view_distance: that distance, in
-        [0, 1] units;
-    log_density_gap: nats per dimension; distances: (M,) of all components, in the order of
-    `text.components`."""
+    [0, 1] units; log_density_gap: nats per dimension; distances: (M,) of all components, in the
+    order of `text.components`.
+    """
 
     recognised: tuple[str, str]
     true_view_distance: float
@@ -57,16 +56,16 @@ class Judgement:
 @functools.cache
 def judge_views() -> WorldViews:
     """The world from the 24 judging cameras at 64 x 64 pixels."""
-    return make_views(fresh_cameras(), JUDGE_SIZE)
+    return make_views(fresh_cameras(), JUDGE_RESOLUTION)
 
 
 def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Float[Tensor, "p m"]:
-    """Mean squared difference over pixels and channels to every component, at each camera: (P, M),
-    float64.
+    """Mean squared difference to every component at each camera, (P, M), in float64.
 
     A true picture is base_o + main_o c, so with r_o = picture - base_o nothing needs to be drawn:
 
-        || picture - base_o - main_o c ||^2 = ||r_o||^2 - 2 sum_ch c_ch <r_o,ch, main_o> + ||c||^2 ||main_o||^2
+        || picture - base_o - main_o c ||^2
+            = ||r_o||^2 - 2 sum_ch c_ch <r_o,ch, main_o> + ||c||^2 ||main_o||^2
     """
     layers = views.layers.transpose(0, 1).double()  # (P, O, 4, H, W)
     main = layers[:, :, 3:]
@@ -81,11 +80,12 @@ def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Fl
     return squared.clamp(min=0).flatten(1) / images[0].numel()
 
 
-def log_mixture_per_dimension(squared: Float[Tensor, "p m"], dimension: int) -> Float[Tensor, " p"]:
-    """log p(picture) / D, up to a constant that does not depend on the picture.
+def log_density(squared: Float[Tensor, "p m"], views: WorldViews) -> Float[Tensor, " p"]:
+    """log p(picture) / D from `squared_distances`, without the terms that all pictures share.
 
     log p = logsumexp_k( -D d_k^2 / (2 tau^2) ) - log M - (D / 2) log(2 pi tau^2)
     """
+    dimension = views.layers[0, 0, :3].numel()
     return torch.logsumexp(-dimension * squared / (2 * KERNEL_WIDTH**2), dim=1) / dimension
 
 
@@ -98,24 +98,17 @@ def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> 
         views: the world at those cameras; default the 24 fixed ones at 64 x 64.
 
     Raises:
-        ValueError: pictures that do not fit the views in number or size.
+        ValueError: pictures that do not fit the views in number or resolution.
     """
     views = views or judge_views()
-    expected = (len(views.cameras), 3, views.resolution, views.resolution)
-    if tuple(images.shape) != expected:
-        raise ValueError(
-            f"images: expected {expected}, one per camera of views, in [0, 1]; got"
-            f" {tuple(images.shape)}"
-        )
+    expected, came = (len(views.cameras), 3, *views.layers.shape[-2:]), tuple(images.shape)
+    if came != expected:
+        raise ValueError(f"images: expected {expected}, one per camera of views; got {came}")
     squared = squared_distances(images, views)
     distances = squared.sqrt().mean(dim=0)
     best = int(distances.argmin())
-    which, colour = divmod(best, len(COLOURS))
-    true_pictures = recolour(
-        views.layers[which], views.layers.new_tensor([list(COLOURS.values())[colour]])
-    )[:, 0]
-    dimension = math.prod(expected[1:])
-    gap = log_mixture_per_dimension(
-        squared_distances(true_pictures, views), dimension
-    ) - log_mixture_per_dimension(squared, dimension)
-    return Judgement(components()[best], float(distances[best]), float(gap.mean()), distances)
+    name, colour = components()[best]
+    colours = views.layers.new_tensor([COLOURS[colour]])
+    true_pictures = recolour(views.layers[best // len(COLOURS)], colours)[:, 0]
+    gap = log_density(squared_distances(true_pictures, views), views) - log_density(squared, views)
+    return Judgement((name, colour), float(distances[best]), float(gap.mean()), distances)

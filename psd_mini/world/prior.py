@@ -4,11 +4,11 @@ At a camera of the pool, the world's pictures of all (object, colour) pairs k, a
 space x = 2 image - 1, are the centres of an isotropic mixture whose weights a text embedding e
 chooses:
 
-    p(x | e, camera) = sum_k w_k N(x; mu_k, tau_x^2 I),    w_k proportional to pi_k exp(<e, key_k>),    tau_x = 2 tau
+    p(x | e, camera) = sum_k w_k N(x; mu_k, tau_x^2 I),    w_k proportional to pi_k exp(<e, key_k>)
 
-tau = 0.05 is the kernel's width in image units. Noised to level t each component is N(alpha_t mu_k,
-C_t I) with C_t = alpha_t^2 tau_x^2 + sigma_t^2, so the denoiser is a softmax-weighted mean of
-pictures and nothing is approximated:
+with tau_x = 2 tau and tau = 0.05, the kernel's width in image units. Noised to level t each
+component is N(alpha_t mu_k, C_t I) with C_t = alpha_t^2 tau_x^2 + sigma_t^2, so the denoiser is a
+softmax-weighted mean of pictures and nothing is approximated:
 
     g_k = softmax_k( log w_k - ||x_t - alpha_t mu_k||^2 / (2 C_t) )
     x0_hat = sum_k g_k mu_k + (alpha_t tau_x^2 / C_t) (x_t - alpha_t sum_k g_k mu_k)
@@ -20,10 +20,12 @@ of a finite data set, Karras et al. 2022, arXiv 2206.00364, appendix B.3).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd_mini._internal.arguments import ArgumentError, at_least, in_words, validated
@@ -37,6 +39,10 @@ from psd_mini.world.metrics import KERNEL_WIDTH
 from psd_mini.world.pool import WorldViews, make_views, pool_cameras
 
 CONDITIONING = ("camera", "words", "none")
+
+Pictures = Float[Tensor, "b 3 h w"]
+Embeddings = Float[Tensor, "e v"]
+Predicted = Float[Tensor, "e b 3 h w"]  # one for each embedding
 
 
 @validated
@@ -67,46 +73,39 @@ class ToyWorldPrior(Prior):
         schedule: NoiseSchedule | None = None,
     ):
         if conditioning not in CONDITIONING:
-            raise ValueError(
-                f"conditioning: {conditioning!r} is not known; choose from"
-                f" {', '.join(CONDITIONING)}"
-            )
+            known = ", ".join(CONDITIONING)
+            raise ValueError(f"conditioning: {conditioning!r} is not known; choose from {known}")
         self.views = views or make_views(pool_cameras(), resolution)
         self.conditioning = conditioning
         self.schedule = schedule or scaled_linear_schedule()
         self.variance = (2 * KERNEL_WIDTH) ** 2  # tau_x^2: a unit of image is two units of x
         self.keys = text.component_keys()
-        self.log_prior = torch.zeros(len(self.keys)) if log_prior is None else log_prior
-        if self.log_prior.shape != (len(self.keys),):
-            raise ValueError(
-                f"log_prior: expected ({len(self.keys)},), got {tuple(self.log_prior.shape)}"
-            )
-        self._all_means: tuple[WorldViews | None, Tensor] = (
-            None,
-            torch.empty(0),
-        )  # of every picture of these views
+        expected = (len(self.keys),)
+        self.log_prior = torch.zeros(expected) if log_prior is None else log_prior
+        if self.log_prior.shape != expected:
+            raise ValueError(f"log_prior: expected {expected}, got {tuple(self.log_prior.shape)}")
+        # all pictures of the pool, once they are needed, after what they were made from
+        self._whole_pool: tuple[Any, Tensor] = (None, torch.empty(0))
 
     def __repr__(self) -> str:
-        weights = "" if not self.log_prior.any() else f", log_prior={self.log_prior.tolist()}"
-        return (
-            f"ToyWorldPrior({self.views.resolution}, {self.conditioning!r},"
-            f" {len(self.views.cameras)} cameras{weights})"
-        )
+        settings = f"{self.views.resolution}, {self.conditioning!r}"
+        weights = f", log_prior={self.log_prior.tolist()}" if self.log_prior.any() else ""
+        return f"ToyWorldPrior({settings}, {len(self.views.cameras)} cameras{weights})"
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
-        """Embeddings of K prompts, (K, V) in log-weight units; "" is the zero vector. See
-        `world.text.embed`."""
+        """Embeddings of K prompts, (K, V) in log-weight units; "" is zero. See `world.text`."""
         return text.embed(prompts)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """x = 2 image - 1, differentiable. Raises ValueError for pictures of another resolution
-        than the prior's."""
-        if images.shape[1:] != (3, self.views.resolution, self.views.resolution):
-            raise ValueError(
-                f"images: expected (B, 3, {self.views.resolution}, {self.views.resolution}), got"
-                f" {tuple(images.shape)}; render at the prior's resolution or make the prior with"
-                " another resolution"
-            )
+    def encode(self, images: Pictures) -> Pictures:
+        """x = 2 image - 1, differentiable.
+
+        Raises:
+            ValueError: pictures of another resolution than the prior's.
+        """
+        came, side = tuple(images.shape), self.views.resolution
+        if came[1:] != (3, side, side):
+            expected = f"expected (B, 3, {side}, {side}), got {came}"
+            raise ValueError(f"images: {expected}; render at the prior's resolution")
         return 2 * images - 1
 
     def decode(self, x: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
@@ -114,24 +113,22 @@ class ToyWorldPrior(Prior):
         return ((x + 1) / 2).clamp(0, 1)
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
-        """n different cameras of the pool, at random; all of them in random order if n is
-        larger."""
+        """n different cameras of the pool at random; all in random order if n is larger."""
         at_least("n", n, 1)
         return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
 
+    @torch.no_grad()
     def component_rewards(self, reward: Callable | None, prompt: str) -> Float[Tensor, " m"]:
-        """r(mu_k, prompt) of every component: the mean reward of its pictures over the pool's
-        cameras, (M,)."""
-        rewards, prompts = [], [prompt] * len(self.keys)
-        for camera in range(len(self.views.cameras)):
-            pictures = self.views.pictures(torch.tensor([camera]))[0]
-            with torch.no_grad():
-                rewards.append(score(reward, pictures, prompts))
+        """r(mu_k, prompt) of every component, (M,): the mean over the pool's cameras."""
+        prompts = [prompt] * len(self.keys)
+        cameras = torch.arange(len(self.views.cameras)).split(1)
+        rewards = [score(reward, self.views.pictures(camera)[0], prompts) for camera in cameras]
         return torch.stack(rewards).mean(0)
 
     def tilted(self, reward: Callable | None, beta: float, prompt: str = "") -> ToyWorldPrior:
-        """The optimum of "reward minus beta KL": the same pictures with weights pi_k exp(r(mu_k,
-        prompt) / beta).
+        """The optimum of reward minus beta KL: the same pictures with other weights.
+
+            pi*_k proportional to pi_k exp( r(mu_k, prompt) / beta )
 
         Exact as the kernel width goes to zero; at tau = 0.05 it neglects how the reward varies
         within a kernel.
@@ -140,79 +137,30 @@ class ToyWorldPrior(Prior):
             reward: images, prompts -> scores; asked about every picture of the pool, without
                 gradients.
             beta: temperature in reward units, positive.
-            prompt: what the reward is told that the picture should show, for rewards that listen.
+            prompt: what the reward is told that the picture should show.
+
+        Raises:
+            ValueError: beta not positive, or a reward that cannot be used (see `score`).
         """
         if not beta > 0:
-            raise ValueError(f"beta: expected a positive temperature in reward units, got {beta!r}")
-        log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
-        return ToyWorldPrior(
-            conditioning=self.conditioning,
-            views=self.views,
-            log_prior=log_prior,
-            schedule=self.schedule,
-        )
-
-    def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, Tensor]:
-        """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture that each of n
-        cameras sees."""
-        if embeddings.shape[1] != self.keys.shape[1]:
-            expected = f"finite numbers (E, {self.keys.shape[1]}), as `embed` gives them"
-            raise ArgumentError(f"embeddings: expected {expected}, got {in_words(embeddings)}")
-        if len(cameras) != n:
-            raise ArgumentError(
-                f"cameras: expected {n} of the pool, one per picture, got {len(cameras)}"
-            )
-        index = self.views.index_of(cameras)
-        if self.conditioning == "camera":
-            means = self.views.pictures(index).to(embeddings).flatten(2).mul_(2).sub_(1)
-            log_weights = embeddings @ self.keys.to(embeddings).T + self.log_prior.to(embeddings)
-            return means, log_weights[:, None].expand(-1, len(index), -1)
-        keys = self.keys.to(embeddings)
-        views = text.view_keys(self.views.cameras).to(embeddings)
-        embeddings = embeddings[:, None].expand(-1, len(index), -1)
-        if self.conditioning == "words":
-            embeddings = embeddings + text.WORD_STRENGTH * views[index]
-        # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
-        log_weights = (embeddings @ views.T)[..., None] + (
-            embeddings @ keys.T + self.log_prior.to(keys)
-        )[..., None, :]
-        of, means = self._all_means  # made when they are first needed
-        if of is not self.views or (means.dtype, means.device) != (
-            embeddings.dtype,
-            embeddings.device,
-        ):
-            everything = (
-                self.views.pictures(torch.arange(len(self.views.cameras)))
-                .to(embeddings)
-                .mul_(2)
-                .sub_(1)
-            )
-            means = everything.flatten(2).flatten(0, 1)[None]  # (1, P M, D)
-            self._all_means = self.views, means
-        return means, log_weights.flatten(2)
+            raise ValueError(f"beta: expected a positive temperature, got {beta!r}")
+        tilted = copy.copy(self)
+        tilted.log_prior = self.log_prior + self.component_rewards(reward, prompt) / beta
+        return tilted
 
     def denoise(
-        self,
-        x_t: Float[Tensor, "b 3 h w"],
-        t: Times,
-        embeddings: Float[Tensor, "e v"],
-        cameras: Cameras,
-    ) -> Float[Tensor, "e b 3 h w"]:
+        self, x_t: Pictures, t: Times, embeddings: Embeddings, cameras: Cameras
+    ) -> Predicted:
         """x0_hat = E[x | x_t, e, camera] for each embedding (equation: the module's docstring)."""
-        alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t.flatten(1))
+        flat = x_t.flatten(1)
+        alpha_t, sigma_t = self.schedule.alpha_sigma(t, flat)
         means, log_weights = self._mixture(embeddings.to(x_t), cameras, len(x_t))
-        x0_hat = isotropic_denoise(
-            x_t.flatten(1), means, log_weights, self.variance, alpha_t, sigma_t
-        )
+        x0_hat = isotropic_denoise(flat, means, log_weights, self.variance, alpha_t, sigma_t)
         return x0_hat.view(-1, *x_t.shape)
 
     def predict_noise(
-        self,
-        x_t: Float[Tensor, "b 3 h w"],
-        t: Times,
-        embeddings: Float[Tensor, "e v"],
-        cameras: Cameras,
-    ) -> Float[Tensor, "e b 3 h w"]:
+        self, x_t: Pictures, t: Times, embeddings: Embeddings, cameras: Cameras
+    ) -> Predicted:
         """eps_hat = (x_t - alpha_t x0_hat) / sigma_t = -sigma_t grad log p_t(x_t | e, camera).
 
         Args:
@@ -222,27 +170,52 @@ class ToyWorldPrior(Prior):
             cameras: B cameras of the pool, one per picture.
 
         Returns:
-            (E, B, 3, h, w) in units of the standard normal. Digits: float32 is within 1e-4 at every
-            t, worst at middle t, where two pictures are equally likely and the expanded square of
-            `isotropic` has to tell them apart.
+            (E, B, 3, h, w) in units of the standard normal. In float32 the error is below 1e-4 at
+            every t. It is largest at middle t, where two pictures are equally likely and the
+            expanded square of `isotropic` has to tell them apart.
         """
         return self.schedule.eps_from_x0(x_t, self.denoise(x_t, t, embeddings, cameras), t)
 
     def log_prob(
-        self,
-        x: Float[Tensor, "b 3 h w"],
-        embeddings: Float[Tensor, "e v"],
-        cameras: Cameras,
-        t: Times | None = None,
+        self, x: Pictures, embeddings: Embeddings, cameras: Cameras, t: Times | None = None
     ) -> Float[Tensor, "e b"]:
-        """log p_t(x_t | e, camera) in nats, of the clean pictures when t is None. Returns (E,
-        B)."""
+        """log p_t(x_t | e, camera) in nats, (E, B); of the clean pictures when t is None."""
         flat = x.flatten(1)
-        if t is None:
-            alpha_t, sigma_t = torch.ones_like(flat[:, :1]), torch.zeros_like(flat[:, :1])
-        else:
+        alpha_t, sigma_t = torch.ones_like(flat[:, :1]), torch.zeros_like(flat[:, :1])
+        if t is not None:
             alpha_t, sigma_t = self.schedule.alpha_sigma(t, flat)
         means, log_weights = self._mixture(embeddings.to(x), cameras, len(x))
-        return isotropic_log_prob(
-            flat, means, log_weights.log_softmax(-1), self.variance, alpha_t, sigma_t
-        )
+        return isotropic_log_prob(flat, means, log_weights, self.variance, alpha_t, sigma_t)
+
+    def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, Tensor]:
+        """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture at each of n cameras.
+
+        M' = M components with the camera known, else P M: every component at every camera.
+        """
+        if embeddings.shape[1] != self.keys.shape[1]:
+            expected = f"finite numbers (E, {self.keys.shape[1]}), as `embed` gives them"
+            raise ArgumentError(f"embeddings: expected {expected}, got {in_words(embeddings)}")
+        if len(cameras) != n:
+            expected = f"{n} of the pool, one per picture"
+            raise ArgumentError(f"cameras: expected {expected}, got {len(cameras)}")
+        index = self.views.index_of(cameras)
+        keys, log_prior = self.keys.to(embeddings), self.log_prior.to(embeddings)
+        if self.conditioning == "camera":
+            log_weights = embeddings @ keys.T + log_prior
+            return self._points(index, embeddings), log_weights[:, None].expand(-1, n, -1)
+        views = text.view_keys(self.views.cameras).to(embeddings)
+        embeddings = embeddings[:, None].expand(-1, n, -1)
+        if self.conditioning == "words":
+            embeddings = embeddings + text.WORD_STRENGTH * views[index]
+        # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
+        of_view, of_component = embeddings @ views.T, embeddings @ keys.T + log_prior
+        log_weights = of_view[..., None] + of_component[..., None, :]  # (E, B, P, M)
+        made_from = self.views, embeddings.dtype, embeddings.device
+        if self._whole_pool[0] != made_from:
+            points = self._points(torch.arange(len(self.views.cameras)), embeddings)
+            self._whole_pool = made_from, points.flatten(0, 1)[None]
+        return self._whole_pool[1], log_weights.flatten(2)
+
+    def _points(self, index: Int[Tensor, " b"], like: Tensor) -> Float[Tensor, "b m d"]:
+        """mu_k = 2 picture - 1 of all components at the cameras `index`."""
+        return self.views.pictures(index).to(like).flatten(2).mul_(2).sub_(1)

@@ -18,7 +18,8 @@ recoloured at no cost:
     image = base + main * c
 
 where base (3 channels) holds the background and the fixed colours, main (1 channel) the shade of
-the main parts."""
+the main parts.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +30,26 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from psd_mini._internal.arguments import at_least, validated
 from psd_mini.cameras import Cameras, camera_rays
 from psd_mini.world.objects import MAIN, OBJECTS, RADIUS, Sdf, union
 
 AMBIENT = 0.65
 # l_k: direction to the light times its intensity. A sun above the front and a weak fill light
-# behind, placed such that the top and the four sides of a cube all differ; |l_1|, |l_2| and |l_1 +
-# l_2| are at most 1 - AMBIENT, so shade <= 1.
+# behind, placed such that the top and the four sides of a cube all differ. |l_1|, |l_2| and
+# |l_1 + l_2| are at most 1 - AMBIENT, so shade <= 1.
 LIGHTS = ((0.21, 0.08, 0.26), (-0.16, -0.05, 0.05))
 EPSILON = 1e-4  # world units; a pixel of a 64 x 64 picture is 0.034 wide
 MAX_STEPS = 256  # seven on average; only rays that graze a surface need more than 64
-RAYS_AT_ONCE = (
-    2**18
-)  # per thread; bounds the memory to 50 MB each. Far fewer, and the overhead of operations dominates
+SUPERSAMPLE = 2  # rays per pixel along each axis; a mean of affine pictures is affine
+RAYS_AT_ONCE = 2**18  # per thread, 50 MB; with far fewer, starting the operations dominates
+
+Rays = Float[Tensor, "3 n"]  # a column per ray: its origin o in world units, or its unit vector d
+Layers = Float[Tensor, "b 4 h w"]  # base (3 channels) and main (1)
 
 
 @torch.no_grad()
-def trace(
-    sdf: Sdf, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]
-) -> Float[Tensor, " n"]:
+def trace(sdf: Sdf, origins: Rays, directions: Rays) -> Float[Tensor, " n"]:
     """Where rays hit a solid, by sphere tracing (the equation is in the module's docstring).
 
     Args:
@@ -70,7 +72,7 @@ def trace(
         # s <- s + f(o + s d)
         distance = sdf(*torch.addcmul(origins, directions, s))
         s = s + distance
-        if step % 4 == 0:  # now and then, let go of the rays that are done
+        if step % 4 == 0:  # drop the rays that are done
             touched = distance < EPSILON
             depth[rays[touched]] = s[touched]
             going = (~touched & (s < exits)).nonzero().squeeze(-1)
@@ -82,10 +84,8 @@ def trace(
 
 
 @torch.no_grad()
-def _radiance(
-    name: str, origins: Float[Tensor, "3 n"], directions: Float[Tensor, "3 n"]
-) -> Float[Tensor, "4 n"]:
-    """Base and main along n rays, no averaging."""
+def _radiance(name: str, origins: Rays, directions: Rays) -> Float[Tensor, "4 n"]:
+    """Base and main along each of n rays."""
     parts = OBJECTS[name]
     depth = trace(union(*(part.sdf for part in parts)), origins, directions)
     hit = depth.isfinite().nonzero().squeeze(-1)
@@ -97,63 +97,52 @@ def _radiance(
         normals = normalize(torch.autograd.grad(distance.sum(), points)[0], dim=0)
     # shade = AMBIENT + sum_k max(0, n . l_k)
     shade = AMBIENT + (normals.new_tensor(LIGHTS) @ normals).clamp_min(0).sum(0)
-    palette = shade.new_tensor(
-        [(0, 0, 0, 1) if part.colour is MAIN else (*part.colour, 0) for part in parts]
-    )
+    palette = [(0, 0, 0, 1) if part.colour is MAIN else (*part.colour, 0) for part in parts]
     layers = shade.new_tensor((1, 1, 1, 0))[:, None].repeat(1, len(depth))
-    layers[:, hit] = palette.T[:, nearest] * shade
+    layers[:, hit] = shade.new_tensor(palette).T[:, nearest] * shade
     return layers
 
 
-def render_layers(
-    name: str, cameras: Cameras, resolution: int, supersample: int = 2
-) -> Float[Tensor, "b 4 resolution resolution"]:
+@validated
+def render_layers(name: str, cameras: Cameras, resolution: int) -> Layers:
     """Base and main layer of an object's pictures: everything about them but the main colour.
 
-        layers = mean over supersample^2 rays of (c_fixed * shade or background, [main part] *
-        shade)
+        layers = mean over the pixel's rays of (c_fixed * shade or background, [main part] * shade)
 
     Args:
         name: a key of `OBJECTS`.
         cameras: B cameras; their dtype and device are those of the result.
-        resolution: height and width in pixels.
-        supersample: rays per pixel along each axis; averaging is linear, so the picture stays
-            affine.
+        resolution: height and width in pixels, at least 1.
 
     Returns:
         (B, 4, resolution, resolution): base (3 channels) and main (1); base + main * c is in [0, 1]
         for c in [0, 1].
 
     Raises:
-        ValueError: for an unknown name, or resolution or supersample below 1.
+        ValueError: for an unknown name, or resolution below 1.
     """
     if name not in OBJECTS:
         raise ValueError(f"name: the toy world has no {name!r}; choose one of {', '.join(OBJECTS)}")
-    if resolution < 1 or supersample < 1:
-        raise ValueError(
-            f"resolution, supersample: expected at least 1, got {resolution} and {supersample}"
-        )
-    side = resolution * supersample
+    at_least("resolution", resolution, 1)
+    side = resolution * SUPERSAMPLE
     at_once = max(1, RAYS_AT_ONCE // side**2)
 
-    def draw(start: int) -> Float[Tensor, "b 4 resolution resolution"]:
-        origins, directions = camera_rays(cameras[start : start + at_once], side, side)
+    def draw(batch: Cameras) -> Layers:
+        origins, directions = camera_rays(batch, side, side)
         # one row per coordinate from here on: x, y and z are contiguous
-        rays = origins.T.repeat_interleave(side**2, dim=1), directions.reshape(-1, 3).T.contiguous()
-        layers = _radiance(name, *rays)
-        return (
-            layers.reshape(4, -1, resolution, supersample, resolution, supersample)
-            .mean((3, 5))
-            .transpose(0, 1)
-        )
+        origins = origins.T.repeat_interleave(side**2, dim=1)
+        directions = directions.reshape(-1, 3).T.contiguous()
+        layers = _radiance(name, origins, directions)
+        pixels = layers.reshape(4, -1, resolution, SUPERSAMPLE, resolution, SUPERSAMPLE)
+        return pixels.mean((3, 5)).transpose(0, 1)
 
-    # one thread for each batch of cameras, not several for each operation: thousands of short
+    batches = [cameras[first : first + at_once] for first in range(0, len(cameras), at_once)]
+    # One thread for each batch of cameras, not several for each operation. Thousands of short
     # operations that wait for all their threads take ten times as long when another process keeps
-    # one of the cores busy
-    with ThreadPoolExecutor(
-        torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        return torch.cat(list(pool.map(draw, range(0, len(cameras), at_once))))
+    # one of the cores busy.
+    n_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return torch.cat(list(pool.map(draw, batches)))
 
 
 def recolour(

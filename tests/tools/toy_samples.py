@@ -39,7 +39,7 @@ def nearest(image, views, directions):
         avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32), views
     )
     camera, component = divmod(int(squared.argmin()), squared.shape[1])
-    return components()[component], DIRECTIONS[directions[camera]], squared.min().sqrt().item()
+    return components()[component], directions[camera], squared.min().sqrt().item()
 
 
 def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
@@ -47,7 +47,7 @@ def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
         folder, view_words=toy.VIEW_WORDS, elevations=toy.ELEVATIONS
     )
     views = make_views(pool_cameras(), 32)
-    directions = directions_of(views.cameras).tolist()
+    directions = directions_of(views.cameras)
     generator = torch.Generator().manual_seed(seed)
     cameras = orbit([45.0 * k for k in range(8)], 20.0)
     rows: list[torch.Tensor] = []

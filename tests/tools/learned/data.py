@@ -14,7 +14,7 @@ from torch import Tensor
 from psd_mini.cameras import Cameras
 from psd_mini.world.objects import COLOURS, OBJECTS
 from psd_mini.world.pool import pool_cameras
-from psd_mini.world.text import DIRECTIONS, SYNONYMS, caption
+from psd_mini.world.text import DIRECTIONS, SYNONYMS, caption, view_words
 from psd_mini.world.views import recolour, render_layers
 
 NULL, NO_COLOUR, NO_DIRECTION, SYNONYM = (
@@ -34,9 +34,9 @@ def view_layers(n_cameras: int, size: int) -> tuple[Cameras, Float[Tensor, "o p 
     return cameras, torch.stack([render_layers(name, cameras, size) for name in NAMES]).float()
 
 
-def directions_of(cameras: Cameras) -> Int[Tensor, " p"]:
-    """Index into `DIRECTIONS` of each camera: the nearest."""
-    return cameras.side(len(DIRECTIONS))
+def directions_of(cameras: Cameras) -> list[str]:
+    """The nearest of `DIRECTIONS` for each camera."""
+    return view_words(cameras, DIRECTIONS)
 
 
 def draw_items(
@@ -56,7 +56,7 @@ def pictures(
 
 
 def captions(
-    items: Int[Tensor, "3 n"], directions: Int[Tensor, " p"], generator: torch.Generator
+    items: Int[Tensor, "3 n"], directions: list[str], generator: torch.Generator
 ) -> list[str]:
     """A caption for each item, with the omissions and synonyms of the module's constants."""
     others = {word: other for other, word in SYNONYMS.items() if word in (*NAMES, *COLOUR_NAMES)}
@@ -66,7 +66,7 @@ def captions(
         text = caption(
             NAMES[name],
             None if no_colour < NO_COLOUR else COLOUR_NAMES[colour],
-            None if no_direction < NO_DIRECTION else DIRECTIONS[directions[camera]],
+            None if no_direction < NO_DIRECTION else directions[camera],
         )
         if synonym < SYNONYM:
             text = " ".join(others.get(word, word) for word in text.split())

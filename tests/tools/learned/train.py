@@ -180,7 +180,7 @@ def denoiser_loss(
     model: Denoiser,
     schedule: NoiseSchedule,
     latents: Tensor,
-    directions: Tensor,
+    directions: list[str],
     batch: int,
     seed: int,
     step: int,
