@@ -246,7 +246,7 @@ def compare(folder: Path, full: bool = False) -> tuple[float, float, float]:
     ours.load_state_dict(convert(theirs.state_dict(), set(ours.state_dict())))
     ours.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(2, 3, ours.size, ours.size, generator=generator)
+    pixels = torch.randn(2, 3, ours.resolution, ours.resolution, generator=generator)
     tokens = torch.randint(1, 60, (2, 35), generator=generator)
     mask = (torch.arange(35) < torch.tensor([[7], [20]])).long()
     answers = []
