@@ -374,7 +374,7 @@ def test_models_of_another_kind_are_refused(folder):
             unet, vae, DDIMScheduler(**settings), lambda: (None, None), device="cpu"
         )
 
-    with pytest.raises(ValueError, match="predicts 'sample', not epsilon or v_prediction"):
+    with pytest.raises(ValueError, match="it predicts 'sample', not epsilon or v_prediction"):
         make(prediction_type="sample")
     unet.register_to_config(in_channels=9)
     with pytest.raises(

@@ -65,10 +65,9 @@ TOKENS = 35
 # inside float16 networks: the gradient of a pixel is a thousandth of that of the score
 GRADIENT_SCALE = 1024.0
 
-# The published sizes, where they are not transformers' defaults (ViT-B/16, BERT-base)
+# the published ViT-L/16, where it is not transformers' default
 VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 VISION |= {"num_attention_heads": 16, "image_size": 224, "layer_norm_eps": 1e-6}
-TEXT = {"num_attention_heads": 12}
 
 # parts of published names -> names in `ImageRewardNetwork`, replaced one after the other
 NAMES = {
@@ -101,11 +100,11 @@ class ImageRewardNetwork(nn.Module):
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
         super().__init__()
-        image_settings = {**VISION, **(vision or {})}
-        seen = {"encoder_hidden_size": image_settings["hidden_size"]}
-        text_config = BlipTextConfig(**{**TEXT, **seen, **(text or {})})
-        self.resolution = int(image_settings["image_size"])
-        self.vision = BlipVisionModel(BlipVisionConfig(**image_settings))
+        vision = VISION | (vision or {})
+        bert = {"num_attention_heads": 12, "encoder_hidden_size": vision["hidden_size"]}
+        text_config = BlipTextConfig(**bert | (text or {}))
+        self.resolution = int(vision["image_size"])
+        self.vision = BlipVisionModel(BlipVisionConfig(**vision))
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
         # the published layers have numbers; nn.Identity stands where training had dropout
         self.head = nn.Sequential(
@@ -118,14 +117,13 @@ class ImageRewardNetwork(nn.Module):
     def forward(self, pixels: Images, tokens: Tensor, mask: Tensor) -> Float[Tensor, " b"]:
         """Raw score of normalised pixels and token numbers (B, L) with their mask."""
         z = self.vision(pixels).last_hidden_state
-        picture = {
-            "encoder_hidden_states": z,
-            "encoder_attention_mask": torch.ones(z.shape[:2], dtype=torch.long, device=z.device),
-        }
+        seen = torch.ones(z.shape[:2], dtype=torch.long, device=z.device)
         # the configuration's is_decoder=True made the cross-attention; False here lets every token
         # see those after it
-        h = self.text(tokens, mask, **picture, is_decoder=False).last_hidden_state[:, 0]
-        return self.head(h)[:, 0]
+        h = self.text(
+            tokens, mask, encoder_hidden_states=z, encoder_attention_mask=seen, is_decoder=False
+        )
+        return self.head(h.last_hidden_state[:, 0])[:, 0]
 
 
 def convert(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
@@ -146,13 +144,12 @@ def convert(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
         for part, ours in NAMES.items():
             name = name.replace(part, ours)
         if name not in wanted or not isinstance(weight, Tensor):
-            what = f"has {published!r}, which this network has no place for"
-            raise ValueError(f"reward: ImageReward's file {what}; another model?")
+            raise ValueError(f"reward: {published!r} is not a weight of ImageReward; another file?")
         converted[name] = weight
     missing = sorted(wanted - converted.keys())
     if missing:
         what = f"lacks {len(missing)} weights, the first is {missing[0]!r}"
-        raise ValueError(f"reward: ImageReward's file {what}; damaged?")
+        raise ValueError(f"reward: ImageReward's file {what}; get another copy")
     return converted
 
 

@@ -62,11 +62,12 @@ def load_model(
         known = "exact, learned, real, a folder or a hub id (owner/name)"
         raise ValueError(f"prior: {name!r} is not known; choose {known}")
     load = partial(load_part, source=place, half=half and not is_folder, offline=offline)
+    here: dict[str, Any] = {"local_files_only": offline}
     with one_line(f"prior {name}"):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        config = DDPMScheduler.load_config(place, subfolder="scheduler", local_files_only=offline)
+        config = DDPMScheduler.load_config(place, subfolder="scheduler", **here)
         if "beta_start" not in config and not config.get("trained_betas"):
             raise ValueError(f"its scheduler {config.get('_class_name')} has no betas")
         scheduler = DDPMScheduler.from_config({**config, "_class_name": "DDPMScheduler"})
@@ -75,9 +76,7 @@ def load_model(
 
     def load_text() -> tuple[Any, nn.Module]:
         with one_line(f"prior {name}"):
-            tokenizer = CLIPTokenizer.from_pretrained(
-                place, subfolder="tokenizer", local_files_only=offline
-            )
+            tokenizer = CLIPTokenizer.from_pretrained(place, subfolder="tokenizer", **here)
             return tokenizer, load(CLIPTextModel, subfolder="text_encoder")
 
     return name, (unet, vae, scheduler, load_text)
@@ -106,15 +105,14 @@ def load_part(
     Raises:
         ValueError: a weight is missing in the file. Without a file: whatever the class raises.
     """
-    settings = {"use_safetensors": True, "output_loading_info": True, "local_files_only": offline}
+    settings: dict[str, Any] = {"subfolder": subfolder, "local_files_only": offline}
+    settings |= {"use_safetensors": True, "output_loading_info": True}
     if cls.__module__.startswith("diffusers"):  # which warns where accelerate is not installed
         settings["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     failures: dict[str | None, Exception] = {}
     for variant in ("fp16", None) if half else (None, "fp16"):
         try:
-            model, info = cls.from_pretrained(
-                source, subfolder=subfolder, variant=variant, **settings
-            )
+            model, info = cls.from_pretrained(source, variant=variant, **settings)
             break
         except (OSError, ValueError) as error:
             failures[variant] = error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.pretrained.failures import first_line
@@ -50,11 +49,8 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
 
 
 def scaled_gradients(
-    function: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "..."],
-    dtype: torch.dtype,
-    scale: float = 1.0,
-) -> Float[Tensor, "..."]:
+    function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype, scale: float = 1.0
+) -> Tensor:
     """y = function(x) in float32, whose backward pass survives a float16 network inside.
 
         forward   y = f(x)
@@ -66,7 +62,7 @@ def scaled_gradients(
 
     Args:
         function: a network; takes x, gives a tensor.
-        x: float32.
+        x: float32, of any shape.
         dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's
             range).
         scale: size of the largest entry of the gradient that enters the network.

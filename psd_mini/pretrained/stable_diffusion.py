@@ -97,18 +97,16 @@ class StableDiffusionPrior(Prior):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ):
-        self.name = type(unet).__name__
-        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"prior: predicts {self.prediction_type!r}, not epsilon or v_prediction"
-            )
+        predicts = scheduler.config.get("prediction_type", "epsilon")
+        if predicts not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prior: it predicts {predicts!r}, not epsilon or v_prediction")
         wanted, given = unet.config.in_channels, vae.config.latent_channels
         extra = getattr(unet.config, "addition_embed_type", None)
         if wanted != given or extra:
             unet_wants = f"the UNet wants {wanted} channels and {extra or 'no'} extra conditions"
             remedy = "use Stable Diffusion 1.x or 2.x"
             raise ValueError(f"prior: {unet_wants}, the autoencoder gives {given}; {remedy}")
+        self.name, self.prediction_type = type(unet).__name__, predicts
         self.device = choose_device(device)
         self.dtype = choose_dtype(self.device, dtype)
         self.schedule = NoiseSchedule.from_diffusers(scheduler)
@@ -137,12 +135,11 @@ class StableDiffusionPrior(Prior):
             ValueError: in one line, what is missing and what to do.
         """
         tiny = TINY_ID if tiny is None and source is None else tiny
-        device = choose_device(settings.pop("device", None))
-        dtype = choose_dtype(device, settings.pop("dtype", None))
+        dtype = choose_dtype(choose_device(settings.get("device")), settings.get("dtype"))
         name, parts = load_model(source, half=dtype != torch.float32)
         load_tiny = None if tiny is None else partial(load_tiny_autoencoder, tiny)
         with memory_error_in_one_line():
-            prior = cls(*parts, tiny=load_tiny, device=device, dtype=dtype, **settings)
+            prior = cls(*parts, tiny=load_tiny, **settings)
         prior.name = name
         return prior
 
@@ -159,8 +156,7 @@ class StableDiffusionPrior(Prior):
                 tokenizer, encoder = self._load_text()
                 self._text = tokenizer, self._place(encoder, torch.float32)
             tokenizer, encoder = self._text
-            cut = {"truncation": True, "max_length": tokenizer.model_max_length}
-            tokens = tokenizer([prompt], padding="max_length", return_tensors="pt", **cut)
+            tokens = tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt")
             self._embedded[prompt] = encoder(tokens.input_ids.to(self.device))[0][0]
         return self._embedded[prompt]
 
@@ -197,9 +193,8 @@ class StableDiffusionPrior(Prior):
         names = [0, *self.view_words]
         has_corners = self.view_words.keys() & set(DIRECTIONS[1::2])
         directions = DIRECTIONS if has_corners else DIRECTIONS[::2]
-        side = cameras.side(len(directions))
         place = [names.index(view) if view in names else 0 for view in directions]
-        index = torch.tensor(place, device=side.device)[side]
+        index = torch.tensor(place, device=cameras.azimuth.device)[cameras.side(len(directions))]
         if "overhead" in names:
             index[cameras.elevation > OVERHEAD] = names.index("overhead")
         return index
