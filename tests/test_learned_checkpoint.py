@@ -6,8 +6,7 @@ import torch
 from learned import data
 
 from psd_mini.cameras import orbit
-from psd_mini.pretrained import learned
-from psd_mini.pretrained import make_prior
+from psd_mini.pretrained import learned, make_prior
 from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.world.metrics import judge_views, squared_distances
 from psd_mini.world.text import DIRECTIONS, components
@@ -97,7 +96,9 @@ def test_the_direction_is_heard(prior, truth, camera, right, wrong):
     t = torch.full((16,), 950)
     x_t = prior.schedule.add_noise(x, eps, t)
     eps_hat = prior.predict_noise(
-        x_t, t, prior.embed([learned.VIEW_WORDS[d].format("a yellow house") for d in (right, wrong)])
+        x_t,
+        t,
+        prior.embed([learned.VIEW_WORDS[d].format("a yellow house") for d in (right, wrong)]),
     )
     near, far = ((prior.schedule.x0_from_eps(x_t, e, t) - x).square().mean() for e in eps_hat)
     assert near < 0.6 * far, (near, far)

@@ -1,12 +1,13 @@
-"""What the learned checkpoint draws for every caption, and how its parts do:
-tests/results/learned_samples.json, learned_samples.png.
+"""What the learned checkpoint draws for every caption, and how its parts do.
 
     python tests/tools/learned_samples.py [FOLDER] [--guidance 3]
 
-For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what
-it is nearest to, among all objects and colours at the 128 cameras of the pool, by root mean square
+Writes tests/results/learned_samples.json and notebooks/images/learned_samples.png. For each
+(object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what it is
+nearest to, among all objects and colours at the 128 cameras of the pool, by root mean square
 difference at 32 x 32. Also: the autoencoder's error, the time of one UNet evaluation of 8 pictures,
-and the size of the folder."""
+and the size of the folder.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +36,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 def nearest(image, views, directions):
     """(object, colour), direction and distance of the nearest picture of the pool."""
-    squared = squared_distances(
-        avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32), views
-    )
+    small = avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32)
+    squared = squared_distances(small, views)
     camera, component = divmod(int(squared.argmin()), squared.shape[1])
     return components()[component], DIRECTIONS[directions[camera]], squared.min().sqrt().item()
 
 
 def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
-    prior = StableDiffusionPrior.from_pretrained(
-        folder, view_words=learned.VIEW_WORDS, elevations=learned.ELEVATIONS
-    )
+    prior = StableDiffusionPrior.from_pretrained(folder, **learned.SETTINGS)
     views = make_views(pool_cameras(), 32)
     directions = directions_of(views.cameras).tolist()
     generator = torch.Generator().manual_seed(seed)
@@ -99,10 +97,8 @@ def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
     out = ROOT / "tests" / "results"
     (out / "learned_samples.json").write_text(json.dumps(result, indent=1) + "\n")
     sheet = torch.stack(rows).view(len(OBJECTS), len(COLOURS), 3, 64, 64)
-    save_png(
-        contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)),
-        ROOT / "notebooks" / "images" / "learned_samples.png",
-    )
+    target = ROOT / "notebooks" / "images" / "learned_samples.png"
+    save_png(contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)), target)
 
 
 if __name__ == "__main__":
