@@ -95,6 +95,8 @@ def test_published_names_round_trip(files, reward):
         full = network.state_dict()
     heads = network.vision.config.num_attention_heads, network.text.config.num_attention_heads
     assert heads == (16, 12)  # weights do not tell
+    for config, eps in ((network.vision.config, 1e-6), (network.text.config, 1e-12)):
+        assert (config.layer_norm_eps, config.hidden_act) == (eps, "gelu")
     assert len(full) == 620
     converted = convert({published(name): value for name, value in full.items()}, set(full))
     assert all(converted[name] is value for name, value in full.items())
@@ -103,9 +105,13 @@ def test_published_names_round_trip(files, reward):
 
 def test_unknown_and_missing_weights_are_named(files):
     state, wanted = torch.load(files[1], weights_only=True), set(files[0].state_dict())
-    with pytest.raises(ValueError, match="has 'blip.queue', which this network has no place for"):
+    with pytest.raises(
+        ValueError, match="'blip.queue' is not a weight of ImageReward; another file"
+    ):
         convert({**state, "blip.queue": torch.zeros(2)}, wanted)
-    with pytest.raises(ValueError, match="has 'blip.visual_encoder.blocks.7.norm1.weight', which"):
+    with pytest.raises(
+        ValueError, match="'blip.visual_encoder.blocks.7.norm1.weight' is not a weight"
+    ):
         convert({**state, "blip.visual_encoder.blocks.7.norm1.weight": torch.zeros(2)}, wanted)
     del state["blip.visual_encoder.cls_token"]
     with pytest.raises(
@@ -138,7 +144,7 @@ def test_a_pickle_that_runs_code_is_refused_unopened(tmp_path):
     ("content", "message"),
     [
         (None, "there is no file"),
-        (b"", "is damaged or no torch file"),
+        (b"", "is damaged or holds no weights"),
         (b"PK\x03\x04", "is damaged"),
     ],
 )

@@ -141,8 +141,8 @@ def test_without_view_words(folder):
 
 
 def test_encode_is_diffusers_mean(model):
-    """x = scaling factor times the posterior's mean; images of another size are resized first,
-    or refused."""
+    """x = scaling factor times the posterior's mean; images of another resolution are
+    resized first."""
     pipe, prior = model
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     expected = 0.3 * pipe.vae.encode(2 * images - 1).latent_dist.mean
@@ -151,26 +151,20 @@ def test_encode_is_diffusers_mean(model):
     torch.testing.assert_close(
         prior.encode(grey), prior.encode(grey[..., :16, :16]), rtol=1e-5, atol=1e-5
     )
-    prior.resize = False
-    assert prior.encode(torch.rand(1, 3, 32, 24)).shape == (1, 4, 16, 12)
-    with pytest.raises(
-        ValueError, match=r"images: expected sides that are multiples of 2, got \(1, 3, 17, 16\)"
-    ):
-        prior.encode(torch.rand(1, 3, 17, 16))
-    prior.resize = True
 
 
 def test_gradient_reaches_the_image_through_the_encoder(model):
     """d <u, encode(image)> along a direction = (f(+h) - f(-h)) / 2h; no parameter of any network
     receives a gradient."""
     _, prior = model
-    image, u, direction = torch.rand(1, 3, 24, 24), draw(1, 4, 8, 8), draw(1, 3, 24, 24, seed=2)
+    image = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    u, direction = draw(1, 4, 8, 8), draw(1, 3, 24, 24, seed=2)
     leaf = image.clone().requires_grad_()
     (prior.encode(leaf) * u).sum().backward()
     with torch.no_grad():
-        ahead, behind = ((prior.encode(image + h * direction) * u).sum() for h in (1e-2, -1e-2))
+        ahead, behind = ((prior.encode(image + h * direction) * u).sum() for h in (1e-3, -1e-3))
     torch.testing.assert_close(
-        (leaf.grad * direction).sum(), (ahead - behind) / 2e-2, rtol=5e-3, atol=1e-3
+        (leaf.grad * direction).sum(), (ahead - behind) / 2e-3, rtol=5e-3, atol=1e-3
     )
     assert all(
         p.grad is None and not p.requires_grad
@@ -380,9 +374,7 @@ def test_models_of_another_kind_are_refused(folder):
             unet, vae, DDIMScheduler(**settings), lambda: (None, None), device="cpu"
         )
 
-    with pytest.raises(
-        ValueError, match="the model predicts 'sample'; epsilon and v_prediction are understood"
-    ):
+    with pytest.raises(ValueError, match="it predicts 'sample', not epsilon or v_prediction"):
         make(prediction_type="sample")
     unet.register_to_config(in_channels=9)
     with pytest.raises(

@@ -1,5 +1,4 @@
-"""Priors by name: the exact toy world, the small checkpoint of our own, Stable Diffusion.
-`psd_mini.sds.Prior` says what a prior is."""
+"""Learned priors and rewards, and `make_prior`, which finds every prior by its name."""
 
 from __future__ import annotations
 
@@ -16,15 +15,15 @@ def make_prior(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Any:
-    """A prior by name, folder or hub id.
+    """A prior by name, folder or hub id; `psd_mini.sds.Prior` says what a prior is.
 
     Args:
-        prior: "exact", "toy" (the small trained model in `psd_mini.pretrained.learned`), "real"
-            (Stable Diffusion) or where a model in diffusers' format is.
-        resolution: of the exact world's pictures; learned priors resize what they get to their own
-            size.
-        conditioning: what it knows of the camera, see `ToyWorldPrior`; a learned one is told in
-            words or, with "none", nothing.
+        prior: "exact" (the toy world), "learned" (the small checkpoint in the package), "real"
+            (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
+        resolution: pixels per side of the exact world's pictures. Learned priors resize what they
+            get to their own resolution.
+        conditioning: what it knows of the camera, see `ToyWorldPrior`. A learned prior is told the
+            view in words, or nothing with "none".
         device, dtype: of a learned prior; None is what there is.
 
     Raises:
@@ -33,25 +32,19 @@ def make_prior(
     at_least("resolution", resolution, 8)
     if prior == "exact":
         if device not in (None, "cpu") or dtype not in (None, "float32"):
-            raise ValueError(
-                f"device, dtype: the exact world runs on the cpu in float32, not {device} {dtype};"
-                " leave them out"
-            )
+            where = f"the cpu in float32, not {device} {dtype}"
+            raise ValueError(f"device, dtype: the exact world runs on {where}; leave them out")
         from psd_mini.world.prior import ToyWorldPrior
 
         return ToyWorldPrior(resolution, conditioning)
-    from psd_mini.pretrained import learned as toy
-    from psd_mini.pretrained.stable_diffusion import VIEW_WORDS, StableDiffusionPrior
+    from psd_mini.pretrained import learned
+    from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 
-    source: Any = {"real": None, "toy": learned.FOLDER}.get(prior, prior)
-    words = learned.VIEW_WORDS if prior == "toy" else VIEW_WORDS
-    settings: dict[str, Any] = {"elevations": learned.ELEVATIONS} if prior == "toy" else {}
-    the_prior = StableDiffusionPrior.from_pretrained(
-        source,
-        view_words=None if conditioning == "none" else words,
-        device=device,
-        dtype=dtype,
-        **settings,
-    )
-    the_prior.name = "toy" if prior == "toy" else the_prior.name
-    return the_prior
+    settings: dict[str, Any] = learned.SETTINGS if prior == "learned" else {}
+    if conditioning == "none":
+        settings = settings | {"view_words": None}
+    source: Any = {"real": None, "learned": learned.FOLDER}.get(prior, prior)
+    made = StableDiffusionPrior.from_pretrained(source, device=device, dtype=dtype, **settings)
+    if prior == "learned":
+        made.name = prior
+    return made

@@ -1,5 +1,4 @@
-"""What fails outside of the package's power (network, hub, memory, a missing package) ends in
-one line that says what to do."""
+"""Failures outside the package (network, hub, memory) end in one line that says what to do."""
 
 from __future__ import annotations
 
@@ -7,8 +6,9 @@ import os
 import socket
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -17,58 +17,60 @@ REMEDY = "a downloaded folder works too, and the exact world needs none of this:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters; its type's name where there
-    is none."""
+    """First line of an error's message, at most 200 characters; without a message its type."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 @contextmanager
 def one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn anything that loading `what` fails with into a ValueError of one line that says what
-    to do, such as `remedy`."""
+    """Whatever loading `what` fails with becomes a ValueError of one line, with `remedy`."""
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*local_dir_use_symlinks"
-            )  # diffusers' affair
+            # diffusers still passes this argument, huggingface_hub ignores it
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
             yield
-    except ImportError as error:
-        missing = (
-            f"{what}: a package is missing ({first_line(error)}); pip install diffusers"
-            f" transformers; {remedy}"
-        )
-        raise ValueError(missing) from None
-    except (torch.OutOfMemoryError, MemoryError):
-        raise ValueError(
-            f"{what}: not enough memory; stop what else uses it, or choose device='cpu'; {remedy}"
-        ) from None
-    except (
-        Exception
-    ) as error:  # the hub, diffusers, transformers and safetensors raise two dozen different ones
+    except Exception as error:  # the hub, diffusers, transformers and safetensors raise many kinds
         reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         hint = "is there a network, and does it still exist?"
+        if isinstance(error, ImportError):
+            hint = "a package is missing: pip install diffusers transformers;"
+        elif isinstance(error, torch.OutOfMemoryError | MemoryError):
+            hint = "not enough memory: stop what else uses it, or choose device='cpu';"
         raise ValueError(f"{what}: cannot be loaded ({reason}); {hint} {remedy}") from None
 
 
 @contextmanager
 def memory_error_in_one_line() -> Iterator[None]:
-    """A GPU that is too small is the user's to mend, not a bug to be traced."""
+    """A GPU with too little memory ends in a ValueError of one line, with the remedies."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ValueError(
-            "memory: the GPU has too little; use one camera a step, or an id or folder of a smaller"
-            " model, or prior='exact'"
-        ) from None
+        remedy = "use one camera a step, a smaller model, or prior='exact'"
+        raise ValueError(f"memory: the GPU has too little; {remedy}") from None
+
+
+def first_loaded(ids: Sequence[str], load: Callable[[str], Any]) -> Any:
+    """What `load` makes of the first id that it can load.
+
+    Raises:
+        ValueError: it can load none of them; the error of the first.
+    """
+    reasons = []
+    for model_id in ids:
+        try:
+            return load(model_id)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(f"{reasons[0]} (tried: {', '.join(ids)})")
 
 
 def hub_is_offline() -> bool:
-    """Whether the hub is out of reach, found out in seconds; its own client retries for half a
-    minute, file by file.
+    """Whether the hub is out of reach; takes at most five seconds.
 
-    Then only what was downloaded before can be used. Behind a proxy the client is left to find out
-    for itself."""
+    If it is, only what was downloaded before can be used. The hub's own client would retry for half
+    a minute, file by file. Behind a proxy this cannot be found out here, and the answer is False.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return True
     if urllib.request.getproxies():

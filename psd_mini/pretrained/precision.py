@@ -1,15 +1,15 @@
-"""Where networks run and in which precision, and how gradients get through half precision
-unharmed."""
+"""Where networks run and in which precision, and gradients that survive half precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini.pretrained.failures import first_line
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -23,56 +23,49 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device: {device} cannot be used ({first_line(error)}); choose cpu, or cuda where"
-            " there is a GPU"
-        ) from None
+        reason = f"{device} cannot be used ({first_line(error)})"
+        raise ValueError(f"device: {reason}; choose cpu, or cuda where there is a GPU") from None
 
 
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
-    """The weights' precision: bfloat16 on GPUs that compute in it (capability 8.0 and up), float16
-    on older ones, else float32.
+    """The precision that was asked for; by default the best one that the device computes in.
 
-    `torch.cuda.is_bf16_supported` is no guide: it says yes on a T4, which only emulates bfloat16,
-    slowly.
+    That is bfloat16 on GPUs of compute capability 8.0 and up, float16 on older ones, float32 on
+    everything else. `torch.cuda.is_bf16_supported` does not tell: it says yes on a T4, which only
+    emulates bfloat16, slowly.
 
     Raises:
-        ValueError: a name that is none of float32, float16, bfloat16.
+        ValueError: another name than float32, float16, bfloat16.
     """
     if dtype is None:
         if device.type != "cuda":
             return torch.float32
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
-    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
-        raise ValueError(f"dtype: {dtype!r} is not known; choose from {', '.join(names)}")
+        newer = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if newer else torch.float16
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype: {dtype!r} is not known; choose from {', '.join(DTYPES)}")
     return chosen  # type: ignore[return-value]
 
 
 def scaled_gradients(
-    function: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "..."],
-    dtype: torch.dtype,
-    scale: float = 1.0,
-) -> Float[Tensor, "..."]:
+    function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype, scale: float = 1.0
+) -> Tensor:
     """y = function(x) in float32, whose backward pass survives a float16 network inside.
 
         forward   y = f(x)
         backward  dL/dx = c J^T (dL/dy / c),    c = max |dL/dy| / scale
 
-    Half precision loses what is below 6e-8 and overflows above 65504; with c the gradient that
-    enters the network is of size `scale` whatever the loss was. Exact in real numbers: the backward
-    pass is linear. Once per forward pass.
+    float16 rounds numbers below 6e-8 to 0 and overflows above 65504. With c the gradient that
+    enters the network is of size `scale`, whatever the loss was. In exact arithmetic c changes
+    nothing, because the backward pass is linear. One backward pass for each forward pass.
 
     Args:
         function: a network; takes x, gives a tensor.
-        x: float32.
+        x: float32, of any shape.
         dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's
             range).
-        scale: size of the largest entry inside.
+        scale: size of the largest entry of the gradient that enters the network.
     """
     if dtype != torch.float16 or not (x.requires_grad and torch.is_grad_enabled()):
         return function(x).float()

@@ -1,12 +1,15 @@
 """Pictures straight from a prior, without any 3D: what does it think of a prompt?
 
-DDIM walks down a grid of timesteps t_1 > t_2 > ... > t_n > "clean" and keeps the predicted noise
-(Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 with eta = 0):
+DDIM walks down a grid of timesteps t_1 > t_2 > ... > t_n and ends at the clean picture. It keeps
+the predicted noise (Song, Meng & Ermon 2021, arXiv 2010.02502, eq. 12 with eta = 0):
 
-    eps_hat = cfg(x_t),   x0_hat = (x_t - sigma_t eps_hat) / alpha_t,   x_t' = alpha_t' x0_hat + sigma_t' eps_hat
+    eps_hat = cfg(x_t)
+    x0_hat  = (x_t - sigma_t eps_hat) / alpha_t
+    x_t'    = alpha_t' x0_hat + sigma_t' eps_hat
 
-In the limit of many steps this is the probability-flow ODE, so a prior that is exact gives its own
-distribution."""
+In the limit of many steps this is the probability-flow ODE, so the samples of an exact prior have
+its own distribution.
+"""
 
 from __future__ import annotations
 
@@ -60,15 +63,11 @@ def ddim_sample(
         embeddings = torch.cat((embeddings, prior.embed_negative(negative_prompt)))
     grid = torch.linspace(schedule.num_timesteps - 1, 0, steps + 1).round().long()[:-1].tolist()
     x = noise
-    for now, after in zip(grid, [*grid[1:], None], strict=True):
-        t = torch.full((len(x),), now)
+    for step, time in enumerate(grid):
+        t = torch.full((len(x),), time)
+        if step > 0:
+            x = schedule.add_noise(x0_hat, eps_hat, t)  # x_t' = alpha_t' x0_hat + sigma_t' eps_hat
         predictions = prior.predict_noise(x, t, embeddings, cameras)
         eps_hat = cfg(predictions[0], predictions[-1], guidance_scale)
         x0_hat = schedule.x0_from_eps(x, eps_hat, t)
-        # x_t' = alpha_t' x0_hat + sigma_t' eps_hat, and at the end x0_hat itself
-        x = (
-            x0_hat
-            if after is None
-            else schedule.add_noise(x0_hat, eps_hat, torch.full_like(t, after))
-        )
-    return x
+    return x0_hat

@@ -1,14 +1,15 @@
-"""A latent diffusion model in diffusers' format (Stable Diffusion, or anything of its shape) as a
-prior.
+"""A latent diffusion model in diffusers' format as a prior: Stable Diffusion, or any of its shape.
 
-    x = s E(2 image - 1)                  E: the autoencoder's encoder (mean of its posterior), s: its scaling factor
-    image = (D(x / s) + 1) / 2            D: its decoder
-    eps_hat = U(x_t, t, e)                U: the UNet, e: the text encoder's last hidden state, L = 77 tokens of D numbers
+    x = s E(2 image - 1)                  E: the autoencoder's encoder (mean of its posterior)
+    image = (D(x / s) + 1) / 2            D: its decoder, s: its scaling factor
+    eps_hat = U(x_t, t, e)                U: the UNet
     eps_hat = sigma_t x_t + alpha_t v     for models that predict v = alpha_t eps - sigma_t x
 
-The networks are frozen. A gradient passes through E to the image; the UNet is asked without keeping
+e is the text encoder's last hidden state, L tokens of D numbers (77 of 768 in Stable Diffusion 1).
+
+The networks are frozen. A gradient passes through E to the image. The UNet is asked without keeping
 its graph, unless the embedding itself is being optimised (a negative embedding): then the gradient
-goes to it and to nothing else.
+goes to the embedding and to nothing else.
 
 A picture taken from behind should not be asked to look like the prompt's favourite side. So the
 prompt has variants, one per view word, and each camera picks its own (DreamFusion, section 3.2):
@@ -17,7 +18,8 @@ embeddings are (K, V, L, D) with
     v = 0 the prompt as it stands,    v = 1.. one variant for each entry of `view_words`
 
 Reference: Rombach et al. 2022 (arXiv 2112.10752); Poole et al. 2022 (DreamFusion, arXiv 2209.14988)
-for view-dependent prompts."""
+for view-dependent prompts.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,17 @@ from torch.utils.checkpoint import checkpoint
 
 from psd_mini.cameras import Cameras
 from psd_mini.pretrained.failures import memory_error_in_one_line
-from psd_mini.pretrained.loading import TINY_ID, load_model, load_tiny_autoencoder
+from psd_mini.pretrained.loading import TINY_ID, LoadText, load_model, load_tiny_autoencoder
 from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
 from psd_mini.schedule import NoiseSchedule
 from psd_mini.sds import Prior
 from psd_mini.world.text import DIRECTIONS
 
-# where the camera is (one of `world.text.DIRECTIONS`, from azimuth 0 on) or "overhead" -> what
-# becomes of the prompt there
+Images = Float[Tensor, "b 3 h w"]
+Latents = Float[Tensor, "b c h w"]
+Embeddings = Float[Tensor, "k v l d"]
+
+# where the camera is (one of `DIRECTIONS`, or "overhead") -> what becomes of the prompt there
 VIEW_WORDS = {
     "front": "{}, front view",
     "right": "{}, side view",
@@ -55,23 +60,21 @@ ELEVATIONS = (-10.0, 75.0)  # degrees
 
 
 class StableDiffusionPrior(Prior):
-    """See the module's docstring; usually made by `from_pretrained`.
+    """A latent diffusion model (equations: the module's docstring), usually by `from_pretrained`.
 
     Args:
         unet, vae: networks of diffusers, UNet2DConditionModel and AutoencoderKL.
         scheduler: one of diffusers' with `alphas_cumprod`; its prediction_type is "epsilon" or
             "v_prediction".
-        load_text: gives (tokenizer, text encoder) of transformers; called when a new prompt is
-            embedded, and the encoder is let go again at the next noise prediction.
+        load_text: gives (tokenizer, text encoder) of transformers. It is called when a new prompt
+            is embedded; the encoder leaves memory at the next noise prediction.
         tiny: gives an AutoencoderTiny of the same latents, when first needed; or None.
         tiny_encode: encode with it too, instead of only decoding: ten times cheaper, but the
             gradient is another network's.
         view_words: view -> prompt with {} for the prompt, or None: every camera gets the prompt as
-            it stands. Directions between the four sides ("front right") divide the circle into
-            eight instead of four.
+            it stands. With words for "front right" and the like there are eight sides, else four.
         elevations: between which `draw_cameras` stands, degrees.
-        resize: enlarge or shrink images to the model's own size before encoding.
-        device, dtype: where the networks live and in which precision; x, embeddings and gradients
+        device, dtype: where the networks live and in which precision. x, embeddings and gradients
             are always float32.
 
     Raises:
@@ -82,55 +85,42 @@ class StableDiffusionPrior(Prior):
 
     def __init__(
         self,
-        unet: nn.Module,
-        vae: nn.Module,
+        unet: Any,
+        vae: Any,
         scheduler: Any,
-        load_text: Callable[[], tuple[Any, nn.Module]],
+        load_text: LoadText,
         *,
         tiny: Callable[[], nn.Module] | None = None,
         tiny_encode: bool = False,
         view_words: Mapping[str, str] | None = VIEW_WORDS,
         elevations: tuple[float, float] = ELEVATIONS,
-        resize: bool = True,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ):
-        self.name = type(unet).__name__
-        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(
-                f"prior: the model predicts {self.prediction_type!r}; epsilon and v_prediction are"
-                " understood"
-            )
-        channels = unet.config.in_channels, vae.config.latent_channels  # type: ignore[union-attr]
-        if channels[0] != channels[1] or getattr(unet.config, "addition_embed_type", None):
-            raise ValueError(
-                f"prior: the UNet wants {channels[0]} channels and {unet.config.addition_embed_type or 'no'} extra conditions, "  # type: ignore[union-attr]
-                f"the autoencoder gives {channels[1]}: not a plain text-to-image model; use Stable"
-                " Diffusion 1.x or 2.x"
-            )
+        predicts = scheduler.config.get("prediction_type", "epsilon")
+        if predicts not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prior: it predicts {predicts!r}, not epsilon or v_prediction")
+        wanted, given = unet.config.in_channels, vae.config.latent_channels
+        extra = getattr(unet.config, "addition_embed_type", None)
+        if wanted != given or extra:
+            unet_wants = f"the UNet wants {wanted} channels and {extra or 'no'} extra conditions"
+            remedy = "use Stable Diffusion 1.x or 2.x"
+            raise ValueError(f"prior: {unet_wants}, the autoencoder gives {given}; {remedy}")
+        self.name, self.prediction_type = type(unet).__name__, predicts
         self.device = choose_device(device)
         self.dtype = choose_dtype(self.device, dtype)
         self.schedule = NoiseSchedule.from_diffusers(scheduler)
-        self.unet = self._place(unet)
-        self.vae = self._place(vae)
-        self.stride = 2 ** (len(vae.config.block_out_channels) - 1)  # type: ignore[union-attr,arg-type]
-        self.resolution = unet.config.sample_size * self.stride  # type: ignore[union-attr,operator]
+        self.unet, self.vae = self._place(unet), self._place(vae)
+        self.resolution = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.view_words, self.elevations = dict(view_words or {}), elevations
-        self.resize, self.tiny_encode = resize, tiny_encode
-        self._load_text, self._load_tiny = load_text, tiny
+        self.tiny_encode, self._load_tiny, self._load_text = tiny_encode, tiny, load_text
+        self._tiny: Any = None
         self._text: tuple[Any, nn.Module] | None = None
-        self._tiny: nn.Module | None = None
         self._embedded: dict[str, Tensor] = {}
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path | None = None,
-        *,
-        tiny: str | Path | None = None,
-        local_files_only: bool = False,
-        **settings: Any,
+        cls, source: str | Path | None = None, *, tiny: str | Path | None = None, **settings: Any
     ) -> StableDiffusionPrior:
         """Load a model.
 
@@ -139,106 +129,85 @@ class StableDiffusionPrior(Prior):
                 the other.
             tiny: folder or hub id of an AutoencoderTiny; by default `loading.TINY_ID` when source
                 is None, else none.
-            local_files_only: use what was downloaded before, without asking the network.
             settings: as in the class's docstring.
 
         Raises:
             ValueError: in one line, what is missing and what to do.
         """
         tiny = TINY_ID if tiny is None and source is None else tiny
-        device = choose_device(settings.pop("device", None))
-        dtype = choose_dtype(device, settings.pop("dtype", None))
-        name, parts = load_model(source, local_files_only, half=dtype != torch.float32)
-        load_tiny = None if tiny is None else partial(load_tiny_autoencoder, tiny, local_files_only)
+        dtype = choose_dtype(choose_device(settings.get("device")), settings.get("dtype"))
+        name, parts = load_model(source, half=dtype != torch.float32)
+        load_tiny = None if tiny is None else partial(load_tiny_autoencoder, tiny)
         with memory_error_in_one_line():
-            prior = cls(*parts, tiny=load_tiny, device=device, dtype=dtype, **settings)
+            prior = cls(*parts, tiny=load_tiny, **settings)
         prior.name = name
         return prior
 
-    def _place(self, network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        """The network frozen, on the prior's device and in its precision (nn.Module's own `to`:
-        diffusers' one warns)."""
+    def _place(self, network: nn.Module, dtype: torch.dtype | None = None) -> Any:
+        """The network, frozen, on the prior's device and in its precision."""
+        # nn.Module's own `to`, because the one of diffusers warns
         return nn.Module.to(network, self.device, dtype or self.dtype).requires_grad_(False).eval()
 
     @torch.no_grad()
     def _hidden_state(self, prompt: str) -> Float[Tensor, "l d"]:
-        """Last hidden state of the text encoder, in float32, remembered: (L, D)."""
+        """Last hidden state of the text encoder in float32, remembered for each prompt."""
         if prompt not in self._embedded:
             if self._text is None:
                 tokenizer, encoder = self._load_text()
                 self._text = tokenizer, self._place(encoder, torch.float32)
             tokenizer, encoder = self._text
-            length = tokenizer.model_max_length
-            tokens = tokenizer(
-                [prompt],
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            mask = (
-                tokens.attention_mask.to(self.device)
-                if getattr(encoder.config, "use_attention_mask", False)
-                else None
-            )
-            self._embedded[prompt] = encoder(tokens.input_ids.to(self.device), attention_mask=mask)[
-                0
-            ][0]
+            tokens = tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt")
+            self._embedded[prompt] = encoder(tokens.input_ids.to(self.device))[0][0]
         return self._embedded[prompt]
 
-    def embed(self, prompts: list[str]) -> Float[Tensor, "k v l d"]:
-        """Embeddings of K prompts, the same for every view; "" is the null prompt. For negative
-        prompts.
+    def embed(self, prompts: list[str]) -> Embeddings:
+        """Embeddings of K prompts, the same for every view; "" is the null prompt.
 
-        Guidance subtracts the negative prompt's prediction: with the view's word in it, it would
-        subtract the view."""
+        These are for negative prompts: guidance subtracts their prediction, and with the view's
+        word in the prompt it would subtract the view.
+        """
         rows = torch.stack([self._hidden_state(prompt) for prompt in prompts])
         return rows[:, None].repeat(1, 1 + len(self.view_words), 1, 1)
 
-    def embed_views(self, prompts: list[str]) -> Float[Tensor, "k v l d"]:
-        """Embeddings of K prompts with a variant for each view word (equation: the module's
-        docstring)."""
-        variants = [
-            [prompt, *(words.format(prompt) for words in self.view_words.values())]
-            for prompt in prompts
-        ]
-        return torch.stack(
-            [torch.stack([self._hidden_state(text) for text in texts]) for texts in variants]
-        )
+    def embed_views(self, prompts: list[str]) -> Embeddings:
+        """Embeddings of K prompts, with a variant for each view word."""
+        rows = []
+        for prompt in prompts:
+            variants = [prompt, *(words.format(prompt) for words in self.view_words.values())]
+            rows.append(torch.stack([self._hidden_state(variant) for variant in variants]))
+        return torch.stack(rows)
 
     def negative_settings(self, start: Tensor) -> dict[str, Any]:
-        """How a `NegativeEmbedding` that starts here should move, in a text encoder's units:
-        guesses, never tuned at full size.
+        """How a `NegativeEmbedding` that starts here should move, in a text encoder's units.
 
-        ReNeg (arXiv 2412.19637) moves 5e-3 a step; at high noise d x0_hat / dn grows like sigma_t /
-        alpha_t."""
+        Guesses, never tuned at full size. ReNeg (arXiv 2412.19637) moves 5e-3 a step; at high noise
+        d x0_hat / dn grows like sigma_t / alpha_t.
+        """
         return {"lr": 1e-3, "radius": 0.2 * start.norm().item(), "t_range": (0.02, 0.5)}
 
     def view_index(self, cameras: Cameras) -> Int[Tensor, " b"]:
-        """Which variant each camera picks: "overhead" above 60 degrees, else its side; 0 where
-        there is no word for it."""
+        """Which variant each camera picks: "overhead" above 60 degrees, else its side.
+
+        It is 0, the prompt as it stands, where there is no word for the view.
+        """
         names = [0, *self.view_words]
-        directions = (
-            DIRECTIONS if any(corner in names for corner in DIRECTIONS[1::2]) else DIRECTIONS[::2]
-        )
-        side = cameras.side(len(directions))
+        has_corners = self.view_words.keys() & set(DIRECTIONS[1::2])
+        directions = DIRECTIONS if has_corners else DIRECTIONS[::2]
         place = [names.index(view) if view in names else 0 for view in directions]
-        index = torch.tensor(place, device=side.device)[side]
+        index = torch.tensor(place, device=cameras.azimuth.device)[cameras.side(len(directions))]
         if "overhead" in names:
             index[cameras.elevation > OVERHEAD] = names.index("overhead")
         return index
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
-        """n cameras all around, at `elevations` above the horizon, uniform in both angles, on
-        the prior's device."""
+        """n cameras all around, between `elevations` above the horizon, uniform in both angles."""
         u = torch.rand(2, n, generator=generator)
         low, high = (math.radians(bound) for bound in self.elevations)
-        angles = torch.stack(
-            (2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0))
-        ).to(self.device)
-        return Cameras(angles[0], angles[1], angles[2], math.radians(40))
+        angles = 2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0)
+        azimuth, elevation, distance = (values.to(self.device) for values in angles)
+        return Cameras(azimuth, elevation, distance, math.radians(40))
 
-    def _autoencoder(self, tiny: bool) -> nn.Module:
+    def _autoencoder(self, tiny: bool) -> Any:
         """The tiny autoencoder if it is wanted and there is one, else the model's own."""
         if not tiny or self._load_tiny is None:
             return self.vae
@@ -246,54 +215,39 @@ class StableDiffusionPrior(Prior):
             self._tiny = self._place(self._load_tiny())
         return self._tiny
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """x = s E(2 image - 1), float32, differentiable.
-
-        Raises:
-            ValueError: sides that are no multiple of the autoencoder's stride, where `resize` is
-                off.
-        """
-        images = images.to(self.device)
-        if self.resize and images.shape[-2:] != (self.resolution, self.resolution):
-            images = F.interpolate(
-                images, (self.resolution, self.resolution), mode="bilinear", antialias=True
-            )
-        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
-            raise ValueError(
-                f"images: expected sides that are multiples of {self.stride}, got"
-                f" {tuple(images.shape)}"
-            )
-        network = self._autoencoder(self.tiny_encode)
+    def encode(self, images: Images) -> Latents:
+        """x = s E(2 image - 1) of the images at the model's own resolution; differentiable."""
+        images, network = images.to(self.device), self._autoencoder(self.tiny_encode)
+        shape = self.resolution, self.resolution
+        if images.shape[-2:] != shape:
+            images = F.interpolate(images, shape, mode="bilinear", antialias=True)
 
         def latents(images: Tensor) -> Tensor:
-            encoded = network.encode((2 * images - 1).to(self.dtype))  # type: ignore[operator]
+            encoded = network.encode((2 * images - 1).to(self.dtype))
             return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
 
-        return network.config.scaling_factor * scaled_gradients(latents, images, self.dtype)  # type: ignore
+        return network.config.scaling_factor * scaled_gradients(latents, images, self.dtype)
 
-    def decode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """image = (D(x / s) + 1) / 2, clamped to [0, 1], float32, differentiable; by the tiny
-        autoencoder if there is one."""
-        network = self._autoencoder(True)
+    def decode(self, x: Latents) -> Images:
+        """image = (D(x / s) + 1) / 2, clamped to [0, 1]; differentiable.
+
+        D is the tiny autoencoder's decoder if there is one.
+        """
+        network = self._autoencoder(tiny=True)
 
         def pictures(x: Tensor) -> Tensor:
-            return network.decode((x / network.config.scaling_factor).to(self.dtype)).sample  # type: ignore
+            return network.decode((x / network.config.scaling_factor).to(self.dtype)).sample
 
         return ((scaled_gradients(pictures, x.to(self.device), self.dtype) + 1) / 2).clamp(0, 1)
 
     def predict_noise(
-        self,
-        x_t: Float[Tensor, "b c h w"],
-        t: Tensor,
-        embeddings: Float[Tensor, "k v l d"],
-        cameras: Cameras | None = None,
+        self, x_t: Latents, t: Tensor, embeddings: Embeddings, cameras: Cameras | None = None
     ) -> Float[Tensor, "k b c h w"]:
         """eps_hat for all K embeddings in one call of the UNet, in float32; its graph is not kept.
 
-        With gradients switched on and embeddings that require them, they are differentiable in the
-        embeddings, picture by
-        picture: the UNet runs again in the backward pass, so that no more than one picture's graph
-            is ever held.
+        With gradients switched on and embeddings that require them, eps_hat is differentiable in
+        the embeddings. The UNet then runs again in the backward pass, picture by picture, so that
+        the graph of no more than one picture is ever held.
 
         Args:
             x_t: (B, C, h, w) noised latents; used as they are, no gradient goes to them.
@@ -302,9 +256,7 @@ class StableDiffusionPrior(Prior):
             cameras: B cameras, each of which picks its variant; None is the prompt as it stands.
         """
         self._text = None  # all prompts are embedded: make room
-        view = (
-            torch.zeros(len(x_t), dtype=torch.long) if cameras is None else self.view_index(cameras)
-        )
+        view = torch.zeros(len(x_t)).long() if cameras is None else self.view_index(cameras)
         text = embeddings.to(self.device)[:, view.to(self.device)].flatten(0, 1)  # (K B, L, D)
         copies = len(embeddings)
         latents = x_t.detach().to(self.device, self.dtype).repeat(copies, 1, 1, 1)

@@ -1,13 +1,14 @@
-"""FLOPs of one optimisation step at 512 x 512 pixels: Stable Diffusion 1.5 and ImageReward in full
-size, without weights.
+"""FLOPs of one optimisation step at 512 x 512 pixels, in the real models' full size.
 
     python tests/tools/flops.py
 
-The package's own prior runs on torch's meta device, where tensors have shapes and no contents,
-under torch's FlopCounterMode (matrix products, convolutions and attention; 2 FLOPs per
-multiply-add; one camera per step). "KL" encodes with the model's own autoencoder and decodes with
-it for the reward, as threestudio and DreamDPO do; "tiny" uses the tiny autoencoder for both;
-"default" is what `--prior real` does: it encodes with KL and decodes with tiny."""
+Stable Diffusion 1.5 and ImageReward, without weights: the package's own prior runs on torch's meta
+device, where tensors have shapes and no contents, under torch's FlopCounterMode (matrix products,
+convolutions and attention; 2 FLOPs per multiply-add; one camera per step). "KL" encodes with the
+model's own autoencoder and decodes with it for the reward, as threestudio and DreamDPO do; "tiny"
+uses the tiny autoencoder for both; "default" is what `--prior real` does: it encodes with KL and
+decodes with tiny.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from psd_mini.sds import Context, predict, surrogate_loss
 TARGETS = {("KL", "SDS"): 3.9, ("tiny", "SDS"): 1.9}  # TFLOP, at most
 # each looks at the numbers in a tensor, and tensors on the meta device have none
 LOOK_AT_NUMBERS = {
-    "psd_mini.arguments._look_at_numbers": lambda *_: None,
-    "psd_mini.methods.context.check_finite": lambda *_: None,
+    "psd_mini._internal.arguments._look_at_numbers": lambda *_: None,
+    "psd_mini.sds.check_finite": lambda *_: None,
     "psd_mini.negative.score": lambda reward, images, prompts: reward(images, prompts),
 }
 
@@ -117,10 +118,8 @@ def parts(tiny_autoencoder: bool) -> dict[str, float]:
             stack.enter_context(patch(name, blind))
         context = Context(prior, embeddings, camera, ["a corgi"], reward)
         with torch.no_grad():
-            decode, judge = (
-                tera(lambda: prior.decode(x)),
-                tera(lambda: reward(torch.empty(1, 3, 512, 512, device="meta"))),
-            )
+            decode = tera(lambda: prior.decode(x))
+            judge = tera(lambda: reward(torch.empty(1, 3, 512, 512, device="meta")))
         return {
             "encode": tera(encode_and_back),
             "UNet": tera(lambda: ask(1)),

@@ -1,9 +1,10 @@
-"""Is our ImageReward the published one? The package image-reward 1.5 as an oracle, on random
-weights.
+"""Is our ImageReward the published one? The package image-reward 1.5 answers, on random weights.
 
-    python tests/tools/image_reward_oracle.py FOLDER            install the package there, compare the small size
-    python tests/tools/image_reward_oracle.py FOLDER --full     and the published size (ViT-L/16 and BERT-base; minutes, 8 GB)
+    python tests/tools/image_reward_oracle.py FOLDER           the small size
+    python tests/tools/image_reward_oracle.py FOLDER --full    and the published one (ViT-L/16 and
+                                                               BERT-base; minutes, 8 GB)
 
+The package is in FOLDER, or is installed there first.
 It prints the largest differences of scores and of gradients with respect to the image, and fails if
 one is not tiny.
 
@@ -56,17 +57,8 @@ FULL_TEXT = {
 
 def install(folder: Path) -> None:
     """pip install the package alone, without its dependencies, into a folder of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--target",
-        str(folder),
-        f"image-reward=={VERSION}",
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+    command = [*pip, "--target", str(folder), f"image-reward=={VERSION}"]
     subprocess.run(command, check=True)
 
 
@@ -97,41 +89,21 @@ def import_package(folder: Path):
     """
     root = folder / "ImageReward"
     if not (root / "ImageReward.py").is_file():
-        raise ModuleNotFoundError(
-            f"image-reward is not in {folder}; run python tests/tools/image_reward_oracle.py"
-            f" {folder}"
-        )
+        command = f"python tests/tools/image_reward_oracle.py {folder}"
+        raise ModuleNotFoundError(f"image-reward is not in {folder}; run {command}")
     # transformers looks for torchvision when it is imported, so before the stand-in
     from transformers import BertConfig, BertTokenizer, file_utils, modeling_utils, pytorch_utils  # noqa: F401
 
     before = set(sys.modules)
-    for name, path in {
-        "": root,
-        ".models": root / "models",
-        ".models.BLIP": root / "models" / "BLIP",
-    }.items():
+    for name in ("", ".models", ".models.BLIP"):
+        # a path, and no __init__: the package's own ones import everything
         _module(f"ImageReward{name}")
-        sys.modules[f"ImageReward{name}"].__path__ = [
-            str(path)
-        ]  # no __init__ runs: they import everything
-    unused = {
-        "_cfg": None,
-        "register_model": None,
-        "named_apply": None,
-        "adapt_input_conv": None,
-        "download_cached_file": None,
-    }
-    trunc_normal = {"trunc_normal_": nn.init.trunc_normal_, "DropPath": nn.Identity}
-    for part in (
-        "",
-        ".models",
-        ".models.vision_transformer",
-        ".models.registry",
-        ".models.layers",
-        ".models.helpers",
-        ".models.hub",
-    ):
-        _module(f"timm{part}", PatchEmbed=PatchEmbed, **unused, **trunc_normal)
+        sys.modules[f"ImageReward{name}"].__path__ = [str(root.joinpath(*name.split(".")))]
+    unused = ("_cfg", "register_model", "named_apply", "adapt_input_conv", "download_cached_file")
+    used = {"trunc_normal_": nn.init.trunc_normal_, "DropPath": nn.Identity}
+    timm = ("vision_transformer", "registry", "layers", "helpers", "hub")
+    for part in ("timm", "timm.models", *(f"timm.models.{name}" for name in timm)):
+        _module(part, PatchEmbed=PatchEmbed, **dict.fromkeys(unused), **used)
     for part in ("", ".nn", ".nn.checkpoint", ".nn.checkpoint.checkpoint_activations"):
         _module(f"fairscale{part}", checkpoint_wrapper=None)
     if importlib.util.find_spec("torchvision") is None:
@@ -142,15 +114,11 @@ def import_package(folder: Path):
         names = ("Compose", "Resize", "CenterCrop", "ToTensor", "Normalize")
         _module("torchvision")
         _module("torchvision.transforms", **dict.fromkeys(names, nothing))
-    stand_ins = {
-        n for n in sys.modules if n.split(".")[0] in ("timm", "fairscale", "torchvision")
-    } - before
+    replaced = ("timm", "fairscale", "torchvision")
+    stand_ins = {name for name in sys.modules if name.split(".")[0] in replaced} - before
 
-    for name in (
-        "apply_chunking_to_forward",
-        "prune_linear_layer",
-        "find_pruneable_heads_and_indices",
-    ):
+    moved = ["apply_chunking_to_forward", "prune_linear_layer", "find_pruneable_heads_and_indices"]
+    for name in moved:
         if not hasattr(modeling_utils, name):
             setattr(modeling_utils, name, getattr(pytorch_utils, name, None))
     module = importlib.import_module("ImageReward.ImageReward")
@@ -184,47 +152,33 @@ def published_model(folder: Path, full: bool) -> nn.Module:
     module = import_package(folder)
     torch.manual_seed(0)
     pretrain = sys.modules["ImageReward.models.BLIP.blip_pretrain"]
-    text = {
-        **(FULL_TEXT if full else SMALL_TEXT),
-        "layer_norm_eps": 1e-12,
-        "hidden_act": "gelu",
-        "add_cross_attention": True,
-    }
+    text = dict(FULL_TEXT if full else SMALL_TEXT)
+    text |= {"layer_norm_eps": 1e-12, "hidden_act": "gelu", "add_cross_attention": True}
     published = pretrain.create_vit, module.MLP
     if not full:
         vision = SMALL_VISION
         transformer = sys.modules["ImageReward.models.BLIP.vit"].VisionTransformer
 
         def create_vit(*_):
-            return (
-                transformer(
-                    img_size=vision["image_size"],
-                    patch_size=vision["patch_size"],
-                    embed_dim=vision["hidden_size"],
-                    depth=vision["num_hidden_layers"],
-                    num_heads=vision["num_attention_heads"],
-                ),
-                vision["hidden_size"],
+            made = transformer(
+                img_size=vision["image_size"],
+                patch_size=vision["patch_size"],
+                embed_dim=vision["hidden_size"],
+                depth=vision["num_hidden_layers"],
+                num_heads=vision["num_attention_heads"],
             )
+            return made, vision["hidden_size"]
 
         pretrain.create_vit = create_vit
         module.MLP = lambda _: published[1](text["hidden_size"])
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(
-            {
-                **text,
-                "type_vocab_size": 2,
-                "pad_token_id": 0,
-                "fusion_layer": 0,
-                "encoder_width": 768,
-            },
-            file,
-        )
+        rest = {"type_vocab_size": 2, "pad_token_id": 0, "fusion_layer": 0, "encoder_width": 768}
+        json.dump(text | rest, file)
         file.flush()
         model = module.ImageReward(med_config=file.name)
     pretrain.create_vit, module.MLP = published
-    # weights in which every part matters: initialised ones leave the score of any picture the same
-    # to five digits
+    # weights in which every part matters: with initialised ones the scores of all pictures agree to
+    # five digits
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -237,8 +191,10 @@ def published_model(folder: Path, full: bool) -> nn.Module:
 
 
 def compare(folder: Path, full: bool = False) -> tuple[float, float, float]:
-    """Largest |score difference|, largest |gradient difference|, and the largest gradient, for
-    two pictures and prompts."""
+    """Largest |score difference|, largest |gradient difference|, and the largest gradient.
+
+    They are of two pictures and prompts.
+    """
     from psd_mini.pretrained.image_reward import MEAN, STD, ImageRewardNetwork, convert
 
     theirs = published_model(folder, full)
@@ -246,7 +202,7 @@ def compare(folder: Path, full: bool = False) -> tuple[float, float, float]:
     ours.load_state_dict(convert(theirs.state_dict(), set(ours.state_dict())))
     ours.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(2, 3, ours.size, ours.size, generator=generator)
+    pixels = torch.randn(2, 3, ours.resolution, ours.resolution, generator=generator)
     tokens = torch.randint(1, 60, (2, 35), generator=generator)
     mask = (torch.arange(35) < torch.tensor([[7], [20]])).long()
     answers = []
@@ -260,11 +216,8 @@ def compare(folder: Path, full: bool = False) -> tuple[float, float, float]:
     (score, gradient), (our_score, our_gradient) = answers
     print(f"scores {score.tolist()}, ours {our_score.tolist()}")
     size = gradient.abs().max().item()
-    return (
-        (score - our_score).abs().max().item(),
-        (gradient - our_gradient).abs().max().item(),
-        size,
-    )
+    differences = score - our_score, gradient - our_gradient
+    return differences[0].abs().max().item(), differences[1].abs().max().item(), size
 
 
 if __name__ == "__main__":
@@ -277,8 +230,6 @@ if __name__ == "__main__":
     for full in (False, True) if arguments.full else (False,):
         score, gradient, size = compare(arguments.folder, full)
         name = "published size" if full else "small"
-        print(
-            f"{name}: max |score difference| {score:.2e}, max |gradient difference| {gradient:.2e}"
-            f" (of {size:.2e})"
-        )
+        print(f"{name}: max |score difference| {score:.2e}, ", end="")
+        print(f"max |gradient difference| {gradient:.2e} (of {size:.2e})")
         assert score < 1e-4 and gradient < 1e-4 * size, "our ImageReward is not the published one"

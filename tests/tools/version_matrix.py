@@ -1,12 +1,12 @@
-"""Run the tests of the learned priors and of ImageReward with several versions of diffusers and
-transformers.
+"""The tests of learned priors and of ImageReward with several versions of their libraries.
 
-    python tests/tools/version_matrix.py                  all sets; a fresh virtual environment each, about 3 minutes and 2 GB
+    python tests/tools/version_matrix.py                  all sets of diffusers, transformers, ...
     python tests/tools/version_matrix.py oldest colab     some of them
 
-All with torch 2.13.0 and the Python that runs this script; image-reward 1.5 is installed without
-its dependencies, so that its test as an oracle runs too. Prints one line per set and ends with an
-error if a set fails."""
+Each set is a fresh virtual environment, about 3 minutes and 2 GB. All have torch 2.13.0 and the
+Python that runs this script. image-reward 1.5 is installed without its dependencies, so that its
+test as an oracle runs too. Prints one line per set and ends with an error if a set fails.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ COLAB = [
     for line in (ROOT / "tests" / "constraints-colab.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
-# transformers 4.x needs huggingface_hub below 1, which diffusers has needed to be above from 0.40
-# on
+# transformers 4.x needs huggingface_hub below 1, diffusers from 0.40 on needs it above
 SETS = {
     "newest": [
         "diffusers==0.42.1",
@@ -47,7 +46,7 @@ SETS = {
 OTHERS = ["safetensors", "jaxtyping>=0.3,<0.4", "scikit-image", "matplotlib", "tqdm", "pytest"]
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("stable_diffusion_prior", "real_rung", "image_reward", "toy_checkpoint")
+    for name in ("stable_diffusion_prior", "real_rung", "image_reward", "learned_checkpoint")
 ]
 
 
@@ -57,40 +56,22 @@ def run_set(name: str) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory(prefix=f"psd-mini-{name}-") as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = str(Path(folder) / "bin" / "python")
-        # torch comes alone and first: resolved together with the rest, pip may fetch gigabytes of
-        # CUDA libraries
+        # torch comes first and alone: together with the rest, pip may fetch gigabytes of CUDA
         for what in ([TORCH], [TORCH, *SETS[name], *OTHERS], ["--no-deps", "image-reward==1.5"]):
             command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *what]
             installed = subprocess.run(command, capture_output=True, text=True)
             if installed.returncode:
                 return False, installed.stderr[-2000:]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [
-            python,
-            "-m",
-            "pytest",
-            "-o",
-            "addopts=",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-rfEs",
-            "--tb=short",
-            *TESTS,
-        ]
+        options = ["-o", "addopts=", "-q", "-p", "no:cacheprovider", "-rfEs", "--tb=short"]
+        command = [python, "-m", "pytest", *options, *TESTS]
         tested = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        lines = (
-            tested.stdout.strip().splitlines()
-            or tested.stderr.strip().splitlines()
-            or ["no output"]
-        )
-        detail = (
-            "" if tested.returncode == 0 else "\n" + tested.stdout[-6000:] + tested.stderr[-1000:]
-        )
-        return (
-            tested.returncode == 0,
-            f"{lines[-1]} ({time.perf_counter() - started:.0f} s with installation){detail}",
-        )
+        printed = tested.stdout.strip() or tested.stderr.strip() or "no output"
+        seconds = time.perf_counter() - started
+        text = f"{printed.splitlines()[-1]} ({seconds:.0f} s with installation)"
+        if tested.returncode:
+            text += f"\n{tested.stdout[-6000:]}{tested.stderr[-1000:]}"
+        return tested.returncode == 0, text
 
 
 if __name__ == "__main__":
@@ -103,7 +84,6 @@ if __name__ == "__main__":
             parser.error(f"{name!r} is no set; choose from {', '.join(SETS)}")
         fine, text = run_set(name)
         passed.append(fine)
-        print(
-            f"{name}: {' '.join(SETS[name])}: {'PASSED' if fine else 'FAILED'}: {text}", flush=True
-        )
+        outcome = "PASSED" if fine else "FAILED"
+        print(f"{name}: {' '.join(SETS[name])}: {outcome}: {text}", flush=True)
     sys.exit(0 if all(passed) else 1)

@@ -1,8 +1,9 @@
-"""The networks of the toy checkpoint before training, its vocabulary, and how they are saved.
+"""The networks of the learned checkpoint before training, its vocabulary, and how they are saved.
 
 Everything is written so that each supported version of transformers and diffusers reads it: the
 text encoder with the names `text_model.*`, the tokenizer as vocab.json and merges.txt. Weights are
-stored in half precision and used in single."""
+stored in half precision and used in single.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-SIZE = 64  # pixels per side
-LATENT_SIZE = 16
+RESOLUTION = 64  # pixels per side
+LATENT_RESOLUTION = 16
 LENGTH = 16  # tokens; the longest caption has 12 with its two ends
 WIDTH = 64  # numbers per token
 SCHEDULER = {  # Stable Diffusion's, for a model that predicts v
@@ -34,11 +35,13 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
-    """The merges that turn every word into one token: join the most frequent pair of neighbours
-    until none is left.
+    """The merges that turn every word into one token.
+
+    The most frequent pair of neighbours is joined, again and again, until no pair is left.
 
     Source: Sennrich, Haddow & Birch 2016 (arXiv 1508.07909), algorithm 1, with "</w>" at a word's
-    end."""
+    end.
+    """
     split = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges = []
     while pairs := Counter(pair for parts in split for pair in zip(parts, parts[1:], strict=False)):
@@ -54,39 +57,26 @@ def byte_pair_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def save_tokenizer(folder: Path, words: list[str]) -> None:
-    """Write a CLIP tokenizer that knows single bytes, as any, and these words as one token each."""
+    """Write a CLIP tokenizer that knows single bytes, and each of these words as one token."""
     folder.mkdir(parents=True, exist_ok=True)
-    # byte-level BPE writes bytes as printable characters (Radford et al. 2019): 188 stand for
-    # themselves
+    # byte-level BPE writes bytes as printable characters; 188 of them stand for themselves
+    # (Radford et al. 2019)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = [chr(b) for b in printable] + [chr(256 + k) for k in range(256 - len(printable))]
     merges = byte_pair_merges(words)
-    tokens = [
-        *characters,
-        *(c + "</w>" for c in characters),
-        *("".join(pair) for pair in merges),
-        START,
-        END,
-    ]
+    tokens = characters + [c + "</w>" for c in characters]
+    tokens += ["".join(pair) for pair in merges] + [START, END]
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **special}
     files = {
         "vocab.json": {token: k for k, token in enumerate(tokens)},
-        "tokenizer_config.json": {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": LENGTH,
-            **{"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END},
-        },
-        "special_tokens_map.json": {
-            "bos_token": START,
-            "eos_token": END,
-            "unk_token": END,
-            "pad_token": END,
-        },
+        "tokenizer_config.json": settings,
+        "special_tokens_map.json": special,
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=0))
-    (folder / "merges.txt").write_text(
-        "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""])
-    )
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -97,12 +87,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def autoencoder() -> Any:
-    """AutoencoderKL, 64 x 64 pixels to 4 x 16 x 16 numbers, 0.4 million parameters, random
-    weights."""
+    """AutoencoderKL, 64 x 64 pixels to 4 x 16 x 16 numbers; 0.4 million random weights."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        sample_size=SIZE,
+        sample_size=RESOLUTION,
         latent_channels=4,
         block_out_channels=(16, 32, 48),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -113,7 +102,7 @@ def autoencoder() -> Any:
 
 
 def text_encoder(vocabulary: int) -> nn.Module:
-    """CLIPTextModel with two layers of width 64, 0.1 million parameters, random weights."""
+    """CLIPTextModel with two layers of width 64; 0.1 million random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(
@@ -132,12 +121,14 @@ def text_encoder(vocabulary: int) -> nn.Module:
 
 
 def unet() -> Any:
-    """UNet2DConditionModel on 16 x 16 latents, attention at 8 x 8 only (there it is cheap), 3.2
-    million parameters."""
+    """UNet2DConditionModel on 16 x 16 latents; 3.2 million random weights.
+
+    It has attention at 8 x 8 only, where that is cheap.
+    """
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
+        sample_size=LATENT_RESOLUTION,
         in_channels=4,
         out_channels=4,
         block_out_channels=(64, 112),
@@ -151,8 +142,7 @@ def unet() -> Any:
 
 
 def save_checkpoint(folder: Path, networks: dict[str, nn.Module]) -> None:
-    """Write the networks (unet, vae, text_encoder) and the schedule beside the tokenizer, in
-    diffusers' format."""
+    """Write unet, vae, text_encoder and the schedule beside the tokenizer, in diffusers' format."""
     for part, network in networks.items():
         network.save_pretrained(str(folder / part), safe_serialization=True)  # type: ignore[operator]
         weights = {
@@ -173,25 +163,21 @@ def save_checkpoint(folder: Path, networks: dict[str, nn.Module]) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=1))
     index = {
         "_class_name": "StableDiffusionPipeline",
-        **{"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]},
-        **{
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-        },
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        **{
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-        },
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
         "requires_safety_checker": False,
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=1))
 
 
 def seeded(build: Any, seed: int, *args: Any) -> nn.Module:
-    """A network whose random weights depend on the seed alone; the global generator is left as
-    it was."""
+    """A network whose random weights depend on the seed alone; keeps torch's global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(*args)

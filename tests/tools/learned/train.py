@@ -1,32 +1,36 @@
-"""Train the toy checkpoint from nothing: python -m psd_mini.toy.train FOLDER (about an hour on two
-CPU cores).
+"""Train the learned checkpoint from random weights (about an hour on two CPU cores).
 
-    1. autoencoder    minimise  ||D(z) - p||^2 / n + (2 s^2 d / n) KL( q(z|p) || N(0, I) ) / d,   z ~ q(z|p) = N(mu, std^2)
+    python tests/tools/learned/train.py FOLDER
+
+    1. autoencoder    minimise  ||D(z) - p||^2 / n + (2 s^2 d / n) KL( q(z|p) || N(0, I) ) / d,
+                                z ~ q(z|p) = N(mu, std^2)
     2. latents        x = mu(p) / std of all mu(p), for every object, colour and camera
-    3. denoiser       minimise  || v_hat(x_t, t, text) - v ||^2,   x_t = alpha_t x + sigma_t eps,  v = alpha_t eps - sigma_t x
+    3. denoiser       minimise  || v_hat(x_t, t, text) - v ||^2,
+                                x_t = alpha_t x + sigma_t eps,  v = alpha_t eps - sigma_t x
 
 n = 3 * 64 * 64 and d = 4 * 16 * 16 count the numbers in a picture and in its latents; s = 0.05 is
-how exactly the decoder should paint, in [-1, 1] units: both terms together are the negative
+how exactly the decoder should paint, in [-1, 1] units. Both terms together are the negative
 evidence bound of a Gaussian decoder of that width, times 2 s^2 / n (Kingma & Welling 2014, arXiv
-1312.6114). Half of the pictures are blends of two: distillation starts in fog.
+1312.6114). Half of the pictures are blends of two, because distillation starts in fog.
 
 Why v and not eps: at t near 1 the signal has the weight alpha_t = 0.07, so an error of eps_hat is
 15 times as large in x0_hat.
 
-Every stage can be killed and goes on where it stopped; random numbers depend on the seed and the
-step alone. One machine and one thread count give one checkpoint, bit for bit. Networks are averaged
-over steps (decay 0.999) before they are saved."""
+Every stage can be killed and goes on where it stopped. Random numbers depend on the seed and the
+step alone: one machine and one thread count give one checkpoint, bit for bit. The weights are
+averaged over steps (decay 0.999) before they are saved.
+"""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from learned import data, parts
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -36,6 +40,9 @@ from psd_mini._internal.files import write_atomically
 from psd_mini._internal.runs import read_checkpoint, write_checkpoint
 from psd_mini.schedule import NoiseSchedule, scaled_linear_schedule
 from psd_mini.world.text import FILLERS, SYNONYMS, VOCABULARY
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own folder only
+from learned import data, parts
 
 N_CAMERAS = 256
 PICTURE_NOISE = 0.05  # s
@@ -53,9 +60,9 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 def one_cycle(progress: float) -> float:
     """Learning rate over its maximum: up during the first tenth, then down along half a cosine."""
-    return (
-        progress / 0.1 if progress < 0.1 else 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
-    )
+    if progress < 0.1:
+        return progress / 0.1
+    return 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
 
 
 def fit(
@@ -67,12 +74,11 @@ def fit(
     file: Path,
     config: dict,
 ) -> None:
-    """Minimise loss(step) with AdamW, going on from `file` if it is there; leaves the averaged
-    weights in the network.
+    """Minimise loss(step) with AdamW; goes on from `file` if it is there.
 
     Args:
         name: for the progress bar.
-        network: trained in place.
+        network: trained in place; has the averaged weights at the end.
         loss: of a step, a scalar.
         steps, lr: how many, and the highest learning rate (`one_cycle`).
         file: checkpoint, written every `SAVE_EVERY` steps.
@@ -98,20 +104,16 @@ def fit(
         optimiser.step()
         decay = min(AVERAGING, (1 + step) / (10 + step))
         for key, current in network.state_dict().items():
-            (
+            if current.is_floating_point():
                 averaged[key].lerp_(current, 1 - decay)
-                if current.is_floating_point()
-                else averaged[key].copy_(current)
-            )
+            else:
+                averaged[key].copy_(current)
         smooth = value.item() if smooth is None else 0.98 * smooth + 0.02 * value.item()
         bar.set_postfix(loss=f"{smooth:.4f}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            state = {
-                "network": network.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "averaged": averaged,
-            }
-            write_checkpoint(file, {"config": config, "step": step + 1, **state})
+            state = {"config": config, "step": step + 1, "averaged": averaged}
+            state |= {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
+            write_checkpoint(file, state)
     network.load_state_dict(averaged)
     network.eval().requires_grad_(False)
 
@@ -122,9 +124,8 @@ def autoencoder_loss(vae: nn.Module, layers: Tensor, batch: int, seed: int, step
     shape = len(data.NAMES), len(data.COLOUR_NAMES), layers.shape[1]
     p = data.pictures(layers, data.draw_items(batch + batch // 2, shape, generator))
     blend = torch.rand(batch // 2, 1, 1, 1, generator=generator)
-    p = torch.cat(
-        (p[: batch - batch // 2], blend * p[batch - batch // 2 : batch] + (1 - blend) * p[batch:])
-    )
+    plain = batch - batch // 2
+    p = torch.cat((p[:plain], blend * p[plain:batch] + (1 - blend) * p[batch:]))
     p = 2 * p - 1
     q = vae.encode(p).latent_dist  # type: ignore[operator]
     z = q.mean + q.std * torch.randn(q.mean.shape, generator=generator)
@@ -148,10 +149,9 @@ def all_latents(vae: nn.Module, layers: Tensor) -> Tensor:
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """A digest of some tensors: what was made of others differs from what was made of these."""
-    return hashlib.sha256(
-        save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    ).hexdigest()[:16]
+    """A digest of some tensors, which tells whether something was made from the same ones."""
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def metadata(file: Path) -> dict[str, str]:
@@ -170,10 +170,9 @@ class Denoiser(nn.Module):
         self.text_encoder = parts.seeded(parts.text_encoder, seed, len(tokenizer))
 
     def forward(self, x_t: Tensor, t: Tensor, texts: list[str]) -> Tensor:
-        ids = self.tokenizer(
-            texts, padding="max_length", max_length=parts.LENGTH, return_tensors="pt"
-        ).input_ids
-        return self.unet(x_t, t, self.text_encoder(ids)[0]).sample
+        length = {"padding": "max_length", "max_length": parts.LENGTH}
+        words = self.tokenizer(texts, return_tensors="pt", **length)
+        return self.unet(x_t, t, self.text_encoder(words.input_ids)[0]).sample
 
 
 def denoiser_loss(
@@ -219,14 +218,9 @@ def train(
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    cameras, layers = data.view_layers(n_cameras, parts.SIZE)
-    same = {
-        "seed": seed,
-        "n_cameras": n_cameras,
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-    }
-    same["pictures"] = fingerprint({"layers": layers})  # of another world another model
+    cameras, layers = data.view_layers(n_cameras, parts.RESOLUTION)
+    same = {"seed": seed, "n_cameras": n_cameras, "pictures": fingerprint({"layers": layers})}
+    same |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
 
     vae = parts.seeded(parts.autoencoder, seed)
     config = {**same, **{f"autoencoder {key}": value for key, value in autoencoder.items()}}
@@ -268,9 +262,8 @@ def train(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Train the toy checkpoint; killed, the same command goes on."
-    )
+    about = "Train the learned checkpoint; after a kill, the same command goes on."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("folder", type=Path, help="where the model goes, in diffusers' format")
     parser.add_argument("--work", type=Path, help="what is under way (default: FOLDER.work)")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,12 +1,13 @@
-"""What the toy checkpoint draws for every caption, and how its parts do:
-tests/results/toy_samples.json, toy_samples.png.
+"""What the learned checkpoint draws for every caption, and how its parts do.
 
-    python tests/tools/toy_samples.py [FOLDER] [--guidance 3]
+    python tests/tools/learned_samples.py [FOLDER] [--guidance 3]
 
-For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what
-it is nearest to, among all objects and colours at the 128 cameras of the pool, by root mean square
+Writes tests/results/learned_samples.json and notebooks/images/learned_samples.png. For each
+(object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what it is
+nearest to, among all objects and colours at the 128 cameras of the pool, by root mean square
 difference at 32 x 32. Also: the autoencoder's error, the time of one UNet evaluation of 8 pictures,
-and the size of the folder."""
+and the size of the folder.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from learned.data import directions_of
 from torch.nn.functional import avg_pool2d
 
 from psd_mini.cameras import orbit
-from psd_mini.pretrained import learned as toy
+from psd_mini.pretrained import learned
 from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 from psd_mini.viz.pictures import contact_sheet, save_png
@@ -35,17 +36,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 def nearest(image, views, directions):
     """(object, colour), direction and distance of the nearest picture of the pool."""
-    squared = squared_distances(
-        avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32), views
-    )
+    small = avg_pool2d(image[None], 2).expand(len(views.cameras), 3, 32, 32)
+    squared = squared_distances(small, views)
     camera, component = divmod(int(squared.argmin()), squared.shape[1])
     return components()[component], directions[camera], squared.min().sqrt().item()
 
 
 def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
-    prior = StableDiffusionPrior.from_pretrained(
-        folder, view_words=toy.VIEW_WORDS, elevations=toy.ELEVATIONS
-    )
+    prior = StableDiffusionPrior.from_pretrained(folder, **learned.SETTINGS)
     views = make_views(pool_cameras(), 32)
     directions = directions_of(views.cameras)
     generator = torch.Generator().manual_seed(seed)
@@ -97,17 +95,15 @@ def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
     }
     print(json.dumps(result, indent=1))
     out = ROOT / "tests" / "results"
-    (out / "toy_samples.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "learned_samples.json").write_text(json.dumps(result, indent=1) + "\n")
     sheet = torch.stack(rows).view(len(OBJECTS), len(COLOURS), 3, 64, 64)
-    save_png(
-        contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)),
-        ROOT / "notebooks" / "images" / "toy_samples.png",
-    )
+    target = ROOT / "notebooks" / "images" / "learned_samples.png"
+    save_png(contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)), target)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path, nargs="?", default=toy.FOLDER)
+    parser.add_argument("folder", type=Path, nargs="?", default=learned.FOLDER)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)

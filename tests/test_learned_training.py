@@ -1,8 +1,9 @@
-"""The script that trains the toy checkpoint: its data, its objectives, and that a killed run
-ends in the same bits."""
+"""The script that trains the learned checkpoint: its data, its objectives, and killed runs."""
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ WORDS = [*VOCABULARY, *SYNONYMS, *FILLERS]
 
 @pytest.fixture(scope="module")
 def world():
-    return data.view_layers(16, parts.SIZE)
+    return data.view_layers(16, parts.RESOLUTION)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model after three steps, in one go."""
-    folder = tmp_path_factory.mktemp("toy")
+    folder = tmp_path_factory.mktemp("learned")
     train.train(folder / "model", folder / "work", **SMALL)
     return folder / "model"
 
@@ -176,6 +177,12 @@ def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path, monkeypatch)
     assert expected.keys() == got.keys() and all(
         torch.equal(expected[key], got[key]) for key in expected
     )
+
+
+def test_it_runs_as_a_script():
+    command = [sys.executable, train.__file__, "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("usage: train.py") and "the same command goes on" in printed
 
 
 def test_other_settings_do_not_continue_a_training(trained):

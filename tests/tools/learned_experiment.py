@@ -1,12 +1,12 @@
-"""Distillation from the toy checkpoint: how its defaults were chosen, and PSD against SDS with a
-learned prior.
+"""Distillation from the learned checkpoint: how its defaults were chosen, and PSD against SDS.
 
-    python tests/tools/toy_experiment.py sweep         tests/results/toy_sweep.jsonl
-    python tests/tools/toy_experiment.py methods       tests/results/toy_experiment.jsonl, notebooks/images/toy_psd.png
+    python tests/tools/learned_experiment.py sweep      writes tests/results/learned_sweep.jsonl
+    python tests/tools/learned_experiment.py methods    tests/results/learned_experiment.jsonl and
+                                                        notebooks/images/learned_psd.png
 
-Both resumable, one single-threaded process per core. Rewards are measured on the 24 judging views
-of the finished object and compared with the prompt's mean reward and that of the best true object,
-as in `psd_mini.compare`; an exact optimum to compare with does not exist here.
+Both are resumable, one single-threaded process per core. Rewards are measured on the 24 judging
+views of the finished object, and compared with the prompt's mean reward and that of the best true
+object, as in `psd_mini.pipelines.compare`. An exact optimum to compare with does not exist here.
 """
 
 from __future__ import annotations
@@ -49,26 +49,21 @@ def work(job: dict) -> dict:
     from psd_mini.rewards import make_reward, score
     from psd_mini.world.metrics import judge_views
 
-    options = {
-        name: job[name] for name in ("guidance_scale", "steps", "entropy_weight") if name in job
-    }
+    plain = ("guidance_scale", "steps", "entropy_weight")
+    options = {name: job[name] for name in plain if name in job}
     if "lr_scale" in job:
         options |= {"lr_scale": tuple(job["lr_scale"]), "t_min": (job["t_start"], 0.02)}
     method, *changes = job["method"].split()
     names = [{"x": "preference_weight", "@": "guidance_scale"}[sign] for sign in changes[::2]]
-    options |= {
-        "prior": "toy",
-        "reward": "colorfulness",
-        **dict(zip(names, map(float, changes[1::2]), strict=True)),
-    }
+    options |= dict(zip(names, map(float, changes[1::2]), strict=True))
+    options |= {"prior": "learned", "reward": "colorfulness"}
     result = generate(job["prompt"], method=method, seed=job["seed"], progress=False, **options)
     views = judge_views()
     pictures = render_views(result.field, views.cameras, views.resolution)
     PICTURES.mkdir(exist_ok=True)
     torch.save(pictures[::3].mul(255).round().byte(), picture_of(job))
-    value = (
-        score(make_reward("colorfulness"), pictures, [job["prompt"]] * len(pictures)).mean().item()
-    )
+    prompts = [job["prompt"]] * len(pictures)
+    value = score(make_reward("colorfulness"), pictures, prompts).mean().item()
     truth = ground_truth(job["prompt"], "colorfulness")
     return {
         "recognised": result.metrics["recognised"],
@@ -82,9 +77,8 @@ def work(job: dict) -> dict:
 
 
 def picture_of(job: dict) -> Path:
-    return PICTURES / (
-        "toy-" + "-".join(str(job[key]).replace(" ", "_") for key in sorted(job)) + ".pt"
-    )
+    settings = "-".join(str(job[key]).replace(" ", "_") for key in sorted(job))
+    return PICTURES / f"learned-{settings}.pt"
 
 
 def sheet(rows: list[list[dict]], labels: list[str], target: Path, title: str = "") -> None:
@@ -92,11 +86,10 @@ def sheet(rows: list[list[dict]], labels: list[str], target: Path, title: str = 
 
     from psd_mini.viz.pictures import contact_sheet, save_png
 
-    strips = []
-    for row in rows:
-        strips.append(
-            torch.cat([torch.load(picture_of(job), weights_only=True)[[1, 4]] / 255 for job in row])
-        )
+    def two_views(job: dict) -> torch.Tensor:
+        return torch.load(picture_of(job), weights_only=True)[[1, 4]] / 255
+
+    strips = [torch.cat([two_views(job) for job in row]) for row in rows]
     save_png(contact_sheet(strips, labels, title=title), target)
 
 
@@ -114,20 +107,18 @@ def sweep() -> None:
         for s in settings
         for prompt in SWEEP_PROMPTS
     ]
-    records = run_jobs(jobs, work, RESULTS / "toy_sweep.jsonl")
+    records = run_jobs(jobs, work, RESULTS / "learned_sweep.jsonl")
     rows, labels = [], []
     for s in settings:
         mine = [r for r in records if all(r[name] == value for name, value in s.items())]
         changed = {name: value for name, value in s.items() if value != CENTRE[name]}
         ratio = mean(r["distance"] / r["oracle"] for r in mine)
         right = sum(r["recognised"] == r["prompt"] for r in mine)
-        print(
-            f"| {changed or 'centre'} | {right} of {len(mine)} | {ratio:.2f} |"
-            f" {mean(r['seconds'] for r in mine):.0f} |"
-        )
+        seconds = f"{mean(r['seconds'] for r in mine):.0f}"
+        print(f"| {changed or 'centre'} | {right} of {len(mine)} | {ratio:.2f} | {seconds} |")
         rows.append([job for job in jobs if all(job[name] == value for name, value in s.items())])
         labels.append(" ".join(map(str, changed.values())) or "centre")
-    sheet(rows, labels, PICTURES / "toy_sweep.png")
+    sheet(rows, labels, PICTURES / "learned_sweep.png")
 
 
 def methods() -> None:
@@ -137,11 +128,9 @@ def methods() -> None:
         for p in PROMPTS
         for m in METHODS
     ]
-    records = run_jobs(jobs, work, RESULTS / "toy_experiment.jsonl")
-    print(
-        "| method | runs | gain | reward / best true view | distance / oracle | object right |"
-        " seconds |"
-    )
+    records = run_jobs(jobs, work, RESULTS / "learned_experiment.jsonl")
+    titles = "method | runs | gain | reward / best true view | distance / oracle | object right"
+    print(f"| {titles} | seconds |")
     print("|---|---|---|---|---|---|---|")
     for name in METHODS:
         mine = [r for r in records if r["method"] == name]
@@ -150,22 +139,16 @@ def methods() -> None:
         ratio = error([r["distance"] / r["oracle"] for r in mine])
         right = sum(r["recognised"].split()[-1] == r["prompt"].split()[-1] for r in mine)
         seconds = f"{mean(r['seconds'] for r in mine):.0f}"
-        print(
-            f"| {name} | {len(mine)} | {gain} | {best} | {ratio} | {right} of {len(mine)} |"
-            f" {seconds} |"
-        )
+        found = f"{right} of {len(mine)}"
+        print(f"| {name} | {len(mine)} | {gain} | {best} | {ratio} | {found} | {seconds} |")
     rows = [
         [job for job in jobs if job["method"] == m and job["seed"] == seed]
         for m in METHODS
         for seed in range(SEEDS)
     ]
     labels = [f"{m}, seed {seed}" for m in METHODS for seed in range(SEEDS)]
-    sheet(
-        rows,
-        labels,
-        ROOT / "notebooks" / "images" / "toy_psd.png",
-        "two views of each: " + ", ".join(PROMPTS),
-    )
+    target = ROOT / "notebooks" / "images" / "learned_psd.png"
+    sheet(rows, labels, target, f"two views of each: {', '.join(PROMPTS)}")
 
 
 if __name__ == "__main__":
