@@ -26,20 +26,6 @@ T = torch.tensor([970, 950, 930])
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
 CONSTANTS = {"BETAS", "ALPHAS_CUMPROD", "TAU", "WORDS", "PAIRS", "KEYS", "COLOURS", "FREE"}
 CONSTANTS |= {"BLACK", "OBJECTS", "LIGHT"}
-    [
-        "BETAS",
-        "ALPHAS_CUMPROD",
-        "TAU",
-        "WORDS",
-        "PAIRS",
-        "KEYS",
-        "COLOURS",
-        "FREE",
-        "BLACK",
-        "OBJECTS",
-        "LIGHT",
-    ]
-)
 
 
 def prose(path):
