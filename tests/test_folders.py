@@ -78,7 +78,7 @@ OTHERS = [
         ["--reward", "color:red"],
     ),
     *(
-        ["--prior", "toy"],
+        ["--prior", "learned"],
         ["--prior", "a/b"],
         ["--prior", "a_b"],
         ["--conditioning", "words"],
@@ -168,7 +168,7 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch)
             {"prompt": "a ball"},
             {"method": "sds2"},
             {"field": "triplane"},
-            {"prior": "toy"},
+            {"prior": "learned"},
             {"guidance_scale": 2.0},
         ),
         *(

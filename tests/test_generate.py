@@ -219,7 +219,7 @@ def test_unknown_names_in_python():
     for arguments, message in (
         ({"method": "magic"}, "method: 'magic' is not known; choose from"),
         ({"field": "octree"}, "field: kind 'octree' is not known; choose from voxel, triplane"),
-        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, toy, real, a folder"),
+        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, learned, real, a folder"),
         ({"resume": True}, "resume: needs `out`"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -278,7 +278,7 @@ def test_schedulers_of_another_kind(copy):
 
 @pytest.mark.parametrize("source", ["imagen", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_neither_folder_nor_id(source):
-    refused(source, "is not known; choose exact, toy, real, a folder or a hub id")
+    refused(source, "is not known; choose exact, learned, real, a folder or a hub id")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Every (object, colour) of the toy world, distilled with default settings and judged:
 tests/results/all_prompts.jsonl.
 
-    python tests/tools/all_prompts.py [voxel|triplane|toy]     resumable; writes notebooks/images/all_prompts_FIELD.png
+    python tests/tools/all_prompts.py [voxel|triplane|learned]     resumable; writes notebooks/images/all_prompts_FIELD.png
 
 One single-threaded process per core. The target: recognised in at least 95% of the prompts, and a
-true_view_distance of at most 1.25 times the oracle's. "toy" is voxels distilled from the toy
+true_view_distance of at most 1.25 times the oracle's. "learned" is voxels distilled from the learned
 checkpoint; target: 90% recognised, 90 s each."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def work(job: dict) -> dict:
     from psd_mini import generate, render_views
     from psd_mini.cameras import orbit
 
-    field, prior = ("voxel", "toy") if job["field"] == "toy" else (job["field"], "exact")
+    field, prior = ("voxel", "learned") if job["field"] == "learned" else (job["field"], "exact")
     result = generate(job["prompt"], method="sds", field=field, prior=prior, progress=False)
     PICTURES.mkdir(exist_ok=True)
     view = render_views(result.field, orbit([30.0], 20.0), 64)[0]

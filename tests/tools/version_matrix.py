@@ -47,7 +47,7 @@ SETS = {
 OTHERS = ["safetensors", "jaxtyping>=0.3,<0.4", "scikit-image", "matplotlib", "tqdm", "pytest"]
 TESTS = [
     f"tests/test_{name}.py"
-    for name in ("stable_diffusion_prior", "real_rung", "image_reward", "toy_checkpoint")
+    for name in ("stable_diffusion_prior", "real_rung", "image_reward", "learned_checkpoint")
 ]
 
 

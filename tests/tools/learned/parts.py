@@ -1,4 +1,4 @@
-"""The networks of the toy checkpoint before training, its vocabulary, and how they are saved.
+"""The networks of the learned checkpoint before training, its vocabulary, and how they are saved.
 
 Everything is written so that each supported version of transformers and diffusers reads it: the
 text encoder with the names `text_model.*`, the tokenizer as vocab.json and merges.txt. Weights are

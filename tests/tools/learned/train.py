@@ -1,4 +1,4 @@
-"""Train the toy checkpoint from nothing: python -m psd_mini.toy.train FOLDER (about an hour on two
+"""Train the learned checkpoint from nothing: python tests/tools/learned/train.py FOLDER (about an hour on two
 CPU cores).
 
     1. autoencoder    minimise  ||D(z) - p||^2 / n + (2 s^2 d / n) KL( q(z|p) || N(0, I) ) / d,   z ~ q(z|p) = N(mu, std^2)
@@ -269,7 +269,7 @@ def train(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
-        description="Train the toy checkpoint; killed, the same command goes on."
+        description="Train the learned checkpoint; killed, the same command goes on."
     )
     parser.add_argument("folder", type=Path, help="where the model goes, in diffusers' format")
     parser.add_argument("--work", type=Path, help="what is under way (default: FOLDER.work)")

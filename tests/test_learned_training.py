@@ -1,4 +1,4 @@
-"""The script that trains the toy checkpoint: its data, its objectives, and that a killed run
+"""The script that trains the learned checkpoint: its data, its objectives, and that a killed run
 ends in the same bits."""
 
 import json
@@ -150,7 +150,7 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model after three steps, in one go."""
-    folder = tmp_path_factory.mktemp("toy")
+    folder = tmp_path_factory.mktemp("learned")
     train.train(folder / "model", folder / "work", **SMALL)
     return folder / "model"
 

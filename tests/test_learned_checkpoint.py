@@ -6,7 +6,7 @@ import torch
 from learned import data
 
 from psd_mini.cameras import orbit
-from psd_mini.pretrained import learned as toy
+from psd_mini.pretrained import learned
 from psd_mini.pretrained import make_prior
 from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.world.metrics import judge_views, squared_distances
@@ -15,7 +15,7 @@ from psd_mini.world.text import DIRECTIONS, components
 
 @pytest.fixture(scope="module")
 def prior():
-    return make_prior("toy", device="cpu")
+    return make_prior("learned", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def truth():
 
 
 def test_it_is_small():
-    files = [file for file in toy.FOLDER.rglob("*") if file.is_file()]
+    files = [file for file in learned.FOLDER.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 8e6
     assert {file.suffix for file in files} == {
         ".json",
@@ -97,7 +97,7 @@ def test_the_direction_is_heard(prior, truth, camera, right, wrong):
     t = torch.full((16,), 950)
     x_t = prior.schedule.add_noise(x, eps, t)
     eps_hat = prior.predict_noise(
-        x_t, t, prior.embed([toy.VIEW_WORDS[d].format("a yellow house") for d in (right, wrong)])
+        x_t, t, prior.embed([learned.VIEW_WORDS[d].format("a yellow house") for d in (right, wrong)])
     )
     near, far = ((prior.schedule.x0_from_eps(x_t, e, t) - x).square().mean() for e in eps_hat)
     assert near < 0.6 * far, (near, far)
@@ -128,13 +128,13 @@ def test_guided_samples_are_what_was_asked_for(prior, prompt):
 
 
 def test_a_prior_of_three_worlds_has_one_interface():
-    """What the loop asks of a prior, the toy one has too; and the exact world's words are
+    """What the loop asks of a prior, the learned one has too; and the exact world's words are
     checked before it is loaded."""
     from psd_mini.pipelines.generate import generate
 
     with pytest.raises(ValueError, match="prompt: the toy world does not know 'zebra'"):
-        generate("a zebra", prior="toy", steps=1, progress=False)
-    result = generate("a red ball", prior="toy", method="sds", steps=2, progress=False)
-    assert result.config["prior"] == result.config["model"] == "toy"
+        generate("a zebra", prior="learned", steps=1, progress=False)
+    result = generate("a red ball", prior="learned", method="sds", steps=2, progress=False)
+    assert result.config["prior"] == result.config["model"] == "learned"
     assert result.config["guidance_scale"] == 7.5  # exact: a setting
     assert {"recognised", "oracle_distance", "true_view_distance"} <= result.metrics.keys()

@@ -1,7 +1,7 @@
-"""What the toy checkpoint draws for every caption, and how its parts do:
-tests/results/toy_samples.json, toy_samples.png.
+"""What the learned checkpoint draws for every caption, and how its parts do:
+tests/results/learned_samples.json, learned_samples.png.
 
-    python tests/tools/toy_samples.py [FOLDER] [--guidance 3]
+    python tests/tools/learned_samples.py [FOLDER] [--guidance 3]
 
 For each (object, colour) eight pictures, one for each direction, by DDIM. A picture counts as what
 it is nearest to, among all objects and colours at the 128 cameras of the pool, by root mean square
@@ -21,7 +21,7 @@ from learned.data import directions_of
 from torch.nn.functional import avg_pool2d
 
 from psd_mini.cameras import orbit
-from psd_mini.pretrained import learned as toy
+from psd_mini.pretrained import learned
 from psd_mini.pretrained.sampling import ddim_sample
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 from psd_mini.viz.pictures import contact_sheet, save_png
@@ -44,7 +44,7 @@ def nearest(image, views, directions):
 
 def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
     prior = StableDiffusionPrior.from_pretrained(
-        folder, view_words=toy.VIEW_WORDS, elevations=toy.ELEVATIONS
+        folder, view_words=learned.VIEW_WORDS, elevations=learned.ELEVATIONS
     )
     views = make_views(pool_cameras(), 32)
     directions = directions_of(views.cameras).tolist()
@@ -97,17 +97,17 @@ def main(folder: Path, guidance: float, steps: int, seed: int) -> None:
     }
     print(json.dumps(result, indent=1))
     out = ROOT / "tests" / "results"
-    (out / "toy_samples.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "learned_samples.json").write_text(json.dumps(result, indent=1) + "\n")
     sheet = torch.stack(rows).view(len(OBJECTS), len(COLOURS), 3, 64, 64)
     save_png(
         contact_sheet(list(sheet), list(OBJECTS), list(COLOURS)),
-        ROOT / "notebooks" / "images" / "toy_samples.png",
+        ROOT / "notebooks" / "images" / "learned_samples.png",
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path, nargs="?", default=toy.FOLDER)
+    parser.add_argument("folder", type=Path, nargs="?", default=learned.FOLDER)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)

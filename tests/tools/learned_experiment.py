@@ -1,8 +1,8 @@
-"""Distillation from the toy checkpoint: how its defaults were chosen, and PSD against SDS with a
+"""Distillation from the learned checkpoint: how its defaults were chosen, and PSD against SDS with a
 learned prior.
 
-    python tests/tools/toy_experiment.py sweep         tests/results/toy_sweep.jsonl
-    python tests/tools/toy_experiment.py methods       tests/results/toy_experiment.jsonl, notebooks/images/toy_psd.png
+    python tests/tools/learned_experiment.py sweep         tests/results/learned_sweep.jsonl
+    python tests/tools/learned_experiment.py methods       tests/results/learned_experiment.jsonl, notebooks/images/learned_psd.png
 
 Both resumable, one single-threaded process per core. Rewards are measured on the 24 judging views
 of the finished object and compared with the prompt's mean reward and that of the best true object,
@@ -57,7 +57,7 @@ def work(job: dict) -> dict:
     method, *changes = job["method"].split()
     names = [{"x": "preference_weight", "@": "guidance_scale"}[sign] for sign in changes[::2]]
     options |= {
-        "prior": "toy",
+        "prior": "learned",
         "reward": "colorfulness",
         **dict(zip(names, map(float, changes[1::2]), strict=True)),
     }
@@ -83,7 +83,7 @@ def work(job: dict) -> dict:
 
 def picture_of(job: dict) -> Path:
     return PICTURES / (
-        "toy-" + "-".join(str(job[key]).replace(" ", "_") for key in sorted(job)) + ".pt"
+        "learned-" + "-".join(str(job[key]).replace(" ", "_") for key in sorted(job)) + ".pt"
     )
 
 
@@ -114,7 +114,7 @@ def sweep() -> None:
         for s in settings
         for prompt in SWEEP_PROMPTS
     ]
-    records = run_jobs(jobs, work, RESULTS / "toy_sweep.jsonl")
+    records = run_jobs(jobs, work, RESULTS / "learned_sweep.jsonl")
     rows, labels = [], []
     for s in settings:
         mine = [r for r in records if all(r[name] == value for name, value in s.items())]
@@ -127,7 +127,7 @@ def sweep() -> None:
         )
         rows.append([job for job in jobs if all(job[name] == value for name, value in s.items())])
         labels.append(" ".join(map(str, changed.values())) or "centre")
-    sheet(rows, labels, PICTURES / "toy_sweep.png")
+    sheet(rows, labels, PICTURES / "learned_sweep.png")
 
 
 def methods() -> None:
@@ -137,7 +137,7 @@ def methods() -> None:
         for p in PROMPTS
         for m in METHODS
     ]
-    records = run_jobs(jobs, work, RESULTS / "toy_experiment.jsonl")
+    records = run_jobs(jobs, work, RESULTS / "learned_experiment.jsonl")
     print(
         "| method | runs | gain | reward / best true view | distance / oracle | object right |"
         " seconds |"
@@ -163,7 +163,7 @@ def methods() -> None:
     sheet(
         rows,
         labels,
-        ROOT / "notebooks" / "images" / "toy_psd.png",
+        ROOT / "notebooks" / "images" / "learned_psd.png",
         "two views of each: " + ", ".join(PROMPTS),
     )
 
