@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 REPORT = (ROOT / "tests" / "results" / "mutation.md").read_text()
 # the report was measured at commit 59edb82: the mathematics as its modules were called there
-MEASURED = set(["schedule", "formulas", "rendering", "negative"])
+MEASURED = {"schedule", "formulas", "rendering", "negative"}
 MEASURED |= {f"priors/{name}" for name in ("mixture", "isotropic", "toy_world", "sampling")}
 MEASURED |= {f"methods/{name}" for name in ("__init__", "context", "csd", "dreamdpo", "exact")}
 MEASURED |= {f"methods/{name}" for name in ("psd", "ranked", "regression", "reward_gradients")}

@@ -1,11 +1,12 @@
-"""Every (object, colour) of the toy world, distilled with default settings and judged:
-tests/results/all_prompts.jsonl.
+"""Every (object, colour) of the toy world, distilled with default settings and judged.
 
-    python tests/tools/all_prompts.py [voxel|triplane|learned]     resumable; writes notebooks/images/all_prompts_FIELD.png
+    python tests/tools/all_prompts.py [voxel|triplane|learned]     resumable
 
-One single-threaded process per core. The target: recognised in at least 95% of the prompts, and a
-true_view_distance of at most 1.25 times the oracle's. "learned" is voxels distilled from the learned
-checkpoint; target: 90% recognised, 90 s each."""
+Writes tests/results/all_prompts.jsonl and notebooks/images/all_prompts_FIELD.png, with one
+single-threaded process per core. The target: recognised in at least 95% of the prompts, and a
+true_view_distance of at most 1.25 times the oracle's. "learned" is voxels distilled from the
+learned checkpoint; target: 90% recognised, 90 s each.
+"""
 
 from __future__ import annotations
 
@@ -51,16 +52,11 @@ def sheet(kind: str) -> None:
     from psd_mini.world.objects import COLOURS, OBJECTS
     from psd_mini.world.text import caption
 
-    rows = [
-        torch.stack(
-            [
-                torch.load(picture_of({"field": kind, "prompt": caption(o, c)}), weights_only=True)
-                / 255
-                for c in COLOURS
-            ]
-        )
-        for o in OBJECTS
-    ]
+    def picture(name, colour):
+        job = {"field": kind, "prompt": caption(name, colour)}
+        return torch.load(picture_of(job), weights_only=True) / 255
+
+    rows = [torch.stack([picture(name, colour) for colour in COLOURS]) for name in OBJECTS]
     target = ROOT / "notebooks" / "images" / f"all_prompts_{kind}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     save_png(contact_sheet(rows, list(OBJECTS), list(COLOURS)), target)
@@ -74,15 +70,11 @@ def main(kinds: list[str]) -> None:
         records = run_jobs(jobs, work, RESULTS)
         right = sum(r["recognised"] == r["prompt"] for r in records)
         ratios = sorted(r["distance"] / r["oracle"] for r in records)
-        print(
-            f"{kind}: recognised {right} of {len(records)}; distance / oracle: median"
-            f" {ratios[len(ratios) // 2]:.3f}, ",
-            end="",
-        )
-        print(
-            f"largest {ratios[-1]:.3f}; mean distance"
-            f" {sum(r['distance'] for r in records) / len(records):.4f}"
-        )
+        mean = sum(r["distance"] for r in records) / len(records)
+        middle, largest = ratios[len(ratios) // 2], ratios[-1]
+        print(f"{kind}: recognised {right} of {len(records)}; ", end="")
+        print(f"distance / oracle: median {middle:.3f}, largest {largest:.3f}; ", end="")
+        print(f"mean distance {mean:.4f}")
         sheet(kind)
 
 
