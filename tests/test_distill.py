@@ -10,6 +10,7 @@ import textwrap
 
 import pytest
 import torch
+from worlds import same, small_world
 
 from psd_mini import PSD, SDS, Regression, ToyWorldPrior, TriplaneField, VoxelField, distill
 from psd_mini._internal.files import write_atomically
@@ -18,28 +19,19 @@ from psd_mini._internal.runs import NonFiniteError, read_checkpoint, write_check
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import opacity_entropy
 from psd_mini.rewards import make_reward
-from psd_mini.world.pool import make_views, pool_cameras
 
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def prior():
-    return ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+    return small_world()
 
 
 def run(prior, field=None, method=None, steps=STEPS, **options):
     field = field or VoxelField(8)
     options = {"cameras_per_step": 2, "resolution": 8, "n_samples": 8, "progress": False, **options}
     return field, distill(field, prior, method or SDS(), "a red mushroom", steps=steps, **options)
-
-
-def same(a, b):
-    # exact: asked of runs on one machine with one thread count
-    return all(
-        torch.equal(x, y)
-        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
 
 
 class Stop(Exception):

@@ -3,6 +3,7 @@ the other."""
 
 import pytest
 import torch
+from worlds import normal
 
 from psd_mini import (
     SDS,
@@ -17,10 +18,6 @@ from psd_mini import (
 pytestmark = pytest.mark.algebra
 
 SCHEDULE = scaled_linear_schedule()
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_cfg_ends_and_affinity():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from plain_mixture import finite_difference
+from worlds import normal, small_world
 
 from psd_mini import (
     SDS,
@@ -36,10 +37,6 @@ COVARIANCES = torch.stack(
 )
 WORLD = GaussianMixture(torch.tensor([0.2, 0.5, 0.3], dtype=F64), MEANS, COVARIANCES, SCHEDULE)
 V = torch.tensor([1.0, -0.5, 0.8], dtype=F64)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def setting(n=4, reward=None, step=600):
@@ -353,7 +350,7 @@ def test_guidance_of_one_says_why():
 def test_resume_with_a_negative_embedding_is_bit_for_bit(tmp_path):
     """Stopped after step 5, resumed from step 3: the same field, embedding and history as the
     unbroken run; and it moved."""
-    prior = ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+    prior = small_world()
 
     def run(resume=False, stop=None, path=None):
         field, negative = VoxelField(8), NegativeEmbedding(prior.embed([""])[0], 2.0)

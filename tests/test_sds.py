@@ -5,21 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gaussian_world import GAUSS, MU, SCHEDULE, S, normal
 
-from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_gradient
+from psd_mini import SDS, Context, GaussianMixture, sds_gradient
 from psd_mini.sds import predict
 from psd_mini.world.pool import pool_cameras
 
 pytestmark = pytest.mark.algebra
-
-SCHEDULE = scaled_linear_schedule()
-S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
-MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
-GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def context(prior, embeddings=None):
