@@ -1,10 +1,10 @@
-"""Is our ImageReward the published one? The package image-reward 1.5 as an oracle, on random
-weights.
+"""Is our ImageReward the published one? image-reward 1.5 as an oracle, on random weights.
 
-    python tests/tools/image_reward_oracle.py FOLDER            install the package there, compare the small size
-    python tests/tools/image_reward_oracle.py FOLDER --full     and the published size (ViT-L/16 and BERT-base; minutes, 8 GB)
+    python tests/tools/image_reward_oracle.py FOLDER            the small size
+    python tests/tools/image_reward_oracle.py FOLDER --full     and the published size
 
-It prints the largest differences of scores and of gradients with respect to the image, and fails if
+It installs the package in FOLDER. The published size (ViT-L/16 and BERT-base) takes minutes and
+8 GB. It prints the largest differences of scores and of gradients with respect to the image, and fails if
 one is not tiny.
 
 The package cannot be a dependency: it pins timm 0.6.13 and needs torchvision, fairscale and an

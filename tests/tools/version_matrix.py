@@ -1,12 +1,13 @@
-"""Run the tests of the learned priors and of ImageReward with several versions of diffusers and
-transformers.
+"""Tests of the learned priors and ImageReward with several versions of diffusers, transformers.
 
-    python tests/tools/version_matrix.py                  all sets; a fresh virtual environment each, about 3 minutes and 2 GB
+    python tests/tools/version_matrix.py                  all sets
     python tests/tools/version_matrix.py oldest colab     some of them
 
-All with torch 2.13.0 and the Python that runs this script; image-reward 1.5 is installed without
+A set has a fresh virtual environment and takes about 3 minutes and 2 GB. All run with torch 2.13.0
+and the Python that runs this script; image-reward 1.5 is installed without
 its dependencies, so that its test as an oracle runs too. Prints one line per set and ends with an
-error if a set fails."""
+error if a set fails.
+"""
 
 from __future__ import annotations
 
