@@ -4,8 +4,8 @@
     python tests/tools/image_reward_oracle.py FOLDER --full     and the published size
 
 It installs the package in FOLDER. The published size (ViT-L/16 and BERT-base) takes minutes and
-8 GB. It prints the largest differences of scores and of gradients with respect to the image, and fails if
-one is not tiny.
+8 GB. It prints the largest differences of scores and of gradients with respect to the image, and
+fails if one is not tiny.
 
 The package cannot be a dependency: it pins timm 0.6.13 and needs torchvision, fairscale and an
 undeclared clip, and imports only with transformers up to 4.55.4. So it is installed without what it

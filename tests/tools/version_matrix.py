@@ -4,9 +4,8 @@
     python tests/tools/version_matrix.py oldest colab     some of them
 
 A set has a fresh virtual environment and takes about 3 minutes and 2 GB. All run with torch 2.13.0
-and the Python that runs this script; image-reward 1.5 is installed without
-its dependencies, so that its test as an oracle runs too. Prints one line per set and ends with an
-error if a set fails.
+and the Python that runs this script; image-reward 1.5 is installed without its dependencies, so
+that its test as an oracle runs too. Prints one line per set and ends with an error if a set fails.
 """
 
 from __future__ import annotations
