@@ -45,6 +45,7 @@ def test_cfg_and_the_weights_of_papers():
     )
     torch.testing.assert_close(cfg(cond, neg, w), imagen, rtol=1e-13, atol=1e-13)
     assert (dreamfusion - imagen).abs().max() > 0.1  # off by one
+    # exact: 1 + 0 is 1 in every format
     assert guidance_from_dreamfusion(0.0) == 1.0  # no guidance
 
 

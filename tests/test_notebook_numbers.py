@@ -72,6 +72,7 @@ def test_a_word_with_a_minus_attracts():
 def test_notebook_05_reads_the_words_as_its_cell_does():
     for word in ("gray", "blue"):
         plus, minus = map(float, printed(NEGATIVE, f"{word}: # of the way for +3, # for -3"))
+        # exact: printed with two digits, and not near 0
         assert plus < 0 < minus < -plus
     says(
         NEGATIVE,
@@ -88,6 +89,7 @@ def test_the_one_notebook_says_what_it_prints():
         for name in ("SDS", "pixel gradient", "PSD")
     }
     reward, distance, times = runs["PSD"]
+    # exact: printed digits
     assert float(reward) > float(best) and float(times) > 1.0
     says(
         ONE,
