@@ -1,5 +1,4 @@
-"""A world for tests of preference pairs: Gaussian prior N(mu, S) in three dimensions, linear reward
-r = <v, x>.
+"""A world for tests of preference pairs: prior N(mu, S) in three dimensions, reward r = <v, x>.
 
 Everything has a closed form there: C = alpha^2 S + sigma^2 I, J = alpha S C^-1 the denoiser's
 Jacobian, s_R = sigma ||J v|| the deviation of R, u = J v / ||J v||. WORLD is a mixture of two such
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from worlds import normal as normal
 
 from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule
 from psd_mini.rewards import LinearReward
@@ -37,10 +37,6 @@ N = 300_000
 UNIFORM = {"base": SDS(weighting="uniform"), "over_views": False}
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def picture(eps):
     """(n, 3) noises as (1, n, 3, 1, 1), one for each of n pictures."""
     return eps[None, ..., None, None]
@@ -66,8 +62,10 @@ def weight(t):
 
 
 def expected_pair(method, seed=0, reward=None):
-    """Samples (n, 3) of lambda omega (h_1 - h_2), that is PSD minus its base, at X and STEP, w =
-    1, lambda = 1."""
+    """Samples (n, 3) of PSD minus its base at X and STEP, for w = lambda = 1.
+
+    omega (h_1 - h_2)
+    """
     x = X.view(1, 3, 1, 1).expand(N, -1, -1, -1)
     t = torch.full((N,), STEP)
     eps = normal(method.n_noises, *x.shape, seed=seed)
@@ -79,10 +77,10 @@ def expected_pair(method, seed=0, reward=None):
 
 
 def assert_mean(samples, expected, *others, uncertainty=0.0):
-    """The mean is within 4 standard errors (each at most 1% of its length), and flipped, doubled,
-    halved or `others` is not.
+    """The mean is within 4 standard errors; flipped, doubled, halved or `others` is not.
 
-    uncertainty: standard error of `expected` itself, where it was sampled too.
+    A standard error is at most 1% of the mean's length. uncertainty is that of `expected` itself,
+    where it was sampled too.
     """
     mean, error = samples.mean(0), (samples.var(0) / len(samples) + uncertainty**2) ** 0.5
     assert error.max() < 0.01 * expected.norm(), error / expected.norm()
@@ -96,17 +94,18 @@ def assert_mean(samples, expected, *others, uncertainty=0.0):
 
 
 def noise_kept(expected):
-    """What E[omega (eps_hat_1 - eps_hat_2)] is where E[omega (h_1 - h_2)] = expected: h_1 - h_2
-    = -alpha J (eps_1 - eps_2)."""
+    """E[omega (eps_hat_1 - eps_hat_2)] where E[omega (h_1 - h_2)] = expected.
+
+    h_1 - h_2 = -alpha J (eps_1 - eps_2)
+    """
     return expected - torch.linalg.solve(ALPHA * J, expected)
 
 
 def e_sech2(scale):
     """E_z sech^2(scale z), z ~ N(0, 1), by the trapezoidal rule."""
     z = torch.linspace(-10, 10, 40_001, dtype=torch.float64)
-    return (torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi) / torch.cosh(scale * z) ** 2).sum() * (
-        z[1] - z[0]
-    )
+    density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    return (density / torch.cosh(scale * z) ** 2).sum() * (z[1] - z[0])
 
 
 @dataclass

@@ -5,7 +5,8 @@ The field is eight numbers, a picture x has C h w = 2 * 2 * 2 of them, and the p
     p(x | e, camera) = N(e + azimuth / 10, S I)         e (2,): one number per channel
 
 `run` tells what the loop drew; from that `picture`, `sds` and `slope` compute render, gradient and
-slopes by other code."""
+slopes by other code.
+"""
 
 import copy
 import math
@@ -13,6 +14,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from worlds import same as same
 
 from psd_mini import distill, scaled_linear_schedule
 from psd_mini.cameras import Cameras, camera_rays
@@ -23,7 +25,7 @@ WORDS = {"": [0.0, 0.0], "yes": [0.5, -0.5], "no": [-0.25, 1.0]}
 ENCODER = torch.tensor([[1.0, 0.5, 0.0], [0.0, -0.5, 1.0]], dtype=torch.float64)
 BACKGROUND = torch.tensor([0.2, 0.5, 0.9])
 LIKED = torch.tensor([0.9, -0.4, -0.6], dtype=torch.float64)
-B, N, SIZE, SAMPLES = 3, 3, 4, 5
+B, N, RESOLUTION, SAMPLES = 3, 3, 4, 5
 
 
 def embedding(*words):
@@ -31,8 +33,7 @@ def embedding(*words):
 
 
 class Fog(nn.Module):
-    """density(p) = softplus(a_0 + a_1 x), colour(p) = sigmoid(c_0 + c_1 z): every pixel is half
-    transparent."""
+    """density(p) = softplus(a_0 + a_1 x), colour(p) = sigmoid(c_0 + c_1 z); no pixel is opaque."""
 
     bound = 1.0
 
@@ -52,8 +53,7 @@ class Fog(nn.Module):
 
 
 class World:
-    """The prior. It counts the pictures that it is asked about; a picture is x = ENCODER times
-    colours, 2 x 2 pixels pooled."""
+    """The prior: x = ENCODER times colours, 2 x 2 pixels pooled. It counts what it is asked."""
 
     schedule = SCHEDULE
 
@@ -71,9 +71,8 @@ class World:
 
     def draw_cameras(self, n, generator):
         azimuth, elevation = 2 * torch.rand(2, n, generator=generator, dtype=torch.float64) - 1
-        return Cameras(
-            azimuth, 0.5 * elevation, torch.full_like(azimuth, 3.0), math.radians(20)
-        )  # every ray meets the ball
+        # every ray meets the ball
+        return Cameras(azimuth, 0.5 * elevation, torch.full_like(azimuth, 3.0), math.radians(20))
 
     def predict_noise(self, x_t, t, embeddings, cameras):
         self.asked += len(embeddings) * len(x_t)
@@ -90,8 +89,7 @@ class ViewWorld(World):
 
 
 class Recorder:
-    """A method of three noises that remembers what it was given, and answers zero or what `base`
-    answers."""
+    """A method of three noises that remembers what it was given; it answers zero or as `base`."""
 
     n_noises = N
 
@@ -99,15 +97,8 @@ class Recorder:
         self.base, self.given = base, []
 
     def __call__(self, x, t, eps, context):
-        self.given.append(
-            {
-                "x": x,
-                "t": t,
-                "eps": eps,
-                "embeddings": context.embeddings.clone(),
-                "context": context,
-            }
-        )
+        given = {"x": x, "t": t, "eps": eps, "context": context}
+        self.given.append({**given, "embeddings": context.embeddings.clone()})
         return self.base(x, t, eps, context) if self.base else torch.zeros_like(x)
 
 
@@ -117,48 +108,34 @@ def liked(images, prompts):
 
 
 def run(method=None, world=None, callback=None, field=None, **options):
-    """The field, the run, and the callback's dictionaries with the field before and after each
-    step, and its gradient."""
+    """The field, the run, and the callback's dictionaries with field and gradient of each step."""
     field = field or Fog()
     seen, before = [], [copy.deepcopy(field)]
 
     def keep(info):
         gradients = [p.grad.clone() for p in field.parameters() if p.grad is not None]
-        seen.append(
-            {**info, "before": before[-1], "after": copy.deepcopy(field), "gradients": gradients}
-        )
+        after = copy.deepcopy(field)
+        seen.append({**info, "before": before[-1], "after": after, "gradients": gradients})
         before.append(seen[-1]["after"])
         if callback:
             callback(info)
 
-    options = {
-        "steps": 2,
-        "cameras_per_step": B,
-        "resolution": SIZE,
-        "n_samples": SAMPLES,
-        "progress": False,
-        **options,
-    }
+    small = {"steps": 2, "cameras_per_step": B, "resolution": RESOLUTION, "n_samples": SAMPLES}
+    options = {**small, "progress": False, "callback": keep, **options}
+    world, method = world or World(), method or Recorder()
     try:
-        return (
-            field,
-            distill(field, world or World(), method or Recorder(), "yes", callback=keep, **options),
-            seen,
-        )
+        return field, distill(field, world, method, "yes", **options), seen
     except Exception as error:
         error.field, error.seen = field, seen
         raise
 
 
-def same(a, b):
-    # exact: copied numbers, or the same code with the same seed
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-
-
 def picture(field, cameras, z):
-    """x (B, 2, 2, 2) and opacity (B, SIZE, SIZE) at the places z that the loop drew: w_i = (1 -
-    a_i) prod_{j<i} a_j."""
-    origins, directions = camera_rays(cameras, SIZE, SIZE)
+    """x (B, 2, 2, 2), opacity (B, 4, 4) and the places in their bins, at the loop's places z.
+
+    w_i = (1 - a_i) prod_{j<i} a_j
+    """
+    origins, directions = camera_rays(cameras, RESOLUTION, RESOLUTION)
     along = (origins[:, None, None] * directions).sum(-1)
     chord = 2 * (along**2 - (origins**2).sum(-1)[:, None, None] + 1).sqrt()
     points = origins[:, None, None, None] + z[..., None] * directions[..., None, :]
@@ -167,23 +144,16 @@ def picture(field, cameras, z):
     left = through.cumprod(-1)
     light = ((left / through * (1 - through))[..., None] * colour.view(*z.shape, 3)).sum(-2)
     rgb = (light + left[..., -1:] * BACKGROUND).permute(0, 3, 1, 2)
-    return (
-        World().encode(rgb),
-        1 - left[..., -1],
-        (z + along[..., None] + chord[..., None] / 2) / chord[..., None],
-    )
+    places = (z + along[..., None] + chord[..., None] / 2) / chord[..., None]
+    return World().encode(rgb), 1 - left[..., -1], places
 
 
 def sds(x, info, mean):
-    """G = sigma_t^2 mean_i (eps_cfg_i - eps_i) in this Gaussian world, solved: eps_hat is linear
-    in x and eps."""
+    """G = sigma_t^2 mean_i (eps_cfg_i - eps_i), solved: eps_hat is linear in x and eps here."""
     a = SCHEDULE.alphas_cumprod[info["t"]].view(-1, 1, 1, 1)
     mean = mean[:, None, None] + 0.1 * info["cameras"].azimuth.view(-1, 1, 1, 1)
-    return (
-        (1 - a)
-        * ((a * (1 - a)).sqrt() * (x - mean) - a * S * info["eps"].mean(0))
-        / (a * S + 1 - a)
-    )
+    residual = (a * (1 - a)).sqrt() * (x - mean) - a * S * info["eps"].mean(0)
+    return (1 - a) * residual / (a * S + 1 - a)
 
 
 def slope(function, field):
@@ -195,9 +165,8 @@ def slope(function, field):
             ends = []
             for step in (1e-5, -1e-5):
                 moved = copy.deepcopy(field)
-                dict(zip(field.parameters(), moved.parameters(), strict=True))[p].data.view(-1)[
-                    i
-                ] += step
+                mine = dict(zip(field.parameters(), moved.parameters(), strict=True))[p]
+                mine.data.view(-1)[i] += step
                 with torch.no_grad():
                     ends.append(function(moved))
             slopes[-1].data.view(-1)[i] = (ends[0] - ends[1]) / 2e-5

@@ -1,5 +1,4 @@
-"""The loop: it goes downhill, one seed gives one result, and a killed run resumes in the same
-bits."""
+"""The loop goes downhill, one seed gives one result, and a killed run resumes bit for bit."""
 
 import os
 import pickle
@@ -10,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from worlds import same, small_world
 
 from psd_mini import PSD, SDS, Regression, ToyWorldPrior, TriplaneField, VoxelField, distill
 from psd_mini._internal.files import write_atomically
@@ -18,28 +18,19 @@ from psd_mini._internal.runs import NonFiniteError, read_checkpoint, write_check
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import opacity_entropy
 from psd_mini.rewards import make_reward
-from psd_mini.world.pool import make_views, pool_cameras
 
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def prior():
-    return ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+    return small_world()
 
 
 def run(prior, field=None, method=None, steps=STEPS, **options):
     field = field or VoxelField(8)
     options = {"cameras_per_step": 2, "resolution": 8, "n_samples": 8, "progress": False, **options}
     return field, distill(field, prior, method or SDS(), "a red mushroom", steps=steps, **options)
-
-
-def same(a, b):
-    # exact: asked of runs on one machine with one thread count
-    return all(
-        torch.equal(x, y)
-        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
 
 
 class Stop(Exception):
@@ -55,8 +46,7 @@ def stop_after(step):
 
 
 def test_regression_and_sds_reach_the_target(prior):
-    """With one prompt that leaves nothing open, both end near the true pictures; the distance
-    falls at least by half."""
+    """A prompt that leaves nothing open: the distance to the true pictures is at least halved."""
 
     def distance(field):
         from psd_mini.rendering import render
@@ -87,8 +77,7 @@ def test_same_seed_same_bits_other_seed_other_bits(prior):
 
 @pytest.mark.parametrize("killed_at", [2, 3, 6])
 def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
-    """Unbroken run = run that was stopped after a step and resumed from its last checkpoint; the
-    history too."""
+    """Unbroken run = run stopped after a step and resumed from its checkpoint; the history too."""
     whole, whole_run = run(prior)
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(Stop):
@@ -97,15 +86,13 @@ def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
     assert resumable == (killed_at >= 3)
     resumed, resumed_run = run(prior, checkpoint=path, checkpoint_every=3, resume=resumable)
     assert same(whole, resumed)
-    assert (
-        whole_run.history == resumed_run.history
-    )  # exact: a run and its resumption, one machine and thread count
+    # exact: a run and its resumption, one machine and thread count
+    assert whole_run.history == resumed_run.history
     assert whole_run.cost.prior_evaluations == resumed_run.cost.prior_evaluations == 2 * STEPS
 
 
 def test_resume_of_a_killed_process(tmp_path):
-    """kill -9 in the middle of a run, resume in a new process: the same field as the unbroken
-    run, bit for bit."""
+    """kill -9 in the middle of a run, resume in a new process: the unbroken run, bit for bit."""
     script = textwrap.dedent("""
         import os, signal, sys, torch
         from psd_mini import SDS, ToyWorldPrior, VoxelField, distill
@@ -115,10 +102,11 @@ def test_resume_of_a_killed_process(tmp_path):
         def callback(info):
             if info["step"] == kill:
                 os.kill(os.getpid(), signal.SIGKILL)
-        field = VoxelField(8)
-        distill(field, ToyWorldPrior(views=make_views(pool_cameras(6), 8)), SDS(), "a red mushroom", steps=8, resolution=8,
-                cameras_per_step=2, n_samples=8, progress=False, checkpoint=folder + "/c.pt", checkpoint_every=2,
-                resume=resume, callback=callback)
+        field, prior = VoxelField(8), ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+        small = {"steps": 8, "resolution": 8, "cameras_per_step": 2, "n_samples": 8}
+        kept = {"checkpoint": folder + "/c.pt", "checkpoint_every": 2, "resume": resume}
+        options = {**small, **kept, "progress": False, "callback": callback}
+        distill(field, prior, SDS(), "a red mushroom", **options)
         torch.save(field.state_dict(), folder + "/field.pt")
         """)
 
@@ -134,9 +122,8 @@ def test_resume_of_a_killed_process(tmp_path):
     whole, broken = (
         torch.load(tmp_path / name / "field.pt", weights_only=True) for name in ("whole", "broken")
     )
-    assert all(
-        torch.equal(whole[name], broken[name]) for name in whole
-    )  # exact: one machine, one thread
+    # exact: one machine, one thread
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
 def test_method_state_is_in_the_checkpoint(prior, tmp_path):
@@ -165,8 +152,7 @@ def test_method_state_is_in_the_checkpoint(prior, tmp_path):
 
 
 def test_nan_is_named_and_costs_nothing(prior, tmp_path):
-    """NaN that a callback puts into the field: the error names step and tensor, the field and
-    the checkpoint stay good."""
+    """A callback's NaN in the field: the error names step and tensor; the checkpoint is good."""
     path = tmp_path / "checkpoint.pt"
     field = VoxelField(8)
 
@@ -225,8 +211,10 @@ class BrokenSlope(torch.autograd.Function):
 
 
 def test_the_first_tensor_with_a_nan_is_named(prior):
-    """Not what it spoils later: a prior's NaN is not the method's or the reward's, a reward's
-    not the embedding's."""
+    """The error names the source: a prior's NaN is not called the method's or the reward's.
+
+    A reward's is not called the embedding's.
+    """
     broken, reward = BrokenPrior(views=prior.views), make_reward("colorfulness")
     for method in (SDS(), PSD()):
         with pytest.raises(
@@ -251,8 +239,10 @@ def test_the_first_tensor_with_a_nan_is_named(prior):
 
 
 def test_a_function_as_method_is_known_again_in_another_process(prior, tmp_path):
-    """Its name and code tell it, not where it lies in memory; another function of the same name
-    is another method."""
+    """A function is known by its name and code, not by its address in memory.
+
+    Another function of the same name is another method.
+    """
 
     def made(factor):
         source = f"def mine(x, t, eps, context):\n    return {factor} * x, {{}}"
@@ -330,8 +320,7 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(prior, tmp_path):
-    """Truncated, not a checkpoint, another program's, missing: one line each; a pickle is not
-    executed."""
+    """Truncated, another program's, missing: one line each; a pickle is not executed."""
     path = tmp_path / "checkpoint.pt"
     run(prior, checkpoint=path)
     whole = path.read_bytes()
@@ -363,8 +352,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(prior, tmp_path):
 
 
 def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    """The disk fills up while the new checkpoint is written: the old one is whole, no scraps are
-    left."""
+    """The disk is full while a checkpoint is written: the old one is whole, nothing is left."""
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"config": {}, "step": 1})
 
@@ -381,8 +369,10 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_callback_sees_the_intermediates(prior):
-    """Each step hands over x, t, eps, gradient and the rest, consistent with each other: here G
-    = w(t)(eps_hat - eps)."""
+    """Each step hands over consistent x, t, eps, gradient and the rest.
+
+    G = w(t) (eps_hat - eps)
+    """
     seen = []
     run(prior, steps=2, callback=seen.append)
     info = seen[1]
@@ -404,8 +394,7 @@ def test_callback_sees_the_intermediates(prior):
 
 
 def test_timesteps_anneal(prior):
-    """t stays in [t_min(step), t_max(step)], and both move linearly from their first to their
-    last value."""
+    """t stays in [t_min(step), t_max(step)]; both move linearly from first to last value."""
     seen = []
     run(
         prior,
@@ -474,8 +463,7 @@ def _assert_deterministic():
 
 
 def test_rewards_of_one_name_are_told_apart():
-    """Two lambdas differ in a constant, a name or an operation: three identities; the same code
-    has the same."""
+    """Lambdas with another constant, name or operation have other identities."""
     a, b, c = (
         lambda i, p: i.mean((1, 2, 3)),
         lambda i, p: i.mean((2, 3)),

@@ -1,8 +1,8 @@
-"""Identities of the shared algebra, float64. The package stands on one side, plain algebra on
-the other."""
+"""Identities of the shared algebra, float64: the package against plain algebra."""
 
 import pytest
 import torch
+from worlds import normal
 
 from psd_mini import (
     SDS,
@@ -19,13 +19,11 @@ pytestmark = pytest.mark.algebra
 SCHEDULE = scaled_linear_schedule()
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def test_cfg_ends_and_affinity():
-    """eps(g=1) = eps_cond, eps(g=0) = eps_neg, and eps(g) = (1 - g) eps(0) + g eps(1): affine in
-    g."""
+    """cfg at g = 1 is eps_cond, at g = 0 eps_neg, and it is affine in g.
+
+    eps(g) = (1 - g) eps(0) + g eps(1)
+    """
     cond, neg = normal(2, 5, seed=1), normal(2, 5, seed=2)
     assert torch.equal(cfg(cond, neg, 0.0), neg)  # exact: neg + 0 is neg
     torch.testing.assert_close(cfg(cond, neg, 1.0), cond, rtol=0, atol=1e-15)
@@ -36,8 +34,10 @@ def test_cfg_ends_and_affinity():
 
 
 def test_cfg_and_the_weights_of_papers():
-    """DreamFusion's (1 + w) eps_cond - w eps_neg = cfg at g = 1 + w; Imagen's w eps_cond + (1 -
-    w) eps_neg = cfg at g = w."""
+    """DreamFusion's w is g = 1 + w; Imagen's w is g.
+
+    (1 + w) eps_cond - w eps_neg,  w eps_cond + (1 - w) eps_neg
+    """
     cond, neg, w = normal(7, seed=1), normal(7, seed=2), 6.5
     dreamfusion, imagen = (1 + w) * cond - w * neg, w * cond + (1 - w) * neg
     torch.testing.assert_close(
@@ -57,8 +57,11 @@ def test_cfg_with_equal_embeddings_does_not_depend_on_g():
 
 
 def test_cfg_split():
-    """eps_cfg - eps = (eps_cond - eps) + (g-1)(eps_cond - eps_neg) = (eps_neg - eps) + g
-    (eps_cond - eps_neg)."""
+    """Two ways to split the guided residual.
+
+    eps_cfg - eps = (eps_cond - eps) + (g - 1)(eps_cond - eps_neg)
+                  = (eps_neg - eps) + g (eps_cond - eps_neg)
+    """
     cond, neg, eps, g = normal(9, seed=1), normal(9, seed=2), normal(9, seed=3), 7.5
     h = cfg(cond, neg, g) - eps
     torch.testing.assert_close(h, (cond - eps) + (g - 1) * (cond - neg), rtol=1e-13, atol=1e-13)
@@ -66,8 +69,11 @@ def test_cfg_split():
 
 
 def test_cfg_shifts_the_mean_of_equal_covariance_gaussians():
-    """p(.|y) = N(mu_y, S), p(.|n) = N(mu_n, S): guided prediction = that of N(mu_n + g (mu_y -
-    mu_n), S), at every t, and this mean is where SDS comes to rest."""
+    """For p(.|y) = N(mu_y, S), p(.|n) = N(mu_n, S) guidance shifts the mean.
+
+    The guided prediction is that of N(mu_n + g (mu_y - mu_n), S) at every t, and this mean is where
+    SDS comes to rest.
+    """
     S = torch.tensor([[0.7, 0.2], [0.2, 0.4]], dtype=torch.float64)
     mu_y, mu_n, g = torch.tensor([1.0, -0.5]).double(), torch.tensor([-0.3, 0.8]).double(), 3.0
     world = GaussianMixture(torch.ones(2), torch.stack((mu_y, mu_n)), torch.stack((S, S)), SCHEDULE)
@@ -102,8 +108,9 @@ def test_residual_points_from_the_denoised_image():
 
 
 def test_regression_to_the_denoised_image_is_sds_of_another_weight():
-    """d/dx 0.5 || x - stopgrad(x0_hat) ||^2 = x - x0_hat = (sigma_t / alpha_t) h: the
-    "reconstruction loss" of MVDream.
+    """The "reconstruction loss" of MVDream.
+
+        d/dx 0.5 || x - stopgrad(x0_hat) ||^2 = x - x0_hat = (sigma_t / alpha_t) h
 
     Source: MVDream (Shi et al. 2023, arXiv 2308.16512), without its rescaling.
     """
@@ -140,8 +147,7 @@ def test_surrogate_loss_injects_the_gradient():
 
 @pytest.mark.parametrize("way", ["by hand", "inner product", "target"])
 def test_other_ways_to_inject_are_equal(way):
-    """x.backward(G), <x, stopgrad(G)> and 0.5 ||x - target||^2 with target = x - G inject the
-    same gradient."""
+    """x.backward(G), <x, stopgrad(G)> and 0.5 ||x - target||^2, target = x - G: one gradient."""
     theta, gradient = normal(6, seed=1).requires_grad_(), normal(2, 6, seed=2)
     mixing = normal(2, 6, seed=3)
 
@@ -163,8 +169,7 @@ def test_other_ways_to_inject_are_equal(way):
 
 
 def test_gradient_left_attached_would_vanish():
-    """Without stopgrad, 0.5 ||x - (x - G)||^2 has no gradient in x: the commonest mistake, and
-    why the target is detached."""
+    """Without stopgrad 0.5 ||x - (x - G)||^2 has no gradient in x, the commonest mistake."""
     x, gradient = normal(3, 4, seed=1).requires_grad_(), normal(3, 4, seed=2)
     (wrong,) = torch.autograd.grad(0.5 * (x - (x - gradient)).square().sum(), x)
     (right,) = torch.autograd.grad(surrogate_loss(x, gradient), x)

@@ -1,5 +1,4 @@
-"""The loop against its equations, and what it hands on, in a world of eight numbers
-(tests/loop_world.py)."""
+"""The loop against its equations, and what it hands on, in the tiny world of loop_world.py."""
 
 import math
 
@@ -43,8 +42,10 @@ class Stop(Exception):
     [(False, 0.7, (0.5, 0.1)), (True, 0.7, (0.5, 0.1)), (False, 0.0, 2.0)],
 )
 def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scale):
-    """dL/dfield of L = (1/B) 0.5 ||x - (x - G)||^2 + entropy_weight C h w H(opacity), and Adam's
-    first two steps."""
+    """dL/dfield of the documented loss, and Adam's first two steps.
+
+    L = (1/B) 0.5 ||x - (x - G)||^2 + entropy_weight C h w H(opacity)
+    """
     negative = NegativeEmbedding(embedding("")[0], GUIDANCE) if optimised else None
     options = {
         "negative": negative,
@@ -94,8 +95,10 @@ def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scal
 @pytest.mark.parametrize("world", [World, ViewWorld])
 @pytest.mark.parametrize("negative_prompt", ["", "no"])
 def test_the_method_is_given_the_prompt_and_the_negative_prompt(world, negative_prompt):
-    """embeddings = [prompt, negative prompt]; only the prompt is worded for views; the rest is
-    what the step is about."""
+    """embeddings = [prompt, negative prompt]; only the prompt is worded for views.
+
+    The rest of the context is what the step is about.
+    """
     method = Recorder()
     _, run_, seen = run(method, world(), negative_prompt=negative_prompt, reward=liked)
     expected = embedding("yes", negative_prompt) + torch.tensor(
@@ -104,10 +107,8 @@ def test_the_method_is_given_the_prompt_and_the_negative_prompt(world, negative_
     for info, given in zip(seen, method.given, strict=True):
         torch.testing.assert_close(given["embeddings"], expected)
         # exact: handed on as they are
-        assert (
-            all(torch.equal(given[name], info[name]) for name in ("x", "t", "eps"))
-            and not given["x"].requires_grad
-        )
+        assert all(torch.equal(given[name], info[name]) for name in ("x", "t", "eps"))
+        assert not given["x"].requires_grad
         context = given["context"]
         assert (
             context is info["context"]
@@ -124,8 +125,11 @@ def test_the_method_is_given_the_prompt_and_the_negative_prompt(world, negative_
     ("window", "moves"), [((0.0, 1.0), (1, 1)), ((0.5, 1.0), (0, 1)), ((0.0, 0.5), (1, 0))]
 )
 def test_a_negative_embedding_moves_before_the_method_is_asked(window, moves):
-    """embeddings = [prompt, n]. r = sum <LIKED, decode(x0_hat)> falls with n where ENCODER LIKED >
-    0 and g > 1: n goes down there, at first by lr in each number. `negative_prompt` is replaced."""
+    """embeddings = [prompt, n]; n goes down where that raises the reward, at first by lr.
+
+    r = sum <LIKED, decode(x0_hat)> falls with n where ENCODER LIKED > 0 and g > 1.
+    `negative_prompt` is replaced.
+    """
     start = torch.tensor([0.3, 0.2], dtype=torch.float64)
     negative, method = NegativeEmbedding(start, GUIDANCE, lr=0.125, steps=window), Recorder()
     _, run_, seen = run(method, negative=negative, reward=liked, negative_prompt="no")
@@ -145,8 +149,7 @@ def test_a_negative_embedding_moves_before_the_method_is_asked(window, moves):
 
 
 def test_noises_are_independent_and_standard_normal():
-    """Mean 0, variance 1, fourth moment 3, and no correlation between two noises, pictures or
-    steps, to 5 standard errors."""
+    """Noises: mean 0, variance 1, fourth moment 3, no correlation; to 5 standard errors."""
     method = Recorder()
     method.n_noises = 2000
     run(method)
@@ -164,8 +167,7 @@ def test_noises_are_independent_and_standard_normal():
 
 
 def test_timesteps_are_uniform_between_moving_bounds():
-    """t in {t_min(step), ..., t_max(step)}, rounded to whole timesteps, each end included,
-    linear between first and last."""
+    """t in {t_min(step), ..., t_max(step)}: whole timesteps, both ends included, linear."""
     t_min, t_max = (100 / 399, 200 / 399), (102 / 399, 202 / 399)
     seen = run(cameras_per_step=64, steps=3, t_min=t_min, t_max=t_max)[2]
     assert [sorted(set(info["t"].tolist())) for info in seen] == [
@@ -191,8 +193,7 @@ def test_a_method_can_have_one_timestep_for_all_pictures():
 
 
 def test_the_seed_makes_every_choice():
-    """Cameras, places along rays, timesteps, noises and the negative embedding's own: torch's
-    global generator has no say."""
+    """Cameras, places along rays, t, noises, n's own draws: torch's global generator has no say."""
 
     def drawn(seed, elsewhere):
         torch.manual_seed(elsewhere)
@@ -212,8 +213,7 @@ def test_the_seed_makes_every_choice():
 
 
 def test_steps_are_recorded_and_paid_for():
-    """At the callback the step is over and in the history; costs are what the prior itself
-    counts, and B renders a step."""
+    """At the callback the step is in the history; costs are what the prior itself counts."""
     world, checks = World(), []
     negative = NegativeEmbedding(embedding("")[0], GUIDANCE)
 
@@ -278,8 +278,7 @@ def test_a_step_that_fails_leaves_the_field_as_the_step_before_made_it(failing):
 
 
 def test_a_step_that_makes_the_field_infinite_is_taken_back():
-    """An infinite learning rate in step 1, noticed in step 2: the field is back where step 1
-    began."""
+    """An infinite learning rate in step 1, noticed in step 2: the field is as step 1 found it."""
 
     def explode(info):
         for group in info["optimizer"].param_groups:
@@ -296,19 +295,17 @@ def test_a_step_that_makes_the_field_infinite_is_taken_back():
 
 
 def test_what_no_ray_meets_is_put_back_too():
-    """NaN in a number without influence on the pictures: the next step names it, and no copy of
-    it is handed back as good."""
+    """NaN that no picture shows: the next step names it, and no copy of it is handed back."""
     field = Fog()
     field.corner = nn.Parameter(torch.ones(1))
-    with pytest.raises(
-        NonFiniteError, match="^step 2: field.corner is not finite.*last good state"
-    ):
-        run(
-            field=field,
-            steps=5,
-            callback=lambda info: field.corner.data.fill_(math.nan if info["step"] == 1 else 1.0),
-        )
-    # exact: no gradient reaches it: its bits are those of the start
+
+    def spoil(info):
+        field.corner.data.fill_(math.nan if info["step"] == 1 else 1.0)
+
+    message = "^step 2: field.corner is not finite.*last good state"
+    with pytest.raises(NonFiniteError, match=message):
+        run(field=field, steps=5, callback=spoil)
+    # exact: no gradient reaches it, so its bits are those of the start
     assert field.corner.item() == 1.0
 
 
@@ -330,8 +327,7 @@ class Counting(Recorder):
 
 @pytest.mark.parametrize(("error", "every", "done"), [(Stop, 2, 2), (KeyboardInterrupt, 50, 4)])
 def test_a_checkpoint_is_the_state_between_two_steps(tmp_path, error, every, done):
-    """Stopped in the callback of step 3 and resumed: field, n, method, history and costs are
-    those of the unbroken run."""
+    """Stopped in step 3 and resumed: field, n, method, history, costs are the unbroken run's."""
 
     def parts(**options):
         negative = NegativeEmbedding(embedding("")[0], GUIDANCE)
@@ -354,7 +350,6 @@ def test_a_checkpoint_is_the_state_between_two_steps(tmp_path, error, every, don
     for steps_left in (range(done, 5), range(0)):  # the last step writes one too
         resumed, again, seen = parts(**options, resume=True)
         assert [info["step"] for info in seen] == list(steps_left)
+        assert again == numbers
         # exact: resumed on one machine with one thread count
-        assert again == numbers and all(
-            torch.equal(a, b) for a, b in zip(whole, resumed, strict=True)
-        )
+        assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))

@@ -1,5 +1,4 @@
-"""The negative embedding against closed forms and finite differences, float64; state, trust
-region, runaway."""
+"""The negative embedding against closed forms and finite differences; state, trust region."""
 
 import math
 from types import SimpleNamespace
@@ -7,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from plain_mixture import finite_difference
+from worlds import normal, small_world
 
 from psd_mini import (
     SDS,
@@ -38,10 +38,6 @@ WORLD = GaussianMixture(torch.tensor([0.2, 0.5, 0.3], dtype=F64), MEANS, COVARIA
 V = torch.tensor([1.0, -0.5, 0.8], dtype=F64)
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
 def setting(n=4, reward=None, step=600):
     x, t = normal(n, 3, 1, 1, seed=1), torch.full((n,), step)
     embeddings = torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 0.0]], dtype=F64)
@@ -64,8 +60,10 @@ def denoised(n, x, t, eps, context, g):
 # identity 44
 @pytest.mark.parametrize("g", [0.0, 1.0, 2.0, 7.5])
 def test_gradient_by_finite_differences(g):
-    """dL/dn = -mean d<v, x0_hat(n)>/dn by central differences; exactly 0 at g = 1, of opposite
-    sign at g = 0 and g = 2."""
+    """dL/dn = -mean d<v, x0_hat(n)>/dn by central differences.
+
+    It is exactly 0 at g = 1, and of opposite sign at g = 0 and g = 2.
+    """
     x, t, eps, context = setting()
     n = normal(3, seed=5).requires_grad_()
     (gradient,) = torch.autograd.grad(negative_loss(n, x, t, eps, context, g), n)
@@ -81,8 +79,10 @@ def test_gradient_by_finite_differences(g):
 
 # identity 51
 def test_gradient_is_a_covariance_in_a_mixture():
-    """Weights exp(n_k): d x0_hat / dn = -(g - 1) Cov(x_0, key | x_t, n) = -(g - 1) resp_k (m_k -
-    x0_hat(n)), by hand."""
+    """Weights exp(n_k), by hand.
+
+    d x0_hat / dn = -(g - 1) Cov(x_0, key | x_t, n) = -(g - 1) resp_k (m_k - x0_hat(n))
+    """
     g, step = 3.0, 600
     x, t, eps, context = setting(1, step=step)
     n = normal(3, seed=5).requires_grad_()
@@ -106,8 +106,7 @@ def test_gradient_is_a_covariance_in_a_mixture():
 
 
 def test_settled_field_gives_no_gradient():
-    """Small t at a picture of the world: x_t names its component without doubt, so the embedding
-    gets exactly nothing."""
+    """Small t at a picture of the world: x_t names its component, so the gradient is exactly 0."""
     views = make_views(pool_cameras(4), 16)
     prior = ToyWorldPrior(views=views)
     x = 2 * views.pictures(torch.arange(4))[:, 31] - 1
@@ -131,12 +130,12 @@ def test_settled_field_gives_no_gradient():
 
 # identity 45
 def test_linear_gaussian_world():
-    """Means mu(n) = M n: ascent moves M n away from the reward, and guidance then pulls the field
-    towards it.
+    """Means mu(n) = M n: ascent moves M n away from the reward, guidance pulls the field to it.
 
-    eps(x_t; n) = sigma C^-1 (x_t - alpha M n), so d<v, x0_hat>/dn = -(g - 1) sigma^2 M^T C^-1 v,
-    and after n <- n + eta dr/dn the guided prediction changes by -eta (g - 1)^2 sigma^3 alpha C^-1
-    M M^T C^-1 v."""
+    eps(x_t; n) = sigma C^-1 (x_t - alpha M n), so d<v, x0_hat>/dn = -(g - 1) sigma^2 M^T C^-1 v.
+    After n <- n + eta dr/dn the guided prediction changes by
+    -eta (g - 1)^2 sigma^3 alpha C^-1 M M^T C^-1 v.
+    """
     M = torch.tensor([[1.0, 0.2], [0.0, 0.5], [-0.3, 0.4]], dtype=F64)
     step, g, eta = 500, 4.0, 0.01
     abar = SCHEDULE.alphas_cumprod[step]
@@ -182,8 +181,7 @@ def test_linear_gaussian_world():
 
 # identity 46
 def test_nothing_else_receives_a_gradient():
-    """x, the prompt's embedding and the means stay without gradient; a constant reward gives n
-    none either."""
+    """x, prompt embedding and means stay without gradient; a constant reward gives n none."""
     x, t, eps, context = setting()
     x.requires_grad_()
     context.embeddings.requires_grad_()
@@ -209,8 +207,10 @@ def test_small_steps_raise_the_reward():
 
 
 def test_inversion_describes_the_loser():
-    """L = ||eps(x_t^loser; n) - eps_loser||^2, the loser by the reward of the guided denoised
-    image; a black box will do."""
+    """Inversion; the loser by the reward of the guided denoised image, which may be a black box.
+
+    L = ||eps(x_t^loser; n) - eps_loser||^2
+    """
     x, t, eps, context = setting()
     n, g = normal(3, seed=5), 2.0
     got = negative_loss(n, x, t, eps, context, g, "inversion")
@@ -243,8 +243,7 @@ def test_a_black_box_has_no_gradient_to_climb():
 
 
 def test_trust_region_and_runaway():
-    """||n - n_0|| <= radius always; with an infinite radius the same steps run past it; radius 0
-    freezes n."""
+    """||n - n_0|| <= radius always; an infinite radius lets n run past it; radius 0 freezes n."""
     x, _, _, context = setting()
     norms = {}
     for radius in (0.0, 1.0, math.inf):
@@ -260,9 +259,11 @@ def test_trust_region_and_runaway():
 @pytest.mark.parametrize("radius", [0.1, math.inf])
 @pytest.mark.parametrize("objective", ["reward", "inversion"])
 def test_a_step_is_one_of_adam_and_a_projection(objective, radius):
-    """n_0 - lr g / (|g| + 1e-8), Adam's first step, at t and noises drawn in this order, and back
-    to ||n - n_0|| = radius along the ray from n_0. The prior is asked once for each prompt and
-    noise, and the reward with the prompts."""
+    """Adam's first step n_0 - lr g / (|g| + 1e-8), projected along the ray from n_0.
+
+    t and noises are drawn in this order. The prior is asked once for each prompt and noise, and the
+    reward with the prompts.
+    """
     x, _, _, context = setting()
     start, seen, B = torch.tensor([0.7, -0.4, 0.2], dtype=F64), [], len(x)
 
@@ -320,8 +321,7 @@ def test_it_moves_only_in_its_steps():
 
 
 def test_it_is_read_back_as_words():
-    """By the distance from the start, to three digits; repr names all settings, the defaults
-    too."""
+    """Words by the distance from the start, to three digits; repr names all settings."""
     negative = NegativeEmbedding(torch.tensor([9.0, 0.5, 0.0, 1.0]), 2.0)
     with torch.no_grad():
         negative.embedding.copy_(torch.tensor([9.1, -2.5, 0.0, 3.12345]))
@@ -351,9 +351,8 @@ def test_guidance_of_one_says_why():
 
 
 def test_resume_with_a_negative_embedding_is_bit_for_bit(tmp_path):
-    """Stopped after step 5, resumed from step 3: the same field, embedding and history as the
-    unbroken run; and it moved."""
-    prior = ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+    """Stopped after step 5, resumed from step 3: field, embedding, history of the unbroken run."""
+    prior = small_world()
 
     def run(resume=False, stop=None, path=None):
         field, negative = VoxelField(8), NegativeEmbedding(prior.embed([""])[0], 2.0)

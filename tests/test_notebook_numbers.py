@@ -1,26 +1,19 @@
-"""What README and notebooks say in numbers is what a tool counts, or what the cell above it has
-printed."""
+"""Numbers in README and notebooks are those that a tool counts or that the cell above printed."""
 
 import math
 import re
-import sys
 from pathlib import Path
 
+import flops
 import nbformat
 import pytest
 import torch
 
 import psd_mini as pm
 
-sys.path.insert(0, str(Path(__file__).parent / "tools"))
-import flops
-
 ROOT = Path(__file__).parents[1]
-ONE, NEGATIVE, REAL = (
-    "psd_in_one_notebook",
-    "05_negative_embeddings",
-    "06_stable_diffusion_on_colab",
-)
+ONE = "psd_in_one_notebook"
+NEGATIVE, REAL = "05_negative_embeddings", "06_stable_diffusion_on_colab"
 NUMBER = r"([-+]?\d+\.?\d*)"
 
 
@@ -36,8 +29,7 @@ def prose(stem):
 
 
 def printed(stem, pattern):
-    """The numbers in the one line of a notebook's outputs that the pattern describes; # stands
-    for a number."""
+    """The numbers in the one output line that the pattern describes; # stands for a number."""
     outputs = (output for cell in notebook(stem) for output in cell.get("outputs", []))
     text = "".join(output.get("text", "") for output in outputs)
     (found,) = re.findall(
@@ -53,22 +45,20 @@ def says(stem, *sentences):
 
 
 def test_a_word_with_a_minus_attracts():
-    """Points mu_k with weights exp(n_k), w added to n_j: the guided x0_hat moves by (g - 1) k (mu_j
-    - x0_hat(n)) with k = gamma_j (1 - e^w) / (1 - gamma_j (1 - e^w)), above 0 for w < 0. What
-    notebook 05 says of a minus."""
+    """What notebook 05 says of a minus, for points mu_k with weights exp(n_k).
+
+    If w is added to n_j, the guided x0_hat moves by (g - 1) k (mu_j - x0_hat(n)), with
+    k = gamma_j (1 - e^w) / (1 - gamma_j (1 - e^w)), which is above 0 for w < 0.
+    """
     means = torch.tensor([[0.0, 1.0], [2.0, -1.0], [-1.0, 0.5]], dtype=torch.float64)
-    world, g, j = (
-        pm.GaussianMixture(torch.ones(3), means, [0.0] * 3, pm.scaled_linear_schedule()),
-        2.5,
-        1,
-    )
+    world = pm.GaussianMixture(torch.ones(3), means, [0.0] * 3, pm.scaled_linear_schedule())
     x_t, t = torch.tensor([[0.3, 0.2]], dtype=torch.float64), torch.tensor([600])
     prompt, n = torch.tensor([[1.0, 0.0, -2.0], [0.2, -0.3, 0.1]], dtype=torch.float64)
+    g, j = 2.5, 1
 
     def guided(n):
-        return world.schedule.x0_from_eps(
-            x_t, pm.cfg(*world.predict_noise(x_t, t, torch.stack((prompt, n))), g), t
-        )[0]
+        eps_hat = pm.cfg(*world.predict_noise(x_t, t, torch.stack((prompt, n))), g)
+        return world.schedule.x0_from_eps(x_t, eps_hat, t)[0]
 
     abar = world.schedule.alphas_cumprod[600]
     gamma = (n - (x_t - abar.sqrt() * means).square().sum(1) / (2 * (1 - abar))).softmax(0)

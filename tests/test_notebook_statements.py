@@ -1,5 +1,4 @@
-"""Numbers in the prose of notebooks 02 to 04 are those that a cell printed, or that a record in
-tests/results holds."""
+"""Numbers in notebooks 02 to 04 are those that a cell printed or a file in tests/results holds."""
 
 import json
 import re
@@ -69,8 +68,7 @@ def test_a_cell_printed_what_is_said(number, sentence, output):
 
 
 def test_places_of_rest_in_notebook_04():
-    """How far apart the three noise levels put the place of rest, with lambda and with lambda
-    sigma_t."""
+    """How far apart three noise levels put the place of rest, with lambda and lambda sigma_t."""
     found = re.findall(r"at weight 1 rest at (\S+), with lambda sigma_t at (\S+)", printed("04"))
     constant, scaled = ([float(number) for number in column] for column in zip(*found, strict=True))
     said = (
@@ -102,8 +100,7 @@ def test_cosines_in_notebook_03():
 
 
 def test_the_factor_of_sixteen_in_notebook_03():
-    """Weights 0.25 to 4 with default settings: the range of the mean gains, and the colours that
-    won."""
+    """Weights 0.25 to 4 with default settings: the range of mean gains, the colours that won."""
     default = {
         "omega": "hard",
         "pair_base": "mean",
@@ -131,8 +128,9 @@ def test_the_factor_of_sixteen_in_notebook_03():
 
 
 def test_the_settled_mushroom_in_notebook_03():
-    """Cosines of PSD's pairs and of dps at t = 600 to 800, recorded with more cameras and noises
-    than the cell takes."""
+    """Cosines of PSD's pairs and of dps at t = 600 to 800; the record has more cameras and noises
+    than the cell.
+    """
     settled = [
         r
         for r in records("reward_gradients.jsonl")

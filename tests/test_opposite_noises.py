@@ -1,5 +1,6 @@
-"""Pairs of opposite noises, eps_2 = -eps_1, which PSD takes unless told otherwise: what they
-estimate is not what two independent noises do (test_pair_estimator.py). float64.
+"""Pairs of opposite noises, eps_2 = -eps_1, which PSD takes unless told otherwise; float64.
+
+What they estimate differs from two independent noises (test_pair_estimator.py).
 """
 
 import math
@@ -27,9 +28,10 @@ TAU = 0.4
 
 
 def mirrored_law(prior, reward=None):
-    """A law on 300 noises and their negatives, to be summed over: h (600, 3) and R (600,) by the
-    denoiser, R of the negatives, and E[omega (h_1 - h_2)] of PSD with opposite noises, a function
-    of the name of omega."""
+    """300 noises and their negatives: h (600, 3), R (600,), R of the negatives, the mean term.
+
+    The mean term is E[omega (h_1 - h_2)] of PSD with opposite noises, a function of omega's name.
+    """
     eps = normal(300, 3, seed=53)
     eps, ctx = torch.cat((eps, -eps)), context(prior, reward, 600)
     x0_hat = prior.denoise(ALPHA * X + SIGMA * eps, torch.full((600,), STEP), ctx.embeddings)[0]
@@ -52,8 +54,7 @@ def mirrored_law(prior, reward=None):
 
 
 def independent_term(kind, h, r):
-    """E[omega (h_1 - h_2)] where the two noises are independent draws of the law: all 600 x 600
-    pairs."""
+    """E[omega (h_1 - h_2)] for two independent noises: the mean over all 600 x 600 pairs."""
     return (omega(r[:, None] - r[None], kind, TAU)[..., None] * (h[:, None] - h[None])).mean((0, 1))
 
 
@@ -62,9 +63,11 @@ def bend(images, prompts):
 
 
 def test_opposite_noises_compare_a_noise_with_its_negative():
-    """eps_2 = -eps_1, any prior and reward. Duel: E[f | win] - E[f | lose] = 4 Cov(p, f), p =
-    sigmoid((R(eps) - R(-eps)) / tau), no function of R alone; gap: 4 Cov(R_odd, f) / tau with R_odd
-    = (R(eps) - R(-eps)) / 2. Independent noises differ."""
+    """What opposite noises estimate, for any prior and reward; independent noises differ.
+
+    Duel: E[f | win] - E[f | lose] = 4 Cov(p, f), p = sigmoid((R(eps) - R(-eps)) / tau), which is no
+    function of R alone. Gap: 4 Cov(R_odd, f) / tau with R_odd = (R(eps) - R(-eps)) / 2.
+    """
     h, r, r_negative, mean_term = mirrored_law(WORLD, bend)
     p, odd = torch.special.expit((r - r_negative) / TAU), (r - r_negative) / 2
     given_win, given_lose = ((q[:, None] * h).sum(0) / q.sum() for q in (p, 1 - p))
@@ -77,9 +80,11 @@ def test_opposite_noises_compare_a_noise_with_its_negative():
 
 
 def test_factor_between_opposite_and_independent_noises():
-    """Gaussian prior: 2 for the gap, whatever the reward. With a linear reward sqrt 2 for hard, and
-    the duel's goes from sqrt 2 to 2 as tau grows. In a mixture the gap's is another: 1.9 at this
-    point."""
+    """How much longer the term is than with independent noises.
+
+    Gaussian prior: 2 for the gap, whatever the reward. With a linear reward sqrt 2 for hard, and
+    the duel's factor goes from sqrt 2 to 2 as tau grows. In a mixture the gap's differs: 1.9 here.
+    """
 
     def factor(kind, prior, reward=None):
         h, r, _, mean_term = mirrored_law(prior, reward)

@@ -1,6 +1,8 @@
-"""What a ranked pair of noises estimates: expectations of the preference term, exactly or within 4
-standard errors of at most 1% of the quantity; each refuses the flipped sign, twice and half the
-size, and the noise not subtracted. float64."""
+"""What a ranked pair of noises estimates: expectations of the preference term; float64.
+
+Exact, or within 4 standard errors of at most 1% of the quantity; each refuses the flipped sign,
+twice and half the size, and the noise not subtracted.
+"""
 
 import math
 
@@ -56,9 +58,11 @@ CONSTANTS = {
 
 @pytest.mark.parametrize(("kind", "antithetic"), CONSTANTS)
 def test_expectation_of_the_preference_term(kind, antithetic):
-    """hard -(2/sqrt pi) alpha J u;  gap -2 alpha sigma J J v / tau; bt -alpha k J u, k = (s_R/tau) E sech^2(s_R z / sqrt2 tau).
+    """E[omega (h_1 - h_2)], k = (s_R / tau) E sech^2(s_R z / (sqrt 2 tau)).
 
-    Antithetic pairs: hard times sqrt 2, gap times 2, k = 2 (s_R/tau) E sech^2(s_R z / tau).
+        hard -(2 / sqrt pi) alpha J u;  gap -2 alpha sigma J J v / tau;  bt -alpha k J u
+
+    Antithetic pairs: hard times sqrt 2, gap times 2, k = 2 (s_R / tau) E sech^2(s_R z / tau).
     """
     method = PSD(**UNIFORM, omega=kind, tau=TAU, antithetic=antithetic)
     expected = CONSTANTS[kind, antithetic]
@@ -71,16 +75,17 @@ def test_expectation_of_the_preference_term(kind, antithetic):
 
 
 def test_the_term_raises_the_reward():
-    """Descent along the preference term raises a linear reward: <v, -E[term]> > 0 for every
-    omega."""
+    """Descent along the preference term raises a linear reward for every omega.
+
+    <v, -E[term]> > 0
+    """
     for expected in CONSTANTS.values():
         assert V @ expected < -0.5 * V.norm() * expected.norm()
 
 
 # identity 34
 def finite_law():
-    """A law on 300 noises, so that expectations over independent pairs are finite sums: their h,
-    (300, 3), and rewards."""
+    """h (300, 3) and rewards of 300 noises: expectations over pairs are finite sums."""
     n = 300
     eps = normal(n, 3, seed=51)
     ranked = rank(
@@ -95,12 +100,14 @@ def finite_law():
 
 @pytest.mark.parametrize(("kind", "tau"), [("bt", 0.4), ("bt", 1e-9), ("hard", 0.4), ("gap", 0.4)])
 def test_pair_weight_is_the_difference_of_two_conditional_means(kind, tau):
-    """bt: E[tanh((R_1 - R_2) / (2 tau)) (f_1 - f_2)] = E[f | win] - E[f | lose] = 4 Cov(p_w(R), f),
-    for any f, with p_w(R) = E_R' sigmoid((R - R') / tau); hard, and bt as tau -> 0: p_w -> F_R(R),
-    the rank; gap: 2 Cov(R, f) / tau.
+    """What each omega estimates for any f, with p_w(R) = E_R' sigmoid((R - R') / tau).
+
+        bt: E[tanh((R_1 - R_2) / (2 tau)) (f_1 - f_2)] = E[f | win] - E[f | lose] = 4 Cov(p_w(R), f)
+        hard, and bt as tau -> 0: p_w -> F_R(R), the rank;  gap: 2 Cov(R, f) / tau
 
     f = h of a mixture; all expectations are sums over 300 x 300 pairs. Source: derived here;
-    Bradley & Terry 1952."""
+    Bradley & Terry 1952.
+    """
     h, r = finite_law()
     n = len(h)
     gap = r[:, None] - r[None]
@@ -128,8 +135,10 @@ def test_pair_weight_is_the_difference_of_two_conditional_means(kind, tau):
 
 
 def test_winner_of_a_sampled_duel_has_the_same_mean():
-    """Label drawn with P(1 wins) = sigmoid((R_1 - R_2) / tau): E[f_w - f_l] = E[tanh((R_1 - R_2)
-    / (2 tau)) (f_1 - f_2)]."""
+    """The label is drawn with P(1 wins) = sigmoid((R_1 - R_2) / tau).
+
+    E[f_w - f_l] = E[tanh((R_1 - R_2) / (2 tau)) (f_1 - f_2)]
+    """
     h, r = finite_law()
     n, generator = 2_000_000, torch.Generator().manual_seed(52)
     i, j = torch.randint(len(h), (2, n), generator=generator)
@@ -144,8 +153,10 @@ def test_winner_of_a_sampled_duel_has_the_same_mean():
 
 # identity 35: any reward, independent pairs
 def test_preference_is_a_covariance():
-    """E[sign(R_1 - R_2)(h_1 - h_2)] = 4 Cov(F_R(R), h) for a reward that is neither linear nor
-    differentiable."""
+    """Also for a reward that is neither linear nor differentiable.
+
+    E[sign(R_1 - R_2)(h_1 - h_2)] = 4 Cov(F_R(R), h)
+    """
 
     def steps(images, prompts):
         return torch.floor(3 * images.flatten(1)[:, 0]) + images.flatten(1)[:, 1].abs()
@@ -165,8 +176,9 @@ def test_preference_is_a_covariance():
 
 
 def test_best_minus_worst_of_four():
-    """E[h_best - h_worst] = -2 E[max of N normals] alpha J u, N = 4: 2.0588, where a pair (N = 2)
-    has 2 / sqrt(pi) = 1.128.
+    """The best of four: 2.0588, where a pair (N = 2) has 2 / sqrt(pi) = 1.128.
+
+        E[h_best - h_worst] = -2 E[max of N normals] alpha J u
 
     RewardSDS "best" of four with the reward, minus the same with the reward turned round.
     """
@@ -189,10 +201,12 @@ def test_best_minus_worst_of_four():
 
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_constant_of_a_probit_weight(antithetic):
-    """omega = 2 Phi(gap / kappa) - 1: E = -alpha k J u, k = (4 s_R / kappa) / sqrt(2 pi) / sqrt(1 +
-    2 s_R^2 / kappa^2);
-    antithetic: k = (8 s_R / kappa) / sqrt(2 pi) / sqrt(1 + 4 s_R^2 / kappa^2). The package takes
-    any odd weight."""
+    """An omega that the package does not have: any odd weight is accepted.
+
+    omega = 2 Phi(gap / kappa) - 1:  E = -alpha k J u,
+    k = (4 s_R / kappa) / sqrt(2 pi) / sqrt(1 + 2 s_R^2 / kappa^2)
+    antithetic: k = (8 s_R / kappa) / sqrt(2 pi) / sqrt(1 + 4 s_R^2 / kappa^2)
+    """
     kappa = 0.5
     x, t = X.view(1, 3, 1, 1).expand(N, -1, -1, -1), torch.full((N,), STEP)
     eps = normal(2, *x.shape, seed=71)
@@ -215,11 +229,13 @@ def test_constant_of_a_probit_weight(antithetic):
 
 # identity 37
 def test_stein_form_estimates_the_reward_gradient():
-    """E[Delta (eps_1 - eps_2)] = 2 sigma E[grad_{x_t} r(x0_hat(x_t))] for a mixture and a smooth
-    reward (autograd).
+    """For a mixture and a smooth reward, differentiated by autograd.
+
+        E[Delta (eps_1 - eps_2)] = 2 sigma E[grad_{x_t} r(x0_hat(x_t))]
 
     First both sides by Gauss-Hermite quadrature, exact to rounding; then the pair estimator by
-    sampling."""
+    sampling.
+    """
 
     def reward_of(x_t):
         x0_hat = WORLD.denoise(x_t, torch.full((len(x_t),), STEP))[0]
@@ -247,8 +263,10 @@ def test_stein_form_estimates_the_reward_gradient():
 
 # identity 38
 def test_without_subtracting_the_noise_the_sign_is_wrong():
-    """f = eps_hat: E[Delta (eps_hat_1 - eps_hat_2)] = +2 sigma^3 C^-1 J^T v: away; raw = delta +
-    (eps_w - eps_l)."""
+    """Without subtracting the noise the term points away from the reward.
+
+    E[Delta (eps_hat_1 - eps_hat_2)] = +2 sigma^3 C^-1 J^T v;  raw = delta + (eps_w - eps_l)
+    """
     x = X.view(1, 3, 1, 1).expand(N, -1, -1, -1)
     t, eps = torch.full((N,), STEP), normal(2, N, 3, 1, 1, seed=41)
     ranked = rank(SDS(), x, t, eps, context(n=N))
@@ -273,8 +291,7 @@ def test_without_subtracting_the_noise_the_sign_is_wrong():
 
 # identity 39
 def affine_maps(x, schedule, step):
-    """h and R of the package at x are affine in eps (Gaussian prior, linear reward): h(0), their
-    slopes in eps."""
+    """h(0), R(0) and their slopes in eps: both are affine for a Gaussian prior, linear reward."""
     prior = GaussianMixture(torch.ones(1), MU[None], S[None], schedule)
     eps = torch.cat((torch.zeros(1, 3), torch.eye(3))).double()
     ctx = context(prior, n=4)
@@ -287,9 +304,11 @@ def affine_maps(x, schedule, step):
 
 @pytest.mark.parametrize("step", [60, 450, 900])
 def test_equilibrium_of_gap_and_stein_psd(step):
-    """gap, tau = 1: E[G] = 0 at x = mu + 2 lambda alpha^2 S C^-1 S v; with -Delta (eps_1 - eps_2) /
-    (2 beta) in place of the residuals E[G] = 0 at mu + S v / beta at every t, the tilted mean.
-    Exact: E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f)."""
+    """Where gap with tau = 1 comes to rest, exactly: E[(R_1 - R_2)(f_1 - f_2)] = 2 Cov(R, f).
+
+    E[G] = 0 at x = mu + 2 lambda alpha^2 S C^-1 S v. With -Delta (eps_1 - eps_2) / (2 beta) in
+    place of the residuals it is 0 at mu + S v / beta, the tilted mean, at every t.
+    """
     abar = SCHEDULE.alphas_cumprod[step]
     C_t = abar * S + (1 - abar) * EYE
     lam, beta, zero = 0.7, 0.6, torch.zeros(3, dtype=torch.float64)
@@ -306,8 +325,10 @@ def test_equilibrium_of_gap_and_stein_psd(step):
 
 
 def test_gap_psd_reaches_the_tilted_mean_as_the_noise_vanishes():
-    """t -> 0: the equilibrium of gap-PSD tends to that of beta = 1 / (2 lambda), mu + 2 lambda S
-    v, at the rate sigma_t^2."""
+    """t -> 0: gap-PSD's equilibrium tends to mu + 2 lambda S v at the rate sigma_t^2.
+
+    That is the tilted mean of beta = 1 / (2 lambda).
+    """
     lam = 0.7
     tilted = GAUSS.tilt_linear(V, 1 / (2 * lam))[0].means[0]
     for noise in (1e-4, 1e-6):
@@ -320,11 +341,13 @@ def test_gap_psd_reaches_the_tilted_mean_as_the_noise_vanishes():
 
 
 def test_hard_pairs_stay_bounded_where_the_exact_term_vanishes():
-    """sigma_t -> 0, Gaussian prior, linear reward: |E[sign(R_1 - R_2)(h_1 - h_2)]| -> 2 / sqrt(pi),
-    while the exact term sigma_t grad V_t / beta -> 0. With one lambda their ratio grows like 1 /
-    sigma_t, and so does the distance from mu at which prior and preference balance, |E[h]| = lambda
-    |E[pair]|; with lambda(t) = preference_weight sigma_t the ratio tends to preference_weight (2 /
-    sqrt(pi)) beta / |v|.
+    """sigma_t -> 0: the hard pair keeps its length, while the exact term vanishes.
+
+    Gaussian prior, linear reward: |E[sign(R_1 - R_2)(h_1 - h_2)]| -> 2 / sqrt(pi), while
+    sigma_t grad V_t / beta -> 0. With one lambda their ratio grows like 1 / sigma_t. So does the
+    distance from mu at which prior and preference balance, |E[h]| = lambda |E[pair]|. With
+    lambda(t) = preference_weight sigma_t the ratio tends to
+    preference_weight (2 / sqrt(pi)) beta / |v|.
     """
     beta, ratios, n = 0.6, [], 100_000
     zero = torch.zeros(n, 3, 1, 1, dtype=torch.float64)

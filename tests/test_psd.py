@@ -1,5 +1,7 @@
-"""PSD's gradient and its relatives: identities in float64, on one pair. What a pair estimates:
-test_pair_estimator.py."""
+"""PSD's gradient and its relatives: identities in float64, on one pair.
+
+What a pair estimates: test_pair_estimator.py.
+"""
 
 import pytest
 import torch
@@ -16,8 +18,10 @@ pytestmark = pytest.mark.algebra
 
 # identity 31
 def test_pair_difference_points_from_loser_to_winner():
-    """h_w - h_l = (alpha / sigma)(x0_hat_l - x0_hat_w);  h_w = mean + delta/2, h_l = mean -
-    delta/2."""
+    """The difference points from loser to winner; h_w and h_l = mean +- delta / 2.
+
+    h_w - h_l = (alpha / sigma)(x0_hat_l - x0_hat_w)
+    """
     x, t, eps = batch(6)
     ranked = rank(SDS(2.0), x, t, eps, context(WORLD, n=6))
     x_t = SCHEDULE.add_noise(x, eps, t)
@@ -39,8 +43,7 @@ def test_pair_difference_points_from_loser_to_winner():
 @pytest.mark.parametrize("base", [SDS(2.0), SDS(1.0, "uniform"), CSD(3.0)])
 @pytest.mark.parametrize("case", ["weight zero", "constant reward"])
 def test_without_preference_it_is_the_base_bit_for_bit(base, case):
-    """lambda = 0, or a constant reward: G_PSD = G_base on the same two noises, equal in every
-    bit on one machine."""
+    """lambda = 0 or a constant reward: G_PSD = G_base on the same noises, in every bit."""
     x, t, eps = batch(5)
     reward = LinearReward(V if case == "weight zero" else 0 * V)
     psd = PSD(
@@ -57,8 +60,7 @@ def test_without_preference_it_is_the_base_bit_for_bit(base, case):
 
 @pytest.mark.parametrize("kind", ["hard", "gap", "bt", "gated"])
 def test_order_of_the_noises_does_not_matter(kind):
-    """G(eps_1, eps_2) = G(eps_2, eps_1): omega is odd and so is h_1 - h_2. Turning the reward
-    round flips the term's sign."""
+    """G(eps_1, eps_2) = G(eps_2, eps_1), as omega is odd; minus the reward flips its sign."""
     x, t, eps = batch(5)
     method = PSD(SDS(2.0), 2.0, kind, tau=0.5, antithetic=False, over_views=False)
     got, _ = method(x, t, eps, context(WORLD, n=5))
@@ -101,8 +103,7 @@ def test_fresh_base_uses_the_third_noise():
 
 
 def test_antithetic_is_a_pair_of_opposite_noises():
-    """antithetic with eps = independent with (eps, -eps); for a Gaussian prior the base has no
-    noise left."""
+    """Antithetic with eps = independent with (eps, -eps); a Gaussian's base has no noise then."""
     x, t, eps = batch(4, noises=1)
     anti, _ = PSD(SDS(2.0), 1.5, over_views=False)(x, t, eps, context(WORLD, n=4))
     pair, _ = PSD(SDS(2.0), 1.5, antithetic=False, over_views=False)(
@@ -145,8 +146,10 @@ def test_invariances_of_omega():
 
 
 def test_invariances_of_the_gradient():
-    """G itself: hard under exp(r) as reward; gap and bt under r + 5 and under (3 r, 3 tau); with
-    its own running temperature under 3 r + 5."""
+    """G itself: hard under exp(r) as reward; gap and bt under r + 5 and under (3 r, 3 tau).
+
+    With its own running temperature it stays the same under 3 r + 5.
+    """
     x, t, eps = batch(6)
 
     def gradient(kind, tau, reward):
@@ -179,8 +182,10 @@ def test_invariances_of_the_gradient():
 
 # identity 50
 def test_limits_of_omega():
-    """bt -> hard as tau -> 0; tau bt -> gap / 2 as tau -> infinity; gated is hard beyond tau and
-    0 below; all odd."""
+    """bt -> hard as tau -> 0; tau bt -> gap / 2 as tau -> infinity; all are odd.
+
+    gated is hard beyond tau and 0 below.
+    """
     gap = normal(50, seed=3)
     torch.testing.assert_close(omega(gap, "bt", 1e-8), torch.sign(gap))
     torch.testing.assert_close(1e6 * omega(gap, "bt", 1e6), gap / 2, rtol=1e-9, atol=1e-12)
@@ -203,8 +208,11 @@ def test_limits_of_omega():
 
 # identity 41
 def test_rewardsds_rows():
-    """N = 2: best = mean + delta/2; softmax = mean + tanh(gap/2)(h_1 - h_2)/2; min-max = 0.8
-    (mean + 0.625 delta)."""
+    """N = 2: weights in terms of mean and delta = h_1 - h_2.
+
+    best = mean + delta / 2,  softmax = mean + tanh(gap / 2) delta / 2
+    min-max = 0.8 (mean + 0.625 delta)
+    """
     x, t, eps = batch(6)
     ranked = rank(SDS(2.0), x, t, eps, context(WORLD, n=6))
     h, gap = ranked.residuals, ranked.rewards[0] - ranked.rewards[1]
@@ -222,8 +230,7 @@ def test_rewardsds_rows():
 
 
 def test_reward_weights_of_four():
-    """min-max of four: 0.45 on the two best, -0.05 on the two worst; equal rewards under softmax
-    are the mean."""
+    """min-max of four: 0.45 on the two best, -0.05 on the two worst; equal rewards: the mean."""
     rewards = torch.tensor([[0.3], [0.9], [-1.0], [0.5]])
     assert torch.allclose(
         reward_weights(rewards, "min-max").flatten(), torch.tensor([-0.05, 0.45, -0.05, 0.45])
@@ -233,8 +240,7 @@ def test_reward_weights_of_four():
 
 
 def test_rewardsds_with_equal_rewards_is_sds():
-    """Constant reward, softmax: G_RewardSDS = G_SDS with the same N noises; min-max keeps 0.8 of
-    the pull in expectation."""
+    """Constant reward, softmax: G_RewardSDS = G_SDS; min-max keeps 0.8 of the expected pull."""
     x, t, eps = batch(6, noises=5)
     got, _ = RewardSDS(SDS(2.0), "softmax", 5)(x, t, eps, context(WORLD, LinearReward(0 * V), 6))
     sds, _ = SDS(2.0, n_noises=5)(x, t, eps, context(WORLD, n=6))
@@ -252,8 +258,10 @@ def test_rewardsds_with_equal_rewards_is_sds():
 
 # identity 42
 def test_dreamdpo_published_code():
-    """published code = w [ delta_cond + (g - 1)(eps_cond - eps_neg)(x_t^w) ]; with g = 1 it is
-    the formula."""
+    """The published code; with g = 1 it is the formula.
+
+    w [ delta_cond + (g - 1)(eps_cond - eps_neg)(x_t^w) ]
+    """
     x, t, eps = batch(6)
     g = 7.5
     got, _ = DreamDPO(SDS(g), tau=0.0, published_code=True)(x, t, eps, context(WORLD, n=6))
@@ -276,8 +284,7 @@ def test_dreamdpo_published_code():
 
 
 def test_dreamdpo_has_no_pull_to_the_prior():
-    """Formula with a clear gap: G = w delta, the base-free row of PSD; below the gate the
-    winner's SDS alone."""
+    """A clear gap: G = w delta, PSD's row without base; below the gate the winner's SDS alone."""
     x, t, eps = batch(6)
     got, _ = DreamDPO(SDS(2.0), tau=0.0)(x, t, eps, context(WORLD, n=6))
     both, _ = PSD(SDS(2.0), 1.0, antithetic=False, over_views=False)(x, t, eps, context(WORLD, n=6))
@@ -293,8 +300,7 @@ def test_dreamdpo_has_no_pull_to_the_prior():
 
 
 def test_dreamdpo_with_a_constant_reward_is_a_random_walk():
-    """G(eps_1, eps_2) = -G(eps_2, eps_1) where nobody wins, so E[G] = 0: no pull to the prior,
-    while SDS has one."""
+    """G(eps_1, eps_2) = -G(eps_2, eps_1) where nobody wins: E[G] = 0, while SDS has a pull."""
     x, t, eps = batch(6)
     got, swapped = (
         DreamDPO(SDS(2.0), tau=0.0)(x, t, e, context(WORLD, LinearReward(0 * V), 6))[0]
@@ -311,9 +317,10 @@ def test_dreamdpo_with_a_constant_reward_is_a_random_walk():
 
 # identity 43
 def test_black_box_reward_gives_the_same_gradient():
-    """Equal values, no gradient: a reward that leaves torch altogether gives PSD's gradient (to the
-    rounding of its own sum, and bit for bit where only the order counts); any reward is asked
-    without gradients being on."""
+    """A reward that leaves torch gives PSD's gradient; any reward is asked without gradients.
+
+    Equal to the rounding of its own sum, and bit for bit where only the order counts.
+    """
     x, t, eps = batch(5, noises=1)
     through_python = black_box(
         lambda images, prompts: [
@@ -344,8 +351,7 @@ def test_black_box_reward_gives_the_same_gradient():
 
 
 def test_ranking_over_views_uses_the_mean_reward_of_the_object():
-    """over_views: one winner for all pictures, the noise whose mean reward is higher; needs one
-    t."""
+    """over_views: the noise with the higher mean reward wins in all pictures; needs one t."""
     x, _, eps = batch(4)
     t = torch.full((4,), 500)
     got, _ = PSD(SDS(2.0), 1.0, antithetic=False)(x, t, eps, context(WORLD, n=4))
@@ -362,8 +368,10 @@ def test_ranking_over_views_uses_the_mean_reward_of_the_object():
 
 
 def test_running_median_is_state():
-    """tau = None: a running estimate of the median gap, between runs in state_dict, never in
-    repr (the checkpoint's key)."""
+    """tau = None: a running estimate of the median gap, kept in state_dict and never in repr.
+
+    repr is the checkpoint's key.
+    """
     x, t, eps = batch(30)
     method = PSD(SDS(), omega="bt", antithetic=False, over_views=False)
     for _ in range(3):

@@ -1,25 +1,19 @@
-"""SDS against closed forms: its expectation is a weighted KL gradient. float64; Monte Carlo
-within 4 standard errors."""
+"""SDS against closed forms: its expectation is a weighted KL gradient; float64.
+
+Monte Carlo is within 4 standard errors.
+"""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
+from gaussian_world import GAUSS, MU, SCHEDULE, S, normal
 
-from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule, sds_gradient
+from psd_mini import SDS, Context, GaussianMixture, sds_gradient
 from psd_mini.sds import predict
 from psd_mini.world.pool import pool_cameras
 
 pytestmark = pytest.mark.algebra
-
-SCHEDULE = scaled_linear_schedule()
-S = torch.tensor([[0.8, 0.3, 0.0], [0.3, 0.6, -0.1], [0.0, -0.1, 0.5]], dtype=torch.float64)
-MU = torch.tensor([0.4, -1.0, 0.7], dtype=torch.float64)
-GAUSS = GaussianMixture(torch.ones(1), MU[None], S[None], SCHEDULE)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def context(prior, embeddings=None):
@@ -43,11 +37,10 @@ def sds_samples(x, step, n, method, prior=GAUSS, seed=0):
 
 
 def test_expected_gradient_is_the_weighted_kl_gradient():
-    """E[G] = w (sigma/alpha) grad_x KL(N(alpha x, sigma^2 I) || p_t) = w alpha sigma C^-1 (x - mu)
-    for a Gaussian prior.
+    """The expected gradient for a Gaussian prior; wrong signs, sizes and weights are refused.
 
-    The Monte-Carlo test rejects the flipped sign, twice the size, and G = w eps_hat of another
-    weight."""
+    E[G] = w (sigma/alpha) grad_x KL(N(alpha x, sigma^2 I) || p_t) = w alpha sigma C^-1 (x - mu)
+    """
     x, step = torch.tensor([1.5, 0.5, -0.8], dtype=torch.float64), 500
     abar = SCHEDULE.alphas_cumprod[step]
     alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
@@ -66,8 +59,10 @@ def test_expected_gradient_is_the_weighted_kl_gradient():
 
 
 def test_expected_gradient_for_a_mixture_by_quadrature():
-    """1-D mixture: E_eps[G] = w (sigma/alpha) d/dx KL(q_t || p_t), both sides by quadrature, KL
-    differentiated numerically."""
+    """In a 1-D mixture both sides by quadrature, the KL differentiated numerically.
+
+    E_eps[G] = w (sigma/alpha) d/dx KL(q_t || p_t)
+    """
     prior = GaussianMixture(
         torch.tensor([0.3, 0.7]).double(),
         torch.tensor([[-1.5], [1.2]]).double(),
@@ -104,8 +99,10 @@ def test_expected_gradient_for_a_mixture_by_quadrature():
 
 
 def test_covariance_with_and_without_the_noise():
-    """E[h] = alpha sigma C^-1 (x - mu), Cov(h) = (alpha^2 S C^-1)^2, Cov(eps_hat) = (sigma^2
-    C^-1)^2: subtracting eps helps only where alpha^2 S < sigma^2.
+    """Subtracting eps lowers the variance only where alpha^2 S < sigma^2.
+
+        E[h] = alpha sigma C^-1 (x - mu)
+        Cov(h) = (alpha^2 S C^-1)^2,  Cov(eps_hat) = (sigma^2 C^-1)^2
 
     Exact: for a Gaussian prior h is affine in eps, so its matrix is read off at unit noises.
     """
@@ -136,8 +133,7 @@ def test_two_noises_average_and_keep_the_mean():
 
 
 def test_guidance_of_one_never_asks_for_the_negative_prompt():
-    """g = 1: half the prior evaluations, and the same gradient as the guided formula; g = 0: the
-    negative prompt's own."""
+    """g = 1: half the prior evaluations, same gradient; g = 0: the negative prompt's own."""
     prior = GaussianMixture(torch.ones(2), torch.stack((MU, -MU)), torch.stack((S, S)), SCHEDULE)
     embeddings = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]], dtype=torch.float64)
     x, t = as_picture(normal(4, 3)), torch.tensor([50, 300, 600, 900])
@@ -166,8 +162,10 @@ def test_gradient_function_is_the_formula():
 
 
 def test_fixed_point_and_collapse_to_the_mean():
-    """Descent along E[G] of a Gaussian prior ends in mu (the mode), whatever the start: with eps
-    and -eps the noise cancels."""
+    """Descent along E[G] of a Gaussian prior ends in mu, the mode, whatever the start.
+
+    With eps and -eps the noise cancels.
+    """
     x = torch.tensor([[3.0, 3.0, -3.0]], dtype=torch.float64)
     t = torch.full((1,), 300)
     method = SDS(weighting="uniform", n_noises=2)
@@ -181,8 +179,10 @@ def test_fixed_point_and_collapse_to_the_mean():
 
 
 def test_a_context_starts_empty_and_counts():
-    """Defaults of Context and Cost; predict asks for both prompts, adds pictures x noises x prompts
-    and the seconds, and leaves its answer for those who watch."""
+    """Context and Cost have defaults; predict asks for both prompts and counts what it asks.
+
+    It adds pictures x noises x prompts and the seconds, and leaves its answer for those who watch.
+    """
     ctx = context(GAUSS)
     assert (ctx.cameras, ctx.prompts, ctx.reward, ctx.predictions) == (None, [], None, None)
     assert (ctx.cost.prior_evaluations, ctx.cost.renders, ctx.cost.seconds) == (0, 0, {})
@@ -234,8 +234,7 @@ def test_what_does_not_belong_together_is_named():
 
 
 def test_one_noise_needs_no_copies_of_the_cameras():
-    """The prior sees the cameras N times over, in the order of the noises; with one noise it
-    sees the very same object."""
+    """The prior sees the cameras N times over, in the noises' order; with one noise unchanged."""
     seen, views = [], pool_cameras(3)
 
     def asked(x_t, t, embeddings, cameras):

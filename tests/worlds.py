@@ -1,6 +1,28 @@
-"""What several test files need."""
+"""What several test files need: random inputs, a toy world of few pixels, comparisons."""
 
 from types import ModuleType
+
+import torch
+
+from psd_mini import ToyWorldPrior
+from psd_mini.world.pool import make_views, pool_cameras
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def small_world(cameras: int = 6, resolution: int = 8) -> ToyWorldPrior:
+    """The toy world's prior with so few cameras and pixels that a step takes milliseconds."""
+    return ToyWorldPrior(views=make_views(pool_cameras(cameras), resolution))
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    """Whether two fields are equal in every bit."""
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    # exact: asked of runs on one machine with one thread count
+    return all(torch.equal(p, q) for p, q in pairs)
 
 
 def public_names(module):

@@ -1,11 +1,11 @@
 """Every (object, colour) of the toy world, distilled with default settings and judged.
 
-    python tests/tools/all_prompts.py [voxel|triplane|learned]
+    python tests/tools/all_prompts.py [voxel|triplane|learned]     resumable
 
-Resumable; writes tests/results/all_prompts.jsonl and notebooks/images/all_prompts_FIELD.png. One
+Writes tests/results/all_prompts.jsonl and notebooks/images/all_prompts_FIELD.png, with one
 single-threaded process per core. The target: recognised in at least 95% of the prompts, and a
 true_view_distance of at most 1.25 times the oracle's. "learned" is voxels distilled from the
-learned checkpoint; its target: 90% recognised, 90 s each.
+learned checkpoint; target: 90% recognised, 90 s each.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ def work(job: dict) -> dict:
     from psd_mini import generate, render_views
     from psd_mini.cameras import orbit
 
-    field, prior = job["field"], "exact"
-    if field == "learned":
-        field, prior = "voxel", "learned"
+    field, prior = ("voxel", "learned") if job["field"] == "learned" else (job["field"], "exact")
     result = generate(job["prompt"], method="sds", field=field, prior=prior, progress=False)
     PICTURES.mkdir(exist_ok=True)
     view = render_views(result.field, orbit([30.0], 20.0), 64)[0]
@@ -54,9 +52,9 @@ def sheet(kind: str) -> None:
     from psd_mini.world.objects import COLOURS, OBJECTS
     from psd_mini.world.text import caption
 
-    def picture(name: str, colour: str) -> torch.Tensor:
-        path = picture_of({"field": kind, "prompt": caption(name, colour)})
-        return torch.load(path, weights_only=True) / 255
+    def picture(name, colour):
+        job = {"field": kind, "prompt": caption(name, colour)}
+        return torch.load(picture_of(job), weights_only=True) / 255
 
     rows = [torch.stack([picture(name, colour) for colour in COLOURS]) for name in OBJECTS]
     target = ROOT / "notebooks" / "images" / f"all_prompts_{kind}.png"
@@ -72,10 +70,11 @@ def main(kinds: list[str]) -> None:
         records = run_jobs(jobs, work, RESULTS)
         right = sum(r["recognised"] == r["prompt"] for r in records)
         ratios = sorted(r["distance"] / r["oracle"] for r in records)
-        middle, largest = ratios[len(ratios) // 2], ratios[-1]
         mean = sum(r["distance"] for r in records) / len(records)
-        print(f"{kind}: recognised {right} of {len(records)}; mean distance {mean:.4f}")
-        print(f"distance / oracle: median {middle:.3f}, largest {largest:.3f}")
+        middle, largest = ratios[len(ratios) // 2], ratios[-1]
+        print(f"{kind}: recognised {right} of {len(records)}; ", end="")
+        print(f"distance / oracle: median {middle:.3f}, largest {largest:.3f}; ", end="")
+        print(f"mean distance {mean:.4f}")
         sheet(kind)
 
 

@@ -36,9 +36,9 @@ def code_lines(source: str) -> set[int]:
     """Numbers of the lines that hold a token which is neither comment, docstring nor layout."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if constant and isinstance(node.value.value, str):
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in SKIPPED | {tokenize.ENDMARKER}:

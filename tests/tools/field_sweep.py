@@ -1,11 +1,12 @@
-"""Where the fields' starting density and learning rates come from: a small sweep, written to
-tests/results/field_sweep.*.
+"""Where the fields' starting density and learning rates come from: a small sweep.
 
     python tests/tools/field_sweep.py [voxel|triplane]
 
-For every start (radius, sharpness and offset of the soft ball) and every factor on the learning
-rates: the distance to the true views after SDS and after regression (the oracle), three prompts,
-default steps at 32 x 32."""
+Writes tests/results/field_sweep.jsonl and prints the table of field_sweep.md. For every start
+(radius, sharpness and offset of the soft ball) and every factor on the learning rates: the distance
+to the true views after SDS and after regression (the oracle), three prompts, default steps at
+32 x 32.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +27,8 @@ BALLS = {
 
 
 def work(job: dict) -> dict:
-    from psd_mini import (
-        SDS,
-        Regression,
-        ToyWorldPrior,
-        distill,
-        fields,
-        judge,
-        make_field,
-        render_views,
-    )
-    from psd_mini.world.metrics import judge_views
+    from psd_mini import SDS, Regression, ToyWorldPrior, distill, fields, make_field, render_views
+    from psd_mini.world.metrics import judge, judge_views
     from psd_mini.world.text import caption
 
     radius, sharpness, offset = BALLS[job["start"]]
@@ -67,18 +59,8 @@ def table(records: list[dict]) -> str:
     ]
     for r in records:
         cells = [r["field"], r["start"], f"{r['lr_scale']:g}", r["prompt"], r["recognised"]]
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    *cells,
-                    f"{r['distance']:.4f}",
-                    f"{r['oracle']:.4f}",
-                    f"{r['distance'] / r['oracle']:.2f}",
-                ]
-            )
-            + " |"
-        )
+        cells += [f"{r[key]:.4f}" for key in ("distance", "oracle")]
+        lines.append(f"| {' | '.join(cells)} | {r['distance'] / r['oracle']:.2f} |")
     return "\n".join(lines)
 
 

@@ -1,5 +1,4 @@
-"""Why pixel-level reward gradients do not fit a diffusion prior: their direction against the exact
-one, over noise level.
+"""Why pixel-level reward gradients do not fit a diffusion prior: their directions over noise level.
 
     python tests/tools/gradient_figure.py [draw]      "draw" only redraws the picture
 
@@ -12,7 +11,8 @@ over noises of grad V_t, V_t = beta log E[exp(r(x_0)/beta) | x_t]:
 
 Left: cosine with it, of the mean over noises. Right: the share of the squared length that lies in
 the span of the differences between the mushroom's true pictures at that camera, the only directions
-in which this prior varies by more than its kernel."""
+in which this prior varies by more than its kernel.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +48,8 @@ def directions(
         for eps in (half[0], -half[0]):
             x_t = prior.schedule.add_noise(x, eps, t)
             sigma_t = prior.schedule.alpha_sigma(t, x)[1]
-            noise, star = (
-                p.predict_noise(x_t, t, context.embeddings[:1], context.cameras)[0]
-                for p in (prior, tilted)
-            )
+            asked = x_t, t, context.embeddings[:1], context.cameras
+            noise, star = (p.predict_noise(*asked)[0] for p in (prior, tilted))
             found = {"exact grad V": BETA * (noise - star) / sigma_t}
             found |= {kind: reward_gradient(kind, x, x_t, t, context, SDS()) for kind in KINDS}
             for name, value in found.items():
@@ -59,9 +57,8 @@ def directions(
         # the preference term of PSD, hard omega, antithetic pair: descent follows its negative
         pair = rank(SDS(), x, t, torch.cat((half, -half)), context)
         sign = (pair.rewards[0] - pair.rewards[1]).sign().view(-1, 1, 1, 1)
-        total["psd pair"] = total.get("psd pair", 0) - (
-            sign * (pair.residuals[0] - pair.residuals[1])
-        ).flatten(1) / (N // 2)
+        pull = sign * (pair.residuals[0] - pair.residuals[1])
+        total["psd pair"] = total.get("psd pair", 0) - pull.flatten(1) / (N // 2)
     return total
 
 
@@ -74,32 +71,22 @@ def main() -> None:
     gray = next(i for i in of if text.components()[i][1] == "gray")
     undecided = pictures[:, of].mean(1)
     # the differences sum to zero: one direction fewer than pictures
-    basis = torch.linalg.svd(
-        (pictures[:, of] - undecided[:, None]).flatten(2), full_matrices=False
-    )[2][:, : len(of) - 1]
-    context = Context(
-        prior,
-        prior.embed(["a mushroom"]),
-        prior.views.cameras[index],
-        ["a mushroom"] * CAMERAS,
-        reward,
-    )
+    differences = (pictures[:, of] - undecided[:, None]).flatten(2)
+    basis = torch.linalg.svd(differences, full_matrices=False)[2][:, : len(of) - 1]
+    embeddings, cameras = prior.embed(["a mushroom"]), prior.views.cameras[index]
+    context = Context(prior, embeddings, cameras, ["a mushroom"] * CAMERAS, reward)
+    places = {"undecided": undecided, "settled": pictures[:, gray]}
     records = []
-    for level, (where, x) in itertools.product(
-        LEVELS, {"undecided": undecided, "settled": pictures[:, gray]}.items()
-    ):
+    for level, (where, x) in itertools.product(LEVELS, places.items()):
         found = directions(prior, tilted, context, x, level)
         exact = found["exact grad V"]
         for name, value in found.items():
             inside = (basis @ value[..., None]).square().sum((1, 2)) / value.square().sum(1)
             cosine = torch.cosine_similarity(value, exact, dim=1)
-            if (
-                exact.norm(dim=1).mean() < 1e-6
-            ):  # x_t says which picture it is: there is nothing left to prefer
-                cosine, inside = (
-                    torch.nan * v if name == "exact grad V" or v is cosine else v
-                    for v in (cosine, inside)
-                )
+            # x_t says which picture it is: there is nothing left to prefer
+            if exact.norm(dim=1).mean() < 1e-6:
+                cosine = torch.nan * cosine
+                inside = torch.nan * inside if name == "exact grad V" else inside
             numbers = {"cosine": cosine, "inside": inside, "length": value.norm(dim=1)}
             numbers = {
                 key: float(f"{v.mean():.4g}") if v.mean() == v.mean() else None
@@ -121,19 +108,11 @@ def draw(records: list[dict]) -> None:
         axes.flat, itertools.product(("undecided", "settled"), titles.items()), strict=True
     ):
         for i, name in enumerate(dict.fromkeys(r["gradient"] for r in records)):
-            mine = [
-                r
-                for r in records
-                if r["gradient"] == name and r["at"] == where and r[key] is not None
-            ]
+            mine = [r for r in records if r["gradient"] == name and r["at"] == where]
+            mine = [r for r in mine if r[key] is not None]
             if name != "exact grad V" or key == "inside":
-                axis.plot(
-                    [r["t"] for r in mine],
-                    [r[key] for r in mine],
-                    marker=".",
-                    label=name,
-                    color=f"C{i}" if i else "black",
-                )
+                t, values = [r["t"] for r in mine], [r[key] for r in mine]
+                axis.plot(t, values, marker=".", label=name, color=f"C{i}" if i else "black")
         axis.set(title=f"{title}, {where} colour", ylim=(-0.15, 1.05))
         axis.axhline(0, color="gray", linewidth=0.8)
         axis.grid(alpha=0.25)

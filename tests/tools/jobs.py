@@ -1,5 +1,4 @@
-"""Run a list of experiments in single-threaded processes, one JSON line per finished one;
-finished ones are skipped."""
+"""Experiments in single-threaded processes: a JSON line per finished one, which is then skipped."""
 
 from __future__ import annotations
 

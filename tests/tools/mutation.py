@@ -10,13 +10,11 @@ decorators and calls of len and isinstance. They are run here and not by mutmut,
 functions with decorators (`validated`, property, contextmanager) and chooses a mutant when its
 function is called, so that it misses what runs while a test module is imported:
 
-    1. torch, the package and the tests are loaded once. In a fork for each mutant its function gets
-        other code, and the
-       tests that reach it run until one fails: quick ones first, and before them those that killed
-       its neighbours.
-    2. Functions that run while the tests are imported, and what stands outside of functions: in a
-        fork that imports the
-       mutated file from the start and runs all of the module's tests.
+1. torch, the package and the tests are loaded once. In a fork for each mutant its function gets
+   other code, and the tests that reach it run until one fails: quick ones first, and before them
+   those that killed its neighbours.
+2. Functions that run while the tests are imported, and what stands outside of functions: in a fork
+   that imports the mutated file from the start and runs all of the module's tests.
 
 Kills are kept in build/mutation.jsonl and are final; who survived is tried again the next time.
 Writes tests/results/mutation.md, where the reasons are by hand and stay.
@@ -36,6 +34,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,30 +55,37 @@ LIMIT = 60  # seconds of processor time after which a mutant does not end, and c
 # module -> its tests, and what takes long and is left out of them (pytest -k)
 TESTS = {
     "schedule": ("schedule", "not agrees_with_diffusers and not loop_anneals"),
-    "formulas": ("formulas psd", ""),
+    "rendering": ("rendering", ""),
+    "mixture": ("mixture tilted", ""),
+    "sds": ("formulas settings sds relatives distill", "not test_distill or plain_function"),
+    "psd": ("formulas settings psd", ""),
+    "negative": ("negative", ""),
     "methods/__init__": ("settings", ""),
-    "methods/context": ("settings sds distill", "test_settings or test_sds or plain_function"),
-    "methods/csd": ("settings reward_gradients relatives", "not thin_manifold"),
     "methods/dreamdpo": ("settings psd preference_relatives", ""),
     "methods/exact": ("settings reward_gradients", "not thin_manifold"),
-    "methods/psd": ("settings psd", ""),
-    "methods/ranked": ("settings psd", ""),
     "methods/regression": ("settings reward_gradients", "test_settings or regression"),
     "methods/reward_gradients": ("settings reward_gradients", "not thin_manifold"),
     "methods/rewardsds": ("settings psd", ""),
-    "methods/sds": ("settings sds relatives", ""),
-    "negative": ("negative", ""),
-    "priors/isotropic": ("isotropic toy_world_prior", ""),
-    "priors/mixture": ("mixture tilted", ""),
-    "priors/sampling": ("sampling", ""),
-    "priors/toy_world": ("toy_world_prior reward_gradients", "not thin_manifold"),
-    "rendering": ("rendering", ""),
+    "world/isotropic": ("isotropic toy_world_prior", ""),
+    "world/prior": ("toy_world_prior reward_gradients", "not thin_manifold"),
+    "pretrained/sampling": ("sampling", ""),
+}
+# where modules of an older report are now, so that their survivors' reasons stay
+MOVED = {
+    "methods/context": "sds",
+    "methods/csd": "sds",
+    "methods/sds": "sds",
+    "methods/psd": "psd",
+    "methods/ranked": "psd",
+    "priors/mixture": "mixture",
+    "priors/isotropic": "world/isotropic",
+    "priors/toy_world": "world/prior",
+    "priors/sampling": "pretrained/sampling",
 }
 
 
 class Visitor(MutationVisitor):
-    """mutmut leaves out functions with decorators, because it could not run their mutants; here
-    it need not."""
+    """Also visits functions with decorators: mutmut cannot run their mutants, this tool can."""
 
     def _skip_node_and_children(self, node: libcst.CSTNode) -> bool:
         return not isinstance(node, libcst.FunctionDef) and super()._skip_node_and_children(node)
@@ -105,10 +111,8 @@ def load(name: str) -> Any:
 def mutants(name: str) -> list[Mutant]:
     """All mutants of a module that mutmut knows."""
     old = Path(file_of(name)).read_text()
-    wrapper, visitor = (
-        MetadataWrapper(libcst.parse_module(old)),
-        Visitor(mutation_operators, IgnoredCode(set(), set(), set())),
-    )
+    wrapper = MetadataWrapper(libcst.parse_module(old))
+    visitor = Visitor(mutation_operators, IgnoredCode(set(), set(), set()))
     module, places = wrapper.visit(visitor), wrapper.resolve(PositionProvider)
     names = {node: node.name.value for node in module.body if isinstance(node, libcst.FunctionDef)}
     for cls in (node for node in module.body if isinstance(node, libcst.ClassDef)):
@@ -128,30 +132,20 @@ def mutants(name: str) -> list[Mutant]:
         end, parts = len(os.path.commonprefix([old[start:][::-1], new[start:][::-1]])), []
         for text in (old, new):  # what differs, with up to 30 characters of the line on either side
             left, right = max(start - 30, old.rfind("\n", 0, start) + 1), len(text) - end
-            parts.append(
-                "`"
-                + " ".join(text[left : min(right + 30, (text + "\n").find("\n", right))].split())
-                + "`"
-            )
+            right = min(right + 30, (text + "\n").find("\n", right))
+            parts.append("`" + " ".join(text[left:right].split()) + "`")
         # a kill stays valid as long as its function stays the same
-        same = (
-            new.split("\n")[lines.start - 1 : lines.stop - 1 + new.count("\n") - old.count("\n")]
-            if lines
-            else [new]
-        )
-        key = hashlib.sha256(
-            "\n".join([f"{name} {names.get(node, '')}", *same]).encode()
-        ).hexdigest()[:16]
-        change = " → ".join(parts).replace("|", "\\|")
-        found.append(
-            Mutant(new, names.get(node, ""), lines, old.count("\n", 0, start) + 1, change, key)
-        )
+        stop = lines.stop - 1 + new.count("\n") - old.count("\n")
+        same = new.split("\n")[lines.start - 1 : stop] if lines else [new]
+        identity = "\n".join([f"{name} {names.get(node, '')}", *same])
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        change, line = " → ".join(parts).replace("|", "\\|"), old.count("\n", 0, start) + 1
+        found.append(Mutant(new, names.get(node, ""), lines, line, change, key))
     return found
 
 
 def in_fork(work: Callable[[], Any], limit: int = LIMIT) -> Any:
-    """What work() returns (JSON) in a silent copy of this process; None if that dies, fails or
-    takes too long."""
+    """What work() returns (JSON) in a silent fork; None if that dies, fails or takes too long."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -172,18 +166,14 @@ def in_fork(work: Callable[[], Any], limit: int = LIMIT) -> Any:
 
 def forget_package() -> None:
     """Unload the package and its tests, so that importing them runs them again."""
-    for name in [
-        n
-        for n, m in sys.modules.items()
-        if (getattr(m, "__file__", None) or "").startswith(f"{ROOT}/")
-    ]:
-        if name != "__main__":
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith(f"{ROOT}/") and name != "__main__":
             del sys.modules[name]
 
 
 def note_lines(name: str) -> set[int]:
-    """A set that from now on collects the first line of every function of the module that is
-    called."""
+    """A set that from now on collects the first lines of the module's functions when called."""
     file, lines = file_of(name), set()
 
     def note(frame, event, argument):
@@ -195,8 +185,7 @@ def note_lines(name: str) -> set[int]:
 
 
 def innermost(found: Any) -> Any:
-    """The function as it is written, without property, classmethod, validated and other
-    decorators around it."""
+    """The function as it is written, without the decorators around it."""
     for shell in ("fget", "__func__", "__wrapped__"):
         if inner := getattr(found, shell, None):
             return innermost(inner)
@@ -204,8 +193,7 @@ def innermost(found: Any) -> Any:
 
 
 def graft(name: str, source: str, function: str) -> None:
-    """Give a function of the loaded module the code and the defaults that it has in another text
-    of its file."""
+    """Give a loaded function the code and the defaults that it has in another text of its file."""
     module, pair = load(name), []
     other = dict(vars(module))
     exec(compile(source, file_of(name), "exec"), other)
@@ -217,17 +205,12 @@ def graft(name: str, source: str, function: str) -> None:
 
 
 class QuickRound:
-    """Step 1, as a pytest plugin: once the tests are collected, they run in forks only.
-    `undecided` is left for step 2."""
+    """Step 1, a pytest plugin: collected tests run in forks; `undecided` is left for step 2."""
 
     def __init__(self, name: str, waiting: list[Mutant], killed: Callable[[Mutant, str], None]):
-        self.name, self.waiting, self.killed, self.undecided, self.seconds = (
-            name,
-            waiting,
-            killed,
-            [],
-            0.0,
-        )
+        self.name, self.waiting, self.killed = name, waiting, killed
+        self.undecided: list[Mutant] = []
+        self.seconds = 0.0
         self.at_import = note_lines(name)
 
     def first_failure(
@@ -245,8 +228,7 @@ class QuickRound:
         return ""
 
     def unmutated(self, session: pytest.Session) -> dict | None:
-        """{test: (seconds, functions that it reaches, by their first lines)}, all functions
-        grafted from the same text."""
+        """{test: (seconds, first lines of the functions it reaches)}, all grafted unchanged."""
         source, answer = Path(file_of(self.name)).read_text(), {}
         for function in {mutant.function for mutant in self.waiting} - {""}:
             graft(self.name, source, function)
@@ -268,24 +250,15 @@ class QuickRound:
             raise pytest.UsageError(f"{self.name}: a test fails without any mutant")
         self.seconds, killers = sum(seconds for seconds, _ in tests.values()), Counter()
         for mutant in self.waiting:
-            items = [
-                item
-                for item in session.items
-                if any(line in mutant.lines for line in tests[item.nodeid][1])
-            ]
-            items.sort(
-                key=lambda item, at=mutant.function: (
-                    -killers[at, item.nodeid],
-                    tests[item.nodeid][0],
-                )
-            )
-            by = (
-                in_fork(
-                    lambda items=items, mutant=mutant: self.first_failure(session, items, mutant)
-                )
-                if items
-                else ""
-            )
+            reaching = {test for test, (_, at) in tests.items() if set(at) & set(mutant.lines)}
+            items = [item for item in session.items if item.nodeid in reaching]
+            places = {
+                item: (-killers[mutant.function, item.nodeid], tests[item.nodeid][0])
+                for item in items
+            }
+            items.sort(key=places.__getitem__)
+            failure = partial(self.first_failure, session, items, mutant)
+            by = in_fork(failure) if items else ""
             if by != "":
                 killers[mutant.function, by] += 1
                 self.killed(mutant, by or "does not end")
@@ -300,11 +273,9 @@ def slow_round(name: str, source: str, arguments: list[str]) -> int:
     get_code = SourceFileLoader.get_code
 
     def mutated(self, module):
-        return (
-            compile(source, self.path, "exec")
-            if self.path == file_of(name)
-            else get_code(self, module)
-        )
+        if self.path == file_of(name):
+            return compile(source, self.path, "exec")
+        return get_code(self, module)
 
     SourceFileLoader.get_code = mutated  # type: ignore[method-assign]
     return int(pytest.main(["-x", *arguments]))
@@ -314,31 +285,18 @@ def test_module(name: str) -> dict:
     """Both steps for one module: its line of the table, and who survived."""
     BUILD.mkdir(exist_ok=True)
     log, found = BUILD / "mutation.jsonl", mutants(name)
-    kills = (
-        {json.loads(line)["key"] for line in log.read_text().splitlines()}
-        if log.exists()
-        else set()
-    )
+    lines = log.read_text().splitlines() if log.exists() else []
+    kills = {json.loads(line)["key"] for line in lines}
 
     def killed(mutant: Mutant, by: str) -> None:
         kills.add(mutant.key)
+        record = {"key": mutant.key, "module": name, "mutant": mutant.change, "by": by}
         with open(log, "a") as file:
-            file.write(
-                json.dumps({"key": mutant.key, "module": name, "mutant": mutant.change, "by": by})
-                + "\n"
-            )
+            file.write(json.dumps(record) + "\n")
 
     files, left_out = TESTS[name]
-    arguments = [
-        "-sq",
-        "-n0",
-        "--tb=no",
-        "-pno:cacheprovider",
-        "-Wignore",
-        f"--basetemp={BUILD}/tmp",
-        "-k",
-        left_out,
-    ]
+    arguments = ["-sq", "-n0", "--tb=no", "-pno:cacheprovider", "-Wignore"]
+    arguments += [f"--basetemp={BUILD}/tmp", "-k", left_out]
     arguments += [f"{ROOT}/tests/test_{test}.py" for test in files.split()]
     waiting = [mutant for mutant in found if mutant.key not in kills]
     print(f"{name}: {len(found)} mutants, {len(waiting)} to try", flush=True)
@@ -347,13 +305,11 @@ def test_module(name: str) -> dict:
     load(name)
     if pytest.main(arguments, plugins=[quick]) not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
         sys.exit(1)
-    if (
-        quick.undecided
-        and in_fork(lambda: slow_round(name, Path(file_of(name)).read_text(), arguments)) != 0
-    ):
+    unchanged = partial(slow_round, name, Path(file_of(name)).read_text(), arguments)
+    if quick.undecided and in_fork(unchanged) != 0:
         sys.exit(f"{name}: a test fails without any mutant")
     for mutant in quick.undecided:
-        code = in_fork(lambda mutant=mutant: slow_round(name, mutant.source, arguments))
+        code = in_fork(partial(slow_round, name, mutant.source, arguments))
         if code != 0:
             killed(mutant, f"exit code {code}")
     alive = [(mutant.line, mutant.change) for mutant in found if mutant.key not in kills]
@@ -362,32 +318,22 @@ def test_module(name: str) -> dict:
 
 
 def write_report(rows: dict[str, dict]) -> None:
-    """The table, and every survivor with the reason that the report gave for it so far; what is
-    written above stays."""
+    """The table, and every survivor with its reason so far; what is written above stays."""
     old = REPORT.read_text() if REPORT.exists() else ""
-    reasons = {
-        (m[1], m[2]): m[3] for m in re.finditer(r"^\| (\S+):\d+ \| (.*) \| (.*) \|$", old, re.M)
-    }
+    survivors = re.findall(r"^\| (\S+):\d+ \| (.*) \| (.*) \|$", old, re.M)
+    reasons = {(MOVED.get(name, name), change): reason for name, change, reason in survivors}
     rows = {name: rows[name] for name in TESTS if name in rows}
-    total = {
-        "found": sum(row["found"] for row in rows.values()),
-        "alive": [a for row in rows.values() for a in row["alive"]],
-    }
+    alive = [survivor for row in rows.values() for survivor in row["alive"]]
+    total = {"found": sum(row["found"] for row in rows.values()), "alive": alive}
     table = ["| module | killed | generated | share | its tests, s |", "|---|---|---|---|---|"]
     for name, row in {**rows, "all": total}.items():
-        killed, seconds = (
-            row["found"] - len(row["alive"]),
-            (f"{row['seconds']:.1f}" if "seconds" in row else ""),
-        )
-        table.append(
-            f"| {name} | {killed} | {row['found']} | {killed / row['found']:.1%} | {seconds} |"
-        )
+        killed, found = row["found"] - len(row["alive"]), row["found"]
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
+        table.append(f"| {name} | {killed} | {found} | {killed / found:.1%} | {seconds} |")
     table += ["", "| where | mutant | why it lives |", "|---|---|---|"]
     for name, row in rows.items():
-        table += [
-            f"| {name}:{line} | {change} | {reasons.get((name, change), '?')} |"
-            for line, change in row["alive"]
-        ]
+        for line, change in row["alive"]:
+            table.append(f"| {name}:{line} | {change} | {reasons.get((name, change), '?')} |")
     REPORT.write_text(old.partition("| module |")[0] + "\n".join(table) + "\n")
 
 

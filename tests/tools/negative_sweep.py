@@ -1,10 +1,10 @@
-"""When the negative embedding can help: its timesteps, step size, radius and steps, without and
-with PSD's term.
+"""When the negative embedding helps: timesteps, step size, radius, steps, with and without PSD.
 
-    python tests/tools/negative_sweep.py     resumable; tests/results/negative_sweep.jsonl and a table of means
+    python tests/tools/negative_sweep.py     resumable; prints a table of means
 
-Two open prompts, two seeds, voxels, 32 x 32, 120 steps, colourfulness, guidance scale 2. "start" is
-the range of timesteps of the field's own draws: "high" begins in [0.9, 1], "low" in [0.02, 0.98].
+Writes tests/results/negative_sweep.jsonl. Two open prompts, two seeds, voxels, 32 x 32, 120 steps,
+colourfulness, guidance scale 2. "start" is the range of timesteps of the field's own draws: "high"
+begins in [0.9, 1], "low" in [0.02, 0.98].
 """
 
 from __future__ import annotations
@@ -79,35 +79,19 @@ def work(job: dict) -> dict:
     from psd_mini.world import text
     from psd_mini.world.metrics import judge_views
 
-    times = (
-        PREFERENCE_TIMES
-        if job["start"] == "high"
-        else {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
-    )
+    def all_tie(images, prompts):
+        return torch.zeros(len(images))
+
+    times = {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
+    if job["start"] == "high":
+        times = PREFERENCE_TIMES
     negative = False
     if job["objective"]:
-        negative = NegativeEmbedding(
-            text.embed([""])[0],
-            2.0,
-            job["objective"],
-            job["lr"],
-            job["radius"],
-            (job["t_low"], job["t_high"]),
-            (0.0, job["until"]),
-        )
-    method = make_method(job["method"], 2.0)
-    reward = (
-        (lambda images, prompts: torch.zeros(len(images))) if job["control"] else "colorfulness"
-    )
-    result = generate(
-        job["prompt"],
-        method=method,
-        reward=reward,
-        negative=negative,
-        seed=job["seed"],
-        progress=False,
-        **times,
-    )
+        settings = job["objective"], job["lr"], job["radius"], (job["t_low"], job["t_high"])
+        negative = NegativeEmbedding(text.embed([""])[0], 2.0, *settings, (0.0, job["until"]))
+    options = {"method": make_method(job["method"], 2.0), "negative": negative, **times}
+    options["reward"] = all_tie if job["control"] else "colorfulness"
+    result = generate(job["prompt"], seed=job["seed"], progress=False, **options)
     pictures = render_views(result.field, judge_views().cameras, 64)
     truth = ground_truth(job["prompt"], "colorfulness")
     reward = make_reward("colorfulness")(pictures).mean().item()
@@ -115,15 +99,12 @@ def work(job: dict) -> dict:
     found = {}
     if negative:
         moved = negative.read(text.VOCABULARY)
+        norms = [r["negative_norm"] for r in result.history if "negative_norm" in r]
         found = {
             "words": [f"{word} {value:+.1f}" for word, value in moved],
             "norm": round(negative.embedding.norm().item(), 2),
+            "norms": [round(norm, 2) for norm in norms[::10]],
         }
-        found["norms"] = [
-            round(record["negative_norm"], 2)
-            for record in result.history
-            if "negative_norm" in record
-        ][::10]
     return {
         "reward": round(reward, 4),
         "of_best": round(reward / truth["r_best"], 3),

@@ -1,5 +1,4 @@
-"""Every method against the exact optimum: six prompts that leave the colour open, five seeds,
-voxels.
+"""Every method against the exact optimum: six prompts of open colour, five seeds, voxels.
 
     python tests/tools/psd_experiment.py [methods [reward]]      resumable; prints a table of means
 
@@ -28,12 +27,8 @@ def error(values: list[float]) -> str:
 def main(methods: list[str], reward: str) -> None:
     records = []
     for prompt in PROMPTS:
-        out = (
-            ROOT
-            / "psd_mini_out"
-            / "experiment"
-            / f"{prompt} {reward}".replace(" ", "-").replace(":", "-")
-        )
+        folder = f"{prompt} {reward}".replace(" ", "-").replace(":", "-")
+        out = ROOT / "psd_mini_out" / "experiment" / folder
         best = ground_truth(prompt, reward)["r_best"]
         for record in compare(prompt, methods, reward, seeds=SEEDS, out=out, resume=True):
             records.append({**record, "of_best": record["reward"] / best})
@@ -55,7 +50,5 @@ def main(methods: list[str], reward: str) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1].split(",") if len(sys.argv) > 1 else list(DEFAULT_METHODS),
-        (sys.argv[2:] or ["colorfulness"])[0],
-    )
+    methods = sys.argv[1].split(",") if len(sys.argv) > 1 else list(DEFAULT_METHODS)
+    main(methods, sys.argv[2] if len(sys.argv) > 2 else "colorfulness")

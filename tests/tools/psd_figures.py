@@ -1,7 +1,6 @@
-"""Pictures of the sweeps in notebooks/images, from tests/results/psd_sweep.jsonl and
-negative_sweep.jsonl, in seconds.
+"""Pictures of the sweeps: tests/results/{psd,negative}_sweep.jsonl to notebooks/images.
 
-python tests/tools/psd_figures.py
+python tests/tools/psd_figures.py          takes seconds
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ def read(name: str) -> list[dict]:
 
 
 def means(records: list[dict], *keys: str, **wanted) -> list[tuple]:
-    """(weight, mean of each key) per weight, over the records whose settings are the defaults
-    except for those wanted."""
+    """(weight, mean of each key) per weight, over records with wanted or default settings."""
     settings = DEFAULTS if str(wanted["method"]).startswith("psd") else dict.fromkeys(DEFAULTS)
     settings = {**settings, **wanted}
     mine = [r for r in records if all(r[key] == value for key, value in settings.items())]
@@ -44,8 +42,7 @@ def tidy(axis) -> None:
 
 
 def frontier(records: list[dict]) -> None:
-    """Reward against distance, a line per method, a point per weight; beginning at high noise,
-    and in a settled object."""
+    """Reward against distance per method and weight, from high noise and from a settled object."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), dpi=110, layout="constrained", sharey=True)
     zoom = axes[0].inset_axes((0.5, 0.08, 0.48, 0.42), xlim=(0.985, 1.09), ylim=(0.955, 1.03))
     zoom.set_title("the corner at (1, 1)", fontsize=8)
@@ -54,30 +51,17 @@ def frontier(records: list[dict]) -> None:
         for method, colour in COLOURS.items():
             points = means(records, "ratio", "of_best", method=method, **start)
             if points:
-                axis.plot(
-                    [p[1] for p in points],
-                    [p[2] for p in points],
-                    marker="o",
-                    ms=4,
-                    color=colour,
-                    label=method,
-                )
+                _, x, y = zip(*points, strict=True)
+                axis.plot(x, y, marker="o", ms=4, color=colour, label=method)
             for weight, x, y in points:
                 corner = x < 1.09 and 0.955 < y < 1.03
                 if corner == (axis is zoom):
-                    axis.annotate(
-                        f"{weight:g}",
-                        (x, y),
-                        xytext=(4, -8),
-                        textcoords="offset points",
-                        fontsize=7,
-                        color=colour,
-                    )
+                    style = {"textcoords": "offset points", "fontsize": 7, "color": colour}
+                    axis.annotate(f"{weight:g}", (x, y), xytext=(4, -8), **style)
     for axis, start in zip(axes, ({}, {"times": "low"}), strict=True):
         axis.axhline(1, color="gray", linewidth=0.8)
-        axis.set(
-            xlabel="true-view distance / oracle's (1: as good as this field can be)", xscale="log"
-        )
+        axis.set_xlabel("true-view distance / oracle's (1: as good as this field can be)")
+        axis.set_xscale("log")
         axis.set(xticks=[1, 1.5, 2, 3, 5], xticklabels=["1", "1.5", "2", "3", "5"], xlim=(0.9, 8))
         axis.minorticks_off()
         axis.set_title(f"t begins {'in [0.02, 0.98]' if start else 'in [0.9, 1]'}", fontsize=10)
@@ -88,33 +72,19 @@ def frontier(records: list[dict]) -> None:
 
 
 def settings(records: list[dict]) -> None:
-    """Gain against the weight for each omega and for flat lambda; gain against the first
-    timesteps."""
+    """Gain against the weight for each omega and flat lambda; gain against the first timesteps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), dpi=110, layout="constrained")
     lines = {name: {"method": "psd", "omega": name} for name in ("hard", "bt", "gap", "gated")}
-    for i, (name, wanted) in enumerate(
-        {**lines, "hard, lambda not times sigma_t": {"method": "psd-flat"}}.items()
-    ):
-        points = means(records, "gain", **wanted)
-        left.plot(
-            [p[0] for p in points],
-            [p[1] for p in points],
-            marker=".",
-            color="black" if i == 0 else f"C{i}",
-            label=name,
-        )
+    lines["hard, lambda not times sigma_t"] = {"method": "psd-flat"}
+    for i, (name, wanted) in enumerate(lines.items()):
+        weights, gains = zip(*means(records, "gain", **wanted), strict=True)
+        left.plot(weights, gains, marker=".", color=f"C{i}" if i else "black", label=name)
     left.set(xscale="log", xlabel="preference weight", ylabel="gain", title="omega and weight")
     left.legend(frameon=False, fontsize=9)
     starts = [(name, low, high) for name, (low, high) in TIMES.items() if name != "low"]
     for name, low, _ in sorted(starts, key=lambda s: s[1]):
-        runs = [
-            r for r in records if r["method"] == "psd" and r["weight"] == 1.0 and r["times"] == name
-        ]
-        runs = [
-            r
-            for r in runs
-            if all(r[key] == value for key, value in DEFAULTS.items() if key != "times")
-        ]
+        wanted = {"method": "psd", "weight": 1.0, **DEFAULTS, "times": name}
+        runs = [r for r in records if all(r[key] == value for key, value in wanted.items())]
         right.plot([low] * len(runs), [r["gain"] for r in runs], "o", color="black", alpha=0.4)
         right.plot([low], [mean(r["gain"] for r in runs)], "_", color="C3", ms=22, mew=2)
     right.set(
@@ -132,50 +102,23 @@ def negative(records: list[dict]) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(11, 4.2), dpi=110, layout="constrained", width_ratios=[3, 2]
     )
-    usual = {
-        "objective": "reward",
-        "lr": 0.2,
-        "radius": 6.0,
-        "t_low": 0.5,
-        "t_high": 0.98,
-        "until": 1.0,
-        "control": None,
-    }
+    usual = {"objective": "reward", "lr": 0.2, "radius": 6.0, "t_low": 0.5, "t_high": 0.98}
+    usual |= {"until": 1.0, "control": None}
     off = dict.fromkeys(usual)
+    low, high = {"method": "sds", "start": "low"}, {"method": "sds", "start": "high"}
+    inversion = {"objective": "inversion"}
     rows = {
-        "sds, t from 0.02, none": {"method": "sds", "start": "low", **off},
-        "sds, t from 0.02, negative": {"method": "sds", "start": "low", **usual},
-        "sds, none": {"method": "sds", "start": "high", **off},
-        "sds, negative at t 0.9 to 1": {
-            "method": "sds",
-            "start": "high",
-            **usual,
-            "t_low": 0.9,
-            "t_high": 1.0,
-        },
-        "sds, negative at t 0.3 to 0.98": {"method": "sds", "start": "high", **usual, "t_low": 0.3},
-        "sds, negative at t 0.5 to 0.98": {"method": "sds", "start": "high", **usual},
-        "the same, first 30% of the steps": {
-            "method": "sds",
-            "start": "high",
-            **usual,
-            "until": 0.3,
-        },
-        "the same, inversion": {
-            "method": "sds",
-            "start": "high",
-            **usual,
-            "objective": "inversion",
-        },
-        "inversion, all rewards tie": {
-            "method": "sds",
-            "start": "high",
-            **usual,
-            "objective": "inversion",
-            "control": True,
-        },
-        "psd, none": {"method": "psd", "start": "high", **off},
-        "psd, negative at t 0.5 to 0.98": {"method": "psd", "start": "high", **usual},
+        "sds, t from 0.02, none": {**low, **off},
+        "sds, t from 0.02, negative": {**low, **usual},
+        "sds, none": {**high, **off},
+        "sds, negative at t 0.9 to 1": {**high, **usual, "t_low": 0.9, "t_high": 1.0},
+        "sds, negative at t 0.3 to 0.98": {**high, **usual, "t_low": 0.3},
+        "sds, negative at t 0.5 to 0.98": {**high, **usual},
+        "the same, first 30% of the steps": {**high, **usual, "until": 0.3},
+        "the same, inversion": {**high, **usual, **inversion},
+        "inversion, all rewards tie": {**high, **usual, **inversion, "control": True},
+        "psd, none": {**high, **off, "method": "psd"},
+        "psd, negative at t 0.5 to 0.98": {**high, **usual, "method": "psd"},
     }
     for place, wanted in enumerate(reversed(rows.values())):
         runs = [r for r in records if all(r.get(key) == value for key, value in wanted.items())]

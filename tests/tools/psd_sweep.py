@@ -1,11 +1,12 @@
-"""Which omega, base, lambda and pairing: PSD's settings on two open prompts and two seeds,
-tests/results/psd_sweep.jsonl.
+"""Which omega, base, lambda and pairing: PSD's settings on two open prompts and two seeds.
 
     python tests/tools/psd_sweep.py          resumable; prints the means per setting
 
-Also all reward gradients over their weight, for the frontier of reward against distance. 32 x 32,
-120 steps, voxels. The method "psd-flat" has lambda(t) = weight instead of weight times sigma_t.
-Pictures: `psd_figures.py`."""
+Writes tests/results/psd_sweep.jsonl. Also all reward gradients over their weight, for the frontier
+of reward against distance. 32 x 32, 120 steps, voxels. The method "psd-flat" has lambda(t) = weight
+instead of weight times sigma_t.
+Pictures: `psd_figures.py`.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +54,7 @@ VARIANTS = [
         for base in ("winner", "fresh")
     ),
     *({"method": "pixel-clean", "weight": w} for w in (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0)),
-    # hypothesis: a settled object is where pixel gradients hack (gradient_figure.py), so begin low
-    #     and compare
+    # hypothesis: pixel gradients hack at a settled object (gradient_figure.py); begin low, compare
     *({"method": "psd", "weight": w, **DEFAULTS, "times": "low"} for w in (16.0, 64.0)),
     *({"method": "pixel-clean", "weight": w, "times": "low"} for w in (10.0, 100.0, 1000.0)),
     *(
@@ -113,28 +113,15 @@ def work(job: dict) -> dict:
 
 if __name__ == "__main__":
     names = [*DEFAULTS, "weight"]
-    empty = dict.fromkeys(names)
-    jobs = [
-        {**empty, **v, "prompt": p, "seed": s} for v in VARIANTS for p in PROMPTS for s in (0, 1)
-    ]
-    records = run_jobs(jobs, work, RESULTS)
-    print(
-        "| method | weight | settings | gain | reward / best | distance / oracle | recognised"
-        " |\n|---|---|---|---|---|---|---|"
-    )
-    for v in VARIANTS:
-        mine = [
-            r for r in records if all(r[key] == {**empty, **v}[key] for key in ("method", *names))
-        ]
-        changed = ", ".join(
-            f"{key}={value}"
-            for key, value in v.items()
-            if key in DEFAULTS and value != DEFAULTS[key]
-        )
-        columns = [f"{mean(r[key] for r in mine):.2f}" for key in ("gain", "of_best", "ratio")]
+    variants = [dict.fromkeys(names) | variant for variant in VARIANTS]
+    runs = [{"prompt": prompt, "seed": seed} for prompt in PROMPTS for seed in (0, 1)]
+    records = run_jobs([{**v, **run} for v in variants for run in runs], work, RESULTS)
+    columns = "method", "weight", "settings", "gain", "reward / best", "distance / oracle"
+    print(f"| {' | '.join(columns)} | recognised |\n{'|---' * 7}|")
+    for v in variants:
+        mine = [r for r in records if all(r[key] == v[key] for key in ("method", *names))]
+        changed = {k: v[k] for k in DEFAULTS if v[k] not in (None, DEFAULTS[k])}
+        described = ", ".join(f"{key}={value}" for key, value in changed.items())
+        cells = [f"{mean(r[key] for r in mine):.2f}" for key in ("gain", "of_best", "ratio")]
         seen = ", ".join(r["recognised"].split(" ", 1)[1] for r in mine)
-        print(
-            f"| {v['method']} | {v['weight']:g} | {changed} | "
-            + " | ".join(columns)
-            + f" | {seen} |"
-        )
+        print("|", " | ".join((v["method"], f"{v['weight']:g}", described, *cells, seen)), "|")
