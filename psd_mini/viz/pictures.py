@@ -29,6 +29,7 @@ from psd_mini.rendering import render
 if TYPE_CHECKING:
     from PIL import Image
 
+Texts = Sequence[str]
 # pictures of a contact sheet and of a gif are enlarged to at least this, pixels
 CELL_WIDTH, FRAME_WIDTH = 96, 192
 GAP, TEXT_SIZE = 4, 14  # of a contact sheet, pixels
@@ -82,8 +83,8 @@ def in_base64(data: bytes) -> str:
 @validated
 def contact_sheet(
     rows: Sequence[Float[Tensor, "_ 3 _ _"]] | Float[Tensor, "n 3 h w"],
-    row_labels: Sequence[str] | None = None,
-    column_labels: Sequence[str] | None = None,
+    row_labels: Texts | None = None,
+    column_labels: Texts | None = None,
     title: str | None = None,
 ) -> Image.Image:
     """A labelled grid of pictures on white paper.
@@ -114,13 +115,8 @@ def contact_sheet(
     return _draw_sheet(cells, row_labels or [], column_labels or [], title or "")
 
 
-def _draw_sheet(
-    cells: Sequence[Sequence[Image.Image]],
-    row_labels: Sequence[str],
-    column_labels: Sequence[str],
-    title: str,
-) -> Image.Image:
-    """The grid itself. Cells are as wide and high as the largest of picture and label wants."""
+def _draw_sheet(cells: list, row_labels: Texts, column_labels: Texts, title: str) -> Image.Image:
+    """The grid itself: `cells` holds the PIL pictures of each row."""
     from PIL import Image, ImageDraw, ImageFont
 
     width, height = next(cell.size for row in cells for cell in row)
@@ -148,7 +144,7 @@ def _draw_sheet(
     return sheet
 
 
-def _extent(texts: Sequence[str], font: Any) -> tuple[int, int]:
+def _extent(texts: Texts, font: Any) -> tuple[int, int]:
     """Width and height of the largest text, with a margin; zeros without texts."""
     from PIL import Image, ImageDraw
 
@@ -183,12 +179,10 @@ def render_views(
     return torch.cat(views).clamp(0, 1)
 
 
-def turntable_cameras(
-    n_frames: int = 24, elevation_degrees: float = 20.0, **settings: float
-) -> Cameras:
-    """One turn around z: azimuth_k = 360 k / n degrees; settings are those of `orbit`."""
+def turntable_cameras(n_frames: int = 24, elevation_degrees: float = 20.0) -> Cameras:
+    """One turn around z: azimuth_k = 360 k / n degrees."""
     at_least("n_frames", n_frames, 1)
-    return orbit([360.0 * k / n_frames for k in range(n_frames)], elevation_degrees, **settings)
+    return orbit([360.0 * k / n_frames for k in range(n_frames)], elevation_degrees)
 
 
 class Gif(NamedTuple):
@@ -208,12 +202,9 @@ def with_palette(picture: Image.Image) -> Image.Image:
 
 
 def gif(
-    frames: Float[Tensor, "b 3 h w"],
-    path: str | Path | None = None,
-    seconds: float = 3.0,
-    scale: int | None = None,
+    frames: Float[Tensor, "b 3 h w"], path: str | Path | None = None, seconds: float = 3.0
 ) -> Gif:
-    """Frames as a gif that loops for ever.
+    """Frames as a gif that loops for ever, enlarged to at least 192 pixels across.
 
     Every frame has 256 colours of its own, and equal neighbours become one long frame. A gif counts
     time in hundredths of a second: frame k ends at round(100 seconds (k + 1) / B).
@@ -222,7 +213,6 @@ def gif(
         frames: B pictures in [0, 1].
         path: also write the file there, whole or not at all.
         seconds: for all frames together.
-        scale: whole factor of enlargement; None makes frames at least 192 pixels wide.
 
     Raises:
         ValueError: no frames, or less than 0.02 s for each, which browsers play more slowly.
@@ -231,8 +221,7 @@ def gif(
     if n == 0 or seconds < 0.02 * n:
         expected = "expected frames, and 0.02 s or more for each"
         raise ValueError(f"seconds: {expected}, got {n} frames in {seconds:g} s")
-    pictures = _pictures(frames, FRAME_WIDTH if scale is None else scale * frames.shape[-1])
-    first, *others = map(with_palette, pictures)
+    first, *others = map(with_palette, _pictures(frames, FRAME_WIDTH))
     ends = [round(100 * seconds * k / n) for k in range(n + 1)]
     durations = [10 * (end - start) for start, end in pairwise(ends)]
     animated: dict[str, Any] = {"save_all": True, "append_images": others, "loop": 0}
