@@ -125,7 +125,7 @@ GENERATE = {
         "dtype": "float32",
         "out": Path("out"),
         "resume": False,
-        "overwrite": False,
+        "overwrite": True,
         "callback": lambda info: None,
         **MAKING,
     },
@@ -764,7 +764,7 @@ TEXTS = (
 # they do
 LARGE_IS_FINE = (
     *("steps", "seeds", "guidance-scale", "preference-weight"),
-    *("cameras-per-step", "n-samples", "lr-scale", "entropy-weight"),
+    *("cameras-per-step", "n-samples", "lr-scale", "entropy-weight", "background"),
 )
 PAIRS = ("t-min", "t-max")
 
@@ -790,7 +790,7 @@ def ended(command, **changes):
         if "prompt" in texts
         else []
     )
-    options = []
+    options = [] if command == "check" else ["--overwrite"]
     for name, text in texts.items():
         options += [f"--{name}", text, text] if name in PAIRS else [f"--{name}={text}"]
     try:
