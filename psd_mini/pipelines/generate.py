@@ -52,9 +52,7 @@ PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
     "learned": {
-        "guidance_scale": 7.5,
-        "resolution": 64,
-        "lr_scale": (1.0, 0.15),
+        **{"guidance_scale": 7.5, "resolution": 64, "lr_scale": (1.0, 0.15)},
         **PREFERENCE_TIMES,
     },
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
@@ -147,7 +145,8 @@ def generate(
     given = {"steps": steps, "cameras_per_step": cameras_per_step, "resolution": resolution}
     given |= {"n_samples": n_samples, "t_min": t_min, "t_max": t_max, "lr_scale": lr_scale}
     given |= {"entropy_weight": entropy_weight, "background": background}
-    numbers = with_defaults(prior, preference, given | {"guidance_scale": guidance_scale})
+    given |= {"guidance_scale": guidance_scale}
+    numbers = with_defaults(prior, preference, given)
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
