@@ -723,6 +723,8 @@ COMMANDS = {
             "reward": "colorfulness",
         },
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
+        **{"cameras-per-step": "2", "n-samples": "4", "t-min": "0.1", "t-max": "0.9"},
+        **{"lr-scale": "1", "entropy-weight": "0.01", "background": "0.5"},
     },
     "compare": {
         **{
@@ -758,7 +760,11 @@ TEXTS = (
 
 # a million steps are what was asked for; of weights that overflow, tests/test_settings.py says what
 # they do
-LARGE_IS_FINE = ("steps", "seeds", "guidance-scale", "preference-weight")
+LARGE_IS_FINE = (
+    *("steps", "seeds", "guidance-scale", "preference-weight"),
+    *("cameras-per-step", "n-samples", "lr-scale", "entropy-weight", "background"),
+)
+PAIRS = ("t-min", "t-max")
 
 
 def actions():
@@ -782,8 +788,11 @@ def ended(command, **changes):
         if "prompt" in texts
         else []
     )
+    options = [] if command == "check" else ["--overwrite"]
+    for name, text in texts.items():
+        options += [f"--{name}", text, text] if name in PAIRS else [f"--{name}={text}"]
     try:
-        cli.main([command, *(f"--{name}={text}" for name, text in texts.items()), *places])
+        cli.main([command, *options, *places])
     except SystemExit as error:
         return error.code
     return 0

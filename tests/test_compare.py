@@ -13,6 +13,12 @@ from psd_mini.rewards import Colorfulness
 from psd_mini.world.metrics import judge_views
 from psd_mini.world.text import components
 
+SMALL = ["--seeds", "1", "--resolution", "8"]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
 
 def test_ground_truth_by_hand():
     """r_prior = mean r_k, r_opt = sum r_k exp(r_k / beta) / sum exp(r_k / beta) over the eight
@@ -35,18 +41,7 @@ def test_ground_truth_by_hand():
 def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     """Two methods with one seed (exact is added): the records' fields, the distance to the
     optimum, and nothing run twice."""
-    command = [
-        "compare",
-        "a ball",
-        "--methods",
-        "sds,psd,sds+neg",
-        "--seeds",
-        "1",
-        "--steps",
-        "2",
-        "--resolution",
-        "8",
-    ]
+    command = ["compare", "a ball", "--methods", "sds,psd,sds+neg", *SMALL, "--steps", "2"]
     cli.main([*command, "--out", str(tmp_path)])
     records = {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())}
     assert list(records) == ["sds", "psd", "sds+neg", "exact"]
@@ -71,7 +66,7 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     assert "[1/" not in capsys.readouterr().out
     assert {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())} == records
     # a record whose pictures are lost is run again, not believed
-    for file in (tmp_path / "pictures").glob("exact-*"):
+    for file in (tmp_path / "compare_runs").glob("exact-*.pt"):
         file.unlink()
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/1] exact seed 0" in capsys.readouterr().out
@@ -84,22 +79,11 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
 
 def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
     """Without resume: refused; with it, another prompt, reward or length: refused too; nothing
-    changes. A half-written line, as a killed process leaves it, costs that run only; overwrite
-    starts anew."""
-    command = [
-        "compare",
-        "a ball",
-        "--methods",
-        "exact",
-        "--seeds",
-        "1",
-        "--steps",
-        "1",
-        "--resolution",
-        "8",
-    ]
+    changes. A run that was killed before its record was written is run again; overwrite starts
+    anew."""
+    command = ["compare", "a ball", "--methods", "exact", *SMALL, "--steps", "1"]
     cli.main([*command, "--out", str(tmp_path)])
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    before = contents(tmp_path)
     for arguments, message in (
         (
             [],
@@ -112,9 +96,9 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
         (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this one has 2"),
         (
             ["--resume", "--reward", "color:red"],
-            "with reward = 'colorfulness', this one has 'color:red'",
+            "with reward_name = 'colorfulness', this one has 'color:red'",
         ),
-        (["--resume", "--overwrite"], "resume, overwrite: one keeps the runs in the folder"),
+        (["--resume", "--overwrite"], "resume, overwrite: one goes on with what is in the folder"),
     ):
         with pytest.raises(SystemExit):
             cli.main([*command, "--out", str(tmp_path), *arguments])
@@ -122,9 +106,11 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
         assert message in error and error.count("\n") == 1
     with pytest.raises(ValueError, match="with prompt = 'a ball', this one has 'a cube'"):
         compare("a cube", ["exact"], steps=1, resolution=8, out=tmp_path, resume=True)
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
-    with (tmp_path / "records.jsonl").open("a") as file:
-        file.write('{"prompt": "a ba')
+    assert contents(tmp_path) == before
+    (record,) = (tmp_path / "compare_runs").glob("*.json")
+    record.unlink()
+    cli.main([*command, "--out", str(tmp_path), "--resume"])
+    assert "[1/1] exact seed 0" in capsys.readouterr().out
     cli.main([*command, "--out", str(tmp_path), "--seeds", "2", "--resume"])
     assert "[1/1] exact seed 1" in capsys.readouterr().out
     cli.main([*command, "--out", str(tmp_path), "--seeds", "2", "--resume"])
@@ -138,10 +124,13 @@ def test_every_comparison_has_a_folder_of_its_own(tmp_path, monkeypatch):
     to a folder."""
     monkeypatch.chdir(tmp_path)
     seen = []
-    monkeypatch.setattr(
-        compare_module, "_run_all", lambda jobs, folder, objects: seen.append(str(folder)) or {}
-    )
-    monkeypatch.setattr(compare_module, "_write_tables", lambda *arguments: [])
+
+    def run_all(jobs, folder, objects):
+        seen.append(str(folder))
+        return jobs
+
+    monkeypatch.setattr(compare_module, "run_all", run_all)
+    monkeypatch.setattr(compare_module, "write_tables", lambda *arguments: [])
     for change in (
         {},
         {"prompt": "a cube"},
@@ -152,7 +141,7 @@ def test_every_comparison_has_a_folder_of_its_own(tmp_path, monkeypatch):
     ):
         compare(**{"prompt": "a ball", "methods": ["exact"], **change})
     assert seen[0] == "psd_mini_out/compare-a-ball" and len(set(seen)) == len(seen)
-    assert not compare_module._OWN
+    assert not compare_module.Worker.objects
 
 
 def test_a_changed_method_of_the_same_name_is_run_again(tmp_path, capsys):
@@ -164,7 +153,7 @@ def test_a_changed_method_of_the_same_name_is_run_again(tmp_path, capsys):
     settings = {"seeds": 1, "steps": 1, "resolution": 8, "out": tmp_path, "resume": True}
     for factor, ran in ((1.0, "[2/2]"), (2.0, "[1/1] mine")):
         compare("a ball", {"mine": scaled(factor)}, **settings)
-        assert ran in capsys.readouterr().out and not compare_module._OWN
+        assert ran in capsys.readouterr().out and not compare_module.Worker.objects
     compare("a ball", {"mine": scaled(2.0)}, **settings)
     assert "[1/" not in capsys.readouterr().out
 

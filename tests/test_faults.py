@@ -39,10 +39,13 @@ SCRIPT = textwrap.dedent("""
     prior = ToyWorldPrior(views=make_views(pool_cameras(6), 8))
     field, path = VoxelField(8), folder + "/c.pt"
     negative = NegativeEmbedding(prior.embed([""])[0], 2.0)
-    distill(field, prior, PSD(SDS(2.0)), "a mushroom", steps=40, resolution=8, cameras_per_step=2, n_samples=8, progress=False,
-            checkpoint=path, checkpoint_every=2, resume=os.path.exists(path), reward=make_reward("colorfulness"),
-            negative=negative, callback=lambda info: print(info["step"], flush=True))
-    torch.save({**field.state_dict(), "negative": negative.embedding.detach()}, folder + "/field.pt")
+    numbers = {"steps": 40, "resolution": 8, "cameras_per_step": 2, "n_samples": 8}
+    keeping = {"checkpoint": path, "checkpoint_every": 2, "resume": os.path.exists(path)}
+    distill(field, prior, PSD(SDS(2.0)), "a mushroom", **numbers, **keeping, progress=False,
+            reward=make_reward("colorfulness"), negative=negative,
+            callback=lambda info: print(info["step"], flush=True))
+    moved = {"negative": negative.embedding.detach()}
+    torch.save({**field.state_dict(), **moved}, folder + "/field.pt")
     """)
 
 
@@ -143,7 +146,7 @@ def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
         options = {**OPTIONS, "callback": lambda info: seen.append(info["step"])}
         distill(field, prior, Interrupted(), "a red mushroom", checkpoint=path, **options)
     assert seen == [0, 1, 2, 3] and signal.getsignal(signal.SIGINT) is before
-    assert torch.load(path, weights_only=True)["step"] == 4
+    assert torch.load(path, weights_only=True)["progress"]["steps"] == 4
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", checkpoint=path, resume=True, **OPTIONS)
     # exact: a run and its resumption, one machine and thread count
@@ -172,7 +175,8 @@ def test_ctrl_c_at_the_command_line_leaves_a_picture_and_says_how_to_go_on(tmp_p
     """The picture shows the field as it is; the message names the flag."""
     from psd_mini.pipelines import generate as text_to_3d
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args, callback, **kwargs):
+        callback({"step": 0})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text_to_3d, "distill", interrupted)
@@ -221,9 +225,8 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monk
     assert all(
         torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
     )
-    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"] and torch.load(
-        path, weights_only=True
-    )["step"] == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+    assert torch.load(path, weights_only=True)["progress"]["steps"] == 2
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", resume=True, **options)
     # exact: a run and its resumption, one machine and thread count

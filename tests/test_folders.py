@@ -33,7 +33,6 @@ def contents(folder):
 
 
 def same(a, b):
-    # exact: copied or resumed bits of one machine
     return all(
         torch.equal(x, y) for x, y in zip(a.field.parameters(), b.field.parameters(), strict=True)
     )
@@ -71,39 +70,17 @@ def folder_of(monkeypatch, *arguments):
 
 
 OTHERS = [
-    *(
-        ["--method", "sds"],
-        ["--field", "triplane"],
-        ["--seed", "1"],
-        ["--reward", "color:blue"],
-        ["--reward", "color:red"],
-    ),
-    *(
-        ["--prior", "learned"],
-        ["--prior", "a/b"],
-        ["--prior", "a_b"],
-        ["--conditioning", "words"],
-        ["--conditioning", "none"],
-    ),
-    *(
-        ["--guidance-scale", "2"],
-        ["--guidance-scale", "20"],
-        ["--guidance-scale", "-2"],
-        ["--negative"],
-        ["--steps", "40"],
-    ),
-    *(
-        ["--negative-prompt", "red"],
-        ["--negative-prompt", "blue"],
-        ["--preference-weight", "4"],
-        ["--resolution", "40"],
-    ),
-    *(
-        ["--device", "cpu"],
-        ["--dtype", "float16"],
-        ["--reward", "image-reward:/x/A.pt"],
-        ["--reward", "image-reward:/x/a.pt"],
-    ),
+    *(["--method", "sds"], ["--field", "triplane"], ["--seed", "1"], ["--device", "cpu"]),
+    *(["--reward", "color:blue"], ["--reward", "color:red"], ["--dtype", "float16"]),
+    *(["--reward", "image-reward:/x/A.pt"], ["--reward", "image-reward:/x/a.pt"]),
+    *(["--prior", "learned"], ["--prior", "a/b"], ["--prior", "a_b"]),
+    *(["--conditioning", "words"], ["--conditioning", "none"]),
+    *(["--guidance-scale", "2"], ["--guidance-scale", "20"], ["--guidance-scale", "-2"]),
+    *(["--negative"], ["--negative-prompt", "red"], ["--negative-prompt", "blue"]),
+    *(["--preference-weight", "4"], ["--steps", "40"], ["--resolution", "40"]),
+    *(["--cameras-per-step", "2"], ["--n-samples", "8"], ["--t-min", "0.9", "0.1"]),
+    *(["--t-min", "0.9", "0.2"], ["--t-max", "0.9", "0.1"], ["--lr-scale", "2"]),
+    *(["--lr-scale", "2", "0.1"], ["--entropy-weight", "0"], ["--background", "0.5"]),
 ]
 
 
@@ -164,47 +141,22 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch)
     generate("a cube", out=tmp_path, **SMALL)
     before = contents(tmp_path)
     nothing_costly(monkeypatch)
-    for change in (
-        *(
-            {"prompt": "a ball"},
-            {"method": "sds2"},
-            {"field": "triplane"},
-            {"prior": "learned"},
-            {"guidance_scale": 2.0},
-        ),
-        *(
-            {"negative_prompt": "red"},
-            {"conditioning": "none"},
-            {"reward": "color:blue"},
-            {"preference_weight": 2.0},
-        ),
-        *(
-            {"negative": True, "guidance_scale": 2.0},
-            {"steps": 3},
-            {"seed": 1},
-            {"resolution": 16},
-            {"n_samples": 8},
-        ),
-        *(
-            {"t_min": (0.5, 0.5)},
-            {"lr_scale": 2.0},
-            {"background": 0.5},
-            {"reward": lambda images, prompts: images[:, 0, 0, 0]},
-        ),
-    ):
-        settings = {"prompt": "a cube", **change}
-        refused(
-            r"^out: the run in .* was made with \w+ = .*; replace it with overwrite=True"
-            r" \(--overwrite\), or ch",
-            out=tmp_path,
-            **settings,
-        )
-        refused(
-            r"^resume: the checkpoint at .* was made with \w+ = ",
-            out=tmp_path,
-            resume=True,
-            **settings,
-        )
+    changes = [
+        *({"prompt": "a ball"}, {"method": "sds2"}, {"field": "triplane"}, {"prior": "learned"}),
+        *({"guidance_scale": 2.0}, {"negative_prompt": "red"}, {"conditioning": "none"}),
+        *({"reward": "color:blue"}, {"preference_weight": 2.0}, {"steps": 3}, {"seed": 1}),
+        *({"negative": True, "guidance_scale": 2.0}, {"resolution": 16}, {"n_samples": 8}),
+        *({"t_min": (0.5, 0.1)}, {"lr_scale": 2.0}, {"background": 0.5}),
+        {"reward": lambda images, prompts: images[:, 0, 0, 0]},
+    ]
+    message = (
+        r"^out: the run in .* was made with \w+ = .*; replace it with overwrite=True"
+        r" \(--overwrite\), or ch"
+    )
+    for change in changes:
+        settings = {"prompt": "a cube", **change, "out": tmp_path}
+        refused(message, **settings)
+        refused(message, resume=True, **settings)
     assert contents(tmp_path) == before
 
 
@@ -223,8 +175,7 @@ def test_an_interrupted_run_repeated_is_refused_and_resume_goes_on(tmp_path, cap
         generate("a cube", out=tmp_path, callback=stop_at(0), **SMALL)
     before = contents(tmp_path)
     refused(
-        r"holds this run, unfinished \(1 of 2 steps\); go on with resume=True \(--resume\),"
-        r" replace",
+        r"holds this run, unfinished; go on with resume=True \(--resume\), replace",
         "a cube",
         out=tmp_path,
     )
@@ -242,43 +193,31 @@ def test_an_interrupted_run_repeated_is_refused_and_resume_goes_on(tmp_path, cap
     assert same(resumed, generate("a cube", **SMALL))
 
 
-def test_a_finished_run_repeated_gives_its_results_back(tmp_path, monkeypatch, capsys):
-    """Nothing is computed and nothing written; numbers, history and field are those of the run."""
-    first = generate("a cube", out=tmp_path, **SMALL)
-    before = contents(tmp_path)
-    capsys.readouterr()
-    nothing_costly(monkeypatch)
-    again = generate("a cube", out=tmp_path, **SMALL)
-    assert "nothing computed" in capsys.readouterr().out and contents(tmp_path) == before
-    # exact: read back from the file
-    assert same(first, again) and again.history == first.history and again.out == tmp_path
-    assert (again.metrics, again.cost, again.seconds) == (first.metrics, first.cost, first.seconds)
-    assert again.config["prompt"] == "a cube" and again.summary() == first.summary()
-
-
-def test_where_the_same_call_may_end_otherwise_nothing_is_given_back(tmp_path, monkeypatch):
-    """A reward of one's own may ask for something global, a callback wants to see steps, and the
-    package may have changed."""
+def test_a_finished_run_repeated_is_refused_and_says_where_to_look(tmp_path, monkeypatch):
+    """Nothing is computed and nothing written, whether its parts have names or are one's own."""
     mine = lambda images, prompts: images[:, 0].mean((1, 2))  # noqa: E731
-    generate("a cube", out=tmp_path / "mine", reward=mine, **SMALL)
-    refused(
-        "a function or an object of yours may have changed",
-        "a cube",
-        out=tmp_path / "mine",
-        reward=mine,
-    )
-    generate("a cube", out=tmp_path / "named", **SMALL)
-    refused(
-        "a function or an object of yours", "a cube", out=tmp_path / "named", callback=stop_at(9)
-    )
-    record = json.loads((tmp_path / "named" / "run.json").read_text())
-    record["versions"]["code"] = "another"
-    (tmp_path / "named" / "run.json").write_text(json.dumps(record))
-    refused(
-        "holds this run, finished, but its code or versions were other ones",
-        "a cube",
-        out=tmp_path / "named",
-    )
+    for name, reward in (("named", "color:red"), ("mine", mine)):
+        settings = {"prompt": "a cube", "reward": reward, "out": tmp_path / name}
+        generate(**settings, **SMALL)
+        before = contents(tmp_path / name)
+        with monkeypatch.context() as patch:
+            nothing_costly(patch)
+            refused(
+                rf"{name} holds this run, finished: look at .*{name}.turntable\.gif;"
+                r" overwrite=True \(--overwrite\) makes it anew$",
+                **settings,
+            )
+        assert contents(tmp_path / name) == before
+
+
+def test_a_finished_run_resumed_writes_its_results_again(tmp_path):
+    """Nothing is left to do: field, numbers and history are those of the run."""
+    first = generate("a cube", out=tmp_path, **SMALL)
+    (tmp_path / "field.safetensors").unlink()
+    again = generate("a cube", out=tmp_path, resume=True, **SMALL)
+    assert same(first, again) and same(first, generate("a cube", **SMALL))
+    assert (again.history, again.metrics, again.cost) == (first.history, first.metrics, first.cost)
+    assert (tmp_path / "field.safetensors").exists()
 
 
 def test_overwrite_replaces_once_the_first_step_is_done(tmp_path):
@@ -318,7 +257,7 @@ def test_two_runs_at_once(tmp_path):
             others.append(generate("a cube", out=tmp_path, **SMALL))
 
     first = generate("a cube", out=tmp_path, callback=meanwhile, **SMALL)
-    assert same(first, others[0]) and same(first, generate("a cube", out=tmp_path, **SMALL))
+    assert same(first, others[0]) and same(first, generate("a cube", **SMALL))
 
 
 def test_the_second_of_two_that_begin_together_is_refused(tmp_path, monkeypatch):
@@ -363,10 +302,22 @@ def test_files_of_somebody_else_are_not_written_over(tmp_path, name):
     assert contents(tmp_path) == {name: b"precious"}
 
 
+def test_a_run_whose_run_json_is_gone_is_not_lost(tmp_path):
+    """Its checkpoint knows the settings: only resume goes on, and only with the same."""
+    generate("a cube", out=tmp_path, **SMALL)
+    (tmp_path / "run.json").unlink()
+    before = contents(tmp_path)
+    refused("holds checkpoint.pt of an unknown run; replace", "a cube", out=tmp_path)
+    refused("the checkpoint .* with prompt = 'a cube'", "a ball", out=tmp_path, resume=True)
+    assert contents(tmp_path) == before
+    generate("a cube", out=tmp_path, resume=True, **SMALL)
+
+
 def test_a_finished_run_without_its_checkpoint_is_not_lost(tmp_path):
     generate("a cube", out=tmp_path, **SMALL)
     (tmp_path / "checkpoint.pt").unlink()
-    refused("holds a finished run whose checkpoint is gone; replace", "a cube", out=tmp_path)
+    refused("holds this run, finished", "a cube", out=tmp_path)
+    refused("resume: there is no checkpoint at", "a cube", out=tmp_path, resume=True)
 
 
 def test_distill_does_not_replace_a_checkpoint_unasked(tmp_path):
@@ -374,7 +325,7 @@ def test_distill_does_not_replace_a_checkpoint_unasked(tmp_path):
     prior, path = text_to_3d.make_prior("exact", 8), tmp_path / "c.pt"
     options = {
         "steps": 1,
-        "size": 8,
+        "resolution": 8,
         "n_samples": 4,
         "progress": False,
         "checkpoint": path,
@@ -383,7 +334,7 @@ def test_distill_does_not_replace_a_checkpoint_unasked(tmp_path):
 
     def run(**more):
         distill(
-            text_to_3d.fields.make_field("voxel"),
+            text_to_3d.make_field("voxel"),
             prior,
             text_to_3d.make_method("sds"),
             "a cube",

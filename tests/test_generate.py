@@ -1,6 +1,7 @@
-"""The main job through Python and the command line: prompts end as what they name; mistakes end
-in one line."""
+"""Python and command line: prompts end as what they name, and mistakes end in one line."""
 
+import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import torch
 
 import psd_mini
 from psd_mini import generate, load_field, render_views
+from psd_mini.distill import Options
 from psd_mini.pipelines import cli
+from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.world.metrics import judge, judge_views
 
 SMALL = ["--steps", "3", "--resolution", "8"]
@@ -211,7 +214,7 @@ def test_resuming_another_run_changes_nothing(tmp_path, capsys):
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(SystemExit):
         cli.main(["generate", "a ball", *SMALL, "--out", str(tmp_path), "--resume"])
-    assert "made with prompt = 'a cube', this run has 'a ball'" in capsys.readouterr().err
+    assert "made with prompt = 'a cube', this one has 'a ball'" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -219,7 +222,7 @@ def test_unknown_names_in_python():
     for arguments, message in (
         ({"method": "magic"}, "method: 'magic' is not known; choose from"),
         ({"field": "octree"}, "field: kind 'octree' is not known; choose from voxel, triplane"),
-        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, learned, real, a folder"),
+        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, \\w+, real, a folder"),
         ({"resume": True}, "resume: needs `out`"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -231,7 +234,8 @@ def test_import_needs_only_torch_numpy_and_jaxtyping():
     can fail (matplotlib)."""
     script = """
 import importlib.abc, sys
-banned = {"diffusers", "transformers", "matplotlib", "skimage", "PIL", "safetensors", "tqdm", "huggingface_hub", "scipy"}
+banned = {"diffusers", "transformers", "matplotlib", "skimage", "PIL", "safetensors", "tqdm"}
+banned |= {"huggingface_hub", "scipy"}
 class Ban(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name.split(".")[0] in banned:
@@ -244,6 +248,45 @@ import NAME
             [sys.executable, "-c", script.replace("NAME", name)], capture_output=True, text=True
         )
         assert (run.returncode == 0) == works, run.stderr
+
+
+def test_the_numbers_of_a_run_are_the_same_everywhere():
+    """`Options`, the signatures of distill and generate, DEFAULTS and the command line agree on
+    names, types and defaults."""
+    options = {field.name: field for field in dataclasses.fields(Options)}
+    loop, whole = (inspect.signature(f).parameters for f in (psd_mini.distill, generate))
+    for name, field in options.items():
+        assert loop[name].default == field.default == getattr(Options(), name)
+        assert loop[name].annotation == field.type
+        usual = (field.default, field.type) if name == "seed" else (None, f"{field.type} | None")
+        assert (whole[name].default, whole[name].annotation) == usual
+    own = set(options) - {"seed"}
+    assert set(cli.NUMBERS) == own
+    for numbers in (*text_to_3d.DEFAULTS.values(), text_to_3d.PREFERENCE_TIMES):
+        assert set(numbers) <= own | {"guidance_scale"}
+        Options(**{name: value for name, value in numbers.items() if name in own})
+    given = cli.settings_of(cli.parser().parse_args(["generate", "a cube"]))
+    assert all(given[name] is None for name in own) and given["seed"] == Options().seed
+
+
+def test_numbers_of_the_command_line_arrive_as_generate_takes_them():
+    """One number is a number, several are a tuple."""
+    texts = ["generate", "x", "--steps", "5", "--t-min", "0.9", "0.1", "--background", "0.5"]
+    given = cli.settings_of(cli.parser().parse_args([*texts, "--lr-scale", "2", "0.1"]))
+    assert (given["steps"], given["t_min"]) == (5, (0.9, 0.1))
+    assert (given["lr_scale"], given["background"]) == ((2.0, 0.1), 0.5)
+    given = cli.settings_of(cli.parser().parse_args([*texts, "--lr-scale", "2"]))
+    assert given["lr_scale"] == 2.0
+
+
+def test_defaults_depend_on_the_prior_and_on_a_preference():
+    """What is given wins over PREFERENCE_TIMES, these over DEFAULTS, these over `Options`."""
+    numbers = text_to_3d.with_defaults("real", True, {"steps": None, "t_min": (0.5, 0.5)})
+    assert numbers["steps"] == 5000 and numbers["guidance_scale"] == 50.0
+    assert (numbers["t_min"], numbers["t_max"]) == ((0.5, 0.5), (1.0, 0.2))
+    assert text_to_3d.with_defaults("exact", False, {}) == {"guidance_scale": 1.0}
+    a_folder = text_to_3d.with_defaults("some/model", False, {"guidance_scale": 3.0})
+    assert (a_folder["resolution"], a_folder["guidance_scale"]) == (64, 3.0)
 
 
 def test_bench_prints_a_table(capsys):

@@ -82,8 +82,11 @@ FLAGS = (
 DRAG = """<script>
 onload = () => {
   const page = frames[1], canvas = page.document.querySelector("canvas");
-  const send = (kind, x, y) => canvas.dispatchEvent(new page.PointerEvent(kind, {clientX: x, clientY: y, pointerId: 1}));
-  send("pointerdown", 100, 100); send("pointermove", 160, 120); send("pointerup", 160, 120); send("pointermove", 0, 0); };
+  const send = (kind, x, y) => {
+    const where = {clientX: x, clientY: y, pointerId: 1};
+    canvas.dispatchEvent(new page.PointerEvent(kind, where)); };
+  send("pointerdown", 100, 100); send("pointermove", 160, 120);
+  send("pointerup", 160, 120); send("pointermove", 0, 0); };
 </script>"""
 
 

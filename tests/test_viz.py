@@ -211,9 +211,9 @@ def test_render_views_is_render(monkeypatch):
 
 def test_turntable_cameras():
     """position_k = d (cos e cos a_k, cos e sin a_k, sin e), a_k = 2 pi k / n: equal steps, no
-    frame shown twice."""
-    n, e, d = 5, math.radians(20), 2.5
-    positions = turntable_cameras(n, distance=d).positions()
+    frame shown twice. d = 3 is `orbit`'s."""
+    n, e, d = 5, math.radians(20), 3.0
+    positions = turntable_cameras(n).positions()
     for k in range(n):
         a = 2 * math.pi * k / n
         expected = [d * math.cos(e) * math.cos(a), d * math.cos(e) * math.sin(a), d * math.sin(e)]
@@ -223,9 +223,9 @@ def test_turntable_cameras():
 def test_gif_frames_time_and_loop(tmp_path):
     """24 frames in 3 s: 24 frames that end at round(12.5 (k + 1)) hundredths, 3 s in all,
     looping for ever."""
-    animation = gif(shaded_balls(24, 16), tmp_path / "a.gif", seconds=3.0, scale=1)
+    animation = gif(shaded_balls(24, 16), tmp_path / "a.gif", seconds=3.0)
     frames, durations, info = read_gif((tmp_path / "a.gif").read_bytes())
-    assert frames.shape == (24, 16, 16, 3) and info["loop"] == 0
+    assert frames.shape == (24, 192, 192, 3) and info["loop"] == 0
     assert sum(durations) == 3000
     assert np.cumsum(durations) == pytest.approx(125 * np.arange(1, 25), abs=5)
     assert (tmp_path / "a.gif").read_bytes() == animation.data
@@ -251,17 +251,12 @@ def test_gif_colours():
 
 @pytest.mark.parametrize("n_colours", [1, 2, 255, 256])
 def test_gif_is_exact_up_to_256_colours(n_colours):
-    """A frame of at most 256 colours comes back bit for bit."""
-    values = (
-        4097
-        * torch.randperm(4096, generator=torch.Generator().manual_seed(1))[:n_colours].repeat(256)[
-            :256
-        ]
-    )
-    image = (
-        torch.stack([values // 65536, values // 256 % 256, values % 256]).view(1, 3, 16, 16) / 255.0
-    )
-    frames, _, _ = read_gif(gif(image, seconds=1.0, scale=1).data)
+    """A frame of at most 256 colours comes back bit for bit; 192 pixels are not enlarged."""
+    order = torch.randperm(4096, generator=torch.Generator().manual_seed(1))[:n_colours]
+    values = 4097 * order.repeat(256)[:256].repeat(192)
+    rgb = torch.stack([values // 65536, values // 256 % 256, values % 256])
+    image = rgb.view(1, 3, 256, 192) / 255.0
+    frames, _, _ = read_gif(gif(image, seconds=1.0).data)
     np.testing.assert_array_equal(frames, to_uint8(image))
 
 

@@ -42,10 +42,10 @@ def _generate_arguments(make: argparse.ArgumentParser) -> None:
     from psd_mini.methods import METHODS
     from psd_mini.world.prior import CONDITIONING
 
-    add = make.add_argument
+    add, given = make.add_argument, "%(default)s"
     add("prompt", help='what to make, for example "a red mushroom"')
-    add("--method", default="psd", choices=METHODS, help="default: %(default)s")
-    add("--field", default="voxel", choices=FIELDS, help="default: %(default)s")
+    add("--method", default="psd", choices=METHODS, help=f"default: {given}")
+    add("--field", default="voxel", choices=FIELDS, help=f"default: {given}")
     known = "exact (default), learned (small, in the package), real (Stable Diffusion)"
     add("--prior", default="exact", help=f"{known}, or a folder or hub id")
     add("--device", help="where a learned prior runs: cuda, cpu (default: what there is)")
@@ -53,21 +53,19 @@ def _generate_arguments(make: argparse.ArgumentParser) -> None:
     text = "classifier-free guidance g; 1 is none (default: 1 exact, 50 real, 7.5 others)"
     add("--guidance-scale", type=float, help=text)
     add("--negative-prompt", default="", help="what guidance pushes away from")
-    text = "what the exact prior knows of the camera (default: %(default)s)"
+    text = f"what the exact prior knows of the camera (default: {given})"
     add("--conditioning", default="camera", choices=CONDITIONING, help=text)
-    text = "colorfulness (default), color:NAME, image-reward or image-reward:FILE"
-    add("--reward", help=text)
+    add("--reward", help="colorfulness (default), color:NAME, image-reward or image-reward:FILE")
     text = "how strongly the reward pulls (default: the method's)"
     add("--preference-weight", type=float, help=text)
     text = "optimise the negative embedding too (guidance scale not 1)"
     add("--negative", action="store_true", help=text)
     for option in fields(Options):
         if option.name != "seed":
-            kind = int if option.type == "int" else float
+            flag, kind = option.name.replace("_", "-"), int if option.type == "int" else float
             count: Any = {"t_min": 2, "t_max": 2, "lr_scale": "+"}.get(option.name)
-            flag = "--" + option.name.replace("_", "-")
-            add(flag, type=kind, nargs=count, metavar="N", help=NUMBERS[option.name])
-    add("--seed", type=int, default=0, help="one seed, one result (default: %(default)s)")
+            add(f"--{flag}", type=kind, nargs=count, metavar="N", help=NUMBERS[option.name])
+    add("--seed", type=int, default=0, help=f"one seed, one result (default: {given})")
     text = "psd_mini_out/<prompt>-<method>-<field>-<seed>, with every other setting that you give"
     add("--out", help=f"output folder (default: {text})")
     add("--resume", action="store_true", help="continue the run in the output folder")
@@ -78,18 +76,17 @@ def _generate_arguments(make: argparse.ArgumentParser) -> None:
 def _compare_arguments(table: argparse.ArgumentParser) -> None:
     from psd_mini.pipelines.compare import DEFAULT_METHODS
 
-    add = table.add_argument
-    add("prompt")
-    text = "comma-separated, +neg adds the negative embedding (default: %(default)s)"
+    add, given = table.add_argument, "%(default)s"
+    add("prompt", help='what to make, for example "a mushroom"')
+    text = f"comma-separated, +neg adds the negative embedding (default: {given})"
     add("--methods", default=",".join(DEFAULT_METHODS), help=text)
     add("--reward", default="colorfulness", help="colorfulness (default) or color:NAME")
-    add("--seeds", type=int, default=3, help="how many seeds, from 0 (default: %(default)s)")
-    add("--steps", type=int, default=120, help="default: %(default)s")
-    add("--resolution", type=int, default=32, help="pixels per side (default: %(default)s)")
+    add("--seeds", type=int, default=3, help=f"how many seeds, from 0 (default: {given})")
+    add("--steps", type=int, default=120, help=f"optimiser steps (default: {given})")
+    add("--resolution", type=int, default=32, help=f"pixels per side (default: {given})")
     text = "psd_mini_out/compare-<prompt>, with every other setting that you give"
     add("--out", help=f"folder for compare.md, compare.json and compare.png (default: {text})")
-    text = "keep the runs that are finished in the output folder"
-    add("--resume", action="store_true", help=text)
+    add("--resume", action="store_true", help="keep finished runs that are in the output folder")
     add("--overwrite", action="store_true", help="start anew in a folder that holds runs")
     table.set_defaults(run=run_compare)
 
@@ -118,28 +115,29 @@ def _check_arguments(check: argparse.ArgumentParser) -> None:
     check.set_defaults(run=run_check)
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a command, by name; several numbers become a tuple, one of them a number."""
+    settings = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = tuple(value) if len(value) > 1 else value[0]
+    return settings
+
+
 def run_generate(args: argparse.Namespace) -> None:
     """Run `generate`, and say what came out and where it is."""
     from psd_mini.pipelines.folders import folder_name
     from psd_mini.pipelines.generate import generate
 
-    settings = vars(args).copy()
-    prompt, given_out, _, _ = (settings.pop(n) for n in ("prompt", "out", "command", "run"))
-    for name, value in settings.items():
-        if isinstance(value, list):
-            settings[name] = tuple(value) if len(value) > 1 else value[0]
+    settings = settings_of(args)
     usual = inspect.signature(generate).parameters
-    # in the name anyway, or nothing to do with the result
-    elsewhere = ("method", "field", "seed", "resume", "overwrite")
-    others = {
-        name: value
-        for name, value in settings.items()
-        if name not in elsewhere and value != usual[name].default
-    }
-    name = folder_name([prompt, args.method, args.field], others, [args.seed])
-    out = given_out or f"psd_mini_out/{name}"
+    in_name = [settings.pop("prompt"), args.method, args.field]
+    others = {name: v for name, v in settings.items() if v != usual[name].default}
+    for name in ("method", "field", "seed", "out", "resume", "overwrite"):
+        others.pop(name, None)  # in the name anyway, or nothing to do with the result
+    out = settings.pop("out") or f"psd_mini_out/{folder_name(in_name, others, [args.seed])}"
     try:
-        result = generate(prompt, out=out, **settings)
+        result = generate(args.prompt, out=out, **settings)
     except KeyboardInterrupt:
         how = "the same command with --resume goes on from there"
         raise SystemExit(f"interrupted, see {out}/views.png; {how}") from None
@@ -155,8 +153,7 @@ def run_compare(args: argparse.Namespace) -> None:
     """Run `compare`, which prints its table."""
     from psd_mini.pipelines.compare import compare
 
-    settings = {k: v for k, v in vars(args).items() if k not in ("command", "run", "methods")}
-    compare(methods=args.methods.split(","), **settings)
+    compare(**settings_of(args) | {"methods": args.methods.split(",")})
 
 
 def run_check(args: argparse.Namespace) -> None:

@@ -14,12 +14,11 @@ oracle's, nothing recognised that the prompt names.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
@@ -33,7 +32,7 @@ from psd_mini._internal.files import write_atomically
 from psd_mini._internal.identity import identity
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
-from psd_mini.pipelines.folders import REPLACE, different, folder_name, writable_folder
+from psd_mini.pipelines.folders import REPLACE, different, folder_name, not_both, writable_folder
 from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate
 from psd_mini.rewards import make_reward, score
 from psd_mini.viz.pictures import contact_sheet, render_views, save_png
@@ -49,13 +48,13 @@ COLUMNS = (
     *("reward", "gain", "true_view_distance", "oracle_distance", "log_density_gap"),
     *("distance_to_optimum", "prior_evaluations", "seconds"),
 )
+RUNS = "compare_runs"  # folder with the record and the pictures of every finished run
 KEY = ("prompt", "method", "seed", "steps", "resolution", "reward_name")  # what tells runs apart
 USUAL = {"reward_name": "colorfulness", "steps": 120, "resolution": 32}
 
 
 def ground_truth(prompt: str, reward: str | Callable, beta: float = BETA) -> dict[str, float]:
-    """What there is to gain: mean reward of the prompt, of the optimum, and of the best true
-    object.
+    """What there is to gain: mean reward of the prompt, of the optimum, of the best true object.
 
     Args:
         prompt: words the toy world knows.
@@ -70,39 +69,10 @@ def ground_truth(prompt: str, reward: str | Callable, beta: float = BETA) -> dic
     pictures = (views.pictures(torch.tensor([p]))[0] for p in range(len(views.cameras)))
     r = torch.stack([score(reward, seen, prompts) for seen in pictures]).mean(0).double()
     log_pi = (text.embed([prompt])[0] @ text.component_keys().T).double()
+    # pi*_k is proportional to pi_k exp(r_k / beta)
     pi, pi_star = log_pi.softmax(0), (log_pi + r / beta).softmax(0)
     best = r[log_pi > log_pi.max() - 1].max()
     return {"r_prior": (pi @ r).item(), "r_opt": (pi_star @ r).item(), "r_best": best.item()}
-
-
-def run_one(job: dict[str, Any], folder: str, objects: Mapping[str, Any]) -> dict[str, Any]:
-    """One method, one seed: its record; the pictures are kept for the distance to the optimum.
-
-    Args:
-        job: a record's `KEY`.
-        folder: where the pictures go.
-        objects: methods of the user's own by name, and under None a reward of the user's own.
-    """
-    name, with_negative = job["method"].removesuffix("+neg"), job["method"].endswith("+neg")
-    reward = objects.get(None, job["reward_name"])
-    result = generate(
-        job["prompt"],
-        method=objects.get(name, name),
-        reward=reward,
-        seed=job["seed"],
-        steps=job["steps"],
-        resolution=job["resolution"],
-        negative=with_negative,
-        guidance_scale=NEGATIVE_GUIDANCE if with_negative else None,
-        progress=False,
-        **PREFERENCE_TIMES,
-    )
-    views = judge_views()
-    pictures = render_views(result.field, views.cameras, views.resolution)
-    torch.save((255 * pictures).round().byte(), _pictures_of(job, Path(folder)))
-    value = score(make_reward(reward), pictures, [job["prompt"]] * len(pictures)).mean().item()
-    cost = {"prior_evaluations": result.cost["prior_evaluations"], "seconds": result.seconds}
-    return {**job, "reward": value, **result.metrics, **cost}
 
 
 @validated
@@ -129,9 +99,9 @@ def compare(
         seeds: how many, from 0. steps, resolution: as for `generate`.
         out: the folder; None is psd_mini_out/compare- with the prompt and each setting that is not
             the default (but methods and seeds, which can be added later).
-        resume: keep finished runs that are there (records.jsonl) and add what is missing. Methods
-            and rewards of your own are known again by their names and code. The table holds the
-            rows that were asked for last.
+        resume: keep finished runs that are there (in its folder compare_runs) and add what is
+            missing. Methods and rewards of your own are known again by their names and code. The
+            table holds the rows that were asked for last.
         overwrite: start anew in a folder that holds runs.
 
     Returns:
@@ -142,143 +112,145 @@ def compare(
         ValueError: an unknown method, prompt or reward, no seed, or a folder with other runs,
             before anything is run.
     """
-    if resume and overwrite:
-        raise ValueError(
-            "resume, overwrite: one keeps the runs in the folder, the other replaces them;"
-            " choose one"
-        )
-    own = dict(methods) if isinstance(methods, Mapping) else {}
-    for name in methods:
-        if name not in own and name.removesuffix("+neg") not in METHODS:
-            known = ", ".join(METHODS)
-            raise ValueError(
-                f"methods: {name!r} is not known; choose from {known}, with +neg if wanted"
-            )
-    for count, least in (("seeds", 1), ("steps", 1), ("resolution", 8)):
-        at_least(count, {"seeds": seeds, "steps": steps, "resolution": resolution}[count], least)
+    not_both(resume, overwrite)
+    own = own_methods(methods)
+    at_least("seeds", seeds, 1)
+    at_least("steps", steps, 1)
+    at_least("resolution", resolution, 8)
     reward_name = reward if isinstance(reward, str) else identity(reward)
     same = {"prompt": prompt, "reward_name": reward_name, "steps": steps, "resolution": resolution}
     others = {name: same[name] for name in USUAL if same[name] != USUAL[name]}
     folder = Path(out or f"psd_mini_out/{folder_name(['compare', prompt], others)}")
-    past = past_runs(folder, same, resume, overwrite)
+    past = [] if overwrite else past_runs(folder, same, resume)
     truth = ground_truth(prompt, reward)
     writable_folder(folder)
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / RUNS).mkdir(exist_ok=True)
     if overwrite:
-        (folder / "records.jsonl").unlink(missing_ok=True)
+        for path in (folder / RUNS).glob("*.json"):
+            path.unlink()
 
-    jobs = []
+    jobs: list[dict[str, Any]] = []
     for seed in range(seeds):
         for name in dict.fromkeys([*methods, "exact"]):
-            job = {**same, "method": name, "seed": seed}
-            if not isinstance(own.get(name, name), str):
-                job["identity"] = identity(own[name])  # known again by its name and its code
-            jobs.append(job)
-    done = {_key(r): r for r in past if _pictures_of(r, folder).exists()}
+            jobs.append({**same, "method": name, "seed": seed})
+            if not isinstance(own.get(name, name), str):  # known again by its name and its code
+                jobs[-1]["identity"] = identity(own[name])
+    done = {_key(record): record for record in past if _pictures_of(record, folder).exists()}
     waiting = [job for job in jobs if _key(job) not in done]
     objects = own if isinstance(reward, str) else {**own, None: reward}
-    done |= run_all(waiting, folder, objects)
+    done |= {_key(record): record for record in run_all(waiting, folder, objects)}
     return write_tables([done[_key(job)] for job in jobs], truth, folder)
 
 
-def past_runs(
-    folder: Path, same: dict[str, Any], resume: bool, overwrite: bool
-) -> list[dict[str, Any]]:
-    """The finished runs in a folder; refused if they would be lost, or are of another
-    comparison."""
-    log, past = folder / "records.jsonl", []
-    if overwrite:
-        return []
-    for line in log.read_text().splitlines() if log.exists() else []:
-        with contextlib.suppress(ValueError):  # half a line, of a process that was killed
-            past.append(json.loads(line))
+def own_methods(methods: Sequence[str] | Mapping[str, str | Callable]) -> dict[str, Any]:
+    """The dictionary, or {} for a list of names; a name that is not known is refused."""
+    own = dict(methods) if isinstance(methods, Mapping) else {}
+    for name in methods:
+        if name not in own and name.removesuffix("+neg") not in METHODS:
+            known = ", ".join(METHODS)
+            raise ValueError(f"methods: {name!r} is not known; choose from {known} (and +neg)")
+    return own
+
+
+def past_runs(folder: Path, same: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
+    """The finished runs in a folder.
+
+    Raises:
+        ValueError: they are of another comparison, or would be lost.
+    """
+    past = [json.loads(path.read_text()) for path in sorted((folder / RUNS).glob("*.json"))]
     for record in past:
         if difference := different(record, same):
-            raise ValueError(
-                f"out: {folder} holds another comparison, with {difference}; {REPLACE}"
-            )
+            what = f"holds another comparison, with {difference}"
+            raise ValueError(f"out: {folder} {what}; {REPLACE}")
     if not resume and (past or (folder / "compare.json").exists()):
-        raise ValueError(
-            f"out: {folder} holds {len(past)} finished runs; go on with them by resume=True "
-            f"(--resume), {REPLACE}"
-        )
+        what = f"holds {len(past)} finished runs; go on with them by resume=True (--resume)"
+        raise ValueError(f"out: {folder} {what}, {REPLACE}")
     return past
 
 
 def run_all(
-    waiting: list[dict[str, Any]], folder: Path, objects: Mapping[str, Any]
-) -> dict[tuple, dict[str, Any]]:
-    """Run jobs in processes of their own; each record is added to records.jsonl when it is
-    there."""
-    done = {}
+    waiting: list[dict[str, Any]], folder: Path, objects: Mapping[Any, Any]
+) -> Iterator[dict[str, Any]]:
+    """Run jobs in processes of their own: the records, as they are finished."""
     # what is given as an object cannot be sent to another process, but a fork begins with it
     context = multiprocessing.get_context("fork") if objects else None
-    pool = ProcessPoolExecutor(os.cpu_count(), context, Worker.begin, (objects,))
-    with pool, (folder / "records.jsonl").open("a+") as file:
-        file.seek(0)
-        if file.read()[-1:] not in ("", "\n"):
-            file.write("\n")  # after half a line, of a process that was killed
-        futures = [pool.submit(Worker.run, job, str(folder)) for job in waiting]
+    with ProcessPoolExecutor(os.cpu_count(), context, Worker.begin, (objects,)) as pool:
+        futures = [pool.submit(Worker.run, job, folder) for job in waiting]
         for count, future in enumerate(as_completed(futures), 1):
             record = future.result()
-            done[_key(record)] = record
-            file.write(json.dumps(record) + "\n")
-            file.flush()
             what = f"{record['method']} seed {record['seed']}: {record['recognised']}"
             print(f"[{count}/{len(waiting)}] {what}", flush=True)
-    return done
+            yield record
 
 
 class Worker:
-    """A process of `run_all`: one thread, and the objects that it was begun with."""
+    """A process of `run_all`: one thread, and the objects that it was begun with.
 
-    objects: Mapping[str, Any] = {}
+    objects: methods of the user's own by name, and under None a reward of the user's own.
+    """
+
+    objects: Mapping[Any, Any] = {}
 
     @classmethod
-    def begin(cls, objects: Mapping[str, Any]) -> None:
+    def begin(cls, objects: Mapping[Any, Any]) -> None:
         torch.set_num_threads(1)
         cls.objects = objects
 
     @classmethod
-    def run(cls, job: dict[str, Any], folder: str) -> dict[str, Any]:
-        return run_one(job, folder, cls.objects)
+    def run(cls, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """One method, one seed: its record. Both it and the pictures are kept in the folder."""
+        prompt, name = job["prompt"], job["method"].removesuffix("+neg")
+        method, reward = cls.objects.get(name, name), cls.objects.get(None, job["reward_name"])
+        numbers: dict[str, Any] = {name: job[name] for name in ("seed", "steps", "resolution")}
+        if job["method"].endswith("+neg"):
+            numbers |= {"negative": True, "guidance_scale": NEGATIVE_GUIDANCE}
+        how = {**PREFERENCE_TIMES, "progress": False}
+        result = generate(prompt, method=method, reward=reward, **numbers, **how)
+        views = judge_views()
+        pictures = render_views(result.field, views.cameras, views.resolution)
+        torch.save((255 * pictures).round().byte(), _pictures_of(job, folder))
+        value = score(make_reward(reward), pictures, [prompt] * len(pictures)).mean().item()
+        cost = {"prior_evaluations": result.cost["prior_evaluations"], "seconds": result.seconds}
+        record = {**job, "reward": value, **result.metrics, **cost}
+        path = _pictures_of(job, folder).with_suffix(".json")
+        write_atomically(path, json.dumps(record).encode())
+        return record
 
 
 def write_tables(
     records: list[dict[str, Any]], truth: dict[str, float], folder: Path
 ) -> list[dict[str, Any]]:
     """Write compare.json, .md and .png; the records, with gain and distance to the optimum."""
-    optima = {r["seed"]: _load(_pictures_of(r, folder)) for r in records if r["method"] == "exact"}
+    pictures = [_load(_pictures_of(record, folder)) for record in records]
+    both = list(zip(records, pictures, strict=True))
+    optima = {record["seed"]: seen for record, seen in both if record["method"] == "exact"}
     to_gain, finished = truth["r_opt"] - truth["r_prior"], []
-    for record in records:
-        away = _load(_pictures_of(record, folder)) - optima[record["seed"]]
+    for record, seen in both:
+        # gain = (r - r_prior) / (r_opt - r_prior)
         gain = (record["reward"] - truth["r_prior"]) / to_gain if to_gain > 0 else 0.0
-        distance = away.square().mean().sqrt().item()
+        distance = (seen - optima[record["seed"]]).square().mean().sqrt().item()
         finished.append({**record, "gain": gain, "distance_to_optimum": distance})
+    markdown = table(finished, truth)
     write_atomically(folder / "compare.json", json.dumps(finished, indent=1).encode())
-    write_atomically(folder / "compare.md", table(finished, truth).encode())
-    of_seed_0 = [record for record in records if record["seed"] == 0]
-    rows = [_load(_pictures_of(record, folder))[::3] for record in of_seed_0]
+    write_atomically(folder / "compare.md", markdown.encode())
+    of_seed_0 = {record["method"]: seen[::3] for record, seen in both if record["seed"] == 0}
     title = f"{records[0]['prompt']}, reward {records[0]['reward_name']}, seed 0"
-    sheet = contact_sheet(rows, [record["method"] for record in of_seed_0], title=title)
+    sheet = contact_sheet(list(of_seed_0.values()), list(of_seed_0), title=title)
     save_png(sheet, folder / "compare.png")
-    print(table(finished, truth) + f"\ntable, records and pictures are in {folder}")
+    print(f"{markdown}\ntable, records and pictures are in {folder}")
     return finished
 
 
 def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
     """Markdown: mean over the seeds, plus-minus the standard error where there are several."""
-    names = [name.replace("_", " ") for name in COLUMNS]
-    lines = [
-        (
-            f"Mean reward of the prompt {truth['r_prior']:.3f}, at the optimum"
-            f" {truth['r_opt']:.3f}, best true object {truth['r_best']:.3f}. Mean over seeds ±"
-            " standard error."
-        ),
-        "",
-        f"| method | {' | '.join(names)} | recognised |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
+    truths = (
+        f"Mean reward of the prompt {truth['r_prior']:.3f}, at the optimum {truth['r_opt']:.3f}, "
+        f"best true object {truth['r_best']:.3f}. Mean over seeds ± standard error."
+    )
+    names = " | ".join(name.replace("_", " ") for name in COLUMNS)
+    rule = "|---" * (len(COLUMNS) + 2) + "|"
+    lines = [truths, "", f"| method | {names} | recognised |", rule]
     for method in dict.fromkeys(record["method"] for record in records):
         mine = [record for record in records if record["method"] == method]
         cells = [_cell(name, [float(record[name]) for record in mine]) for name in COLUMNS]
@@ -288,10 +260,10 @@ def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
 
 
 def _cell(column: str, values: list[float]) -> str:
-    if column == "prior_evaluations" or (column == "seconds" and len(values) == 1):
-        return f"{mean(values):.0f}"
-    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{mean(values):.0f}{error}" if column == "seconds" else f"{mean(values):.3f}{error}"
+    digits = 0 if column in ("prior_evaluations", "seconds") else 3
+    if len(values) == 1 or column == "prior_evaluations":
+        return f"{mean(values):.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def _key(record: dict[str, Any]) -> tuple:
@@ -301,7 +273,7 @@ def _key(record: dict[str, Any]) -> tuple:
 def _pictures_of(record: dict[str, Any], folder: Path) -> Path:
     # the digest keeps runs of another method of the same name in the same folder apart
     digest = hashlib.sha256(repr(_key(record)).encode()).hexdigest()[:8]
-    return folder / "pictures" / f"{record['method']}-{record['seed']}-{digest}.pt"
+    return folder / RUNS / f"{record['method']}-{record['seed']}-{digest}.pt"
 
 
 def _load(path: Path) -> Tensor:

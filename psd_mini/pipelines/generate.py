@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ from psd_mini.methods import BASES, PREFERENCE_METHODS, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.pipelines import folders
 from psd_mini.pipelines.oracle import ORACLE_STEPS, oracle_distance
-from psd_mini.pipelines.results import Generation, as_it_stands
+from psd_mini.pipelines.results import Generation, save, write_run
 from psd_mini.pretrained import make_prior
 from psd_mini.pretrained.failures import memory_error_in_one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype
@@ -52,9 +52,7 @@ PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
     "learned": {
-        "guidance_scale": 7.5,
-        "resolution": 64,
-        "lr_scale": (1.0, 0.15),
+        **{"guidance_scale": 7.5, "resolution": 64, "lr_scale": (1.0, 0.15)},
         **PREFERENCE_TIMES,
     },
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
@@ -125,9 +123,8 @@ def generate(
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
             default is what there is.
         out: folder for results and checkpoints; None keeps everything in memory. A folder that
-            holds another run, or this one unfinished, is refused. One that holds exactly this run,
-            finished, gives its results back; nothing is computed.
-        resume: continue the run in `out`.
+            holds a run, this one or another, is refused.
+        resume: continue the run in `out`; of a finished one, the results are written again.
         overwrite: replace what is in `out`, once the first step is done.
         checkpoint_every, progress, callback: see `distill`.
 
@@ -141,22 +138,14 @@ def generate(
     started = time.perf_counter()
     if not (words(prompt) if prior in JUDGED else prompt.strip()):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
-    plain = isinstance(method, str) and method in BASES
-    if reward is None and (negative or (isinstance(method, str) and method in PREFERENCE_METHODS)):
+    name = method if isinstance(method, str) else None
+    if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
-    given = {
-        "guidance_scale": guidance_scale,
-        "steps": steps,
-        "cameras_per_step": cameras_per_step,
-        "resolution": resolution,
-        "n_samples": n_samples,
-        "t_min": t_min,
-        "t_max": t_max,
-        "lr_scale": lr_scale,
-        "entropy_weight": entropy_weight,
-        "background": background,
-    }
-    preference = bool(negative) or (reward is not None and not plain)
+    preference = bool(negative) or (reward is not None and name not in BASES)
+    given = {"steps": steps, "cameras_per_step": cameras_per_step, "resolution": resolution}
+    given |= {"n_samples": n_samples, "t_min": t_min, "t_max": t_max, "lr_scale": lr_scale}
+    given |= {"entropy_weight": entropy_weight, "background": background}
+    given |= {"guidance_scale": guidance_scale}
     numbers = with_defaults(prior, preference, given)
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
@@ -170,32 +159,24 @@ def generate(
         "prior": prior,
         "conditioning": conditioning,
         "guidance_scale": g,
-        "negative": negative if isinstance(negative, bool) else identity(negative),
-        "reward": reward if isinstance(reward, str | None) else identity(reward),
+        "negative": in_config(negative),
+        "reward": in_config(reward),
     }
     if prior != "exact":
         config["device"] = str(choose_device(device))
         config["dtype"] = str(choose_dtype(choose_device(device), dtype))
     # before a network is loaded or a picture drawn: whether the folder is free
-    if (state := folders.look(out, config, resume, overwrite)) is not None:
-        known = (method, reward, negative, callback)
-        named = all(isinstance(part, str | bool | None) for part in known)
-        return as_it_stands(Path(str(out)), state, named)
+    folders.look(out, config, resume, overwrite)
     the_reward = None if reward is None else make_reward(reward, device)
     folder = folders.writable_folder(out)
     the_prior = make_prior(prior, options.resolution, conditioning, device, dtype)
-    the_negative = negative if isinstance(negative, NegativeEmbedding) else None
-    if negative is True:
-        the_negative = make_negative(the_prior, negative_prompt, g)
+    the_negative = make_negative(negative, the_prior, negative_prompt, g)
     if prior != "exact":
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
     with kept_in(folder, config, the_field, resume, overwrite, callback) as after_step:
         run = distill(
-            the_field,
-            the_prior,
-            the_method,
-            prompt,
+            *(the_field, the_prior, the_method, prompt),
             negative_prompt=negative_prompt,
             **vars(options),
             reward=the_reward,
@@ -209,37 +190,36 @@ def generate(
             progress=progress,
         )
     the_field.cpu()
-    metrics = measure(the_field, field, prior, options) if prior in JUDGED else {}
-    if the_negative is not None and prior == "exact":
-        metrics["negative_words"] = the_negative.read(VOCABULARY)
-    cost = asdict(run.cost)
-    result = Generation(prompt, the_field, config, metrics, cost, 0.0, run.history, folder)
+    metrics = measure(the_field, field, prior, options, the_negative)
+    seconds = time.perf_counter() - started
+    known = (config, metrics, asdict(run.cost), seconds, run.history, folder)
+    result = Generation(prompt, the_field, *known)
     if folder is not None:
-        write_results(result, folder, started)
-    result.seconds = result.seconds or time.perf_counter() - started
+        write_results(result, folder)
     return result
+
+
+def write_results(result: Generation, folder: Path) -> None:
+    """Write all files; a full disk must not cost the result."""
+    try:
+        save(result, folder)
+        write_run(result, folder)
+    except OSError as error:
+        result.out = None
+        what = f"the files of the result could not be written ({error})"
+        warnings.warn(f"{what}; it is still in memory", stacklevel=3)
+
+
+def in_config(part: Any) -> Any:
+    """What a part of a run is called in its config: a name, True, False or None as it is."""
+    return part if isinstance(part, str | bool | None) else identity(part)
 
 
 def with_defaults(prior: str, preference: bool, given: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a run: what was given, else what the prior and a preference ask for."""
-    numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"]) | (
-        PREFERENCE_TIMES if preference else {}
-    )
+    numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"])
+    numbers = numbers | (PREFERENCE_TIMES if preference else {})
     return numbers | {name: value for name, value in given.items() if value is not None}
-
-
-def write_results(result: Generation, folder: Path, started: float) -> None:
-    """Write everything into the folder; a full disk must not cost the result."""
-    try:
-        result.save(folder)
-        result.seconds = time.perf_counter() - started
-        result.write_run(folder)
-    except OSError as error:
-        result.out = None
-        warnings.warn(
-            f"the files of the result could not be written ({error}); it is still in memory",
-            stacklevel=3,
-        )
 
 
 @contextmanager
@@ -250,51 +230,60 @@ def kept_in(
     resume: bool,
     overwrite: bool,
     callback: Callable | None,
-):
-    """Around a run: claims the folder at the first step, and shows how far an interrupted run came.
+) -> Iterator[Callable]:
+    """Around a run: its claim on the folder, and a picture of how far an interrupted one came.
 
-    Yields the callback for the loop, which calls the user's too.
+    Yields the loop's callback: it claims the folder after the first step, and calls the user's.
     """
-    begun = resume or folder is None
-
-    def claim() -> None:
-        nonlocal begun
-        if not begun and folder is not None:
-            folders.claim(folder, config, overwrite)
-        begun = True
+    begun = resume
 
     def after_step(info: dict[str, Any]) -> None:
-        claim()
+        nonlocal begun
+        if folder is not None and not begun:
+            folders.claim(folder, config, overwrite)
+        begun = True
         if callback is not None:
             callback(info)
 
     try:
         yield after_step
     except KeyboardInterrupt:
-        if folder is not None and (begun or not overwrite):
-            claim()
+        if folder is not None and begun:
             frames = pictures.render_views(field.cpu(), pictures.turntable_cameras(8), 64)
             sheet = pictures.contact_sheet(frames, title=f"{config['prompt']}, interrupted")
             pictures.save_png(sheet, folder / "views.png")
         raise
 
 
-def make_negative(prior: Any, negative_prompt: str, guidance_scale: float) -> NegativeEmbedding:
-    """A negative embedding that starts at a prompt and moves as its prior asks for."""
+def make_negative(
+    negative: bool | NegativeEmbedding, prior: Any, negative_prompt: str, guidance_scale: float
+) -> NegativeEmbedding | None:
+    """The one that was given, or one that starts at the negative prompt and suits the prior."""
+    if isinstance(negative, NegativeEmbedding):
+        return negative
+    if not negative:
+        return None
     start = prior.embed_negative(negative_prompt)[0]
     return NegativeEmbedding(start, guidance_scale, **prior.negative_settings(start))
 
 
-def measure(field: nn.Module, kind: str, prior: str, options: Options) -> dict[str, Any]:
-    """What the judge says of a finished field, and the distance of the oracle beside it."""
+def measure(
+    field: nn.Module, kind: str, prior: str, options: Options, negative: NegativeEmbedding | None
+) -> dict[str, Any]:
+    """What the judge says of a finished field, and the oracle's distance; {} without a truth."""
+    if prior not in JUDGED:
+        return {}
     views = judge_views()
     found = judge(pictures.render_views(field, views.cameras, views.resolution))
     # one yardstick for every learned prior: the oracle of the exact world's default
     resolution = options.resolution if prior == "exact" else Options().resolution
     steps = min(options.steps, ORACLE_STEPS)
-    return {
+    metrics = {
         "true_view_distance": found.true_view_distance,
         "oracle_distance": oracle_distance(kind, found.recognised, resolution, steps),
         "log_density_gap": found.log_density_gap,
         "recognised": caption(*found.recognised),
     }
+    if negative is not None and prior == "exact":
+        metrics["negative_words"] = negative.read(VOCABULARY)
+    return metrics

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -24,24 +25,16 @@ from psd_mini.world.pool import cache_folder, world_in_words
 ORACLE_STEPS = 120
 # every module whose code takes part in the number: an oracle of another code is another yardstick
 MAKERS = (
-    *(
-        sys.modules[__name__],
-        sys.modules[distill.__module__],
-        cameras,
-        fields,
-        sds,
-        regression,
-        exact,
-    ),
-    *(rendering, schedule, pictures, metrics, world.objects, world.pool, world.text, world.views),
+    *(sys.modules[__name__], sys.modules[distill.__module__], cameras, fields, sds, regression),
+    *(exact, rendering, schedule, pictures, metrics),
+    *(world.objects, world.pool, world.text, world.views),
 )
 
 
 def oracle_distance(
     field: str, target: tuple[str, str], resolution: int = 32, steps: int = ORACLE_STEPS
 ) -> float:
-    """What a field of this kind can express: its `true_view_distance` after regression to the true
-    views.
+    """What a field of this kind can express: its `true_view_distance` after regression.
 
     The field starts as for distillation and sees the same cameras with the same optimiser, but is
     pulled to the true pictures of `target` = (object, colour) (see `methods.regression`), for as
@@ -49,40 +42,18 @@ def oracle_distance(
     the cache folder.
     """
     the_field = fields.make_field(field)
-    settings = (
-        field,
-        the_field.settings,
-        target,
-        resolution,
-        steps,
-        torch.get_num_threads(),
-        world_in_words(),
-    )
-    path = cache_folder() / f"oracle-{made_of(MAKERS, *settings)}.json"
-    try:
+    settings = (field, the_field.settings, target, resolution, steps, torch.get_num_threads())
+    path = cache_folder() / f"oracle-{made_of(MAKERS, *settings, world_in_words())}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
         return float(json.loads(path.read_text())["distance"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or damaged: fit it
     prior, caption = exact.ToyWorldPrior(resolution), world.text.caption(*target)
-    distill(
-        the_field,
-        prior,
-        Regression(target),
-        caption,
-        steps=steps,
-        resolution=resolution,
-        progress=False,
-    )
+    numbers = {"steps": steps, "resolution": resolution}
+    distill(the_field, prior, Regression(target), caption, **numbers, progress=False)
     views = metrics.judge_views()
-    distances = metrics.judge(
-        pictures.render_views(the_field, views.cameras, views.resolution)
-    ).distances
-    distance = float(distances[world.text.components().index(target)])
-    try:
+    seen = metrics.judge(pictures.render_views(the_field, views.cameras, views.resolution))
+    distance = float(seen.distances[world.text.components().index(target)])
+    with suppress(OSError):  # the world's views have warned already
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            path, json.dumps({"distance": distance, "target": target, "field": field}).encode()
-        )
-    except OSError:
-        pass  # the views have warned already
+        record = {"distance": distance, "target": target, "field": field}
+        write_atomically(path, json.dumps(record).encode())
     return distance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from dataclasses import dataclass
@@ -13,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psd_mini import fields
 from psd_mini._internal.arguments import validated
 from psd_mini._internal.files import write_atomically
-from psd_mini.pipelines import folders
+from psd_mini.fields import save_field
 from psd_mini.viz import mesh, pictures
 
 
@@ -62,64 +60,34 @@ class Generation:
             names = ("steps", "prior", "method")
             steps, prior, method = (self.config.get(name, "unknown") for name in names)
             return f"{self.prompt}: {steps} steps against {prior}, {method}"
-        return (
-            f"{self.prompt}: recognised as {m['recognised']}, true-view distance "
-            f"{m['true_view_distance']:.3f} (oracle {m['oracle_distance']:.3f})"
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write turntable.gif, views.png, curves.png, mesh.glb and field.safetensors."""
-        self.turntable(folder / "turntable.gif")
-        pictures.save_png(self.views(), folder / "views.png")
-        pictures.curves(self.history, folder / "curves.png")
-        fields.save_field(self.field, folder / "field.safetensors")
-        try:
-            mesh.write_glb(self.mesh(), folder / "mesh.glb")
-        except ValueError as error:  # an object that is all fog has no surface
-            print(f"no mesh: {error}")
-
-    def write_run(self, folder: Path) -> None:
-        """Write run.json."""
-        record = {"config": self.config, "seed": self.config["seed"], "versions": versions()}
-        record |= {"seconds": self.seconds, "cost": self.cost, "metrics": self.metrics}
-        write_atomically(folder / "run.json", json.dumps(record, indent=2).encode())
+        distances = f"{m['true_view_distance']:.3f} (oracle {m['oracle_distance']:.3f})"
+        return f"{self.prompt}: recognised as {m['recognised']}, true-view distance {distances}"
 
 
-def as_it_stands(folder: Path, state: dict[str, Any], named: bool) -> Generation:
-    """The finished run in a folder, read back.
+def save(result: Generation, folder: Path) -> None:
+    """Write turntable.gif, views.png, curves.png, field.safetensors and mesh.glb."""
+    result.turntable(folder / "turntable.gif")
+    pictures.save_png(result.views(), folder / "views.png")
+    pictures.curves(result.history, folder / "curves.png")
+    save_field(result.field, folder / "field.safetensors")
+    try:
+        mesh.write_glb(result.mesh(), folder / "mesh.glb")
+    except ValueError as error:  # an object that is all fog has no surface
+        print(f"no mesh: {error}")
 
-    Args:
-        folder: of the run; state: its checkpoint.
-        named: the call names all its parts; a function or an object may have changed unseen.
 
-    Raises:
-        ValueError: it cannot be known that the same call would end the same way.
-    """
-    record = folders.read_record(folder)
-    if not named or record.get("versions") != versions():
-        why = "a function or an object of yours may have changed since"
-        why = "its code or versions were other ones" if named else why
-        raise ValueError(f"out: {folder} holds this run, finished, but {why}; {folders.REPLACE}")
-    print(f"nothing computed: {folder} holds this run, finished; {folders.ANEW}")
-    field = fields.load_field(folder / "field.safetensors")
-    known = {name: record[name] for name in ("config", "metrics", "cost", "seconds")}
-    history = state["progress"]["history"]
-    return Generation(record["config"]["prompt"], field, **known, history=history, out=folder)
+def write_run(result: Generation, folder: Path) -> None:
+    """Write run.json, the last file of a run: its "seconds" say that the run is finished."""
+    record = {"config": result.config, "seed": result.config["seed"], "versions": versions()}
+    record |= {"seconds": result.seconds, "cost": result.cost, "metrics": result.metrics}
+    write_atomically(folder / "run.json", json.dumps(record, indent=2).encode())
 
 
 def versions() -> dict[str, Any]:
     """What decides the bits of a result besides its settings."""
-    code = hashlib.sha256()
-    for path in sorted(Path(fields.__file__).parent.rglob("*.py")):
-        code.update(path.read_bytes())
     try:
         own = version("psd-mini")
     except PackageNotFoundError:  # run from a source folder that was never installed
         own = "not installed"
-    return {
-        "psd-mini": own,
-        "code": code.hexdigest()[:8],
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
+    machine = {"python": platform.python_version(), "threads": torch.get_num_threads()}
+    return {"psd-mini": own, "torch": str(torch.__version__), **machine}

@@ -6,7 +6,8 @@ A radiance field has no surface; one is chosen. The mesh is the boundary of the 
 
 inside the ball that the renderer looks at, found by marching cubes (Lorensen & Cline 1987, in the
 topologically consistent form of Lewiner et al. 2003; the code is scikit-image's). It is closed:
-what the ball cuts gets a cap."""
+what the ball cuts gets a cap.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ import json
 import math
 import struct
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +27,10 @@ from psd_mini._internal.files import write_atomically
 from psd_mini.cameras import camera_rays, orbit
 from psd_mini.rendering import ball_interval, compositing_weights
 
-COLOUR_DEPTHS = torch.linspace(
-    -0.05, 0.2, 11
-)  # world units below the surface at which a vertex's colour is gathered
-FLOAT32, UINT32, VERTEX_BUFFER, INDEX_BUFFER = (
-    5126,
-    5125,
-    34962,
-    34963,
-)  # numbers that glTF gives to these words
+# world units below the surface at which a vertex's colour is gathered
+COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)
+# numbers that glTF gives to these words
+FLOAT32, UINT32, VERTEX_BUFFER, INDEX_BUFFER = 5126, 5125, 34962, 34963
 
 
 class Mesh(NamedTuple):
@@ -53,19 +48,17 @@ class Mesh(NamedTuple):
 def _evaluate(
     field: Callable, points: Float[Tensor, "n 3"], bound: float
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
-    """The field on its own device and in its own precision, a block of points at a time to bound
-    the memory.
+    """Density and colour at points, a block at a time, on the field's device and in its precision.
 
     No camera ever saw what the field says outside the ball: there the nearest point on the ball
-    stands in."""
+    stands in.
+    """
     like = next(getattr(field, "parameters", lambda: iter(()))(), torch.empty(0))
     points = points * (bound / points.norm(dim=-1, keepdim=True)).clamp(max=1)
     density, colour = zip(*(field(block.to(like)) for block in points.split(2**17)), strict=True)
-    if colour[0].shape[-1] != 3:
-        raise ValueError(
-            f"field: expected 3 colour channels (rgb), got {colour[0].shape[-1]}; decode latents"
-            " first"
-        )
+    if (channels := colour[0].shape[-1]) != 3:
+        expected = "expected 3 colour channels (rgb)"
+        raise ValueError(f"field: {expected}, got {channels}; decode latents first")
     return torch.cat(density).float().cpu(), torch.cat(colour).float().cpu()
 
 
@@ -96,10 +89,8 @@ def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> floa
     """
     cameras = orbit([45.0 * k for k in range(8)], [10.0, 30.0] * 4, distance=3 * bound)
     origins, directions = camera_rays(cameras, 32, 32)
-    origins, directions = (
-        origins[:, None, None].expand_as(directions).reshape(-1, 3),
-        directions.reshape(-1, 3),
-    )
+    origins = origins[:, None, None].expand_as(directions).reshape(-1, 3)
+    directions = directions.reshape(-1, 3)
     near, far = ball_interval(origins, directions, bound)
     hit, delta = far > near, (far - near) / n_samples
     z = near[:, None] + delta[:, None] * (torch.arange(n_samples) + 0.5)
@@ -108,10 +99,8 @@ def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> floa
 
     peak, solid = density.amax(dim=1), density.sum(dim=1) * delta[hit] > math.log(2)
     if not solid.any():
-        raise ValueError(
-            f"field: nowhere half opaque, its density reaches {peak.max():.3g}; train longer or"
-            " give a level"
-        )
+        found = f"nowhere half opaque, its density reaches {peak.max():.3g}"
+        raise ValueError(f"field: {found}; train longer or give a level")
     # level = 0.7 quantile_0.5%{ max_i rho_i : sum_i rho_i delta > log 2 }
     return 0.7 * peak[solid].quantile(0.005).item()
 
@@ -126,7 +115,8 @@ def extract_mesh(
     slope that falls through the level exactly on the ball, so that the cap there is round and not a
     staircase:
 
-        capped(p) = min(density(p), level max(0, 1 + (bound - |p|) / h)),    h = 2 bound / (resolution - 3)
+        capped(p) = min(density(p), level max(0, 1 + (bound - |p|) / h))
+        h = 2 bound / (resolution - 3)
 
     A vertex has the colour that the renderer gives to a ray which arrives along the normal: with
     the weights w_i of `compositing_weights` at depths from 0.05 above to 0.2 world units below the
@@ -157,9 +147,8 @@ def extract_mesh(
     try:
         from skimage.measure import marching_cubes
     except ImportError:
-        raise ImportError(
-            "a mesh needs scikit-image; install it with: pip install scikit-image"
-        ) from None
+        how = "install it with: pip install scikit-image"
+        raise ImportError(f"a mesh needs scikit-image; {how}") from None
 
     bound = field.bound if bound is None else bound  # type: ignore[attr-defined]
     if resolution < 8:
@@ -178,15 +167,14 @@ def extract_mesh(
     density, _ = _evaluate(field, nodes[near], bound)
     capped[near] = torch.minimum(density, capped[near])
     if not capped.max() > level:
-        raise ValueError(
-            f"level: the density reaches only {density.max():.3g}, the surface is wanted at"
-            f" {level:.3g}; lower the level or train longer"
+        found = (
+            f"the density reaches only {density.max():.3g}, the surface is wanted at {level:.3g}"
         )
-    # the density grows inwards ("ascent"), and faces look outwards
+        raise ValueError(f"level: {found}; lower the level or train longer")
     volume = capped.view(resolution, resolution, resolution).numpy()
-    vertices, faces, normals, _ = marching_cubes(
-        volume, level, spacing=(spacing,) * 3, gradient_direction="ascent"
-    )
+    # the density grows inwards ("ascent"), and faces look outwards
+    grid = {"spacing": (spacing,) * 3, "gradient_direction": "ascent"}
+    vertices, faces, normals, _ = marching_cubes(volume, level, **grid)
     vertices = torch.from_numpy(vertices).float() - (bound + spacing)
 
     points = vertices[:, None] - COLOUR_DEPTHS[:, None] * torch.from_numpy(normals.copy())[:, None]
@@ -226,21 +214,26 @@ def write_glb(mesh: Mesh, path: str | Path) -> None:
         OSError: the file cannot be written.
     """
     vertices = mesh.vertices[:, [1, 2, 0]].astype("<f4")
-    parts = (  # array, type of a number, numbers per element, use
-        (vertices, FLOAT32, "VEC3", VERTEX_BUFFER),
-        (srgb_to_linear(mesh.colours).astype("<f4"), FLOAT32, "VEC3", VERTEX_BUFFER),
-        (mesh.faces.astype("<u4").ravel(), UINT32, "SCALAR", INDEX_BUFFER),
-    )
-    offsets = list(accumulate((array.nbytes for array, *_ in parts), initial=0))
+    colours = srgb_to_linear(mesh.colours).astype("<f4")
+    faces = mesh.faces.astype("<u4").ravel()
+    binary = vertices.tobytes() + colours.tobytes() + faces.tobytes()
+    box = {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
     accessors: list[dict] = [
-        {"bufferView": i, "componentType": number, "count": len(array), "type": shape}
-        for i, (array, number, shape, _) in enumerate(parts)
+        {"componentType": FLOAT32, "count": len(vertices), "type": "VEC3", **box},
+        {"componentType": FLOAT32, "count": len(colours), "type": "VEC3"},
+        {"componentType": UINT32, "count": len(faces), "type": "SCALAR"},
     ]
-    accessors[0] |= {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
-    views = [
-        {"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": use}
-        for offset, (array, _, _, use) in zip(offsets, parts, strict=False)
+    views: list[dict] = [
+        {"byteLength": vertices.nbytes, "target": VERTEX_BUFFER},
+        {"byteLength": colours.nbytes, "target": VERTEX_BUFFER},
+        {"byteLength": faces.nbytes, "target": INDEX_BUFFER},
     ]
+    offset = 0
+    for i, view in enumerate(views):
+        accessors[i]["bufferView"] = i
+        view |= {"buffer": 0, "byteOffset": offset}
+        offset += view["byteLength"]
+    surface = {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
     matt = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     document = {
         "asset": {"version": "2.0", "generator": "psd-mini"},
@@ -248,27 +241,16 @@ def write_glb(mesh: Mesh, path: str | Path) -> None:
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
-        "meshes": [
-            {
-                "primitives": [
-                    {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
-                ]
-            }
-        ],
+        "meshes": [{"primitives": [surface]}],
         "materials": [{"pbrMetallicRoughness": matt, "extensions": {"KHR_materials_unlit": {}}}],
         "accessors": accessors,
         "bufferViews": views,
-        "buffers": [{"byteLength": offsets[-1]}],
+        "buffers": [{"byteLength": len(binary)}],
     }
     text = json.dumps(document).encode()
-    # a chunk is its length, its kind and its bytes; lengths are multiples of four, and json is
-    # filled up with blanks
+    # lengths of chunks are multiples of four, and json is filled up with blanks
     text += b" " * (-len(text) % 4)
-    binary = b"".join(array.tobytes() for array, *_ in parts)
-    chunks = (
-        struct.pack("<I4s", len(text), b"JSON")
-        + text
-        + struct.pack("<I4s", len(binary), b"BIN\0")
-        + binary
-    )
+    # a chunk is its length, its kind and its bytes
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text
+    chunks += struct.pack("<I4s", len(binary), b"BIN\0") + binary
     write_atomically(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)

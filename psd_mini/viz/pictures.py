@@ -2,7 +2,8 @@
 
 Everything here takes image tensors (B, 3, H, W) in [0, 1], as `render` makes them, or plain
 dictionaries of numbers, and gives `PIL.Image` pictures or files. Pillow and matplotlib are imported
-when they are first needed."""
+when they are first needed.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,10 +29,9 @@ from psd_mini.rendering import render
 if TYPE_CHECKING:
     from PIL import Image
 
-CELL_WIDTH, FRAME_WIDTH = (
-    96,
-    192,
-)  # pictures of a contact sheet and of a gif are enlarged to at least this, pixels
+Texts = Sequence[str]
+# pictures of a contact sheet and of a gif are enlarged to at least this, pixels
+CELL_WIDTH, FRAME_WIDTH = 96, 192
 GAP, TEXT_SIZE = 4, 14  # of a contact sheet, pixels
 POINTS_AT_ONCE = 2**19  # field evaluations that `render_views` holds in memory together
 
@@ -45,38 +46,45 @@ def to_uint8(image: Float[Tensor, "*b 3 h w"]) -> UInt8[np.ndarray, "*b h w 3"]:
         ValueError: not three channels, or not three or four axes.
     """
     if image.ndim not in (3, 4) or image.shape[-3] != 3:
-        raise ValueError(
-            f"image: expected (3, H, W) or (B, 3, H, W), got {tuple(image.shape)}; decode latents"
-            " first"
-        )
+        expected = "expected (3, H, W) or (B, 3, H, W)"
+        raise ValueError(f"image: {expected}, got {tuple(image.shape)}; decode latents first")
     return (255 * image.detach().clamp(0, 1)).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
-def _pictures(images: Float[Tensor, "b 3 h w"], at_least: int) -> list[Image.Image]:
+def _pictures(images: Float[Tensor, "b 3 h w"], least_width: int) -> list[Image.Image]:
     """PIL pictures, enlarged by the smallest whole factor that makes them so many pixels wide."""
     from PIL import Image
 
-    scale = max(1, math.ceil(at_least / images.shape[-1]))
+    height, width = images.shape[-2:]
+    scale = max(1, math.ceil(least_width / width))
     pictures = [Image.fromarray(array) for array in to_uint8(images)]
-    return [
-        p.resize((scale * p.width, scale * p.height), Image.Resampling.LANCZOS) for p in pictures
-    ]
+    shape = (scale * width, scale * height)
+    return [picture.resize(shape, Image.Resampling.LANCZOS) for picture in pictures]
 
 
-def save_png(image: Float[Tensor, "3 h w"] | Image.Image, path: str | Path) -> None:
-    """Write one picture, a tensor (3, H, W) in [0, 1] or a `PIL.Image`, as png; whole or not at
-    all."""
+def png(image: Float[Tensor, "3 h w"] | Image.Image) -> bytes:
+    """The bytes of a png file: of a tensor (3, H, W) in [0, 1] or a `PIL.Image`."""
     buffer = io.BytesIO()
     picture = _pictures(image[None], 1)[0] if isinstance(image, Tensor) else image
     picture.save(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_png(image: Float[Tensor, "3 h w"] | Image.Image, path: str | Path) -> None:
+    """Write one picture as a png file, whole or not at all; see `png`."""
+    write_atomically(path, png(image))
+
+
+def in_base64(data: bytes) -> str:
+    """Bytes as text, as web pages hold them."""
+    return base64.b64encode(data).decode()
 
 
 @validated
 def contact_sheet(
     rows: Sequence[Float[Tensor, "_ 3 _ _"]] | Float[Tensor, "n 3 h w"],
-    row_labels: Sequence[str] | None = None,
-    column_labels: Sequence[str] | None = None,
+    row_labels: Texts | None = None,
+    column_labels: Texts | None = None,
     title: str | None = None,
 ) -> Image.Image:
     """A labelled grid of pictures on white paper.
@@ -90,66 +98,61 @@ def contact_sheet(
         title: a text above everything.
 
     Raises:
-        ValueError: no pictures, pictures of different sizes, or more or fewer labels than rows or
-            columns.
+        ValueError: no pictures, pictures of different sizes, or a wrong number of labels.
     """
+    rows = [rows] if isinstance(rows, Tensor) and rows.ndim == 4 else list(rows)
+    shapes = {tuple(row.shape[1:]) for row in rows if len(row)}
+    if len(shapes) != 1:
+        got = sorted(shapes) or "none"
+        raise ValueError(f"rows: expected pictures of one size, got {got}; resize them first")
+    n_columns = max(len(row) for row in rows)
+    wanted = {"row_labels": (row_labels, len(rows)), "column_labels": (column_labels, n_columns)}
+    for name, (labels, n) in wanted.items():
+        if labels is not None and len(labels) != n:
+            expected = f"expected {n} texts, as rows has so many or so long ones"
+            raise ValueError(f"{name}: {expected}; got {len(labels)}")
+    cells = [_pictures(row, CELL_WIDTH) for row in rows]
+    return _draw_sheet(cells, row_labels or [], column_labels or [], title or "")
+
+
+def _draw_sheet(cells: list, row_labels: Texts, column_labels: Texts, title: str) -> Image.Image:
+    """The grid itself: `cells` holds the PIL pictures of each row."""
     from PIL import Image, ImageDraw, ImageFont
 
-    rows = [rows] if isinstance(rows, Tensor) and rows.ndim == 4 else list(rows)
-    sizes = {tuple(row.shape[1:]) for row in rows if len(row)}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"rows: expected pictures of one size, got {sorted(sizes) or 'none'}; resize them first"
-        )
-    n_columns = max(len(row) for row in rows)
-    for name, labels, n in (
-        ("row_labels", row_labels, len(rows)),
-        ("column_labels", column_labels, n_columns),
-    ):
-        if labels is not None and len(labels) != n:
-            raise ValueError(
-                f"{name}: expected {n} texts, as rows has so many or so long ones; got"
-                f" {len(labels)}"
-            )
-
-    cells = [_pictures(row, CELL_WIDTH) for row in rows]
     width, height = next(cell.size for row in cells for cell in row)
+    n_rows, n_columns = len(cells), max(map(len, cells))
     font = ImageFont.load_default(TEXT_SIZE)
-    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-
-    def extent(texts: Sequence[str] | None) -> list[int]:
-        """Width and height of the largest text, with a margin; zeros without texts."""
-        boxes = [ruler.multiline_textbbox((0, 0), text, font) for text in texts or ()]
-        return [
-            max((math.ceil(box[side]) + 2 * GAP for box in boxes), default=0) for side in (2, 3)
-        ]
-
-    title_width, title_height = extent([title] if title else None)
-    left, label_height = extent(row_labels)
-    label_width, top = extent(column_labels)
+    title_width, title_height = _extent([title] if title else [], font)
+    left, label_height = _extent(row_labels, font)
+    label_width, top = _extent(column_labels, font)
+    left, top = left + GAP, top + title_height + GAP
     step_x, step_y = max(width, label_width) + GAP, max(height, label_height) + GAP
-    top += title_height + GAP
-    left += GAP
-    sheet = Image.new(
-        "RGB", (max(left + n_columns * step_x, title_width), top + len(rows) * step_y), "white"
-    )
+
+    sheet_width = max(left + n_columns * step_x, title_width)
+    sheet = Image.new("RGB", (sheet_width, top + n_rows * step_y), "white")
     write = ImageDraw.Draw(sheet).multiline_text
-    write((GAP, GAP), title or "", "black", font)
-    for j, text in enumerate(column_labels or ()):
-        write(
-            (left + j * step_x + width // 2, top - GAP),
-            text,
-            "black",
-            font,
-            anchor="md",
-            align="center",
-        )
+    write((GAP, GAP), title, "black", font)
+    for j, text in enumerate(column_labels):
+        above = (left + j * step_x + width // 2, top - GAP)
+        write(above, text, "black", font, anchor="md", align="center")
+    for i, text in enumerate(row_labels):
+        beside = (left - 2 * GAP, top + i * step_y + height // 2)
+        write(beside, text, "black", font, anchor="rm", align="right")
     for i, row in enumerate(cells):
-        where = (left - 2 * GAP, top + i * step_y + height // 2)
-        write(where, row_labels[i] if row_labels else "", "black", font, anchor="rm", align="right")
         for j, cell in enumerate(row):
             sheet.paste(cell, (left + j * step_x, top + i * step_y))
     return sheet
+
+
+def _extent(texts: Texts, font: Any) -> tuple[int, int]:
+    """Width and height of the largest text, with a margin; zeros without texts."""
+    from PIL import Image, ImageDraw
+
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = [ruler.multiline_textbbox((0, 0), text, font) for text in texts]
+    width = max((math.ceil(right) + 2 * GAP for _, _, right, _ in boxes), default=0)
+    height = max((math.ceil(bottom) + 2 * GAP for _, _, _, bottom in boxes), default=0)
+    return width, height
 
 
 @validated
@@ -157,8 +160,7 @@ def contact_sheet(
 def render_views(
     field: Callable, cameras: Cameras, resolution: int, n_samples: int = 64, background: float = 1.0
 ) -> Float[Tensor, "b 3 resolution resolution"]:
-    """Pictures of a field to look at: `render(...).rgb` in [0, 1] without gradients, a few cameras
-    at a time.
+    """Pictures of a field to look at: `render(...).rgb` in [0, 1], without gradients.
 
     Args:
         field: points (N, 3) -> density (N,), colour (N, 3), with a `bound`.
@@ -169,82 +171,62 @@ def render_views(
     """
     at_least("resolution", resolution, 1)
     at_least("n_samples", n_samples, 1)
+    # a few cameras at a time, so that many need no more memory
     n = max(1, POINTS_AT_ONCE // (resolution * resolution * n_samples))
     groups = [cameras[i : i + n] for i in range(0, len(cameras), n)]
-    return torch.cat(
-        [
-            render(field, g, resolution, n_samples=n_samples, background=background).rgb
-            for g in groups
-        ]
-    ).clamp(0, 1)
+    look: dict[str, Any] = {"n_samples": n_samples, "background": background}
+    views = [render(field, group, resolution, **look).rgb for group in groups]
+    return torch.cat(views).clamp(0, 1)
 
 
-def turntable_cameras(
-    n_frames: int = 24, elevation_degrees: float = 20.0, **settings: float
-) -> Cameras:
-    """One turn around z: azimuth_k = 360 k / n degrees. `settings` are `orbit`'s distance and
-    fov_degrees."""
+def turntable_cameras(n_frames: int = 24, elevation_degrees: float = 20.0) -> Cameras:
+    """One turn around z: azimuth_k = 360 k / n degrees."""
     at_least("n_frames", n_frames, 1)
-    return orbit([360.0 * k / n_frames for k in range(n_frames)], elevation_degrees, **settings)
+    return orbit([360.0 * k / n_frames for k in range(n_frames)], elevation_degrees)
 
 
 class Gif(NamedTuple):
-    """An animated gif: `data` holds the bytes of the file. A notebook shows it as the last value
-    of a cell."""
+    """The bytes of an animated gif, which a notebook shows as the last value of a cell."""
 
     data: bytes
 
     def _repr_html_(self) -> str:
-        return f'<img src="data:image/gif;base64,{base64.b64encode(self.data).decode()}">'
+        return f'<img src="data:image/gif;base64,{in_base64(self.data)}">'
 
 
 def with_palette(picture: Image.Image) -> Image.Image:
-    """The same picture with 256 colours of its own, as gifs need (Pillow's maximum coverage,
-    refined by k-means)."""
+    """The same picture with 256 colours of its own: maximum coverage, refined by k-means."""
     from PIL import Image
 
     return picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2)
 
 
 def gif(
-    frames: Float[Tensor, "b 3 h w"],
-    path: str | Path | None = None,
-    seconds: float = 3.0,
-    scale: int | None = None,
+    frames: Float[Tensor, "b 3 h w"], path: str | Path | None = None, seconds: float = 3.0
 ) -> Gif:
-    """Frames as a gif that loops for ever.
+    """Frames as a gif that loops for ever, enlarged to at least 192 pixels across.
 
-    Every frame has 256 colours of its own. A gif counts time in hundredths of a second: frame k
-    ends at
-
-        round(100 seconds (k + 1) / B)
-
-    so that the turn as a whole takes the time asked for. Equal neighbours become one long frame.
+    Every frame has 256 colours of its own, and equal neighbours become one long frame. A gif counts
+    time in hundredths of a second: frame k ends at round(100 seconds (k + 1) / B).
 
     Args:
         frames: B pictures in [0, 1].
         path: also write the file there, whole or not at all.
         seconds: for all frames together.
-        scale: whole factor of enlargement; None makes frames at least 192 pixels wide.
 
     Raises:
-        ValueError: no frames, or less than 0.02 s for each: browsers play those at a speed of their
-            own.
+        ValueError: no frames, or less than 0.02 s for each, which browsers play more slowly.
     """
     n = len(frames)
     if n == 0 or seconds < 0.02 * n:
-        raise ValueError(
-            f"seconds: expected frames, and 0.02 s or more for each, got {n} frames in"
-            f" {seconds:g} s"
-        )
-    pictures = _pictures(frames, FRAME_WIDTH if scale is None else scale * frames.shape[-1])
-    first, *others = map(with_palette, pictures)
+        expected = "expected frames, and 0.02 s or more for each"
+        raise ValueError(f"seconds: {expected}, got {n} frames in {seconds:g} s")
+    first, *others = map(with_palette, _pictures(frames, FRAME_WIDTH))
     ends = [round(100 * seconds * k / n) for k in range(n + 1)]
-    durations = [10 * (end - start) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    durations = [10 * (end - start) for start, end in pairwise(ends)]
+    animated: dict[str, Any] = {"save_all": True, "append_images": others, "loop": 0}
     buffer = io.BytesIO()
-    first.save(
-        buffer, format="gif", save_all=True, append_images=others, duration=durations, loop=0
-    )
+    first.save(buffer, format="gif", duration=durations, **animated)
     if path is not None:
         write_atomically(path, buffer.getvalue())
     return Gif(buffer.getvalue())
@@ -253,8 +235,8 @@ def gif(
 def running_mean(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Mean over a symmetric window: m_k = mean(v_{k-h} .. v_{k+h}), h = min(n // 30, k, n - 1 - k).
 
-    The window shrinks towards both ends, so straight lines stay as they are and the first and last
-    value are kept."""
+    The window shrinks towards both ends: straight lines, the first and the last value are kept.
+    """
     k = np.arange(len(values))
     half = np.minimum(len(values) // 30, np.minimum(k, k[::-1]))
     total = np.concatenate(([0.0], np.cumsum(values)))
@@ -285,27 +267,20 @@ def curves(history: Sequence[Mapping], path: str | Path | None = None) -> Image.
             if name != "step" and isinstance(value, Real) and math.isfinite(value):
                 series.setdefault(name, []).append((record.get("step", place), float(value)))
     if not series:
-        raise ValueError(
-            "history: expected records with finite numbers, got none; run at least one step"
-        )
+        expected = "expected records with finite numbers, got none"
+        raise ValueError(f"history: {expected}; run at least one step")
 
     n_columns = min(3, len(series))
     n_rows = math.ceil(len(series) / n_columns)
-    canvas = FigureCanvasAgg(
-        Figure(figsize=(3.4 * n_columns, 2.3 * n_rows), dpi=110, layout="constrained")
-    )
-    for i, (name, pairs) in enumerate(series.items()):
+    inches = (3.4 * n_columns, 2.3 * n_rows)
+    canvas = FigureCanvasAgg(Figure(figsize=inches, dpi=110, layout="constrained"))
+    for i, (name, pairs) in enumerate(series.items(), 1):
         steps, values = np.array(pairs, dtype=float).T
-        axes = canvas.figure.add_subplot(
-            n_rows, n_columns, i + 1, xlabel="step", ylabel=name.replace("_", " ")
-        )
+        words = {"xlabel": "step", "ylabel": name.replace("_", " ")}
+        axes = canvas.figure.add_subplot(n_rows, n_columns, i, **words)
         axes.plot(steps, values, color="lightsteelblue", linewidth=1)
-        axes.plot(
-            steps,
-            running_mean(values),
-            color="midnightblue",
-            marker="." if len(steps) == 1 else None,
-        )
+        dot = "." if len(steps) == 1 else None
+        axes.plot(steps, running_mean(values), color="midnightblue", marker=dot)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, measured on this machine.
+"""Where the time of a step goes on this machine: `python tests/tools/bench.py [--steps N]`.
 
 Every ratio compares medians of repeats that alternate within one run, so that a machine that slows
 down half-way slows both sides. All times are wall-clock milliseconds.

@@ -1,6 +1,8 @@
-"""How the time of a step grows with each size, against what the algorithm says.
+"""How the time of a step grows with each size: `python tests/tools/growth.py FILE.png`.
 
-    image size       rays = pixels^2                                            slope 2 in log-log
+The slopes on a log-log plot, against what the algorithm says:
+
+    image size       rays = pixels^2                                            slope 2
     samples per ray  the field is asked once per sample                         slope 1
     views            pictures are independent                                   slope 1
     grid size R      rendering reads a fixed number of points (slope 0);
