@@ -1,4 +1,5 @@
-"""Preference pairs, negative embeddings, renderers, schedules: right ones pass, wrong ones are named."""
+"""Preference pairs, negative embeddings, renderers, schedules: right ones pass, wrong ones are
+named."""
 
 import pytest
 import submissions_preference as more
@@ -48,14 +49,18 @@ def test_base_of_one_residual(name):
 
 def test_omega_of_ones_own_is_a_note_where_there_is_one():
     """Without a preference term the omega is not the news."""
-    assert [f.status for f in check_psd(more.OWN_OMEGA).require().findings if f.name == "strength"] == ["note"]
+    assert [
+        f.status for f in check_psd(more.OWN_OMEGA).require().findings if f.name == "strength"
+    ] == ["note"]
     assert "strength" not in [f.name for f in check_psd(more.psd_without_preference).findings]
 
 
 @pytest.mark.parametrize("words", more.IN_A_BATCH)
 def test_what_only_a_batch_shows_is_a_note(words):
     report = check_psd(more.IN_A_BATCH[words]).require()
-    assert [(f.name, words in f.cause) for f in report.findings if f.status == "note"] == [("batch of 2", True)]
+    assert [(f.name, words in f.cause) for f in report.findings if f.status == "note"] == [
+        ("batch of 2", True)
+    ]
 
 
 def test_dreamdpo():

@@ -12,7 +12,9 @@ from psd_mini.checks.grading.grader import KINDS
 from psd_mini.checks.report import in_capitals
 
 BASIC = ("sds", "cfg", "csd", "vsd")
-NO_ANSWER = {"returns_none": "not answered"} | dict.fromkeys(("moves_to_cuda", "calls_exit", "PromptFirst"), "could not run")
+NO_ANSWER = {"returns_none": "not answered"} | dict.fromkeys(
+    ("moves_to_cuda", "calls_exit", "PromptFirst"), "could not run"
+)
 TIMES = torch.tensor([90, 250, 500, 930])
 
 
@@ -36,10 +38,13 @@ def test_the_mistake_is_named(name):
 @pytest.mark.parametrize("wanted", diagnosis.WEIGHTINGS)
 @pytest.mark.parametrize("came", diagnosis.WEIGHTINGS)
 def test_a_weighting_is_told_from_the_others(wanted, came):
-    """Sizes from the schedule's own w(t), and with a mean for a sum: two mistakes are two causes."""
+    """Sizes from the schedule's own w(t), and with a mean for a sum: two mistakes are two
+    causes."""
     for factor, slip in ((1.0, ""), (1 / 16384, "mean over elements")):
         sizes = factor * world.SCHEDULE.weight(TIMES, came, torch.zeros(4, dtype=torch.float64))
-        seen = [(t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)]
+        seen = [
+            (t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)
+        ]
         ok, _, cause = diagnosis.size(seen, "gradient", 1e-2, wanted)
         assert ok is (wanted == came and not slip)
         assert ("is expected" in cause) is (wanted != came) and slip in cause
@@ -56,10 +61,19 @@ def test_a_weight_that_is_none_of_them_or_no_weight_at_all():
 
 def test_checks_take_a_weighting():
     """plain_gradient and psd_hard have w = 1, csd_scaled too, with a factor g that CSD may have."""
-    for check, fn in ((check_sds, RIGHT["plain_gradient"][1]), (check_csd, RIGHT["csd_scaled"][1]), (check_psd, psd_hard)):
+    for check, fn in (
+        (check_sds, RIGHT["plain_gradient"][1]),
+        (check_csd, RIGHT["csd_scaled"][1]),
+        (check_psd, psd_hard),
+    ):
         check(fn, weighting="uniform").require()
-        assert "w(t) = 1 came, w(t) = sigma_t^2 is expected" in "; ".join(check(fn, weighting="sds").causes)
-    assert "choose from sds, uniform, fantasia3d" in check_sds(RIGHT["plain_gradient"][1], weighting="sigma").causes[0]
+        assert "w(t) = 1 came, w(t) = sigma_t^2 is expected" in "; ".join(
+            check(fn, weighting="sds").causes
+        )
+    assert (
+        "choose from sds, uniform, fantasia3d"
+        in check_sds(RIGHT["plain_gradient"][1], weighting="sigma").causes[0]
+    )
 
 
 def test_cfg_in_place_is_not_blamed_on_guidance():
@@ -68,7 +82,9 @@ def test_cfg_in_place_is_not_blamed_on_guidance():
 
 
 def test_the_readme_shows_what_is_printed(capsys):
-    section = (Path(__file__).parent.parent / "README.md").read_text().partition("## Check a formula")[2]
+    section = (
+        (Path(__file__).parent.parent / "README.md").read_text().partition("## Check a formula")[2]
+    )
     _, code, _, shown, *_ = section.split("```")
     exec(code.removeprefix("python"), {})
     assert capsys.readouterr().out.endswith(shown)

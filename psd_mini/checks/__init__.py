@@ -3,10 +3,10 @@
     from psd_mini.checks import check_sds
     print(check_sds(my_function))
 
-A submission (function, loss or class, see `submission`) is run in an exact world (`world`) with stand-ins for diffusers
-(`stand_ins`, `offline`) that write down what they were asked (`trace`); its gradient is taken apart into the vectors that it
-is made of (`reading`), and the coefficients are put into words (`diagnosis`). Checks report (`report`) and never raise.
-"""
+A submission (function, loss or class, see `submission`) is run in an exact world (`world`) with
+stand-ins for diffusers (`stand_ins`, `offline`) that write down what they were asked (`trace`); its
+gradient is taken apart into the vectors that it is made of (`reading`), and the coefficients are
+put into words (`diagnosis`). Checks report (`report`) and never raise."""
 
 from psd_mini.checks.derivation import Estimate as Estimate
 from psd_mini.checks.derivation import Statistics as Statistics

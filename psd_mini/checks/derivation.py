@@ -1,9 +1,10 @@
-"""For those who derive on paper: compare a new gradient with the truth, without writing it into a method first.
+"""For those who derive on paper: compare a new gradient with the truth, without writing it into a
+method first.
 
-`numeric_gradient` differentiates an objective that is only evaluated, never differentiated by hand, in a world where it is
-exact; `gradient_statistics` measures bias, variance and signal-to-noise of any method; `check_gradient` compares two
-functions. All randomness is common to the two sides of a difference, so standard errors are small.
-"""
+`numeric_gradient` differentiates an objective that is only evaluated, never differentiated by hand,
+in a world where it is exact; `gradient_statistics` measures bias, variance and signal-to-noise of
+any method; `check_gradient` compares two functions. All randomness is common to the two sides of a
+difference, so standard errors are small."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from torch import Tensor
 from psd_mini._internal.arguments import at_least, in_words, validated
 from psd_mini.checks import world
 from psd_mini.checks.diagnosis import explain, slips_of_size
+from psd_mini.checks.grading.submission import Unreadable, gradient_of
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import Unreadable, gradient_of
-from psd_mini.sds import Context
 from psd_mini.mixture import GaussianMixture
+from psd_mini.sds import Context
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # x_t (n, d), t (n,) -> values (n,)
 
@@ -39,14 +40,19 @@ class Estimate(NamedTuple):
 
 
 def kl_objective(prior: GaussianMixture, embeddings: Tensor | None = None) -> Objective:
-    """-log p_t(x_t | e): its mean over q_t = N(alpha_t x, sigma_t^2 I) is the part of KL(q_t || p_t) that depends on x."""
+    """-log p_t(x_t | e): its mean over q_t = N(alpha_t x, sigma_t^2 I) is the part of KL(q_t ||
+    p_t) that depends on x."""
     return lambda x_t, t: -prior.log_prob(x_t, t, embeddings)[0]
 
 
 def reward_objective(
-    prior: GaussianMixture, reward: Callable[[Tensor], Tensor], beta: float, embeddings: Tensor | None = None
+    prior: GaussianMixture,
+    reward: Callable[[Tensor], Tensor],
+    beta: float,
+    embeddings: Tensor | None = None,
 ) -> Objective:
-    """Minus "reward - beta KL", with the reward of the one-step denoised sample: beta (-log p_t(x_t)) - r(x0_hat(x_t))."""
+    """Minus "reward - beta KL", with the reward of the one-step denoised sample: beta (-log
+    p_t(x_t)) - r(x0_hat(x_t))."""
     kl = kl_objective(prior, embeddings)
     return lambda x_t, t: beta * kl(x_t, t) - reward(prior.denoise(x_t, t, embeddings)[0])
 
@@ -62,22 +68,26 @@ def numeric_gradient(
     step: float = 1e-4,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """Gradient with respect to x of E_eps[ objective(alpha_t x + sigma_t eps, t) ], by central differences.
+    """Gradient with respect to x of E_eps[ objective(alpha_t x + sigma_t eps, t) ], by central
+    differences.
 
         dF/dx_j = E[ F(x + h e_j; eps) - F(x - h e_j; eps) ] / 2h,      the same eps (and -eps) on both sides
 
     Args:
-        objective: what is averaged over the noise, for example `kl_objective(prior)`; to be lowered.
+        objective: what is averaged over the noise, for example `kl_objective(prior)`; to be
+            lowered.
         x: one point (d,), float64, d small. t: timestep. prior: gives the schedule.
-        n: pairs of noises eps, -eps. step: h. generator: source of the noises; a fixed seed by default.
+        n: pairs of noises eps, -eps. step: h. generator: source of the noises; a fixed seed by
+            default.
 
     Returns:
-        `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], so E[G_SDS] = w (sigma_t / alpha_t) of it.
+        `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], so E[G_SDS] = w (sigma_t
+        / alpha_t) of it.
 
-    The truth for a preference, "reward minus beta KL", is the KL to its optimum: with `tilted, _ = prior.tilt_linear(v, beta)`
-    it is `kl_objective(tilted)`, whose gradient is (alpha_t / sigma_t) E[eps* - eps]. `reward_objective` is another objective,
-    in units of the reward: beta times the KL, and the reward of x0_hat in place of the implicit reward.
-    """
+    The truth for a preference, "reward minus beta KL", is the KL to its optimum: with `tilted, _ =
+    prior.tilt_linear(v, beta)` it is `kl_objective(tilted)`, whose gradient is (alpha_t / sigma_t)
+    E[eps* - eps]. `reward_objective` is another objective, in units of the reward: beta times the
+    KL, and the reward of x0_hat in place of the implicit reward."""
     at_least("n", n, 2)
     if not step > 0:
         raise ValueError(f"step: expected a positive length h, got {step}")
@@ -92,7 +102,9 @@ def numeric_gradient(
         def value(point: Tensor) -> Tensor:  # mean of an antithetic pair
             sides = [objective(alpha_t * point + sign * sigma_t * eps, times) for sign in (1, -1)]
             if any(getattr(side, "shape", None) != (n,) for side in sides):
-                raise ValueError(f"objective: expected values ({n},), one per x_t, got {in_words(sides[0])}")
+                raise ValueError(
+                    f"objective: expected values ({n},), one per x_t, got {in_words(sides[0])}"
+                )
             return (sides[0] + sides[1]) / 2
 
         columns.append((value(x + shift) - value(x - shift)) / (2 * step))
@@ -101,8 +113,10 @@ def numeric_gradient(
 
 
 class Statistics(NamedTuple):
-    """Of a gradient at one x and t: mean and its standard error (d,); bias = mean - reference (d,), None without one;
-    variance: total, sum over elements; snr = |mean|^2 / variance, corrected for the mean's own noise."""
+    """Of a gradient at one x and t: mean and its standard error (d,); bias = mean - reference (d,),
+    None without one;
+    variance: total, sum over elements; snr = |mean|^2 / variance, corrected for the mean's own
+    noise."""
 
     mean: Tensor
     standard_error: Tensor
@@ -113,7 +127,11 @@ class Statistics(NamedTuple):
     @property
     def unbiased(self) -> bool | None:
         """Is the bias within four standard errors everywhere?"""
-        return None if self.bias is None else Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
+        return (
+            None
+            if self.bias is None
+            else Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
+        )
 
 
 @validated
@@ -131,27 +149,37 @@ def gradient_statistics(
     """Bias, variance and signal-to-noise of a method at one noise level.
 
     Args:
-        method: a method of this package, or fn(x, t, eps, context) -> gradient (or a pair that begins with it), in its shapes.
-            One that ranks needs over_views=False: the n draws are no views of one object.
+        method: a method of this package, or fn(x, t, eps, context) -> gradient (or a pair that
+            begins with it), in its shapes. One that ranks needs over_views=False: the n draws are
+            no views of one object.
         t: timestep. n: independent gradients.
         prior, x: the world and the point (d,) where it is measured.
-        reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t) `numeric_gradient(kl_objective(prior), ...)`.
-            For a preference see `numeric_gradient`.
-        context: prompts, rewards; the prior's null prompt by default. Variances compare at equal cost only: each gradient
-            took context.cost.prior_evaluations / n evaluations of the prior, and the mean of two has half the variance.
+        reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t)
+            `numeric_gradient(kl_objective(prior), ...)`. For a preference see `numeric_gradient`.
+        context: prompts, rewards; the prior's null prompt by default. Variances compare at equal
+            cost only: each gradient took context.cost.prior_evaluations / n evaluations of the
+            prior, and the mean of two has half the variance.
 
     Raises:
         ValueError: a method that ranks all pictures together.
     """
     at_least("n", n, 2)
     if x.shape != prior.means.shape[1:]:
-        raise ValueError(f"x: expected a point {tuple(prior.means.shape[1:])} of the prior's world, got {tuple(x.shape)}")
+        raise ValueError(
+            f"x: expected a point {tuple(prior.means.shape[1:])} of the prior's world, got"
+            f" {tuple(x.shape)}"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     if getattr(method, "over_views", False):
         name = type(method).__name__
-        raise ValueError(f"method: {name} ranks all pictures together, and here each is a draw of its own: over_views=False")
+        raise ValueError(
+            f"method: {name} ranks all pictures together, and here each is a draw of its own:"
+            " over_views=False"
+        )
     xs = x.double().expand(n, -1)[..., None, None]
-    eps = torch.randn(getattr(method, "n_noises", 1), *xs.shape, generator=generator, dtype=torch.float64)
+    eps = torch.randn(
+        getattr(method, "n_noises", 1), *xs.shape, generator=generator, dtype=torch.float64
+    )
     context = context or Context(prior, torch.zeros(2, len(prior.means), dtype=torch.float64))
     answer = method(xs, torch.full((n,), t), eps, context)
     gradient = answer[0] if isinstance(answer, tuple) else answer
@@ -168,7 +196,10 @@ def gradient_statistics(
 @validated
 @guarded("a gradient")
 def check_gradient(
-    fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor | float, tolerance: float = 1e-3
+    fn: Callable[..., Any],
+    reference: Callable[..., Tensor],
+    *inputs: Tensor | float,
+    tolerance: float = 1e-3,
 ) -> Report:
     """Does fn give the gradient that `reference` gives? Direction and size apart.
 
@@ -189,7 +220,9 @@ def check_gradient(
         got, style, _ = gradient_of(fn(leaf, *inputs[1:]), leaf)
     got = got.double()
     if want.shape != got.shape:
-        raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}", "wrong")
+        raise Unreadable(
+            f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}", "wrong"
+        )
     finite, zero = bool(got.isfinite().all()), bool((got == 0).all())
     came = f"a {style}" if finite and not zero else "exactly zero" if zero else "NaN or infinity"
     cause = f"the gradient is {came}: {'was the target detached?' if zero else 'division by zero?'}"
@@ -198,12 +231,18 @@ def check_gradient(
         return report
     ratio = ((got * want).sum() / want.square().sum()).item()
     cosine = ratio * want.norm().item() / got.norm().item()
-    sign = "the sign is flipped: descent along it would climb (ascent)" if cosine < -1 + tolerance else "another direction"
+    sign = (
+        "the sign is flipped: descent along it would climb (ascent)"
+        if cosine < -1 + tolerance
+        else "another direction"
+    )
     report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", sign)
     if abs(cosine) < 1 - tolerance:
         return report  # sizes of different directions do not compare
     words = explain([((1, len(x), 1.0), abs(ratio))], slips_of_size((x.numel(), 1)), tolerance)
-    other = f"the size is {abs(ratio):.4g} times the reference: a factor is missing, or one too many"
+    other = (
+        f"the size is {abs(ratio):.4g} times the reference: a factor is missing, or one too many"
+    )
     words = [other] if words is None else words
     report.add(not words, "size", f"{abs(ratio):.4g}", "1", "; ".join(words))
     return report

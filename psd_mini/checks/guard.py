@@ -7,16 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from psd_mini.checks.grading.offline import offline_diffusers
+from psd_mini.checks.grading.submission import Unreadable
 from psd_mini.checks.probe import describe, status_of
 from psd_mini.checks.report import Report, no_answer
-from psd_mini.checks.grading.submission import Unreadable
 
 
 def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report]]:
-    """Decorator of a check: exceptions (exit included) become a finding, and diffusers is offline meanwhile.
+    """Decorator of a check: exceptions (exit included) become a finding, and diffusers is offline
+    meanwhile.
 
-    sys.exit is caught, os._exit and endless loops are not: those need a process of their own, see `grader`.
-    """
+    sys.exit is caught, os._exit and endless loops are not: those need a process of their own, see
+    `grader`."""
 
     def decorate(check: Callable[..., Report]) -> Callable[..., Report]:
         @functools.wraps(check)

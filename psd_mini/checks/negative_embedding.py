@@ -2,8 +2,8 @@
 
     L(n) = -mean r( decode( x0_hat(n) ) ),    d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
 
-The reward is linear, so every slip in the algebra of x0_hat is a factor that depends on g and t only, and is told by it.
-"""
+The reward is linear, so every slip in the algebra of x0_hat is a factor that depends on g and t
+only, and is told by it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from psd_mini._internal.arguments import validated
 from psd_mini.checks import world
 from psd_mini.checks.diagnosis import Slip, explain
+from psd_mini.checks.grading.submission import Unreadable, answered, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.preference import reward
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine
 from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import Unreadable, answered, prepare
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
@@ -29,17 +29,21 @@ from psd_mini.sds import cfg
 @validated
 @guarded("the negative embedding")
 def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
-    """Is this the loss (or its gradient) that moves a negative embedding n to where the denoised image is rewarded?
+    """Is this the loss (or its gradient) that moves a negative embedding n to where the denoised
+    image is rewarded?
 
         L(n) = -mean r( decode( x0_hat(n) ) ),    d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
 
     Args:
-        fn: takes by name x, t, eps, predict_noise or unet, cond, n (requires a gradient), reward, guidance_scale, ...; it
-            returns the loss, or the gradient with respect to n.
+        fn: takes by name x, t, eps, predict_noise or unet, cond, n (requires a gradient), reward,
+            guidance_scale, ...; it returns the loss, or the gradient with respect to n.
         names: parameter -> key of `submission.NAMES`.
     """
     report = Report("check of the negative embedding")
-    fn, equation = prepare(fn, ("negative_loss", "loss", "forward"), names), "L(n) = -mean r(decode(x0_hat(n)))"
+    fn, equation = (
+        prepare(fn, ("negative_loss", "loss", "forward"), names),
+        "L(n) = -mean r(decode(x0_hat(n)))",
+    )
     seen: list[tuple[tuple, float]] = []  # (g, t, batch), ratio to the reference
     cosines: list[float] = []
     leaks: set[str] = set()
@@ -57,7 +61,10 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
         gradient = _gradient_in(values["n"], answer)
         if gradient is None or not bool(gradient.isfinite().all()):
             came = "None" if gradient is None else "NaN or infinity"
-            cause = f"n receives no gradient ({came}): is eps(x_t; n) computed under no_grad, or the loss detached?"
+            cause = (
+                f"n receives no gradient ({came}): is eps(x_t; n) computed under no_grad, or the"
+                " loss detached?"
+            )
             report.add(False, "gradient", came, "a gradient of n's shape", cause, equation)
             return report
         leaks |= {name for name in ("x", "cond") if flows(values[name])}
@@ -70,10 +77,18 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
             cosines.append(abs(cosine(gradient, exact)))
     zero = at_one <= 1e-3 * largest
     cause = "at g = 1 the negative embedding has no influence: the factor is g - 1, not g"
-    report.add(zero, "g = 1", "zero" if zero else "not zero", "zero", cause, "d x0_hat/dn carries g - 1")
+    report.add(
+        zero, "g = 1", "zero" if zero else "not zero", "zero", cause, "d x0_hat/dn carries g - 1"
+    )
     cause = f"a gradient leaks into {' and '.join(sorted(leaks))}: only n may move; detach the rest"
-    report.add(not leaks, "what else moves", ", ".join(sorted(leaks)) or "nothing", "nothing", cause)
-    cause = "the gradient is exactly zero: is n in the loss at all?" if largest == 0 else "it is not the gradient of this loss"
+    report.add(
+        not leaks, "what else moves", ", ".join(sorted(leaks)) or "nothing", "nothing", cause
+    )
+    cause = (
+        "the gradient is exactly zero: is n in the loss at all?"
+        if largest == 0
+        else "it is not the gradient of this loss"
+    )
     straight = min(cosines) > 0.999
     report.add(straight, "direction", f"cosine {min(cosines):.4f}", "cosine 1", cause, equation)
     if straight:
@@ -84,26 +99,41 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
 
 
 SLIPS: list[Slip] = [  # factors of (g, t, batch)
-    ("multiplied by the batch: the sum over pictures instead of the mean?", lambda g, t, b: float(b)),
+    (
+        "multiplied by the batch: the sum over pictures instead of the mean?",
+        lambda g, t, b: float(b),
+    ),
     ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
     ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
-    ("x0_hat is made of eps(n) alone: it must be made of the guided prediction", lambda g, t, b: 1 / (1 - g)),
+    (
+        "x0_hat is made of eps(n) alone: it must be made of the guided prediction",
+        lambda g, t, b: 1 / (1 - g),
+    ),
     ("x0_hat is not divided by alpha_t", lambda g, t, b: world.alpha_sigma(t)[0]),
-    ("x0_hat = (x_t - sigma_t eps)/alpha_t: sigma_t is missing", lambda g, t, b: 1 / world.alpha_sigma(t)[1]),
+    (
+        "x0_hat = (x_t - sigma_t eps)/alpha_t: sigma_t is missing",
+        lambda g, t, b: 1 / world.alpha_sigma(t)[1],
+    ),
     ("twice the reference", lambda *_: 2.0),
     ("half the reference", lambda *_: 0.5),
 ]
 
 
 def _gradient_in(n: Tensor, answer: Any) -> Tensor | None:
-    """What arrived at n, back-propagating a loss where one came; or the answer itself where it has n's shape."""
+    """What arrived at n, back-propagating a loss where one came; or the answer itself where it
+    has n's shape."""
     if isinstance(answer, tuple | list) and answer:
         answer = answer[0]
     if isinstance(answer, Tensor) and answer.shape == n.shape:
         return answer.detach().double()
     if n.grad is None:
         answered(answer)
-    if n.grad is None and isinstance(answer, Tensor) and answer.requires_grad and answer.numel() == 1:
+    if (
+        n.grad is None
+        and isinstance(answer, Tensor)
+        and answer.requires_grad
+        and answer.numel() == 1
+    ):
         answer.backward()
     return None if n.grad is None else n.grad.double()
 

@@ -18,12 +18,14 @@ STATUSES = ("ok", "note", "wrong", "could not run", "not answered", "timed out",
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was checked, what came, what was expected, the likely cause, and the equation that decides.
+    """One row: what was checked, what came, what was expected, the likely cause, and the equation
+    that decides.
 
-    status: "ok"; "note" (worth knowing, not a mistake); "wrong" (it ran, and what it answers is wrong); or why there is no
-    answer: "could not run" (not found, imported or called, it raised an exception, or crashed), "not answered" (a stub: it
-    raises NotImplementedError, or returns None or ...), "timed out", "not run" (the checking was stopped before).
-    """
+    status: "ok"; "note" (worth knowing, not a mistake); "wrong" (it ran, and what it answers is
+        wrong); or why there is no
+    answer: "could not run" (not found, imported or called, it raised an exception, or crashed),
+    "not answered" (a stub: it raises NotImplementedError, or returns None or ...), "timed out",
+    "not run" (the checking was stopped before)."""
 
     name: str
     came: str
@@ -40,7 +42,8 @@ class Finding:
 
 @dataclass
 class Report:
-    """The findings of one check. `ok` says whether all is right; `causes` are the likely mistakes in words."""
+    """The findings of one check. `ok` says whether all is right; `causes` are the likely
+    mistakes in words."""
 
     title: str
     findings: list[Finding] = field(default_factory=list)
@@ -62,8 +65,17 @@ class Report:
             f"{f.name}: {f.came}, expected {f.expected}" for f in wrong
         ]
 
-    def add(self, ok: bool | str, name: str, came: Any, expected: Any = "", cause: str = "", equation: str = "") -> None:
-        """Append a row; ok is True, False or a status. A cause is kept only where something is to be said."""
+    def add(
+        self,
+        ok: bool | str,
+        name: str,
+        came: Any,
+        expected: Any = "",
+        cause: str = "",
+        equation: str = "",
+    ) -> None:
+        """Append a row; ok is True, False or a status. A cause is kept only where something is
+        to be said."""
         status = ok if isinstance(ok, str) else "ok" if ok else "wrong"
         cause = "" if status == "ok" else cause
         self.findings.append(Finding(name, str(came), str(expected), status, cause, equation))
@@ -71,7 +83,13 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         rows = [asdict(finding) for finding in self.findings]
-        return {"title": self.title, "ok": self.ok, "status": self.status, "causes": self.causes, "findings": rows}
+        return {
+            "title": self.title,
+            "ok": self.ok,
+            "status": self.status,
+            "causes": self.causes,
+            "findings": rows,
+        }
 
     def require(self) -> Report:
         """The report itself if all is right; otherwise an AssertionError that shows it."""
@@ -81,26 +99,43 @@ class Report:
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [("", "checked", "came", "expected")]
-        rows += [(f.status, *(_short(cell) for cell in (f.name, f.came, f.expected))) for f in self.findings]
+        rows += [
+            (f.status, *(_short(cell) for cell in (f.name, f.came, f.expected)))
+            for f in self.findings
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [f"{self.title}: {in_capitals(self.status)}"]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         for f in self.findings:
             if f.cause:
                 equation = f"  [{f.equation}]" if f.equation else ""
-                lines += textwrap.wrap(f"-> {f.name}: {f.cause}{equation}", 120, subsequent_indent="   ")
+                lines += textwrap.wrap(
+                    f"-> {f.name}: {f.cause}{equation}", 120, subsequent_indent="   "
+                )
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         colours = {"ok": "#2a7d2a", "note": "#96690a"}
 
         def row(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag} style='text-align:left'>{cell}</{tag}>" for cell in cells) + "</tr>"
+            return (
+                "<tr>"
+                + "".join(f"<{tag} style='text-align:left'>{cell}</{tag}>" for cell in cells)
+                + "</tr>"
+            )
 
         body = [row(("", "checked", "came", "expected", "likely cause", "equation"), "th")]
         for f in self.findings:
             mark = f"<b style='color:{colours.get(f.status, '#b3261e')}'>{f.status}</b>"
-            body.append(row((mark, *map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))), "td"))
+            body.append(
+                row(
+                    (mark, *map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))),
+                    "td",
+                )
+            )
         return f"<b>{html.escape(self.title)}: {self.status}</b><table>{''.join(body)}</table>"
 
 

@@ -1,8 +1,9 @@
-"""Writing down what a submission does: what it asked the UNet, which random numbers it drew, which tensors it made.
+"""Writing down what a submission does: what it asked the UNet, which random numbers it drew, which
+tensors it made.
 
-Submissions draw their own t and noise. Knowing them, the exact gradient for *those* draws can be compared, and no
-statistics are needed to see that a noise was drawn twice, that t is off by one, or that a gradient went through x_t.
-"""
+Submissions draw their own t and noise. Knowing them, the exact gradient for *those* draws can be
+compared, and no statistics are needed to see that a noise was drawn twice, that t is off by one, or
+that a gradient went through x_t."""
 
 from __future__ import annotations
 
@@ -16,12 +17,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 RANDOM = {"randn", "randn_like", "normal", "normal_", "rand", "rand_like", "uniform_"}
-KEPT = 400  # intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
+# intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
+KEPT = 400
 
 
 @dataclass
 class Call:
-    """One question to a UNet: x_t (R, ...), t (R,) as it was asked, embeddings (R, tokens, width) or None, the answer."""
+    """One question to a UNet: x_t (R, ...), t (R,) as it was asked, embeddings (R, tokens,
+    width) or None, the answer."""
 
     x_t: Tensor
     t: Tensor
@@ -31,7 +34,8 @@ class Call:
 
 
 class Trace(TorchFunctionMode):
-    """While open: records calls of the stand-ins, random draws, and intermediate tensors that lie on a graph."""
+    """While open: records calls of the stand-ins, random draws, and intermediate tensors that
+    lie on a graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +79,8 @@ _OPEN: list[Trace] = []
 
 
 def current() -> Trace:
-    """The trace that is open, or one that nobody will read: stand-ins work outside of checks too."""
+    """The trace that is open, or one that nobody will read: stand-ins work outside of checks
+    too."""
     return _OPEN[-1] if _OPEN else Trace()
 
 
@@ -85,10 +90,13 @@ def flows(tensor: Tensor) -> bool:
 
 
 def flows_through(trace: Trace, values: list[Tensor]) -> bool:
-    """Did a gradient pass through any recorded tensor with one of these values? (x_t, for example, x being the way in)"""
+    """Did a gradient pass through any recorded tensor with one of these values? (x_t, for
+    example, x being the way in)"""
     with torch.no_grad():
         return any(
-            value.shape == tensor.shape and flows(tensor) and torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5)
+            value.shape == tensor.shape
+            and flows(tensor)
+            and torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5)
             for tensor in trace.on_graph
             for value in values
         )

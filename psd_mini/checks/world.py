@@ -1,12 +1,14 @@
-"""The exact world that submissions are run in: latents of Stable Diffusion's shape, a prediction that is known.
+"""The exact world that submissions are run in: latents of Stable Diffusion's shape, a prediction
+that is known.
 
     p_0(x | e) = sum_k pi_k N(x; mu_k + M e, diag(s(e))),    log s(e) = log s_0 + V e
     eps_hat    = E[eps | x_t, e] = -sigma_t grad log p_t(x_t | e)
 
-e is a prompt's embedding, averaged over its tokens. Variances differ from pixel to pixel and from prompt to prompt, so that
-the denoiser's Jacobian is no multiple of the identity, and the predictions for two prompts differ by another vector at every
-x_t: all noise predictions, the noises and x are linearly independent, and a gradient made of them can be taken apart.
-"""
+e is a prompt's embedding, averaged over its tokens. Variances differ from pixel to pixel and from
+prompt to prompt, so that the denoiser's Jacobian is no multiple of the identity, and the
+predictions for two prompts differ by another vector at every
+x_t: all noise predictions, the noises and x are linearly independent, and a gradient made of them
+can be taken apart."""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 class Law(NamedTuple):
-    """The mixture at e = 0: means mu_k (2, d), variances s_0 (d,); what an embedding changes: M and V (WIDTH, d)."""
+    """The mixture at e = 0: means mu_k (2, d), variances s_0 (d,); what an embedding changes: M
+    and V (WIDTH, d)."""
 
     means: Tensor
     variances: Tensor
@@ -55,16 +58,25 @@ def law(size: int, q: bool = False) -> Law:
 
 
 def predict(
-    x_t: Float[Tensor, "b *event"], t: Int[Tensor, " b"], embeddings: Float[Tensor, "b tokens width"] | None, q: bool = False
+    x_t: Float[Tensor, "b *event"],
+    t: Int[Tensor, " b"],
+    embeddings: Float[Tensor, "b tokens width"] | None,
+    q: bool = False,
 ) -> Float[Tensor, "b *event"]:
-    """Exact noise prediction, one embedding per sample; differentiable in x_t and in the embeddings, float64.
+    """Exact noise prediction, one embedding per sample; differentiable in x_t and in the
+    embeddings, float64.
 
     NaN answers NaN, as a network would.
     """
     means, variances, shift, spread = law(x_t[0].numel(), q)
-    e = embeddings.double().mean(1)[:, None] if embeddings is not None else torch.zeros(1, 1, WIDTH).double()
+    e = (
+        embeddings.double().mean(1)[:, None]
+        if embeddings is not None
+        else torch.zeros(1, 1, WIDTH).double()
+    )
     abar = SCHEDULE.alphas_cumprod[t].reshape(-1, 1, 1)
-    # C = alpha_t^2 s(e) + sigma_t^2, z_k = x_t - alpha_t (mu_k + M e), eps_hat = sigma_t sum_k g_k z_k / C
+    # C = alpha_t^2 s(e) + sigma_t^2, z_k = x_t - alpha_t (mu_k + M e), eps_hat = sigma_t sum_k g_k
+    # z_k / C
     c = abar * variances * torch.exp(e @ spread) + 1 - abar
     z = x_t.double().flatten(1)[:, None] - abar.sqrt() * (means + e @ shift)
     g = torch.softmax(LOG_WEIGHTS - 0.5 * (z**2 / c).sum(-1), -1)
@@ -72,8 +84,11 @@ def predict(
 
 
 def embedding(kind: str, batch: int) -> Float[Tensor, "b tokens width"]:
-    """Embedding of the prompt ("cond"), the empty prompt ("uncond") or a negative prompt, one copy per picture."""
-    return normal(1, TOKENS, WIDTH, seed=21 + KINDS.index(kind)).float().expand(batch, -1, -1).clone()
+    """Embedding of the prompt ("cond"), the empty prompt ("uncond") or a negative prompt, one
+    copy per picture."""
+    return (
+        normal(1, TOKENS, WIDTH, seed=21 + KINDS.index(kind)).float().expand(batch, -1, -1).clone()
+    )
 
 
 def picture(batch: int, seed: int, shape: tuple[int, ...] = SHAPE) -> Float[Tensor, "b c h w"]:

@@ -48,7 +48,8 @@ def check(given: Sequence[str], kind: str, as_json: bool, **options: Any) -> Non
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP act as Ctrl-C does, and results so far are printed. The first acts; all that came are listed."""
+    """SIGTERM and SIGHUP act as Ctrl-C does, and results so far are printed. The first acts; all
+    that came are listed."""
     stopped: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -71,7 +72,8 @@ def _stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """What is called with each result: it moves a bar on stderr, and prints the table's lines in the order of the paths."""
+    """What is called with each result: it moves a bar on stderr, and prints the table's lines in
+    the order of the paths."""
     width, shown = max(len(Path(path).name) for path in paths), 0
     done: dict[int, dict[str, Any]] = {}
     tqdm.monitor_interval = 0  # no thread of its own: the grader forks
@@ -90,6 +92,7 @@ def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, dict
 
 
 def _printable(text: str) -> str:
-    """The text with escapes for what stdout cannot encode: lone surrogates, file names that are no UTF-8."""
+    """The text with escapes for what stdout cannot encode: lone surrogates, file names that are
+    no UTF-8."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

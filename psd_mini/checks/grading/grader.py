@@ -2,10 +2,11 @@
 
     results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
 
-The processes are forked from one that has imported torch and holds light stand-ins for diffusers and transformers, so a
-submission costs milliseconds to start. Each runs in a copy of its folder and has a limit of time and of memory; its output is
-caught (see `isolation`). What it executes it executes with your rights: this is isolation from accidents (endless loops, exit,
-crashes, deleted files), not a security sandbox.
+The processes are forked from one that has imported torch and holds light stand-ins for diffusers
+and transformers, so a submission costs milliseconds to start. Each runs in a copy of its folder and
+has a limit of time and of memory; its output is caught (see `isolation`). What it executes it
+executes with your rights: this is isolation from accidents (endless loops, exit, crashes, deleted
+files), not a security sandbox.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from typing import Any
 
 import torch
 
-from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.diagnosis import WEIGHTINGS
+from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.isolation import Job, answer, ended, signals_wait, start, stop
-from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.grading.offline import offline_diffusers
+from psd_mini.checks.grading.submission import Unreadable
+from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.preference import check_psd
 from psd_mini.checks.probe import describe, status_of
 from psd_mini.checks.report import STATUSES, Report, in_capitals, no_answer
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
-from psd_mini.checks.grading.submission import Unreadable
 from psd_mini.checks.world_checks import check_renderer, check_schedule
 
 KINDS: dict[str, Callable[..., Report]] = {
@@ -54,9 +55,11 @@ HINTS = {
 
 
 def find(module: Any, name: str | None, kind: str) -> Any:
-    """The submission in a module: what is named, or what is called like `kind`, or the only one that looks like it.
+    """The submission in a module: what is named, or what is called like `kind`, or the only one
+    that looks like it.
 
-    It looks like it if `kind` (or another of `HINTS`) is in its name, or in a method's; or if there is only one in the file.
+    It looks like it if `kind` (or another of `HINTS`) is in its name, or in a method's; or if there
+    is only one in the file.
 
     Raises:
         Unreadable: nothing, or several; the message lists what there is.
@@ -68,11 +71,17 @@ def find(module: Any, name: str | None, kind: str) -> Any:
                 raise Unreadable(f"it has no {name!r}")
             target = getattr(target, part)
         return target
-    own = {k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__}
+    own = {
+        k: v
+        for k, v in vars(module).items()
+        if callable(v) and getattr(v, "__module__", None) == module.__name__
+    }
     own = {k: v for k, v in own.items() if not k.startswith("_")}
     hints = HINTS.get(kind, (kind,))
     likely = {
-        k: v for k, v in own.items() if any(h in name.lower() for h in hints for name in (k, *getattr(v, "__dict__", {})))
+        k: v
+        for k, v in own.items()
+        if any(h in name.lower() for h in hints for name in (k, *getattr(v, "__dict__", {})))
     } or own
     classes = {k: v for k, v in likely.items() if isinstance(v, type)}
     called = kind.replace("-", "_")
@@ -80,11 +89,14 @@ def find(module: Any, name: str | None, kind: str) -> Any:
         if len(chosen) == 1:
             return next(iter(chosen.values()))
     there = ", ".join(own) or "none"
-    raise Unreadable(f"which one is it? Call it {called} or name it as file.py:name; there are: {there}")
+    raise Unreadable(
+        f"which one is it? Call it {called} or name it as file.py:name; there are: {there}"
+    )
 
 
 def check_file(path: str, kind: str, **options: Any) -> Report:
-    """Import "file.py" or "file.py:name" and check it, in this process; options are the check's own."""
+    """Import "file.py" or "file.py:name" and check it, in this process; options are the check's
+    own."""
     file, name = split(path)
     title = f"check of {kind}"
     try:
@@ -121,40 +133,56 @@ def grade(
     memory: float = 2.0,
     on_result: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Check every path ("file.py" or "file.py:name"), a few at a time. KeyboardInterrupt ends it with the results so far.
+    """Check every path ("file.py" or "file.py:name"), a few at a time. KeyboardInterrupt ends it
+    with the results so far.
 
     Args:
-        paths: submissions. kind: a key of `KINDS`. timeout: seconds for each. workers: submissions at once; default one a core.
+        paths: submissions. kind: a key of `KINDS`. timeout: seconds for each. workers: submissions
+            at once; default one a core.
         weighting: the name of w(t) if only that one is right, see `check_sds`.
-        memory: GiB that each submission may take beyond what torch and the check take (Linux; elsewhere there is no limit).
+        memory: GiB that each submission may take beyond what torch and the check take (Linux;
+            elsewhere there is no limit).
         on_result: called with the place in `paths` and the result, as they come.
 
     Returns:
-        One dictionary each, in order: path, ok, status ("right", or a status of `report.Finding`: "wrong", "could not run",
-        "not answered", "timed out", "not run"), causes, findings, seconds, output (the end of what it printed).
+        One dictionary each, in order: path, ok, status ("right", or a status of `report.Finding`:
+        "wrong", "could not run", "not answered", "timed out", "not run"), causes, findings,
+        seconds, output (the end of what it printed).
 
     Raises:
         ValueError: a weighting that nobody knows, or for a kind without one; no time or no memory.
         OSError: this system cannot fork (Windows): call the check itself, `check_sds(fn)`, there.
     """
     if not hasattr(os, "fork"):
-        raise OSError("files are graded in forked processes, which this system has not: call check_sds(fn) itself")
+        raise OSError(
+            "files are graded in forked processes, which this system has not: call check_sds(fn)"
+            " itself"
+        )
     if weighting is not None and (kind not in WEIGHTED or weighting not in WEIGHTINGS):
-        known = f"choose from {', '.join(WEIGHTINGS)}" if kind in WEIGHTED else f"kind {kind} has none"
+        known = (
+            f"choose from {', '.join(WEIGHTINGS)}" if kind in WEIGHTED else f"kind {kind} has none"
+        )
         raise ValueError(f"weighting: {weighting!r} is not known; {known}")
     for name, value, unit in (("timeout", timeout, "seconds"), ("memory", memory, "GiB")):
         if not 0 < value <= 86400:
-            raise ValueError(f"{name}: expected more than 0 and at most 86400 {unit}, got {value:g}")
+            raise ValueError(
+                f"{name}: expected more than 0 and at most 86400 {unit}, got {value:g}"
+            )
     options = {"weighting": weighting} if weighting else {}
     waiting, running = deque(enumerate(paths)), dict[int, Job]()
     results: dict[int, dict[str, Any]] = {}
 
     def keep(i: int, report: Report | None, seconds: float, printed: str) -> None:
         report = report or no_answer(
-            "could not run", "its report is missing or damaged: does it end its parent, or change json?"
+            "could not run",
+            "its report is missing or damaged: does it end its parent, or change json?",
         )
         report.title = report.title or f"check of {kind}"
-        results[i] = report.to_dict() | {"path": paths[i], "seconds": round(seconds, 2), "output": printed}
+        results[i] = report.to_dict() | {
+            "path": paths[i],
+            "seconds": round(seconds, 2),
+            "output": printed,
+        }
         if on_result is not None:
             on_result(i, results[i])
 
@@ -164,11 +192,21 @@ def grade(
                 while waiting and len(running) < (workers or os.cpu_count() or 1):
                     i, path = waiting.popleft()
                     work = partial(_in_a_copy, path, kind, options=options)
-                    with signals_wait():  # each step is done or not: no process and no result is lost between two
+                    with (
+                        signals_wait()
+                    ):  # each step is done or not: no process and no result is lost between two
                         try:
                             running[i] = start(work, Path(folder, str(i)), timeout, memory)
                         except OSError as error:
-                            keep(i, no_answer("could not run", f"no process could be started: {error.strerror}"), 0.0, "")
+                            keep(
+                                i,
+                                no_answer(
+                                    "could not run",
+                                    f"no process could be started: {error.strerror}",
+                                ),
+                                0.0,
+                                "",
+                            )
                 for i in ended(running, timeout):
                     with signals_wait():
                         job = running.pop(i)
@@ -202,7 +240,8 @@ def split(path: str) -> tuple[str, str]:
 
 
 def expand(path: str) -> Iterator[str]:
-    """A file as it is, a folder as all its .py files in order. Raises ValueError for what is not there."""
+    """A file as it is, a folder as all its .py files in order. Raises ValueError for what is not
+    there."""
     if not os.path.exists(split(path)[0]):
         raise ValueError(f"path: there is no {path!r}; expected file.py, file.py:name or a folder")
     if os.path.isdir(path):

@@ -1,9 +1,10 @@
-"""`from_pretrained` without a network: diffusers' and transformers' names answer with the stand-ins.
+"""`from_pretrained` without a network: diffusers' and transformers' names answer with the
+stand-ins.
 
-Importing the real diffusers costs seconds, a check should cost one: inside the context both libraries are light modules
-whose attributes are the stand-ins, whether or not the real ones are installed. Code that imported the real ones earlier
-is served too: their loaded classes get the stand-ins' `from_pretrained`. All of it is undone on the way out.
-"""
+Importing the real diffusers costs seconds, a check should cost one: inside the context both
+libraries are light modules whose attributes are the stand-ins, whether or not the real ones are
+installed. Code that imported the real ones earlier is served too: their loaded classes get the
+stand-ins' `from_pretrained`. All of it is undone on the way out."""
 
 from __future__ import annotations
 
@@ -17,12 +18,25 @@ from itertools import product
 from types import ModuleType
 from typing import Any
 
-from psd_mini.checks.grading.stand_ins import VAE, Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet
+from psd_mini.checks.grading.stand_ins import (
+    VAE,
+    Part,
+    Pipeline,
+    Scheduler,
+    TextEncoder,
+    Tokenizer,
+    UNet,
+)
 
 LIBRARIES = ("diffusers", "transformers")
 STAND_INS: dict[str, Any] = {
-    **dict.fromkeys(("StableDiffusionPipeline", "DiffusionPipeline", "StableDiffusionImg2ImgPipeline"), Pipeline),
-    **dict.fromkeys(("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), Scheduler),
+    **dict.fromkeys(
+        ("StableDiffusionPipeline", "DiffusionPipeline", "StableDiffusionImg2ImgPipeline"), Pipeline
+    ),
+    **dict.fromkeys(
+        ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"),
+        Scheduler,
+    ),
     **dict.fromkeys(("UNet2DConditionModel", "UNet2DModel"), UNet),
     **dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), VAE),
     **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast", "AutoTokenizer"), Tokenizer),
@@ -31,11 +45,13 @@ STAND_INS: dict[str, Any] = {
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """What functions of the libraries do here that no gradient needs, such as setting the verbosity."""
+    """What functions of the libraries do here that no gradient needs, such as setting the
+    verbosity."""
 
 
 class _Light(ModuleType):
-    """A module that has every name: a stand-in, a part that does nothing, or a function that does nothing."""
+    """A module that has every name: a stand-in, a part that does nothing, or a function that
+    does nothing."""
 
     __path__: list[str] = []
 
@@ -44,13 +60,19 @@ class _Light(ModuleType):
             raise AttributeError(name)
         if name in STAND_INS or name[:1].isupper():
             return STAND_INS.get(name, Part)
-        return importlib.import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
+        return (
+            importlib.import_module(f"{self.__name__}.{name}")
+            if name in ("logging", "utils")
+            else _nothing
+        )
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds every submodule of the two libraries."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
         light = fullname.split(".")[0] in LIBRARIES
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if light else None
 
@@ -63,9 +85,11 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextmanager
 def offline_diffusers() -> Iterator[None]:
-    """Within: `StableDiffusionPipeline.from_pretrained(id, ...)` and its like return exact stand-ins, offline.
+    """Within: `StableDiffusionPipeline.from_pretrained(id, ...)` and its like return exact
+        stand-ins, offline.
 
-    A check opens it by itself. Open it where an object has to be made ready first, and check the object:
+    A check opens it by itself. Open it where an object has to be made ready first, and check the
+    object:
 
         with pm.offline_diffusers():
             sd = StableDiffusion("cpu", fp16=False)
@@ -81,7 +105,9 @@ def offline_diffusers() -> Iterator[None]:
 
     for module, (name, stand_in) in product(real.values(), STAND_INS.items()):
         loaded = vars(module).get(name)
-        if isinstance(loaded, type) and not issubclass(loaded, Part | Scheduler):  # somebody may hold the class itself
+        if isinstance(loaded, type) and not issubclass(
+            loaded, Part | Scheduler
+        ):  # somebody may hold the class itself
             for maker in ("from_pretrained", "from_config"):
                 patch(loaded, maker, getattr(stand_in, maker))
         if module.__name__ in LIBRARIES:  # or the library
