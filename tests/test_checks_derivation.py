@@ -13,12 +13,12 @@ from psd_mini.checks import (
     check_cfg,
     check_gradient,
     check_schedule,
+    exact_world,
     gradient_statistics,
     kl_objective,
     numeric_gradient,
     offline_diffusers,
     reward_objective,
-    world,
 )
 from psd_mini.checks.grading.stand_ins import Pipeline, Scheduler, UNet
 from psd_mini.sds import Context
@@ -145,26 +145,28 @@ def test_check_gradient_tells_direction_from_size():
 
 
 def test_the_exact_world_is_a_mixture():
-    """world.predict against GaussianMixture with the prompt's own means and variances."""
-    e = torch.randn(1, 3, world.WIDTH, generator=torch.Generator().manual_seed(1)).double()
-    law = world.law(10)
+    """exact_world.exact_eps against GaussianMixture with the prompt's own means and variances."""
+    e = torch.randn(1, 3, exact_world.WIDTH, generator=torch.Generator().manual_seed(1)).double()
+    law = exact_world.law(10)
     means, variances = (
         law.means + e.mean(1) @ law.shift,
         law.variances * torch.exp(e.mean(1) @ law.spread)[0],
     )
-    prior = GaussianMixture(world.LOG_WEIGHTS.exp(), means, variances.expand(2, -1), SCHEDULE)
-    x_t, t = world.normal(1, 10, seed=3), torch.tensor([420])
+    prior = GaussianMixture(exact_world.LOG_WEIGHTS.exp(), means, variances.expand(2, -1), SCHEDULE)
+    x_t, t = exact_world.normal(1, 10, seed=3), torch.tensor([420])
     torch.testing.assert_close(
-        world.predict(x_t, t, e), prior.predict_noise(x_t, t)[0], rtol=1e-9, atol=1e-9
+        exact_world.exact_eps(x_t, t, e), prior.predict_noise(x_t, t)[0], rtol=1e-9, atol=1e-9
     )
 
 
 def test_predictions_are_independent_of_the_batch_and_differentiable():
-    x = world.picture(3, 0).requires_grad_()
-    e = world.embedding("cond", 3).double().requires_grad_()
+    x = exact_world.picture(3, 0).requires_grad_()
+    e = exact_world.embedding("cond", 3).double().requires_grad_()
     t = torch.tensor([50, 500, 900])
-    together = world.predict(x, t, e)
-    alone = torch.cat([world.predict(x[i : i + 1], t[i : i + 1], e[i : i + 1]) for i in range(3)])
+    together = exact_world.exact_eps(x, t, e)
+    alone = torch.cat(
+        [exact_world.exact_eps(x[i : i + 1], t[i : i + 1], e[i : i + 1]) for i in range(3)]
+    )
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     for gradient in torch.autograd.grad(together.square().sum(), (x, e)):
         assert gradient.abs().max() > 1e-3
@@ -192,7 +194,7 @@ def test_stand_ins_answer_like_diffusers():
         pipe.enable_attention_slicing()
         assert isinstance(pipe.unet, UNet2DConditionModel) and pipe.unet.dtype is torch.float16
         scheduler = DDIMScheduler.from_pretrained("nobody/nothing", subfolder="scheduler")
-        x, e = torch.randn(2, 4, 64, 64), torch.randn(2, 77, world.WIDTH)
+        x, e = torch.randn(2, 4, 64, 64), torch.randn(2, 77, exact_world.WIDTH)
         for t in (500, torch.tensor(500), torch.tensor([500]), torch.tensor([500, 500])):
             a = pipe.unet(x, t, encoder_hidden_states=e).sample
             torch.testing.assert_close(a, pipe.unet(x, t, e, return_dict=False)[0])

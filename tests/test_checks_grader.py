@@ -10,7 +10,7 @@ import pytest
 import submissions
 import torch
 
-from psd_mini.checks.grading.grader import KINDS, find, grade, summary
+from psd_mini.checks.grading.grader import CHECKS, counts, find, grade, line
 from psd_mini.pipelines.cli import main
 
 HEAD = (
@@ -142,12 +142,10 @@ def test_verdict_of_a_file(results, name):
 
 
 def test_summary_has_a_line_for_each(results):
-    lines = summary(list(results.values())).splitlines()
-    assert len(lines) == len(FILES) + 1
-    assert [line.split("  ")[0] for line in lines if "stub.py" in line or "endless.py" in line] == [
-        "not answered",
-        "timed out",
-    ]
+    rows = list(results.values())
+    lines = [*(line(row, 10) for row in rows), counts(rows)]
+    verdicts = [text.split("  ")[0] for text in lines if "stub.py" in text or "endless.py" in text]
+    assert verdicts == ["not answered", "timed out"]
     counted = Counter(status for _, status, _ in FILES.values())
     others = ", ".join(
         f"{counted[status]} {status}" for status in (WRONG, NOT_RUN, STUB, "timed out")
@@ -155,7 +153,7 @@ def test_summary_has_a_line_for_each(results):
     assert lines[-1] == f"{counted['right']} of {len(FILES)} right, {others}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_one_name_is_always_found(kind):
     """The kind's name, among helpers whose names look like it."""
     called, module = kind.replace("-", "_"), ModuleType("handed_in")
@@ -195,7 +193,7 @@ def test_command_line(tmp_path, capsys):
     assert "not a security sandbox" in " ".join(command(capsys, "--help")[1].split())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_a_stub_of_any_kind_has_not_answered(kind):
     """One that returns nothing, and one that cannot be called."""
 
@@ -205,13 +203,13 @@ def test_a_stub_of_any_kind_has_not_answered(kind):
     def unknown(wibble_1, wibble_2, wibble_3, wibble_4):
         pass
 
-    assert KINDS[kind](stub).status == "not answered"
-    assert KINDS[kind](unknown).status == "could not run"
+    assert CHECKS[kind](stub).status == "not answered"
+    assert CHECKS[kind](unknown).status == "could not run"
 
 
 def test_what_is_attached_to_an_object_counts():
     """A namespace of functions; an attribute that can be called, and is none, does not: it is a
     part."""
     mine = submissions.RIGHT["plain_gradient"][1]
-    KINDS["sds"](SimpleNamespace(sds_loss=mine)).require()
-    assert KINDS["sds"](SimpleNamespace(loss=torch.nn.MSELoss())).status == "could not run"
+    CHECKS["sds"](SimpleNamespace(sds_loss=mine)).require()
+    assert CHECKS["sds"](SimpleNamespace(loss=torch.nn.MSELoss())).status == "could not run"

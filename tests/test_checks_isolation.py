@@ -13,11 +13,23 @@ from pathlib import Path
 import pytest
 from test_checks_grader import GOOD, HEAD
 
-from psd_mini.checks import copies
+from psd_mini.checks.grading import copies
 from psd_mini.checks.grading.grader import grade
 
 LINUX = sys.platform == "linux"
 ENDLESS = "    while True:\n        pass\n"
+DESCRIPTORS = (
+    HEAD
+    + """
+def sds(x):
+    for number in range(3, 100):
+        try:
+            os.write(number, b"\\0\\0\\x10\\0half" * 5)
+        except OSError:
+            pass
+"""
+)
+DAMAGED = ("could not run", "missing or damaged")
 BAD = {  # file name: source, status, words
     b"surrogate.py": (
         "raise ValueError('\\ud800')\n",
@@ -25,40 +37,15 @@ BAD = {  # file name: source, status, words
         "ValueError (line 1 of <module>): \\ud800",
     ),
     b"\xff.py": ("def sds(x):\n    raise NotImplementedError\n", "not answered", ""),
-    b"descriptors.py": (
-        HEAD + "def sds(x):\n    for number in range(3, 100):\n        try:\n           "
-        " os.write(number, b'\\0' * 50)\n        except OSError:\n            pass\n   "
-        " return x\n",
-        "WRONG",
-        "the UNet was never called",
-    ),
-    b"half.py": (
-        HEAD + "def sds(x):\n    for number in range(3, 100):\n        try:\n           "
-        " os.write(number, b'\\0\\0\\x10\\0half')\n        except OSError:\n            pass\n"
-        + ENDLESS,
-        "timed out",
-        "did not return within 8 s",
-    ),
-    b"json.py": (
-        GOOD + "import json\njson.dumps = lambda *_, **__: '{\"title\": '\n",
-        "could not run",
-        "missing or damaged",
-    ),
+    b"descriptors.py": (DESCRIPTORS + "    return x\n", "WRONG", "the UNet was never called"),
+    b"half.py": (DESCRIPTORS + ENDLESS, "timed out", "did not return within 8 s"),
+    b"json.py": (GOOD + "import json\njson.dumps = lambda *_, **__: '{\"title\": '\n", *DAMAGED),
     b"all_is_well.py": (
         GOOD + 'import json\njson.dumps = lambda *_, **__: \'{"title": "", "findings": []}\'\n',
-        "could not run",
-        "missing or damaged",
+        *DAMAGED,
     ),
-    b"kills_its_parent.py": (
-        HEAD + "os.kill(os.getppid(), 9)\nwhile True:\n    pass\n",
-        "could not run",
-        "missing or damaged",
-    ),
-    b"ends_its_parent.py": (
-        HEAD + "os.kill(os.getppid(), 15)\nwhile True:\n    pass\n",
-        "could not run",
-        "missing or damaged",
-    ),
+    b"kills_its_parent.py": (HEAD + "os.kill(os.getppid(), 9)\nwhile True:\n    pass\n", *DAMAGED),
+    b"ends_its_parent.py": (HEAD + "os.kill(os.getppid(), 15)\nwhile True:\n    pass\n", *DAMAGED),
     b"kills_its_group.py": (
         HEAD + "os.kill(0, 9)\n",
         "could not run",
@@ -71,10 +58,8 @@ BAD = {  # file name: source, status, words
     ),
     b"interrupts.py": ("raise KeyboardInterrupt\n", "could not run", "KeyboardInterrupt"),
     b"mute.py": (
-        (
-            "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n\n\ndef"
-            " sds(x):\n    raise Mute\n"
-        ),
+        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n"
+        "def sds(x):\n    raise Mute\n",
         "could not run",
         "Mute",
     ),
@@ -86,7 +71,7 @@ BAD = {  # file name: source, status, words
 def psd_mini_check(*arguments, **options):
     """A process `psd-mini check` with strict output."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "psd_mini.cli", "check", *map(os.fspath, arguments)]
+    command = [sys.executable, "-m", "psd_mini.pipelines.cli", "check", *map(os.fspath, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment, **pipes, **options)
 
@@ -137,18 +122,25 @@ def gone(pid):
     return False
 
 
+LEAVES = """
+import pathlib, signal, subprocess
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+command = "setsid sleep 600 > /dev/null & echo $!"
+orphan = subprocess.check_output(command, shell=True, text=True)
+told = pathlib.Path(TOLD)
+told.with_suffix(".part").write_text(f"{os.getpid()} {child.pid} {orphan}")
+told.with_suffix(".part").rename(told)
+"""
+
+
 def leaves_processes(told):
-    """Source that starts a process in a session of its own, and one that is an orphan, and tells
-    all process ids."""
-    return (
-        HEAD + "import subprocess, signal, pathlib\nfor number in (signal.SIGTERM, signal.SIGHUP,"
-        " signal.SIGINT):\n    signal.signal(number, signal.SIG_IGN)\nchild ="
-        " subprocess.Popen(['sleep', '600'], start_new_session=True)\norphan ="
-        " subprocess.check_output('setsid sleep 600 > /dev/null & echo $!', shell=True,"
-        " text=True)\ntold ="
-        f" pathlib.Path({str(told)!r})\ntold.with_suffix('.part').write_text(f'{{os.getpid()}}"
-        " {child.pid} {orphan}')\ntold.with_suffix('.part').rename(told)\n"
-    )
+    """Source that starts a process in a session of its own, and one that is an orphan.
+
+    It writes all process ids into the file `told`.
+    """
+    return HEAD + LEAVES.replace("TOLD", repr(str(told)))
 
 
 def wait_for(file):

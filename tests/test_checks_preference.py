@@ -6,7 +6,7 @@ import submissions_preference as more
 from submissions import RIGHT, WRONG
 
 from psd_mini.checks import check_negative_embedding, check_psd, check_renderer
-from psd_mini.checks.grading.grader import KINDS
+from psd_mini.checks.grading.grader import CHECKS
 
 KINDS_HERE = ("psd", "renderer", "schedule")
 
@@ -20,13 +20,13 @@ def verdict(report, words):
 @pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in KINDS_HERE])
 def test_no_false_alarm(name):
     kind, submission = RIGHT[name]
-    KINDS[kind](submission).require()
+    CHECKS[kind](submission).require()
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in KINDS_HERE])
 def test_the_mistake_is_named(name):
     kind, submission, words = WRONG[name]
-    report = KINDS[kind](submission)
+    report = CHECKS[kind](submission)
     assert not report.ok
     for word in words:
         verdict(report, word)

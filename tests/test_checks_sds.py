@@ -7,8 +7,8 @@ import torch
 from submissions import RIGHT, WRONG
 from submissions_preference import psd_hard
 
-from psd_mini.checks import check_csd, check_psd, check_sds, diagnosis, world
-from psd_mini.checks.grading.grader import KINDS
+from psd_mini.checks import check_csd, check_psd, check_sds, diagnosis, exact_world
+from psd_mini.checks.grading.grader import CHECKS
 from psd_mini.checks.report import in_capitals
 
 BASIC = ("sds", "cfg", "csd", "vsd")
@@ -21,13 +21,13 @@ TIMES = torch.tensor([90, 250, 500, 930])
 @pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in BASIC])
 def test_no_false_alarm(name):
     kind, submission = RIGHT[name]
-    KINDS[kind](submission).require()
+    CHECKS[kind](submission).require()
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in BASIC])
 def test_the_mistake_is_named(name):
     kind, submission, words = WRONG[name]
-    report = KINDS[kind](submission)
+    report = CHECKS[kind](submission)
     assert report.status == NO_ANSWER.get(name, "wrong")
     for word in words:
         assert word in "; ".join(report.causes), f"{word!r} not in {report.causes}"
@@ -35,13 +35,15 @@ def test_the_mistake_is_named(name):
         report.require()
 
 
-@pytest.mark.parametrize("wanted", diagnosis.WEIGHTINGS)
-@pytest.mark.parametrize("came", diagnosis.WEIGHTINGS)
+@pytest.mark.parametrize("wanted", diagnosis.W_FORMULAS)
+@pytest.mark.parametrize("came", diagnosis.W_FORMULAS)
 def test_a_weighting_is_told_from_the_others(wanted, came):
     """Sizes from the schedule's own w(t), and with a mean for a sum: two mistakes are two
     causes."""
     for factor, slip in ((1.0, ""), (1 / 16384, "mean over elements")):
-        sizes = factor * world.SCHEDULE.weight(TIMES, came, torch.zeros(4, dtype=torch.float64))
+        sizes = factor * exact_world.SCHEDULE.weight(
+            TIMES, came, torch.zeros(4, dtype=torch.float64)
+        )
         seen = [
             (t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)
         ]
@@ -77,7 +79,7 @@ def test_checks_take_a_weighting():
 
 
 def test_cfg_in_place_is_not_blamed_on_guidance():
-    report = KINDS["cfg"](WRONG["cfg_in_place"][1])
+    report = CHECKS["cfg"](WRONG["cfg_in_place"][1])
     assert [finding.name for finding in report.findings if not finding.ok] == ["inputs"], report
 
 
