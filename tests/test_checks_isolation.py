@@ -238,8 +238,10 @@ import os, shutil
 from pathlib import Path
 import torch
 from helper import NUMBER
-assert NUMBER == 1 and Path("data.txt").read_text() == Path(__file__).with_name("data.txt").read_text() == "data"
-assert os.listdir("inner") == ["module.py"] and not os.path.exists("outside") and not os.path.exists("large.bin")
+beside = Path(__file__).with_name("data.txt")
+assert NUMBER == 1 and Path("data.txt").read_text() == beside.read_text() == "data"
+assert os.listdir("inner") == ["module.py"]
+assert not os.path.exists("outside") and not os.path.exists("large.bin")
 Path("data.txt").write_text("changed")
 shutil.rmtree(Path(__file__).parent)
 

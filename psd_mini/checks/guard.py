@@ -15,6 +15,10 @@ from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.report import Report, Unreadable, no_answer
 
 FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))  # not a submission's code
+NOT_READY = (
+    "is something None that another method sets first? Make the object within"
+    " offline_diffusers(), call that method and hand in the object instead of its class"
+)
 # the usual reason of an exception, by what its text contains
 USUAL_REASONS = [
     ("cuda", "it moves tensors to cuda; use x.device instead of a fixed device"),
@@ -24,11 +28,7 @@ USUAL_REASONS = [
     ("modified by an inplace", "it changes its input in place"),
     ("out of bounds", f"was t outside 0..{T - 1}?"),
     ("out of range", f"was t outside 0..{T - 1}?"),
-    (
-        "nonetype",
-        "is something None that another method sets first? Make the object within"
-        " offline_diffusers(), call that method and hand in the object instead of its class",
-    ),
+    ("nonetype", NOT_READY),
     ("memoryerror", "it takes more memory than a submission is given"),
     ("can't allocate memory", "it takes more memory than a submission is given"),
     ("graph a second time", "it back-propagates the same graph twice"),

@@ -39,9 +39,7 @@ SDS_NOT_VSD = "the noise is subtracted instead of q's prediction: this is SDS, n
 REDRAWN = "the noise was redrawn: the one that is subtracted is not the one in x_t"
 NO_Q = "q's prediction does not appear: is the pretrained network used for both?"
 CSD_NOT_SDS = "no noise is subtracted and the predictions cancel: this is CSD, not SDS"
-NO_NOISE = (
-    "the noise is not subtracted: G is the noise prediction alone (same mean, other variance)"
-)
+ALONE = "the noise is not subtracted: G is the noise prediction alone (same mean, other variance)"
 BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's prediction only"
 SDS_NOT_CSD = (
     "the noise is subtracted: this is SDS; CSD is the difference of two predictions of the same x_t"
@@ -205,4 +203,4 @@ def _subtraction_cause(formula: Formula, scales: list[Scale], tolerance: float) 
         return NO_Q
     if noiseless:
         return ""
-    return CSD_NOT_SDS if all(abs(s.c + s.u) < tolerance for s in scales) else NO_NOISE
+    return CSD_NOT_SDS if all(abs(s.c + s.u) < tolerance for s in scales) else ALONE

@@ -21,10 +21,7 @@ KEPT = (
     "the UNet is called with gradients on: right, but its graph costs memory and time; use"
     " torch.no_grad()"
 )
-MIXED = (
-    "pictures influence each other, share a t or a weight that is not theirs, or their embeddings"
-    " are interleaved (repeat for repeat_interleave?)"
-)
+MIXED = "pictures influence each other, share a t or a weight, or embeddings are interleaved"
 
 
 def _groups(trials: list[Trial]) -> list[Group]:
@@ -131,5 +128,5 @@ def judge_batch(report: Report, formula: Formula, batched: list[Trial], failure:
     worst = min(cosines)
     fine, sound = worst > 1 - 5 * batched[0].tolerance, report.ok
     status = fine or (not sound and "note")
-    came, cause = f"cosine {worst:.4f}", MIXED if sound else ""
+    came, cause = f"cosine {worst:.4f}", f"{MIXED} (repeat for repeat_interleave?)" if sound else ""
     report.add(status, "batch of 3", came, "cosine 1 for each picture", cause)

@@ -28,23 +28,22 @@ from psd_mini.checks.rewarding import reward
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
+
+def _sigma(t: int) -> float:
+    return alpha_sigma(t)[1]
+
+
 EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
 SLIPS: list[Slip] = [  # factors of (g, t, batch)
     (
-        "multiplied by the batch: the sum over pictures instead of the mean?",
+        "the sum over pictures instead of the mean: multiplied by the batch",
         lambda g, t, b: float(b),
     ),
     ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
     ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
-    (
-        "x0_hat is made of eps(n) alone: it must be made of the guided prediction",
-        lambda g, t, b: 1 / (1 - g),
-    ),
+    ("x0_hat is made of eps(n) alone, not of the guided prediction", lambda g, t, b: 1 / (1 - g)),
     ("x0_hat is not divided by alpha_t", lambda g, t, b: alpha_sigma(t)[0]),
-    (
-        "x0_hat = (x_t - sigma_t eps)/alpha_t: sigma_t is missing",
-        lambda g, t, b: 1 / alpha_sigma(t)[1],
-    ),
+    ("sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t", lambda g, t, b: 1 / _sigma(t)),
     ("twice the reference", lambda *_: 2.0),
     ("half the reference", lambda *_: 0.5),
 ]

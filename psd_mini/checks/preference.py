@@ -19,21 +19,12 @@ from typing import Any
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks import diagnosis
+from psd_mini.checks import judging_draws as draws
+from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.grading.names import Names, keys
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import ADDED, JACOBIAN, basics
-from psd_mini.checks.judging_draws import judge_graph, judge_noise
-from psd_mini.checks.preference_weights import (
-    EQUATION,
-    LAMBDA,
-    PAIR_BASES,
-    RULES,
-    judge_growth,
-    judge_strength,
-    judge_weights,
-    strength_of,
-)
 from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
@@ -44,13 +35,8 @@ METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
 G_AND_T = ((7.5, 500), (3, 300), (7.5, 700), (3, 850), (7.5, 150), (7.5, 600))
 PAIRS = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]  # batch, g, t, seed
 SAME_NOISE = "both noises are the same: one x_t, so nothing to compare"
-TWO_TIMES = (
-    "the pair stands at different t: rewards and residuals of different noise levels do not compare"
-)
-HALF_GUIDED = (
-    "guidance on one of the two only: winner and loser must be guided alike (the loser came without"
-    " CFG?)"
-)
+TWO_TIMES = "the pair stands at different t: rewards of different noise levels do not compare"
+HALF_GUIDED = "guidance on one of the two only: winner and loser must be guided alike"
 BARE = "no noise is subtracted: the terms must be eps_hat - eps_i"
 RAW = (
     "the noise is not subtracted in the preference term (raw form, eps_hat of winner minus loser):"
@@ -60,16 +46,9 @@ ONE_NOISE = (
     "the noise of one of the two is not subtracted as it should be: the terms must be"
     " eps_hat - eps_i"
 )
-ONE_PICTURE_ONLY = (
-    "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
-)
-ONE_WINNER = (
-    "one winner for the whole batch: right where it holds views of one object, wrong for different"
-    " ones"
-)
-OTHER_WINNERS = (
-    "in a batch the winners are not those of the rewards: are pictures and rewards mixed up?"
-)
+ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
+ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"
+OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
 
 
 @validated
@@ -90,33 +69,33 @@ def check_psd(
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
-    if form not in RULES:
-        raise Unreadable(f"form: {form!r} is not known; choose from {', '.join(RULES)}")
+    if form not in weights.RULES:
+        raise Unreadable(f"form: {form!r} is not known; choose from {', '.join(weights.RULES)}")
     known_weighting(weighting)
     report = Report(f"check of {form}")
     submission = prepare(fn, METHODS, names)
-    more = {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA}
+    more = {"reward": reward, "tau": 1.0, "preference_weight": weights.LAMBDA}
     prober = Prober(submission, names, more)
     trials = [prober.run(*PAIRS[0])]
-    if not basics(report, trials[0], EQUATION):
+    if not basics(report, trials[0], weights.EQUATION):
         return report
     trials += [prober.run(*plan) for plan in PAIRS[1:]]
     _judge_pair(report, trials)
     scored = judge_reward(report, trials)
     _judge_residuals(report, trials)
     weighted = form == "psd" and "preference_weight" in keys(prober.fn, names)
-    strength = strength_of(scored) if weighted else None
-    signed = strength is not None and PAIR_BASES[strength[0]][1] == "note"
-    judge_weights(report, form, scored, trials[0].style, weighting, signed)
+    strength = weights.strength_of(scored) if weighted else None
+    signed = strength is not None and weights.PAIR_BASES[strength[0]][1] == "note"
+    weights.judge_weights(report, form, scored, trials[0].style, weighting, signed)
     if strength is not None:
-        more["preference_weight"] = 2 * LAMBDA
+        more["preference_weight"] = 2 * weights.LAMBDA
         twice = Prober(submission, names, more).run(*PAIRS[0])
-        weights = [trial.readings[0].sums() for trial in (trials[0], twice)]
-        if judge_growth(report, strength[0], *weights):
-            judge_strength(report, *strength)
+        once, doubled = trials[0].readings[0].sums(), twice.readings[0].sums()
+        if weights.judge_growth(report, strength[0], once, doubled):
+            weights.judge_strength(report, *strength)
     _judge_batch(report, prober, form)
-    judge_noise(report, trials)
-    judge_graph(report, trials)
+    draws.judge_noise(report, trials)
+    draws.judge_graph(report, trials)
     return report
 
 
@@ -161,10 +140,8 @@ def _judge_residuals(report: Report, trials: list[Trial]) -> None:
         causes.append(f"{leftover:.0%} of the gradient is no combination of residuals")
     if any(trial.through_unet() for trial in trials):
         causes.append(JACOBIAN)
-    came, wanted = (
-        f"{row} guidance, {leftover:.0%} unexplained",
-        "uncond + g (cond - uncond) - eps_i",
-    )
+    came = f"{row} guidance, {leftover:.0%} unexplained"
+    wanted = "uncond + g (cond - uncond) - eps_i"
     equation = "h_i = eps_cfg(x_t^i) - eps_i"
     report.add(not causes, "residuals", came, wanted, "; ".join(causes), equation)
 
@@ -194,7 +171,7 @@ def _judge_batch(report: Report, prober: Prober, form: str) -> None:
         try:
             trial = prober.run(2, 7.5, (500,), seed)
         except Unreadable as error:
-            report.add("note", "batch of 2", str(error), "as for one picture", ONE_PICTURE_ONLY)
+            report.add("note", "batch of 2", str(error), "as for one picture", ONE_ONLY)
             return
         rewards = rewards_of(trial, seen_by_reward(trial))
         gaps = [r[0] - r[1] for r in rewards if r is not None and len(r) == 2]
@@ -210,7 +187,7 @@ def _judge_winners(report: Report, trial: Trial, gaps: list[float]) -> None:
     pulls = [w[0] - w[1] for w in (reading.sums() for reading in trial.readings)]
     own = all(pull * gap > 0 for pull, gap in zip(pulls, gaps, strict=True))
     together = all(pull * (gaps[0] + gaps[1]) > 0 for pull in pulls)
-    expected, cause = "each picture's own winner", OTHER_WINNERS
+    expected, cause = "each picture's own winner", OTHERS
     came = expected if own else "other winners"
     if together and not own:
         came, cause = "one winner for all", ONE_WINNER

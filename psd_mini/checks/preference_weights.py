@@ -46,23 +46,15 @@ PAIR_BASES: dict[str, tuple[Callable[[Tensor], Tensor], bool | str, str]] = {
     "the loser's residual": (lambda sign: -sign / 2, False, CHOSEN),
 }
 # causes of wrong weights
-NO_PULL = (
-    "the preference term is missing, the rewards have no influence: this is SDS with two noises"
-)
+NO_PULL = "the preference term is missing, the rewards have no influence: SDS with two noises"
 SWAPPED = "winner and loser are swapped: the gradient moves to the worse one"
 UNSIGNED = (
-    "omega is not signed, it must change its sign with R_1 - R_2: here the first noise always wins"
+    "omega is not signed, it must change its sign with R_1 - R_2: the first noise always wins"
 )
 NO_BASE = "the base is missing: the pair alone does not pull to the prior"
 A_BASE = "there is a base: DreamDPO is the winner's residual minus the loser's alone"
-UNKNOWN_OMEGA = (
-    "the weights are 1/2 +- lambda omega for no omega of hard, gap, bt: is it, or lambda(t), one of"
-    " your own?"
-)
-WORST = (
-    "the worst noise gets the largest weight: wrong sign of the reward, or sorted the wrong way"
-    " round"
-)
+OWN_OMEGA = "the weights are 1/2 +- lambda omega for no omega of hard, gap, bt: one of your own?"
+WORST = "the worst noise gets the largest weight: wrong sign of the reward, or sorted backwards"
 
 
 def judge_weights(
@@ -182,7 +174,7 @@ def judge_strength(report: Report, base: str, factor: float, kind: str) -> None:
         came = f"{factor:g} lambda omega, {kind}"
         report.add(not name, "strength", came, "lambda omega", cause)
     elif report.findings[-1].ok:  # otherwise the weights are wrong, and how was said
-        report.add("note", "strength", "no omega that is known", "lambda omega", UNKNOWN_OMEGA)
+        report.add("note", "strength", "no omega that is known", "lambda omega", OWN_OMEGA)
 
 
 def _rule_causes(form: str, samples: Samples) -> Verdict:

@@ -24,6 +24,8 @@ from psd_mini.checks.exact_world import alpha_sigma
 from psd_mini.checks.grading.stand_ins import TextEncoder
 from psd_mini.checks.trace import Call, Trace
 
+Embeddings = Mapping[str, Tensor]  # by label
+
 
 @dataclass
 class Group:
@@ -98,12 +100,7 @@ def cosine(u: Tensor, v: Tensor) -> float:
 
 
 def read(
-    g: float,
-    x: Tensor,
-    gradient: Tensor,
-    trace: Trace,
-    known: Mapping[str, Tensor],
-    eps: list[Tensor],
+    g: float, x: Tensor, gradient: Tensor, trace: Trace, known: Embeddings, eps: list[Tensor]
 ) -> list[Reading]:
     """Take every picture of a run apart.
 
@@ -141,7 +138,7 @@ def read(
     return pictures
 
 
-def _labels(call: Call, known: Mapping[str, Tensor]) -> list[str]:
+def _labels(call: Call, known: Embeddings) -> list[str]:
     """Which of the known embeddings each row was asked with; "" for one that nobody gave."""
     if call.model == "q" or call.embeddings is None:
         return ["q" if call.model == "q" else "cond"] * len(call.x_t)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+Ok = bool | str  # True, False or one of STATUSES
 STATUSES = ("ok", "note", "wrong", "could not run", "not answered", "timed out", "not run")
-COLOURS = {"ok": "#2a7d2a", "note": "#96690a"}
 
 
 class Unreadable(ValueError):
@@ -86,18 +85,12 @@ class Report:
         ]
 
     def add(
-        self,
-        ok: bool | str,
-        name: str,
-        came: Any,
-        expected: Any = "",
-        cause: str = "",
-        equation: str = "",
+        self, ok: Ok, name: str, came: str, wanted: str = "", cause: str = "", equation: str = ""
     ) -> None:
         """Append a row; ok is True, False or a status. Right rows keep no cause."""
         status = ok if isinstance(ok, str) else "ok" if ok else "wrong"
         cause = "" if status == "ok" else cause
-        self.findings.append(Finding(name, str(came), str(expected), status, cause, equation))
+        self.findings.append(Finding(name, came, wanted, status, cause, equation))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -123,17 +116,7 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            body = "".join(f"<{tag} style='text-align:left'>{cell}</{tag}>" for cell in cells)
-            return f"<tr>{body}</tr>"
-
-        body = [row(("", "checked", "came", "expected", "likely cause", "equation"), "th")]
-        for f in self.findings:
-            mark = f"<b style='color:{COLOURS.get(f.status, '#b3261e')}'>{f.status}</b>"
-            texts = map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))
-            body.append(row((mark, *texts), "td"))
-        title = f"<b>{html.escape(self.title)}: {self.status}</b>"
-        return f"{title}<table>{''.join(body)}</table>"
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def no_answer(status: str, text: str, title: str = "") -> Report:

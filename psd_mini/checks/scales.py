@@ -34,11 +34,10 @@ class Formula:
     methods: tuple[str, ...]
 
 
+DIFFERENCE = "G = w(t) (cond - uncond)"
 GUIDED = "G = w(t) (uncond + g (cond - uncond) - {})"
 SDS_FORMULA = Formula("SDS", "noise", GUIDED.format("eps"), COURSE)
-CSD_FORMULA = Formula(
-    "CSD", None, "G = w(t) (cond - uncond)", ("csd_loss", "get_csd_loss", *COURSE)
-)
+CSD_FORMULA = Formula("CSD", None, DIFFERENCE, ("csd_loss", "get_csd_loss", *COURSE))
 VSD_FORMULA = Formula("VSD", "q", GUIDED.format("eps_q"), ("vsd_loss", "get_vsd_loss", *COURSE))
 
 

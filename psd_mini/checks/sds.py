@@ -14,18 +14,12 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks import diagnosis
+from psd_mini.checks import judging_draws as draws
 from psd_mini.checks.exact_world import SHAPE, normal
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.submission import answered, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import basics, judge_gradient
-from psd_mini.checks.judging_draws import (
-    judge_batch,
-    judge_graph,
-    judge_inputs,
-    judge_mean,
-    judge_noise,
-)
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report, Unreadable
@@ -37,9 +31,7 @@ ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
-LEARNS_PRIOR = (
-    "q is trained to match the frozen model: the two become equal and the VSD gradient vanishes"
-)
+LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
 
 
 @validated
@@ -109,10 +101,10 @@ def _check_formula(formula: Formula, target: Any, names: Names, weighting: str |
         batched, failure = [], str(error)
     takes_g = "guidance_scale" in keys(fn, names)
     judge_gradient(report, formula, trials, limits, batched, takes_g, weighting)
-    judge_noise(report, [*trials, *batched])
-    judge_mean(report, formula, trials)
-    judge_graph(report, trials)
-    judge_batch(report, formula, batched, failure)
+    draws.judge_noise(report, [*trials, *batched])
+    draws.judge_mean(report, formula, trials)
+    draws.judge_graph(report, trials)
+    draws.judge_batch(report, formula, batched, failure)
     return report
 
 
@@ -182,7 +174,7 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
         c, u = seen[g]
         right, came = abs(c - g) + abs(u - 1 + g) < 1e-2, f"{c:.3g} cond {u:+.3g} uncond"
         report.add(right, f"g = {g:g}", came, wanted, "" if cause else "the limit is wrong")
-    judge_inputs(report, changed)
+    draws.judge_inputs(report, changed)
     return report
 
 

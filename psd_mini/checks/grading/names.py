@@ -12,9 +12,8 @@ from typing import Any
 
 from psd_mini.checks.report import Unreadable
 
-Names = (
-    Mapping[str, str] | None
-)  # parameter -> key of NAMES, for parameters with names of their own
+# parameter -> key of NAMES, for parameters with names of their own
+Names = Mapping[str, str] | None
 NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs",
     "image": "image images img imgs pred_rgb rgb rendered rendering renders pred_image",

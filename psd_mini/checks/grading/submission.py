@@ -41,13 +41,8 @@ def environment() -> dict[str, Any]:
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980
     number = torch.float32
     settings = {"device": "cpu", "precision": number, "dtype": number, "fp16": False}
-    return {
-        "unet": pipe.unet,
-        "vae": pipe.vae,
-        "q": q,
-        "scheduler": schedule,
-        "alphas_cumprod": pipe.alphas_cumprod,
-        "betas": pipe.betas,
+    parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
+    return {name: getattr(pipe, name) for name in parts} | {
         "pipe": pipe,
         "predict_noise": lambda x_t, t, *rest, **kw: _plain(
             pipe.unet(x_t, t, *rest, **_renamed(kw))
