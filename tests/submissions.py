@@ -1,5 +1,4 @@
-"""What people hand in: right implementations in many styles, and wrong ones, each with words its
-diagnosis must contain.
+"""What people hand in: right code in many styles, and wrong code with words of its diagnosis.
 
 Plain code on purpose, written as a student would, without the package. `RIGHT` and `WRONG` map a
 name to (kind, submission) and (kind, submission, words); more than one word means more than one
@@ -199,8 +198,7 @@ class SpecifyGradient(torch.autograd.Function):
 
 @right("sds")
 class DreamFusionStyle:
-    """Pictures in, encoded here; gradient through a custom autograd function; stacked
-    embeddings."""
+    """Pictures are encoded here; a custom autograd function; stacked embeddings."""
 
     def __init__(self, device, fp16=False, t_range=(0.02, 0.98)):
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -874,8 +872,7 @@ def cfg_in_place(eps_cond, eps_uncond, guidance_scale):
 
 @wrong("sds", "interleaved")
 class EmbeddingsInterleaved(StarterB):
-    """[uncond, cond] repeated as a whole: right for one picture, in a batch each chunk holds
-    both."""
+    """[uncond, cond] repeated as a whole: in a batch each chunk holds both."""
 
     def get_sds_loss(self, latents, text_embeddings, guidance_scale=100, grad_scale=1):
         t, noise = self.draw(latents), torch.randn_like(latents)

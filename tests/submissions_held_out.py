@@ -1,8 +1,8 @@
-"""Submissions that were written after the checkers, in styles that they had not been designed for
-(then kept as tests).
+"""Submissions written after the checkers, in styles that they had not been designed for.
 
 The verdict and its words were right at the first attempt for 19 of 23 in the first round, and 11 of
-14 in the second."""
+14 in the second. Since then they are tests.
+"""
 
 import math
 import random
@@ -23,8 +23,7 @@ def held(kind, *words):
 
 @held("sds")
 def threestudio_style(self, latents, t, text_embeddings, guidance_scale=100):
-    """A bare method: everything hangs on self; the loss is the surrogate with a reduction by
-    sum."""
+    """A bare method: everything hangs on self; the loss is the surrogate, summed."""
     with torch.no_grad():
         noise = torch.randn_like(latents)
         latents_noisy = self.scheduler.add_noise(latents, noise, t)
@@ -74,8 +73,7 @@ def latents_as_hook(x, t, eps, unet, cond, uncond, guidance_scale, scheduler):
 
 @held("sds")
 class OwnPrompts:
-    """Encodes its own prompts; one timestep for the whole batch, from the random module; scale
-    fixed in the constructor."""
+    """Encodes its own prompts; one random t for the batch; scale fixed in the constructor."""
 
     def __init__(self, model_id="runwayml/stable-diffusion-v1-5", guidance=7.5):
         from diffusers import DDPMScheduler, StableDiffusionPipeline

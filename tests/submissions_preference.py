@@ -1,5 +1,4 @@
-"""More submissions: preference pairs, negative embeddings, renderers and schedules. See
-`submissions`."""
+"""More `submissions`: preference pairs, negative embeddings, renderers and schedules."""
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,7 @@ PAIR = (
 
 
 def for_clip(latents):
-    """What a reward model on CLIP is shown: decoded, 0..1, clamped, 224 x 224, normalised by
-    channel."""
+    """What a reward model on CLIP is shown: decoded, clamped to 0..1, 224 x 224, normalised."""
     image = (VAE().decode(latents / 0.18215).sample / 2 + 0.5).clamp(0, 1)
     image = F.interpolate(image, size=224, mode="bicubic", antialias=True)
     mean, std = torch.tensor([[0.4815, 0.4578, 0.4082], [0.2686, 0.2613, 0.2758]]).view(2, 3, 1, 1)

@@ -1,5 +1,4 @@
-"""Derivation checks against closed forms; the exact world against the package's mixture;
-reports; offline diffusers."""
+"""Derivation checks against closed forms, the exact world, reports, offline diffusers."""
 
 import subprocess
 import sys
@@ -48,8 +47,7 @@ def test_numeric_gradient_of_the_kl(t):
 
 
 def test_numeric_gradient_of_a_reward_objective():
-    """Linear reward: the objective's gradient is beta grad KL - J^T v, with J = alpha d x0_hat /
-    d x_t."""
+    """Linear reward: the gradient is beta grad KL - J^T v, with J = alpha d x0_hat / d x_t."""
     v, beta, t = torch.tensor([1.0, 2.0]).double(), 0.5, 400
     abar = SCHEDULE.alphas_cumprod[t]
     jacobian = abar * S @ torch.linalg.inv(abar * S + (1 - abar) * torch.eye(2).double())
@@ -58,8 +56,7 @@ def test_numeric_gradient_of_a_reward_objective():
 
 
 def test_statistics_of_sds():
-    """E[G] = sigma / alpha grad KL; Cov = (alpha^2 S C^-1)^2; a method of twice the size is
-    biased."""
+    """E[G] = sigma / alpha grad KL, Cov = (alpha^2 S C^-1)^2. Twice the gradient is biased."""
     t = 300
     kl, ratio = closed_form(t)
     abar = SCHEDULE.alphas_cumprod[t]
@@ -76,9 +73,11 @@ def test_statistics_of_sds():
 
 
 def test_the_truth_for_a_preference():
-    """Linear reward, one Gaussian: the optimum's mean is mu + S v / beta. `reward_objective` is
-    beta times that, because x0_hat's reward is the implicit one here; in a mixture it is not, and
-    the two are different objectives."""
+    """Linear reward, one Gaussian: the optimum's mean is mu + S v / beta.
+
+    `reward_objective` is beta times that, because x0_hat's reward is the implicit one here. In a
+    mixture it is not, and the two are different objectives.
+    """
     v, beta, t = torch.tensor([1.0, 2.0]).double(), 0.5, 400
     abar = SCHEDULE.alphas_cumprod[t]
     exact = abar * torch.linalg.solve(
@@ -98,8 +97,7 @@ def test_the_truth_for_a_preference():
 
 
 def test_statistics_refuse_to_rank_draws_together():
-    """Each draw must have a winner of its own: then draws are independent, and their mean's
-    error is theirs / sqrt(n)."""
+    """Each draw has a winner of its own, so draws are independent: the mean's error is 1/sqrt(n)."""
     context = Context(
         GAUSS,
         torch.zeros(2, 1, dtype=torch.float64),
@@ -224,8 +222,7 @@ def test_importing_the_package_does_not_import_the_checkers():
 
 
 def test_offline_reaches_classes_that_are_loaded_already(monkeypatch):
-    """Who imported the real classes first holds them, or their library: both answer with
-    stand-ins, and only within."""
+    """Classes and libraries that were imported before give stand-ins, within the context only."""
     library, part = ModuleType("diffusers"), ModuleType("diffusers.schedulers")
 
     class ConfigMixin:

@@ -208,8 +208,7 @@ def test_a_stub_of_any_kind_has_not_answered(kind):
 
 
 def test_what_is_attached_to_an_object_counts():
-    """A namespace of functions; an attribute that can be called, and is none, does not: it is a
-    part."""
+    """A function that is an attribute is a submission; a module (a loss, say) is only a part."""
     mine = submissions.RIGHT["plain_gradient"][1]
     CHECKS["sds"](SimpleNamespace(sds_loss=mine)).require()
     assert CHECKS["sds"](SimpleNamespace(loss=torch.nn.MSELoss())).status == "could not run"

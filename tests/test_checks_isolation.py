@@ -1,5 +1,4 @@
-"""Submissions that would take the table, the teacher's files or the machine with them, through
-`psd-mini check`."""
+"""Submissions that do damage: the table, the teacher's files and the machine survive them."""
 
 import json
 import os
@@ -165,8 +164,10 @@ def test_nothing_is_left_of_a_submission(tmp_path, ending):
 @pytest.mark.skipif(not LINUX, reason="other systems end the process group only")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_leaves_results_and_no_process(tmp_path, number):
-    """The first submission is done when it comes, the second at work; of kill -9 the lines that
-    were printed are left."""
+    """When it comes, the first submission is done and the second at work.
+
+    After kill -9 the lines that were printed are left.
+    """
     told = tmp_path / "told"
     sources = {
         "a.py": "def sds(x):\n    raise NotImplementedError\n",
@@ -252,8 +253,7 @@ def sds(x):
 
 
 def test_a_submission_works_in_a_copy_of_its_folder(tmp_path):
-    """It finds helpers and data beside it; it deletes its folder, and the teacher's is as it
-    was."""
+    """It finds helpers and data; it deletes its folder, and the teacher's stays as it was."""
     folder = tmp_path / "handed_in"
     for name in ("inner/__pycache__", ".git"):
         (folder / name).mkdir(parents=True)

@@ -1,5 +1,4 @@
-"""Preference pairs, negative embeddings, renderers, schedules: right ones pass, wrong ones are
-named."""
+"""Preference pairs, negative embeddings, renderers, schedules: right or a named mistake."""
 
 import pytest
 import submissions_preference as more

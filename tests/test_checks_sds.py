@@ -38,8 +38,7 @@ def test_the_mistake_is_named(name):
 @pytest.mark.parametrize("wanted", diagnosis.W_FORMULAS)
 @pytest.mark.parametrize("came", diagnosis.W_FORMULAS)
 def test_a_weighting_is_told_from_the_others(wanted, came):
-    """Sizes from the schedule's own w(t), and with a mean for a sum: two mistakes are two
-    causes."""
+    """Sizes from the schedule's w(t), also with a mean for a sum: two mistakes, two causes."""
     for factor, slip in ((1.0, ""), (1 / 16384, "mean over elements")):
         sizes = factor * exact_world.SCHEDULE.weight(
             TIMES, came, torch.zeros(4, dtype=torch.float64)

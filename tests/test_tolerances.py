@@ -1,5 +1,4 @@
-"""Every strict or exact comparison of floats in the tests has a margin, or a comment `# exact:
-why`.
+"""Every strict or exact comparison of floats in the tests has a margin or says `# exact: why`.
 
 Two processors round differently, so `computed < 0` or `computed == other` may hold on one and fail
 on the other. This file reads the tests as syntax trees. A claim is what an `assert` or a `return`
@@ -7,9 +6,9 @@ compares, through `and`, `or`, `not`, `&`, `|`, bool(), all(), any() and generat
 unless they have a margin:
 
 * an ordering (<, <=, >, >=) of two computed values, or of one and 0, 1 or -1, the bounds that
-    mathematics reaches;
+  mathematics reaches;
 * == and != of arrays inside all() or any(), or where a side is a float literal or comes from a call
-    that gives floats (FLOATS);
+  that gives floats (FLOATS);
 * torch.equal and its relatives, wherever they stand, and rtol=0 with atol=0.
 
 The margin of an ordering: one side is another number than 0, 1 and -1, or a sum, difference,
@@ -19,8 +18,9 @@ it. The margin of an equality: pytest.approx. Whole numbers, sizes, texts, sets 
 says why another processor gives the same answer.
 
 What this cannot see: types. `a == b` of two plain names passes, and so does a dictionary that holds
-floats; a margin may be too small; a comparison used as an index, x[y > 0], or counted, (y >
-0).sum(), is no claim."""
+floats; a margin may be too small; a comparison used as an index, x[y > 0], or counted,
+(y > 0).sum(), is no claim.
+"""
 
 import ast
 import re
@@ -63,8 +63,7 @@ def number(node: ast.AST) -> float | None:
 
 
 def kind(node: ast.AST) -> str:
-    """What an expression is, as far as syntax tells: float, other, or ? (whole literals too:
-    they may stand for floats)."""
+    """What an expression is, as far as syntax tells: float, other, or ? (whole literals too)."""
     if number(node) is not None:
         return "float" if isinstance(number(node), float) else "?"
     if isinstance(

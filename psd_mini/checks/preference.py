@@ -108,9 +108,8 @@ def _judge_pair(report: Report, trials: list[Trial]) -> None:
     if not same_t:
         cause = TWO_TIMES
     numbers, at = "/".join(map(str, sorted(counts))), "one" if same_t else "different"
-    report.add(
-        not cause, "pair", f"{numbers} noised versions, at {at} t", "several, at one t", cause
-    )
+    came = f"{numbers} noised versions, at {at} t"
+    report.add(not cause, "pair", came, "several, at one t", cause)
 
 
 def _judge_residuals(report: Report, trials: list[Trial]) -> None:

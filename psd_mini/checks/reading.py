@@ -111,21 +111,11 @@ def read(
     if gradient.shape != x.shape or not gradient.isfinite().all():
         return []
     pictures = [Reading(g, len(x), x[i], gradient[i], []) for i in range(len(x))]
-    towards = normalize(x.flatten(1), dim=1)
     labels = [_labels(call, known) for call in trace.calls]
     # a prompt that nobody gave came from a text encoder: the only prompt, or a negative one
     unknown = "negative" if any("cond" in row for row in labels) else "cond"
-    for call, names in zip(trace.calls, labels, strict=True):
-        asked = call.x_t.detach().double()
-        if asked.shape[1:] != x.shape[1:] or not asked.isfinite().all():
-            continue
-        for row, (t, name) in enumerate(zip(call.t.tolist(), names, strict=True)):
-            # the picture that x_t resembles most
-            picture = pictures[int((towards @ asked[row].flatten()).argmax())]
-            group = picture.group_at(t, asked[row])
-            group.eps_hat[name or unknown] = call.eps_hat[row].detach().double()
-            if call.embeddings is not None:
-                group.embeddings[name or unknown] = call.embeddings[row].detach()
+    for call, row in zip(trace.calls, labels, strict=True):
+        _sort(call, [label or unknown for label in row], pictures)
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *x.shape[1:]), x.shape) for d in drawn] + eps
     for i, picture in enumerate(pictures):
@@ -136,6 +126,21 @@ def read(
         for group, parts in zip(picture.groups, picture.coefficients, strict=True):
             _rescale(group, parts)
     return pictures
+
+
+def _sort(call: Call, labels: list[str], pictures: list[Reading]) -> None:
+    """Add the predictions of a call to the groups of the pictures that it asked about."""
+    x = torch.stack([picture.x for picture in pictures])
+    asked, towards = call.x_t.detach().double(), normalize(x.flatten(1), dim=1)
+    if asked.shape[1:] != x.shape[1:] or not asked.isfinite().all():
+        return
+    for row, (t, label) in enumerate(zip(call.t.tolist(), labels, strict=True)):
+        # the picture that x_t resembles most
+        picture = pictures[int((towards @ asked[row].flatten()).argmax())]
+        group = picture.group_at(t, asked[row])
+        group.eps_hat[label] = call.eps_hat[row].detach().double()
+        if call.embeddings is not None:
+            group.embeddings[label] = call.embeddings[row].detach()
 
 
 def _labels(call: Call, known: Embeddings) -> list[str]:

@@ -189,9 +189,8 @@ def grade(
         finally:
             for job in running.values():
                 stop(job)
-        for i in range(len(paths)):
-            if i not in results:
-                keep(i, no_answer("not run", "the checking was stopped before"))
+        for i in sorted(set(range(len(paths))) - set(results)):
+            keep(i, no_answer("not run", "the checking was stopped before"))
     return [results[i] for i in range(len(paths))]
 
 
