@@ -97,7 +97,7 @@ def test_the_truth_for_a_preference():
 
 
 def test_statistics_refuse_to_rank_draws_together():
-    """Each draw has a winner of its own, so draws are independent: the mean's error is 1/sqrt(n)."""
+    """Each draw has a winner of its own, so draws are independent: errors fall as 1 / sqrt(n)."""
     context = Context(
         GAUSS,
         torch.zeros(2, 1, dtype=torch.float64),
