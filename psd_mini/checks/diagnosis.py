@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, product
 
-from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_sigma
+from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, sigma_at
 
 OfTime = Callable[[int], float]
 Hypotheses = list[tuple[str, OfTime, str]]  # formula, value at t, cause; the first is right
@@ -20,16 +20,8 @@ Slip = tuple[str, Callable[..., float]]  # words, and the factor that the slip b
 Pair = Callable[[float], tuple[float, float]]
 
 
-def _alpha(t: int) -> float:
-    return alpha_sigma(t)[0]
-
-
-def _sigma(t: int) -> float:
-    return alpha_sigma(t)[1]
-
-
 def _beta(t: int) -> float:
-    return 1 - (_alpha(t) / _alpha(t - 1)) ** 2 if t > 0 else _sigma(0) ** 2
+    return 1 - (alpha_at(t) / alpha_at(t - 1)) ** 2 if t > 0 else sigma_at(0) ** 2
 
 
 def _prod_beta(t: int) -> float:
@@ -47,31 +39,31 @@ REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
 NO_ROOT = "the square root is missing: sigma_t is sqrt(1 - abar_t)"
 ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
 SIGNAL: Hypotheses = [  # a in x_t = a x + s eps
-    ("sqrt(abar_t)", _alpha, ""),
-    ("abar_t", lambda t: _alpha(t) ** 2, ROOT),
-    ("alpha_{t-1}", lambda t: _alpha(t - 1), SHIFT.format("signal", "-")),
-    ("alpha_{t+1}", lambda t: _alpha(t + 1), SHIFT.format("signal", "+")),
-    ("sqrt(1 - abar_t)", _sigma, SWAP),
-    ("1 - abar_t", lambda t: _sigma(t) ** 2, f"{SWAP}, and {ROOT}"),
+    ("sqrt(abar_t)", alpha_at, ""),
+    ("abar_t", lambda t: alpha_at(t) ** 2, ROOT),
+    ("alpha_{t-1}", lambda t: alpha_at(t - 1), SHIFT.format("signal", "-")),
+    ("alpha_{t+1}", lambda t: alpha_at(t + 1), SHIFT.format("signal", "+")),
+    ("sqrt(1 - abar_t)", sigma_at, SWAP),
+    ("1 - abar_t", lambda t: sigma_at(t) ** 2, f"{SWAP}, and {ROOT}"),
     ("sqrt(1 - beta_t)", lambda t: (1 - _beta(t)) ** 0.5, STEP),
     ("1 - beta_t", lambda t: 1 - _beta(t), f"{STEP}; {ROOT}"),
     ("1", lambda t: 1.0, "x is not scaled by alpha_t"),
     ("0", lambda t: 0.0, "x is not in x_t: the UNet was asked about pure noise"),
-    ("alpha_t / scaling", lambda t: _alpha(t) / SCALING, UNSCALED),
+    ("alpha_t / scaling", lambda t: alpha_at(t) / SCALING, UNSCALED),
     ("sqrt(prod beta_s)", lambda t: _prod_beta(t) ** 0.5, OVER_BETA),
-    ("alpha_{T-1-t}", lambda t: _alpha(T - 1 - t), REVERSED),
+    ("alpha_{T-1-t}", lambda t: alpha_at(T - 1 - t), REVERSED),
 ]
 NOISE: Hypotheses = [  # s in x_t = a x + s eps
-    ("sqrt(1 - abar_t)", _sigma, ""),
-    ("1 - abar_t", lambda t: _sigma(t) ** 2, NO_ROOT),
+    ("sqrt(1 - abar_t)", sigma_at, ""),
+    ("1 - abar_t", lambda t: sigma_at(t) ** 2, NO_ROOT),
     ("0", lambda t: 0.0, "no noise was added: the UNet must see x_t = alpha_t x + sigma_t eps"),
-    ("sigma_{t-1}", lambda t: _sigma(t - 1), SHIFT.format("noise", "-")),
-    ("sigma_{t+1}", lambda t: _sigma(t + 1), SHIFT.format("noise", "+")),
-    ("sqrt(abar_t)", _alpha, SWAP),
-    ("abar_t", lambda t: _alpha(t) ** 2, f"{SWAP}, and {ROOT}"),
+    ("sigma_{t-1}", lambda t: sigma_at(t - 1), SHIFT.format("noise", "-")),
+    ("sigma_{t+1}", lambda t: sigma_at(t + 1), SHIFT.format("noise", "+")),
+    ("sqrt(abar_t)", alpha_at, SWAP),
+    ("abar_t", lambda t: alpha_at(t) ** 2, f"{SWAP}, and {ROOT}"),
     ("sqrt(beta_t)", lambda t: _beta(t) ** 0.5, STEP),
     ("beta_t", _beta, f"{STEP}; the square root is missing"),
-    ("1 - alpha_t", lambda t: 1 - _alpha(t), ONE_MINUS_ALPHA),
+    ("1 - alpha_t", lambda t: 1 - alpha_at(t), ONE_MINUS_ALPHA),
     ("1", lambda t: 1.0, "the noise is not scaled by sigma_t"),
 ]
 
@@ -164,7 +156,7 @@ def _power(i: int, j: int) -> tuple[str, OfTime]:
     """alpha_t^i sigma_t^j: its name and its value."""
     powers = [("alpha_t", i), ("sigma_t", j)]
     parts = [name if p == 1 else f"{name}^{p}" for name, p in powers if p]
-    return " ".join(parts) or "1", lambda t: _alpha(t) ** i * _sigma(t) ** j
+    return " ".join(parts) or "1", lambda t: alpha_at(t) ** i * sigma_at(t) ** j
 
 
 _POWERS = sorted(product(range(-2, 3), range(-2, 5)), key=lambda p: abs(p[0]) + abs(p[1]))
@@ -173,11 +165,11 @@ PER_STEP = "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cum
 # weights w(t) that are known by name, the simple ones first, and slips in them: (w, cause)
 KNOWN_WEIGHTS: dict[str, tuple[OfTime, str]] = {
     **{name: (w, "") for name, w in (_power(i, j) for i, j in _POWERS)},
-    "1 - alpha_t": (lambda t: 1 - _alpha(t), ""),
+    "1 - alpha_t": (lambda t: 1 - alpha_at(t), ""),
     "t / T": (lambda t: t / T, ""),
     "beta_t": (_beta, PER_STEP),
-    "sigma_{t+1}^2": (lambda t: _sigma(t + 1) ** 2, TAKEN_AT.format("+")),
-    "sigma_{t-1}^2": (lambda t: _sigma(t - 1) ** 2, TAKEN_AT.format("-")),
+    "sigma_{t+1}^2": (lambda t: sigma_at(t + 1) ** 2, TAKEN_AT.format("+")),
+    "sigma_{t-1}^2": (lambda t: sigma_at(t - 1) ** 2, TAKEN_AT.format("-")),
 }
 # the names of `schedule.WEIGHTINGS` as formulas
 W_FORMULAS = {"sds": "sigma_t^2", "uniform": "1", "fantasia3d": "alpha_t sigma_t^2"}

@@ -93,3 +93,13 @@ def alpha_sigma(t: int) -> tuple[float, float]:
     """alpha_t and sigma_t of one timestep as numbers; t is clamped to the grid."""
     abar = SCHEDULE.alphas_cumprod[min(max(t, 0), T - 1)].item()
     return abar**0.5, (1 - abar) ** 0.5
+
+
+def alpha_at(t: int) -> float:
+    """alpha_t of one timestep."""
+    return alpha_sigma(t)[0]
+
+
+def sigma_at(t: int) -> float:
+    """sigma_t of one timestep."""
+    return alpha_sigma(t)[1]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks.diagnosis import Slip, explain
-from psd_mini.checks.exact_world import SCHEDULE, alpha_sigma, embedding, exact_eps
+from psd_mini.checks.exact_world import SCHEDULE, alpha_at, embedding, exact_eps, sigma_at
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
@@ -28,11 +28,6 @@ from psd_mini.checks.rewarding import reward
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
-
-def _sigma(t: int) -> float:
-    return alpha_sigma(t)[1]
-
-
 EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
 SLIPS: list[Slip] = [  # factors of (g, t, batch)
     (
@@ -42,8 +37,8 @@ SLIPS: list[Slip] = [  # factors of (g, t, batch)
     ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
     ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
     ("x0_hat is made of eps(n) alone, not of the guided prediction", lambda g, t, b: 1 / (1 - g)),
-    ("x0_hat is not divided by alpha_t", lambda g, t, b: alpha_sigma(t)[0]),
-    ("sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t", lambda g, t, b: 1 / _sigma(t)),
+    ("x0_hat is not divided by alpha_t", lambda g, t, b: alpha_at(t)),
+    ("sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t", lambda g, t, b: 1 / sigma_at(t)),
     ("twice the reference", lambda *_: 2.0),
     ("half the reference", lambda *_: 0.5),
 ]

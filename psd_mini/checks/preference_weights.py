@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks import diagnosis
-from psd_mini.checks.exact_world import alpha_sigma
+from psd_mini.checks.exact_world import sigma_at
 from psd_mini.checks.judging import ASCENT
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report
@@ -133,7 +133,7 @@ def strength_of(scored: Scored) -> tuple[str, float, str] | None:
     if not gaps:
         return None
     gap, over_half = torch.stack(gaps), torch.tensor(above).double()
-    sigma = torch.tensor([alpha_sigma(t)[1] for t in times]).double()
+    sigma = torch.tensor([sigma_at(t) for t in times]).double()
     for base, kind, scale in product(PAIR_BASES, ("hard", "gap", "bt"), (sigma**0, sigma)):
         shift = PAIR_BASES[base][0](gap.sign())
         ratio = (over_half - shift) / (LAMBDA * scale * omega(gap, kind, 1.0))

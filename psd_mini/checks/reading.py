@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from psd_mini.checks.exact_world import alpha_sigma
+from psd_mini.checks.exact_world import alpha_sigma, sigma_at
 from psd_mini.checks.grading.stand_ins import TextEncoder
 from psd_mini.checks.trace import Call, Trace
 
@@ -200,7 +200,7 @@ def _rescale(group: Group, parts: dict[str, float]) -> None:
 
     A wrong sigma_t is not subtracted at its own size, and stays as it is.
     """
-    ratio = group.s / alpha_sigma(round(group.t))[1]
+    ratio = group.s / sigma_at(round(group.t))
     total = parts.get("cond", 0.0) + parts.get("uncond", 0.0)
     matches = abs(parts.get("noise", 0.0) + ratio * total) < 1e-2 * abs(total)
     if group.eps is not None and abs(ratio - 1) > 0.02 and matches:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, alpha_sigma, normal
+from psd_mini.checks.exact_world import SCALING, alpha_at, alpha_sigma, normal
 from psd_mini.checks.grading.stand_ins import VAE
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Reading
@@ -98,7 +98,7 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Reading, Ten
     for trial in trials:
         reading, all_seen = trial.readings[0], seen_by_reward(trial)
         names |= {seen.name for seen in all_seen}
-        alpha_t = alpha_sigma(reading.t)[0]
+        alpha_t = alpha_at(reading.t)
         slopes += [(alpha_t, seen.slope) for seen in all_seen if seen.slope]
         decoded += _decoded_slopes(trial)
         rewards = rewards_of(trial, all_seen)[0]
