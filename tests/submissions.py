@@ -1,7 +1,8 @@
-"""What people hand in: right implementations in many styles, and wrong ones, each with words its diagnosis must contain.
+"""What people hand in: right code in many styles, and wrong code with words of its diagnosis.
 
-Plain code on purpose, written as a student would, without the package. `RIGHT` and `WRONG` map a name to (kind, submission)
-and (kind, submission, words); more than one word means more than one mistake.
+Plain code on purpose, written as a student would, without the package. `RIGHT` and `WRONG` map a
+name to (kind, submission) and (kind, submission, words); more than one word means more than one
+mistake.
 """
 
 import numpy as np
@@ -29,7 +30,7 @@ def wrong(kind, *words):
     return add
 
 
-# ---------------------------------------------------------------- two course starters, with the student's part left open
+# ---- two course starters, with the student's part left open
 
 
 class StarterA:
@@ -39,10 +40,23 @@ class StarterA:
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         self.device = device
-        name = "stabilityai/stable-diffusion-2-1-base" if sd_version == "2.1" else "CompVis/stable-diffusion-v1-4"
-        pipe = StableDiffusionPipeline.from_pretrained(name, torch_dtype=torch.float32).to(self.device)
-        self.vae, self.tokenizer, self.text_encoder, self.unet = pipe.vae, pipe.tokenizer, pipe.text_encoder, pipe.unet
-        self.scheduler = DDIMScheduler.from_pretrained(name, subfolder="scheduler", torch_dtype=torch.float32)
+        name = (
+            "stabilityai/stable-diffusion-2-1-base"
+            if sd_version == "2.1"
+            else "CompVis/stable-diffusion-v1-4"
+        )
+        pipe = StableDiffusionPipeline.from_pretrained(name, torch_dtype=torch.float32).to(
+            self.device
+        )
+        self.vae, self.tokenizer, self.text_encoder, self.unet = (
+            pipe.vae,
+            pipe.tokenizer,
+            pipe.text_encoder,
+            pipe.unet,
+        )
+        self.scheduler = DDIMScheduler.from_pretrained(
+            name, subfolder="scheduler", torch_dtype=torch.float32
+        )
         del pipe
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
         self.min_step, self.max_step = (int(self.num_train_timesteps * bound) for bound in t_range)
@@ -51,8 +65,21 @@ class StarterA:
 
 @right("sds")
 class StarterASolved(StarterA):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
-        t = torch.randint(self.min_step, self.max_step + 1, (latents.shape[0],), dtype=torch.long, device=self.device)
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
+        t = torch.randint(
+            self.min_step,
+            self.max_step + 1,
+            (latents.shape[0],),
+            dtype=torch.long,
+            device=self.device,
+        )
         with torch.no_grad():
             noise = torch.randn_like(latents)
             noisy = self.scheduler.add_noise(latents, noise, t)
@@ -75,16 +102,29 @@ class StarterB(nn.Module):
 
         logging.set_verbosity_error()
         self.device, self.dtype = args.device, args.precision
-        pipe = StableDiffusionPipeline.from_pretrained("stabilityai/stable-diffusion-2-1-base", torch_dtype=self.dtype)
+        pipe = StableDiffusionPipeline.from_pretrained(
+            "stabilityai/stable-diffusion-2-1-base", torch_dtype=self.dtype
+        )
         pipe.to(self.device)
-        self.vae, self.tokenizer, self.text_encoder, self.unet = pipe.vae, pipe.tokenizer, pipe.text_encoder, pipe.unet
-        self.scheduler = DDIMScheduler.from_pretrained("...", subfolder="scheduler", torch_dtype=self.dtype)
+        self.vae, self.tokenizer, self.text_encoder, self.unet = (
+            pipe.vae,
+            pipe.tokenizer,
+            pipe.text_encoder,
+            pipe.unet,
+        )
+        self.scheduler = DDIMScheduler.from_pretrained(
+            "...", subfolder="scheduler", torch_dtype=self.dtype
+        )
         self.num_train_timesteps = self.scheduler.config.num_train_timesteps
         self.t_range = t_range
         self.alphas = self.scheduler.alphas_cumprod.to(self.device)
 
     def get_noise_preds(self, latents_noisy, t, text_embeddings, guidance_scale=100):
-        both = self.unet(torch.cat([latents_noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=text_embeddings).sample
+        both = self.unet(
+            torch.cat([latents_noisy] * 2),
+            torch.cat([t] * 2),
+            encoder_hidden_states=text_embeddings,
+        ).sample
         uncond, cond = both.chunk(2)
         return uncond + guidance_scale * (cond - uncond)
 
@@ -99,13 +139,15 @@ class StarterBSolved(StarterB):
         t = self.draw(latents)
         noise = torch.randn_like(latents)
         with torch.no_grad():
-            pred = self.get_noise_preds(self.scheduler.add_noise(latents, noise, t), t, text_embeddings, guidance_scale)
+            pred = self.get_noise_preds(
+                self.scheduler.add_noise(latents, noise, t), t, text_embeddings, guidance_scale
+            )
         w = (1 - self.alphas[t]).view(-1, 1, 1, 1)
         grad = torch.nan_to_num(grad_scale * w * (pred - noise))
         return (grad.detach() * latents).sum() / latents.shape[0]
 
 
-# ---------------------------------------------------------------------------------- other right ones
+# ---- other right ones
 
 
 def levels(alphas_cumprod, t):
@@ -123,7 +165,16 @@ def plain_gradient(x, t, eps, predict_noise, cond, uncond, guidance_scale, alpha
 
 
 @right("sds")
-def float64_other_cfg(latents, timesteps, noise, unet, text_embeddings, uncond_embeddings, guidance_scale, alphas_cumprod):
+def float64_other_cfg(
+    latents,
+    timesteps,
+    noise,
+    unet,
+    text_embeddings,
+    uncond_embeddings,
+    guidance_scale,
+    alphas_cumprod,
+):
     latents, noise = latents.double(), noise.double()
     abar = alphas_cumprod.double()[timesteps].reshape(-1, 1, 1, 1)
     noisy = abar**0.5 * latents + (1 - abar) ** 0.5 * noise
@@ -147,7 +198,7 @@ class SpecifyGradient(torch.autograd.Function):
 
 @right("sds")
 class DreamFusionStyle:
-    """Pictures in, encoded here; gradient through a custom autograd function; stacked embeddings."""
+    """Pictures are encoded here; a custom autograd function; stacked embeddings."""
 
     def __init__(self, device, fp16=False, t_range=(0.02, 0.98)):
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -163,12 +214,16 @@ class DreamFusionStyle:
 
     def train_step(self, text_embeddings, pred_rgb, guidance_scale=100):
         images = F.interpolate(pred_rgb, (512, 512), mode="bilinear", align_corners=False)
-        latents = self.vae.encode(2 * images - 1).latent_dist.sample() * self.vae.config.scaling_factor
+        latents = (
+            self.vae.encode(2 * images - 1).latent_dist.sample() * self.vae.config.scaling_factor
+        )
         t = torch.randint(20, 981, (latents.shape[0],), dtype=torch.long, device=self.device)
         with torch.no_grad():
             noise = torch.randn_like(latents)
             noisy = self.scheduler.add_noise(latents, noise, t)
-            pred = self.unet(torch.cat([noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=text_embeddings).sample
+            pred = self.unet(
+                torch.cat([noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=text_embeddings
+            ).sample
             uncond, text = pred.chunk(2)
             pred = text + (guidance_scale - 1) * (text - uncond)
         w = 1 - self.alphas[t]
@@ -250,7 +305,7 @@ def vsd_usual(x, t, eps, unet, unet_lora, cond, uncond, scheduler, guidance_scal
     return w * (u + guidance_scale * (c - u) - unet_lora(x_t, t, cond).sample)
 
 
-# ---------------------------------------------------------------------------------- wrong SDS, with starter A
+# ---- wrong SDS, with starter A
 
 
 class A(StarterA):
@@ -275,72 +330,151 @@ class A(StarterA):
 
 @wrong("sds", "mean over elements instead of sum")
 class MeanInsteadOfSum(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return 0.5 * F.mse_loss(latents, (latents - grad).detach())
 
 
 @wrong("sds", "factor 1/2")
 class MissingHalf(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return F.mse_loss(latents, (latents - grad).detach(), reduction="sum") / len(latents)
 
 
 @wrong("sds", "mean over elements", "factor 1/2")
 class PlainMSE(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return F.mse_loss(latents, (latents - grad).detach())
 
 
 @wrong("sds", "divided by the batch twice")
 class BatchTwice(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         grad = grad / len(latents)
         return 0.5 * F.mse_loss(latents, (latents - grad).detach(), reduction="sum") / len(latents)
 
 
 @wrong("sds", "target detached")
 class TargetNotDetached(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         with torch.no_grad():
             t, noise, noisy = self.noisy(latents)
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return 0.5 * F.mse_loss(latents, latents - grad, reduction="sum")
 
 
 @wrong("sds", "no gradient path")
 class NoGradientPath(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        return F.mse_loss(self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale), noise)
+        return F.mse_loss(
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale), noise
+        )
 
 
 @wrong("sds", "residual is taken at x_t")
 class ResidualAtXt(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return 0.5 * F.mse_loss(latents, (noisy - grad).detach(), reduction="sum")
 
 
 @wrong("sds", "extra alpha_t")
 class ThroughXt(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents)
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return 0.5 * F.mse_loss(noisy, (noisy - grad).detach(), reduction="sum")
 
 
 @wrong("sds", "redrawn")
 class NoiseRedrawn(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
         pred = self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale)
         grad = self.weight(t) * (pred - torch.randn_like(latents))
@@ -349,19 +483,38 @@ class NoiseRedrawn(A):
 
 @wrong("sds", "no noise was added")
 class NoNoiseAdded(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t = torch.randint(20, 980, (len(latents),))
         noise = torch.randn_like(latents)
         noisy = self.alphas[t].sqrt().view(-1, 1, 1, 1) * latents.detach()
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return 0.5 * F.mse_loss(latents, (latents - grad).detach(), reduction="sum")
 
 
 @wrong("sds", "s+1", "mean over elements")
 class PlusOneAndMean(A):
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):
+    def sds_loss(
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale + 1) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale + 1)
+            - noise
+        )
         return 0.5 * F.mse_loss(latents, (latents - grad).detach())
 
 
@@ -383,16 +536,29 @@ class UniformNoise(A):
 
         self.scheduler, self.original = Wrapped(), original
 
-    def sds_loss(self, latents, text_embeddings, text_embeddings_uncond=None, guidance_scale=100, grad_scale=1):  # noqa: F811
+    def sds_loss(  # noqa: F811
+        self,
+        latents,
+        text_embeddings,
+        text_embeddings_uncond=None,
+        guidance_scale=100,
+        grad_scale=1,
+    ):
         t, noise, noisy = self.noisy(latents.detach())
-        grad = self.weight(t) * (self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise)
+        grad = self.weight(t) * (
+            self.predict(noisy, t, text_embeddings, text_embeddings_uncond, guidance_scale) - noise
+        )
         return 0.5 * F.mse_loss(latents, (latents - grad).detach(), reduction="sum")
 
 
 @wrong("sds", "chunks")
 class ChunkOrder(StarterB):
     def get_noise_preds(self, latents_noisy, t, text_embeddings, guidance_scale=100):
-        both = self.unet(torch.cat([latents_noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=text_embeddings).sample
+        both = self.unet(
+            torch.cat([latents_noisy] * 2),
+            torch.cat([t] * 2),
+            encoder_hidden_states=text_embeddings,
+        ).sample
         cond, uncond = both.chunk(2)
         return uncond + guidance_scale * (cond - uncond)
 
@@ -402,7 +568,11 @@ class ChunkOrder(StarterB):
 @wrong("sds", "flipped guidance")
 class FlippedGuidance(StarterB):
     def get_noise_preds(self, latents_noisy, t, text_embeddings, guidance_scale=100):
-        both = self.unet(torch.cat([latents_noisy] * 2), torch.cat([t] * 2), encoder_hidden_states=text_embeddings).sample
+        both = self.unet(
+            torch.cat([latents_noisy] * 2),
+            torch.cat([t] * 2),
+            encoder_hidden_states=text_embeddings,
+        ).sample
         uncond, cond = both.chunk(2)
         return uncond + guidance_scale * (uncond - cond)
 
@@ -414,10 +584,12 @@ class EncodedUnderNoGrad(DreamFusionStyle):
     def train_step(self, text_embeddings, pred_rgb, guidance_scale=100):
         with torch.no_grad():
             latents = self.vae.encode(pred_rgb).latent_dist.sample() * 0.18215
-        return super().train_step(text_embeddings, pred_rgb.detach(), guidance_scale) * latents.sum()
+        return (
+            super().train_step(text_embeddings, pred_rgb.detach(), guidance_scale) * latents.sum()
+        )
 
 
-# ---------------------------------------------------------------------------------- wrong SDS, as functions
+# ---- wrong SDS, as functions
 
 
 def sds(x, t, eps, net, cond, uncond, g, abar, guided=None):
@@ -470,7 +642,9 @@ def csd_for_sds(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_c
 
 
 @wrong("sds", "front is missing")
-def no_unconditional_in_front(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod):
+def no_unconditional_in_front(
+    x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod
+):
     _, c, u = sds(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod)
     return guidance_scale * (c - u) - eps
 
@@ -512,7 +686,9 @@ def alpha_and_sigma_swapped(x, t, eps, predict_noise, cond, uncond, guidance_sca
 
 
 @wrong("sds", "1 - sqrt(abar_t)")
-def sigma_is_one_minus_alpha(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod):
+def sigma_is_one_minus_alpha(
+    x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod
+):
     a, _ = levels(alphas_cumprod, t)
     with torch.no_grad():
         x_t = a * x + (1 - a) * eps
@@ -529,7 +705,9 @@ def jacobian_kept(x, t, eps, unet, cond, uncond, guidance_scale, alphas_cumprod)
 
 
 @wrong("sds", "divided by the batch")
-def gradient_divided_by_batch(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod):
+def gradient_divided_by_batch(
+    x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod
+):
     _, c, u = sds(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod)
     return (u + guidance_scale * (c - u) - eps) / len(x)
 
@@ -577,7 +755,10 @@ def cfg_flipped(noise_pred_text, noise_pred_uncond, guidance_scale):
 
 @wrong("cfg", "linear")
 def cfg_normalised(noise_pred_text, noise_pred_uncond, guidance_scale):
-    return F.normalize(noise_pred_text - noise_pred_uncond, dim=-1) * guidance_scale + noise_pred_uncond
+    return (
+        F.normalize(noise_pred_text - noise_pred_uncond, dim=-1) * guidance_scale
+        + noise_pred_uncond
+    )
 
 
 @wrong("csd", "this is SDS")
@@ -686,18 +867,20 @@ def cfg_in_place(eps_cond, eps_uncond, guidance_scale):
     return eps_uncond + guidance_scale * eps_cond
 
 
-# ---------------------------------------------------------------------------------- slips seen in courses
+# ---- slips seen in courses
 
 
 @wrong("sds", "interleaved")
 class EmbeddingsInterleaved(StarterB):
-    """[uncond, cond] repeated as a whole: right for one picture, in a batch each chunk holds both."""
+    """[uncond, cond] repeated as a whole: in a batch each chunk holds both."""
 
     def get_sds_loss(self, latents, text_embeddings, guidance_scale=100, grad_scale=1):
         t, noise = self.draw(latents), torch.randn_like(latents)
         two = text_embeddings[:: len(latents)].repeat(len(latents), 1, 1)
         with torch.no_grad():
-            pred = self.get_noise_preds(self.scheduler.add_noise(latents, noise, t), t, two, guidance_scale)
+            pred = self.get_noise_preds(
+                self.scheduler.add_noise(latents, noise, t), t, two, guidance_scale
+            )
         return ((pred - noise) * latents).sum() / len(latents)
 
 
@@ -708,4 +891,6 @@ class PromptFirst(StarterA):
     embeddings = None
 
     def sds_loss(self, latents, guidance_scale=100):
-        return self.unet(latents, torch.tensor(500), self.embeddings.repeat(len(latents), 1, 1)).sample.sum()
+        return self.unet(
+            latents, torch.tensor(500), self.embeddings.repeat(len(latents), 1, 1)
+        ).sample.sum()

@@ -1,4 +1,4 @@
-"""More submissions: preference pairs, negative embeddings, renderers and schedules. See `submissions`."""
+"""More `submissions`: preference pairs, negative embeddings, renderers and schedules."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,14 @@ from submissions import levels, right, wrong
 
 from psd_mini.checks.grading.stand_ins import VAE
 
-PAIR = "x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod"
+PAIR = (
+    "x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight,"
+    " alphas_cumprod"
+)
 
 
 def for_clip(latents):
-    """What a reward model on CLIP is shown: decoded, 0..1, clamped, 224 x 224, normalised by channel."""
+    """What a reward model on CLIP is shown: decoded, clamped to 0..1, 224 x 224, normalised."""
     image = (VAE().decode(latents / 0.18215).sample / 2 + 0.5).clamp(0, 1)
     image = F.interpolate(image, size=224, mode="bicubic", antialias=True)
     mean, std = torch.tensor([[0.4815, 0.4578, 0.4082], [0.2686, 0.2613, 0.2758]]).view(2, 3, 1, 1)
@@ -55,9 +58,23 @@ def pair(x, t, noises, net, cond, uncond, reward, g, abar, loser_guided=True, sh
 def psd_args(fn):
     """Give a formula of (h, predictions, rewards, noises, lam) the documented signature."""
 
-    def submission(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
+    def submission(
+        x,
+        t,
+        eps_1,
+        eps_2,
+        predict_noise,
+        cond,
+        uncond,
+        reward,
+        guidance_scale,
+        preference_weight,
+        alphas_cumprod,
+    ):
         noises = eps_1, eps_2
-        h, predictions, rewards = pair(x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+        h, predictions, rewards = pair(
+            x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+        )
         return fn(h, predictions, rewards, noises, preference_weight)
 
     submission.__name__ = fn.__name__
@@ -74,11 +91,15 @@ def psd_hard(h, predictions, r, noises, lam):
 @psd_args
 def psd_bt_by_argmax(h, predictions, r, noises, lam):
     winner, loser = torch.where(r[0] > r[1], h[0], h[1]), torch.where(r[0] > r[1], h[1], h[0])
-    return 0.5 * (winner + loser) + lam * (2 * torch.sigmoid((r[0] - r[1]).abs()) - 1) * (winner - loser)
+    return 0.5 * (winner + loser) + lam * (2 * torch.sigmoid((r[0] - r[1]).abs()) - 1) * (
+        winner - loser
+    )
 
 
 @right("psd")
-def psd_antithetic_loss(latents, text_embeddings, uncond_embeddings, unet, scheduler, vae, reward, guidance_scale, lam):
+def psd_antithetic_loss(
+    latents, text_embeddings, uncond_embeddings, unet, scheduler, vae, reward, guidance_scale, lam
+):
     t = torch.randint(100, 900, (len(latents),))
     eps = torch.randn_like(latents)
     s = (1 - scheduler.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
@@ -92,7 +113,9 @@ def psd_antithetic_loss(latents, text_embeddings, uncond_embeddings, unet, sched
             guided = u + guidance_scale * (c - u)
             h.append(guided - e)
             r.append(reward(vae.decode((x_t - s * guided) / a / 0.18215).sample))
-        grad = s**2 * ((h[0] + h[1]) / 2 + lam * s * torch.sign(r[0] - r[1]).view(-1, 1, 1, 1) * (h[0] - h[1]))
+        grad = s**2 * (
+            (h[0] + h[1]) / 2 + lam * s * torch.sign(r[0] - r[1]).view(-1, 1, 1, 1) * (h[0] - h[1])
+        )
     return (grad * latents).sum()
 
 
@@ -134,10 +157,14 @@ def psd_winners_of_the_neighbour(h, predictions, r, noises, lam):
 
 IN_A_BATCH = {
     "one winner for the whole batch": psd_args(
-        lambda h, predictions, r, noises, lam: (h[0] + h[1]) / 2 + lam * torch.sign((r[0] - r[1]).sum()) * (h[0] - h[1])
+        lambda h, predictions, r, noises, lam: (
+            (h[0] + h[1]) / 2 + lam * torch.sign((r[0] - r[1]).sum()) * (h[0] - h[1])
+        )
     ),
     "give omega, weights and w(t) the shape (B, 1, 1, 1)": psd_args(
-        lambda h, predictions, r, noises, lam: (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]).flatten() * (h[0] - h[1])
+        lambda h, predictions, r, noises, lam: (
+            (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]).flatten() * (h[0] - h[1])
+        )
     ),
 }
 
@@ -151,7 +178,9 @@ def psd_swapped(h, predictions, r, noises, lam):
 @wrong("psd", "raw form")
 @psd_args
 def psd_raw(h, predictions, r, noises, lam):
-    return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (predictions[0][1] - predictions[1][1])
+    return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (
+        predictions[0][1] - predictions[1][1]
+    )
 
 
 def _based(name, base, omega):
@@ -169,19 +198,38 @@ def _based(name, base, omega):
 
 ONE_RESIDUAL = {
     "the first": (_based("first", lambda first, second, winner, loser: first, torch.sign), ""),
-    "the first, weak": (_based("first", lambda first, second, winner, loser: first, lambda gap: torch.tanh(gap / 2)), ""),
+    "the first, weak": (
+        _based(
+            "first", lambda first, second, winner, loser: first, lambda gap: torch.tanh(gap / 2)
+        ),
+        "",
+    ),
     "the second": (_based("second", lambda first, second, winner, loser: second, torch.sign), ""),
-    "the winner's": (_based("winner", lambda first, second, winner, loser: winner, torch.sign), "lambda = 0"),
-    "the loser's": (_based("loser", lambda first, second, winner, loser: loser, torch.sign), "lambda = 0"),
+    "the winner's": (
+        _based("winner", lambda first, second, winner, loser: winner, torch.sign),
+        "lambda = 0",
+    ),
+    "the loser's": (
+        _based("loser", lambda first, second, winner, loser: loser, torch.sign),
+        "lambda = 0",
+    ),
 }
-OWN_OMEGA = _based("mean", lambda first, second, winner, loser: (first + second) / 2, lambda gap: gap.sign() * gap.abs() ** 0.5)
+OWN_OMEGA = _based(
+    "mean",
+    lambda first, second, winner, loser: (first + second) / 2,
+    lambda gap: gap.sign() * gap.abs() ** 0.5,
+)
 
 
 def _added(eps_1, eps_2):
-    def submission(x, t, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
+    def submission(
+        x, t, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod
+    ):
         e = torch.randn_like(x)
         noises = eps_1(e), eps_2(e)
-        h, _, r = pair(x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+        h, _, r = pair(
+            x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+        )
         h = [residual + 2 * eps for residual, eps in zip(h, noises, strict=True)]
         return (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[0] - r[1]) * (h[0] - h[1])
 
@@ -232,17 +280,52 @@ def psd_without_preference(h, predictions, r, noises, lam):
 
 @wrong("psd", "mean over elements", "swapped")
 def psd_two_mistakes(
-    x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod
+    x,
+    t,
+    eps_1,
+    eps_2,
+    predict_noise,
+    cond,
+    uncond,
+    reward,
+    guidance_scale,
+    preference_weight,
+    alphas_cumprod,
 ):
-    h, _, r = pair(x, t, (eps_1, eps_2), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+    h, _, r = pair(
+        x, t, (eps_1, eps_2), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+    )
     grad = (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[1] - r[0]) * (h[0] - h[1])
     return 0.5 * ((x - (x - grad).detach()) ** 2).sum() / x.numel()
 
 
 def _shown(what):
-    def submission(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
+    def submission(
+        x,
+        t,
+        eps_1,
+        eps_2,
+        predict_noise,
+        cond,
+        uncond,
+        reward,
+        guidance_scale,
+        preference_weight,
+        alphas_cumprod,
+    ):
         noises = eps_1, eps_2
-        h, _, r = pair(x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod, shown=what)
+        h, _, r = pair(
+            x,
+            t,
+            noises,
+            predict_noise,
+            cond,
+            uncond,
+            reward,
+            guidance_scale,
+            alphas_cumprod,
+            shown=what,
+        )
         return (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[0] - r[1]) * (h[0] - h[1])
 
     submission.__name__ = f"psd_reward_of_{what}"
@@ -262,31 +345,91 @@ wrong("psd", "render itself")(_shown("x"))
 
 
 @wrong("psd", "both noises are the same")
-def psd_one_noise(x, t, eps_1, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
-    h, _, r = pair(x, t, (eps_1, eps_1), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+def psd_one_noise(
+    x,
+    t,
+    eps_1,
+    predict_noise,
+    cond,
+    uncond,
+    reward,
+    guidance_scale,
+    preference_weight,
+    alphas_cumprod,
+):
+    h, _, r = pair(
+        x, t, (eps_1, eps_1), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+    )
     return (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[0] - r[1]) * (h[0] - h[1])
 
 
 @wrong("psd", "different t")
-def psd_two_t(x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod):
-    h, _, r = pair(x, t, (eps_1,), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
-    h2, _, r2 = pair(x, t // 2, (eps_2,), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+def psd_two_t(
+    x,
+    t,
+    eps_1,
+    eps_2,
+    predict_noise,
+    cond,
+    uncond,
+    reward,
+    guidance_scale,
+    preference_weight,
+    alphas_cumprod,
+):
+    h, _, r = pair(
+        x, t, (eps_1,), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+    )
+    h2, _, r2 = pair(
+        x, t // 2, (eps_2,), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+    )
     return (h[0] + h2[0]) / 2 + preference_weight * torch.sign(r[0] - r2[0]) * (h[0] - h2[0])
 
 
 @wrong("psd", "differentiated")
 def psd_reward_backprop(
-    x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, preference_weight, alphas_cumprod
+    x,
+    t,
+    eps_1,
+    eps_2,
+    predict_noise,
+    cond,
+    uncond,
+    reward,
+    guidance_scale,
+    preference_weight,
+    alphas_cumprod,
 ):
-    h, _, r = pair(x, t, (eps_1, eps_2), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+    h, _, r = pair(
+        x, t, (eps_1, eps_2), predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+    )
     grad = (h[0] + h[1]) / 2 + preference_weight * torch.sign(r[0] - r[1]) * (h[0] - h[1])
     return (grad * x).sum() - reward(x).sum()
 
 
 @wrong("psd", "never asked")
-def psd_without_reward(x, t, eps_1, eps_2, predict_noise, cond, uncond, guidance_scale, preference_weight, alphas_cumprod):
+def psd_without_reward(
+    x,
+    t,
+    eps_1,
+    eps_2,
+    predict_noise,
+    cond,
+    uncond,
+    guidance_scale,
+    preference_weight,
+    alphas_cumprod,
+):
     h, _, _ = pair(
-        x, t, (eps_1, eps_2), predict_noise, cond, uncond, lambda i: i.mean((1, 2, 3)), guidance_scale, alphas_cumprod
+        x,
+        t,
+        (eps_1, eps_2),
+        predict_noise,
+        cond,
+        uncond,
+        lambda i: i.mean((1, 2, 3)),
+        guidance_scale,
+        alphas_cumprod,
     )
     return (h[0] + h[1]) / 2 + preference_weight * (h[0] - h[1])
 
@@ -296,7 +439,9 @@ def weighted(rule):
 
     def submission(x, t, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod):
         noises = [torch.randn_like(x) for _ in range(4)]
-        h, _, r = pair(x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod)
+        h, _, r = pair(
+            x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+        )
         w = rule(torch.stack(r).view(4, -1)).view(4, -1, 1, 1, 1)
         return (w * torch.stack(h)).sum(0)
 
@@ -322,10 +467,16 @@ def dreamdpo_small_gap_branch(h, predictions, r, noises, lam):
     return torch.where(r[0] >= r[1], predictions[0][1], predictions[1][1])
 
 
-# ---------------------------------------------------------------------------------- negative embedding
+# ---------------------------------------------------------------------------------- negative
+# embedding
 
 
-def negative(loss, guided=lambda c, e, g: e + g * (c - e), x0=lambda x_t, e, a, s: (x_t - s * e) / a, detach=True):
+def negative(
+    loss,
+    guided=lambda c, e, g: e + g * (c - e),
+    x0=lambda x_t, e, a, s: (x_t - s * e) / a,
+    detach=True,
+):
     """A negative-embedding loss with one piece replaced."""
 
     def submission(x, t, eps, predict_noise, cond, n, reward, guidance_scale, alphas_cumprod):
@@ -343,11 +494,20 @@ NEGATIVE = {
     "right": (negative(lambda r: -r.mean()), ""),
     "sum": (negative(lambda r: -r.sum()), "the sum over pictures instead of the mean"),
     "ascent": (negative(lambda r: r.mean()), "sign is flipped"),
-    "s+1": (negative(lambda r: -r.mean(), guided=lambda c, e, g: c + g * (c - e)), "g stands where g - 1"),
+    "s+1": (
+        negative(lambda r: -r.mean(), guided=lambda c, e, g: c + g * (c - e)),
+        "g stands where g - 1",
+    ),
     "n alone": (negative(lambda r: -r.mean(), guided=lambda c, e, g: e), "eps(n) alone"),
     "leak": (negative(lambda r: -r.mean(), detach=False), "leaks into cond and x"),
-    "no alpha": (negative(lambda r: -r.mean(), x0=lambda x_t, e, a, s: x_t - s * e), "not divided by alpha_t"),
-    "detached": (negative(lambda r: -r.mean(), guided=lambda c, e, g: (e + g * (c - e)).detach()), "no gradient"),
+    "no alpha": (
+        negative(lambda r: -r.mean(), x0=lambda x_t, e, a, s: x_t - s * e),
+        "not divided by alpha_t",
+    ),
+    "detached": (
+        negative(lambda r: -r.mean(), guided=lambda c, e, g: (e + g * (c - e)).detach()),
+        "no gradient",
+    ),
     "no n": (negative(lambda r: -r.mean(), guided=lambda c, e, g: c + 0 * e), "exactly zero"),
 }
 
@@ -357,7 +517,9 @@ NEGATIVE = {
 @right("renderer")
 def render_cumprod(sigmas, rgbs, deltas, background):
     alpha = 1 - torch.exp(-sigmas * deltas)
-    through = torch.cumprod(torch.cat((torch.ones_like(alpha[:, :1]), 1 - alpha + 1e-10), -1), -1)[:, :-1]
+    through = torch.cumprod(torch.cat((torch.ones_like(alpha[:, :1]), 1 - alpha + 1e-10), -1), -1)[
+        :, :-1
+    ]
     weights = alpha * through
     return (weights[..., None] * rgbs).sum(1) + (1 - weights.sum(-1, keepdim=True)) * background
 
@@ -373,7 +535,9 @@ def render_loop_from_z(density, color, z_vals):
     return {"rgb": rgb}
 
 
-def compose(alpha=None, inclusive=False, shadow=True, background=True, reverse=False, normalise=False):
+def compose(
+    alpha=None, inclusive=False, shadow=True, background=True, reverse=False, normalise=False
+):
     """A renderer with one piece replaced."""
     alpha = alpha or (lambda rho, delta: 1 - torch.exp(-rho * delta))
 
@@ -400,12 +564,21 @@ RENDERERS = {
     "no shadow": (compose(shadow=False), "transmittance is missing"),
     "no background": (compose(background=False), "no background"),
     "reversed": (compose(reverse=True), "order is reversed"),
-    "premultiplied": (compose(alpha=lambda r, d: (1 - torch.exp(-r * d)) ** 2), "multiplied by alpha twice"),
+    "premultiplied": (
+        compose(alpha=lambda r, d: (1 - torch.exp(-r * d)) ** 2),
+        "multiplied by alpha twice",
+    ),
     "normalised": (compose(normalise=True), "divided by their sum"),
     "no exponential": (compose(alpha=lambda r, d: r * d), "alpha = rho delta"),
     "T rho": (compose(alpha=lambda r, d: r), "T rho"),
-    "wrong shape": (lambda density, colour, deltas: density * colour.mean(-1), "(64, 12) came, read as weights (rgb would be"),
-    "unknown name": (lambda density, colour, foo: density, "one of density, x, colour, image, t, z_vals, widths"),
+    "wrong shape": (
+        lambda density, colour, deltas: density * colour.mean(-1),
+        "(64, 12) came, read as weights (rgb would be",
+    ),
+    "unknown name": (
+        lambda density, colour, foo: density,
+        "one of density, x, colour, image, t, z_vals, widths",
+    ),
     "two at once": (compose(inclusive=True, background=False), "inclusive"),
 }
 

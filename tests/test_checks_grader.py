@@ -10,18 +10,20 @@ import pytest
 import submissions
 import torch
 
-from psd_mini.checks.grading.grader import KINDS, find, grade, summary
+from psd_mini.checks.grading.grader import CHECKS, counts, find, grade, line
 from psd_mini.pipelines.cli import main
 
 HEAD = (
-    "import os, sys, time, math\nimport torch\nimport torch.nn.functional as F\n" + inspect.getsource(submissions.levels) + "\n"
+    "import os, sys, time, math\nimport torch\nimport torch.nn.functional as F\n"
+    + inspect.getsource(submissions.levels)
+    + "\n"
 )
 GOOD = HEAD + inspect.getsource(submissions.plain_gradient).replace('@right("sds")\n', "").replace(
     "plain_gradient", "sds_gradient"
 )
 STARTER = (
-    HEAD
-    + "from diffusers import DDIMScheduler, StableDiffusionPipeline\nfrom transformers import CLIPTextModel\n"
+    HEAD + "from diffusers import DDIMScheduler, StableDiffusionPipeline\nfrom transformers import"
+    " CLIPTextModel\n"
     + inspect.getsource(submissions.StarterA)
     + inspect.getsource(submissions.StarterASolved).replace('@right("sds")\n', "")
 )
@@ -41,7 +43,9 @@ class Mine(torch.nn.Module):
 """
 )
 METHOD = inspect.getsource(submissions.plain_gradient).replace('@right("sds")\n', "")
-METHOD = "".join(f"    {line}\n" for line in METHOD.replace("plain_gradient(", "my_sds(self, ").splitlines())
+METHOD = "".join(
+    f"    {line}\n" for line in METHOD.replace("plain_gradient(", "my_sds(self, ").splitlines()
+)
 FILES = {  # source, status, words
     "good.py": (GOOD, "right", ""),
     "starter.py:StarterASolved": (STARTER, "right", ""),
@@ -56,27 +60,65 @@ FILES = {  # source, status, words
     "missing.py": ("import a_package_that_nobody_has\n", NOT_RUN, "does not import"),
     "exits_on_import.py": (GOOD + "sys.exit(0)\n", NOT_RUN, "does not import"),
     "hard_exit.py": (HEAD + "def sds(x):\n    os._exit(0)\n", NOT_RUN, "ended the process"),
-    "raises.py": (HEAD + "def sds(x):\n    return x @ x.flatten()[:3]\n", NOT_RUN, "it raised RuntimeError (line 9 of sds)"),
-    "constructor.py": (HEAD + "class Sds:\n    def __init__(self, wibble):\n        pass\n", NOT_RUN, "'wibble' is not known"),
+    "raises.py": (
+        HEAD + "def sds(x):\n    return x @ x.flatten()[:3]\n",
+        NOT_RUN,
+        "it raised RuntimeError (line 9 of sds)",
+    ),
+    "constructor.py": (
+        HEAD + "class Sds:\n    def __init__(self, wibble):\n        pass\n",
+        NOT_RUN,
+        "'wibble' is not known",
+    ),
     "abstract.py": (
-        HEAD + "import abc\nclass Sds(abc.ABC):\n    @abc.abstractmethod\n    def sds(self):\n        pass\n",
+        HEAD
+        + "import abc\nclass Sds(abc.ABC):\n    @abc.abstractmethod\n    def sds(self):\n       "
+        " pass\n",
         NOT_RUN,
         "abstract",
     ),
     "signature.py:sds": ("sds = max\n", NOT_RUN, "its parameters cannot be read"),
-    "inner_module.py": (HEAD + "def sds(x):\n    return torch.nn.Module()(x)\n", NOT_RUN, "NotImplementedError"),
-    "stub.py": (HEAD + "def sds(x):\n    raise NotImplementedError('your code here')\n", STUB, "your code here"),
+    "inner_module.py": (
+        HEAD + "def sds(x):\n    return torch.nn.Module()(x)\n",
+        NOT_RUN,
+        "NotImplementedError",
+    ),
+    "stub.py": (
+        HEAD + "def sds(x):\n    raise NotImplementedError('your code here')\n",
+        STUB,
+        "your code here",
+    ),
     "stub_on_import.py": ("raise NotImplementedError('not yet')\n", STUB, "not yet"),
-    "stub_class.py": (HEAD + "class Sds:\n    def sds_loss(self, x):\n        raise NotImplementedError\n", STUB, ""),
+    "stub_class.py": (
+        HEAD + "class Sds:\n    def sds_loss(self, x):\n        raise NotImplementedError\n",
+        STUB,
+        "",
+    ),
     "none.py": (HEAD + "def sds(x):\n    return None\n", STUB, "returned None"),
     "pass.py": (HEAD + "def sds(x):\n    pass\n", STUB, "returned None"),
     "dots.py": (HEAD + "def sds(x):\n    loss = ...\n    return loss\n", STUB, "returned Ellipsis"),
-    "dots_in_use.py": (HEAD + "def sds(x):\n    eps_hat = ...\n    return x - eps_hat\n", STUB, "ellipsis"),
-    "endless.py": (HEAD + "def sds(x):\n    while True:\n        pass\n", "timed out", "did not return within 10 s"),
+    "dots_in_use.py": (
+        HEAD + "def sds(x):\n    eps_hat = ...\n    return x - eps_hat\n",
+        STUB,
+        "ellipsis",
+    ),
+    "endless.py": (
+        HEAD + "def sds(x):\n    while True:\n        pass\n",
+        "timed out",
+        "did not return within 10 s",
+    ),
     "empty.py": ("x = 1\n", NOT_RUN, "name it"),
     "no_such_name.py:sds": ("x = 1\n", NOT_RUN, "it has no 'sds'"),
-    "several.py": (GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n", NOT_RUN, "name it"),
-    "unknown_parameter.py": (HEAD + "def sds(x, wibble):\n    return x\n", NOT_RUN, "'wibble' is not known"),
+    "several.py": (
+        GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n",
+        NOT_RUN,
+        "name it",
+    ),
+    "unknown_parameter.py": (
+        HEAD + "def sds(x, wibble):\n    return x\n",
+        NOT_RUN,
+        "'wibble' is not known",
+    ),
 }
 
 
@@ -100,15 +142,18 @@ def test_verdict_of_a_file(results, name):
 
 
 def test_summary_has_a_line_for_each(results):
-    lines = summary(list(results.values())).splitlines()
-    assert len(lines) == len(FILES) + 1
-    assert [line.split("  ")[0] for line in lines if "stub.py" in line or "endless.py" in line] == ["not answered", "timed out"]
+    rows = list(results.values())
+    lines = [*(line(row, 10) for row in rows), counts(rows)]
+    verdicts = [text.split("  ")[0] for text in lines if "stub.py" in text or "endless.py" in text]
+    assert verdicts == ["not answered", "timed out"]
     counted = Counter(status for _, status, _ in FILES.values())
-    others = ", ".join(f"{counted[status]} {status}" for status in (WRONG, NOT_RUN, STUB, "timed out"))
+    others = ", ".join(
+        f"{counted[status]} {status}" for status in (WRONG, NOT_RUN, STUB, "timed out")
+    )
     assert lines[-1] == f"{counted['right']} of {len(FILES)} right, {others}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_one_name_is_always_found(kind):
     """The kind's name, among helpers whose names look like it."""
     called, module = kind.replace("-", "_"), ModuleType("handed_in")
@@ -148,7 +193,7 @@ def test_command_line(tmp_path, capsys):
     assert "not a security sandbox" in " ".join(command(capsys, "--help")[1].split())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CHECKS)
 def test_a_stub_of_any_kind_has_not_answered(kind):
     """One that returns nothing, and one that cannot be called."""
 
@@ -158,12 +203,12 @@ def test_a_stub_of_any_kind_has_not_answered(kind):
     def unknown(wibble_1, wibble_2, wibble_3, wibble_4):
         pass
 
-    assert KINDS[kind](stub).status == "not answered"
-    assert KINDS[kind](unknown).status == "could not run"
+    assert CHECKS[kind](stub).status == "not answered"
+    assert CHECKS[kind](unknown).status == "could not run"
 
 
 def test_what_is_attached_to_an_object_counts():
-    """A namespace of functions; an attribute that can be called, and is none, does not: it is a part."""
+    """A function that is an attribute is a submission; a module (a loss, say) is only a part."""
     mine = submissions.RIGHT["plain_gradient"][1]
-    KINDS["sds"](SimpleNamespace(sds_loss=mine)).require()
-    assert KINDS["sds"](SimpleNamespace(loss=torch.nn.MSELoss())).status == "could not run"
+    CHECKS["sds"](SimpleNamespace(sds_loss=mine)).require()
+    assert CHECKS["sds"](SimpleNamespace(loss=torch.nn.MSELoss())).status == "could not run"

@@ -6,13 +6,13 @@ from submissions import RIGHT
 from submissions_held_out import HELD_OUT
 
 from psd_mini.checks import check_vsd
-from psd_mini.checks.grading.grader import KINDS
+from psd_mini.checks.grading.grader import CHECKS
 
 
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_held_out(name):
     kind, submission, words = HELD_OUT[name]
-    report = KINDS[kind](submission)
+    report = CHECKS[kind](submission)
     assert report.ok == (not words), report
     for word in words:
         assert word in "; ".join(report.causes)

@@ -1,4 +1,4 @@
-"""Submissions that would take the table, the teacher's files or the machine with them, through `psd-mini check`."""
+"""Submissions that do damage: the table, the teacher's files and the machine survive them."""
 
 import json
 import os
@@ -12,40 +12,53 @@ from pathlib import Path
 import pytest
 from test_checks_grader import GOOD, HEAD
 
-from psd_mini.checks import copies
+from psd_mini.checks.grading import copies
 from psd_mini.checks.grading.grader import grade
 
 LINUX = sys.platform == "linux"
 ENDLESS = "    while True:\n        pass\n"
+DESCRIPTORS = (
+    HEAD
+    + """
+def sds(x):
+    for number in range(3, 100):
+        try:
+            os.write(number, b"\\0\\0\\x10\\0half" * 5)
+        except OSError:
+            pass
+"""
+)
+DAMAGED = ("could not run", "missing or damaged")
 BAD = {  # file name: source, status, words
-    b"surrogate.py": ("raise ValueError('\\ud800')\n", "could not run", "ValueError (line 1 of <module>): \\ud800"),
+    b"surrogate.py": (
+        "raise ValueError('\\ud800')\n",
+        "could not run",
+        "ValueError (line 1 of <module>): \\ud800",
+    ),
     b"\xff.py": ("def sds(x):\n    raise NotImplementedError\n", "not answered", ""),
-    b"descriptors.py": (
-        HEAD + "def sds(x):\n    for number in range(3, 100):\n        try:\n            os.write(number, b'\\0' * 50)\n"
-        "        except OSError:\n            pass\n    return x\n",
-        "WRONG",
-        "the UNet was never called",
-    ),
-    b"half.py": (
-        HEAD
-        + "def sds(x):\n    for number in range(3, 100):\n        try:\n            os.write(number, b'\\0\\0\\x10\\0half')\n"
-        "        except OSError:\n            pass\n" + ENDLESS,
-        "timed out",
-        "did not return within 8 s",
-    ),
-    b"json.py": (GOOD + "import json\njson.dumps = lambda *_, **__: '{\"title\": '\n", "could not run", "missing or damaged"),
+    b"descriptors.py": (DESCRIPTORS + "    return x\n", "WRONG", "the UNet was never called"),
+    b"half.py": (DESCRIPTORS + ENDLESS, "timed out", "did not return within 8 s"),
+    b"json.py": (GOOD + "import json\njson.dumps = lambda *_, **__: '{\"title\": '\n", *DAMAGED),
     b"all_is_well.py": (
         GOOD + 'import json\njson.dumps = lambda *_, **__: \'{"title": "", "findings": []}\'\n',
-        "could not run",
-        "missing or damaged",
+        *DAMAGED,
     ),
-    b"kills_its_parent.py": (HEAD + "os.kill(os.getppid(), 9)\nwhile True:\n    pass\n", "could not run", "missing or damaged"),
-    b"ends_its_parent.py": (HEAD + "os.kill(os.getppid(), 15)\nwhile True:\n    pass\n", "could not run", "missing or damaged"),
-    b"kills_its_group.py": (HEAD + "os.kill(0, 9)\n", "could not run", "ended the process (Killed)"),
-    b"crashes.py": ("import ctypes\nctypes.string_at(0)\n", "could not run", "ended the process (Segmentation fault)"),
+    b"kills_its_parent.py": (HEAD + "os.kill(os.getppid(), 9)\nwhile True:\n    pass\n", *DAMAGED),
+    b"ends_its_parent.py": (HEAD + "os.kill(os.getppid(), 15)\nwhile True:\n    pass\n", *DAMAGED),
+    b"kills_its_group.py": (
+        HEAD + "os.kill(0, 9)\n",
+        "could not run",
+        "ended the process (Killed)",
+    ),
+    b"crashes.py": (
+        "import ctypes\nctypes.string_at(0)\n",
+        "could not run",
+        "ended the process (Segmentation fault)",
+    ),
     b"interrupts.py": ("raise KeyboardInterrupt\n", "could not run", "KeyboardInterrupt"),
     b"mute.py": (
-        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n\n\ndef sds(x):\n    raise Mute\n",
+        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n"
+        "def sds(x):\n    raise Mute\n",
         "could not run",
         "Mute",
     ),
@@ -57,7 +70,7 @@ BAD = {  # file name: source, status, words
 def psd_mini_check(*arguments, **options):
     """A process `psd-mini check` with strict output."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "psd_mini.cli", "check", *map(os.fspath, arguments)]
+    command = [sys.executable, "-m", "psd_mini.pipelines.cli", "check", *map(os.fspath, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment, **pipes, **options)
 
@@ -81,9 +94,15 @@ def table(tmp_path_factory):
 def test_one_submission_does_not_cost_the_table(table, name):
     _, status, words = BAD[name]
     shown = name.decode(errors="surrogateescape").encode(errors="backslashreplace").decode()
-    (line,) = [line for line in table[0][:-1] if line.split("  ")[1].strip() == shown or f" {shown} " in line]
+    (line,) = [
+        line
+        for line in table[0][:-1]
+        if line.split("  ")[1].strip() == shown or f" {shown} " in line
+    ]
     assert line.startswith(status + " ") and words in line
-    assert len(table[0]) == len(BAD) + 1 and table[0][-1].startswith(f"1 of {len(BAD)} right, 1 wrong, 10 could not run")
+    assert len(table[0]) == len(BAD) + 1 and table[0][-1].startswith(
+        f"1 of {len(BAD)} right, 1 wrong, 10 could not run"
+    )
 
 
 def test_progress_is_on_stderr(table):
@@ -102,17 +121,25 @@ def gone(pid):
     return False
 
 
+LEAVES = """
+import pathlib, signal, subprocess
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+command = "setsid sleep 600 > /dev/null & echo $!"
+orphan = subprocess.check_output(command, shell=True, text=True)
+told = pathlib.Path(TOLD)
+told.with_suffix(".part").write_text(f"{os.getpid()} {child.pid} {orphan}")
+told.with_suffix(".part").rename(told)
+"""
+
+
 def leaves_processes(told):
-    """Source that starts a process in a session of its own, and one that is an orphan, and tells all process ids."""
-    return HEAD + (
-        "import subprocess, signal, pathlib\nfor number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):\n"
-        "    signal.signal(number, signal.SIG_IGN)\n"
-        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-        "orphan = subprocess.check_output('setsid sleep 600 > /dev/null & echo $!', shell=True, text=True)\n"
-        f"told = pathlib.Path({str(told)!r})\n"
-        "told.with_suffix('.part').write_text(f'{os.getpid()} {child.pid} {orphan}')\n"
-        "told.with_suffix('.part').rename(told)\n"
-    )
+    """Source that starts a process in a session of its own, and one that is an orphan.
+
+    It writes all process ids into the file `told`.
+    """
+    return HEAD + LEAVES.replace("TOLD", repr(str(told)))
 
 
 def wait_for(file):
@@ -137,7 +164,10 @@ def test_nothing_is_left_of_a_submission(tmp_path, ending):
 @pytest.mark.skipif(not LINUX, reason="other systems end the process group only")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_leaves_results_and_no_process(tmp_path, number):
-    """The first submission is done when it comes, the second at work; of kill -9 the lines that were printed are left."""
+    """When it comes, the first submission is done and the second at work.
+
+    After kill -9 the lines that were printed are left.
+    """
     told = tmp_path / "told"
     sources = {
         "a.py": "def sds(x):\n    raise NotImplementedError\n",
@@ -148,7 +178,10 @@ def test_a_signal_leaves_results_and_no_process(tmp_path, number):
     for name, source in sources.items():
         (folder / name).write_text(source)
     process = psd_mini_check(
-        folder, "--timeout", "300", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        folder,
+        "--timeout",
+        "300",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         assert select.select([process.stdout], [], [], 90)[0], "no line was printed"
@@ -163,14 +196,20 @@ def test_a_signal_leaves_results_and_no_process(tmp_path, number):
         assert process.returncode == -number
     else:
         assert process.returncode == 128 + number and not err, err.decode()
-        assert out.startswith(b"not run        b.py") and out.endswith(b"0 of 2 right, 1 not answered, 1 not run\n")
+        assert out.startswith(b"not run        b.py") and out.endswith(
+            b"0 of 2 right, 1 not answered, 1 not run\n"
+        )
 
 
 def test_an_interrupt_gives_what_there_is(tmp_path):
     """It comes with the first result: that is kept, the second submission is not run."""
     file = tmp_path / "mine.py"
     file.write_text("def sds(x):\n    raise NotImplementedError\n")
-    results = grade([str(file)] * 2, workers=1, on_result=lambda i, _: i == 0 and os.kill(os.getpid(), signal.SIGINT))
+    results = grade(
+        [str(file)] * 2,
+        workers=1,
+        on_result=lambda i, _: i == 0 and os.kill(os.getpid(), signal.SIGINT),
+    )
     assert [result["status"] for result in results] == ["not answered", "not run"]
 
 
@@ -178,7 +217,9 @@ def test_an_interrupt_gives_what_there_is(tmp_path):
 def test_memory_has_a_limit(tmp_path):
     """Filled in Python, or asked for at once of torch; the right one has enough."""
     sources = {
-        "fills.py": "def sds(x):\n    kept = []\n    while True:\n        kept.append(bytes(10**7))\n",
+        "fills.py": (
+            "def sds(x):\n    kept = []\n    while True:\n        kept.append(bytes(10**7))\n"
+        ),
         "asks.py": "import torch\n\n\ndef sds(x):\n    return torch.ones(10**10)\n",
         "right.py": GOOD,
     }
@@ -187,7 +228,10 @@ def test_memory_has_a_limit(tmp_path):
     process = psd_mini_check(tmp_path, "--memory", "0.25", "--json")
     results = json.loads(process.communicate(timeout=120)[0])
     assert [result["status"] for result in results] == ["could not run", "could not run", "right"]
-    assert all("takes more memory than a submission is given" in result["causes"][0] for result in results[:2])
+    assert all(
+        "takes more memory than a submission is given" in result["causes"][0]
+        for result in results[:2]
+    )
 
 
 VANDAL = """
@@ -195,8 +239,10 @@ import os, shutil
 from pathlib import Path
 import torch
 from helper import NUMBER
-assert NUMBER == 1 and Path("data.txt").read_text() == Path(__file__).with_name("data.txt").read_text() == "data"
-assert os.listdir("inner") == ["module.py"] and not os.path.exists("outside") and not os.path.exists("large.bin")
+beside = Path(__file__).with_name("data.txt")
+assert NUMBER == 1 and Path("data.txt").read_text() == beside.read_text() == "data"
+assert os.listdir("inner") == ["module.py"]
+assert not os.path.exists("outside") and not os.path.exists("large.bin")
 Path("data.txt").write_text("changed")
 shutil.rmtree(Path(__file__).parent)
 
@@ -207,14 +253,19 @@ def sds(x):
 
 
 def test_a_submission_works_in_a_copy_of_its_folder(tmp_path):
-    """It finds helpers and data beside it; it deletes its folder, and the teacher's is as it was."""
+    """It finds helpers and data; it deletes its folder, and the teacher's stays as it was."""
     folder = tmp_path / "handed_in"
     for name in ("inner/__pycache__", ".git"):
         (folder / name).mkdir(parents=True)
     (tmp_path / "secret").write_text("not handed in")
     (folder / "outside").symlink_to(tmp_path / "secret")
     (folder / "large.bin").write_bytes(bytes(copies.FILE_BYTES + 1))
-    for name, text in (("helper.py", "NUMBER = 1\n"), ("data.txt", "data"), ("inner/module.py", ""), (".git/config", "")):
+    for name, text in (
+        ("helper.py", "NUMBER = 1\n"),
+        ("data.txt", "data"),
+        ("inner/module.py", ""),
+        (".git/config", ""),
+    ):
         (folder / name).write_text(text)
     file = folder / "mine.py"
     file.write_text(VANDAL)

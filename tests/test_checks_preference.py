@@ -1,11 +1,11 @@
-"""Preference pairs, negative embeddings, renderers, schedules: right ones pass, wrong ones are named."""
+"""Preference pairs, negative embeddings, renderers, schedules: right or a named mistake."""
 
 import pytest
 import submissions_preference as more
 from submissions import RIGHT, WRONG
 
 from psd_mini.checks import check_negative_embedding, check_psd, check_renderer
-from psd_mini.checks.grading.grader import KINDS
+from psd_mini.checks.grading.grader import CHECKS
 
 KINDS_HERE = ("psd", "renderer", "schedule")
 
@@ -19,13 +19,13 @@ def verdict(report, words):
 @pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in KINDS_HERE])
 def test_no_false_alarm(name):
     kind, submission = RIGHT[name]
-    KINDS[kind](submission).require()
+    CHECKS[kind](submission).require()
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in KINDS_HERE])
 def test_the_mistake_is_named(name):
     kind, submission, words = WRONG[name]
-    report = KINDS[kind](submission)
+    report = CHECKS[kind](submission)
     assert not report.ok
     for word in words:
         verdict(report, word)
@@ -48,14 +48,18 @@ def test_base_of_one_residual(name):
 
 def test_omega_of_ones_own_is_a_note_where_there_is_one():
     """Without a preference term the omega is not the news."""
-    assert [f.status for f in check_psd(more.OWN_OMEGA).require().findings if f.name == "strength"] == ["note"]
+    assert [
+        f.status for f in check_psd(more.OWN_OMEGA).require().findings if f.name == "strength"
+    ] == ["note"]
     assert "strength" not in [f.name for f in check_psd(more.psd_without_preference).findings]
 
 
 @pytest.mark.parametrize("words", more.IN_A_BATCH)
 def test_what_only_a_batch_shows_is_a_note(words):
     report = check_psd(more.IN_A_BATCH[words]).require()
-    assert [(f.name, words in f.cause) for f in report.findings if f.status == "note"] == [("batch of 2", True)]
+    assert [(f.name, words in f.cause) for f in report.findings if f.status == "note"] == [
+        ("batch of 2", True)
+    ]
 
 
 def test_dreamdpo():

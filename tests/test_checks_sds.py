@@ -7,25 +7,27 @@ import torch
 from submissions import RIGHT, WRONG
 from submissions_preference import psd_hard
 
-from psd_mini.checks import check_csd, check_psd, check_sds, diagnosis, world
-from psd_mini.checks.grading.grader import KINDS
+from psd_mini.checks import check_csd, check_psd, check_sds, diagnosis, exact_world
+from psd_mini.checks.grading.grader import CHECKS
 from psd_mini.checks.report import in_capitals
 
 BASIC = ("sds", "cfg", "csd", "vsd")
-NO_ANSWER = {"returns_none": "not answered"} | dict.fromkeys(("moves_to_cuda", "calls_exit", "PromptFirst"), "could not run")
+NO_ANSWER = {"returns_none": "not answered"} | dict.fromkeys(
+    ("moves_to_cuda", "calls_exit", "PromptFirst"), "could not run"
+)
 TIMES = torch.tensor([90, 250, 500, 930])
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in BASIC])
 def test_no_false_alarm(name):
     kind, submission = RIGHT[name]
-    KINDS[kind](submission).require()
+    CHECKS[kind](submission).require()
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in BASIC])
 def test_the_mistake_is_named(name):
     kind, submission, words = WRONG[name]
-    report = KINDS[kind](submission)
+    report = CHECKS[kind](submission)
     assert report.status == NO_ANSWER.get(name, "wrong")
     for word in words:
         assert word in "; ".join(report.causes), f"{word!r} not in {report.causes}"
@@ -33,13 +35,17 @@ def test_the_mistake_is_named(name):
         report.require()
 
 
-@pytest.mark.parametrize("wanted", diagnosis.WEIGHTINGS)
-@pytest.mark.parametrize("came", diagnosis.WEIGHTINGS)
+@pytest.mark.parametrize("wanted", diagnosis.W_FORMULAS)
+@pytest.mark.parametrize("came", diagnosis.W_FORMULAS)
 def test_a_weighting_is_told_from_the_others(wanted, came):
-    """Sizes from the schedule's own w(t), and with a mean for a sum: two mistakes are two causes."""
+    """Sizes from the schedule's w(t), also with a mean for a sum: two mistakes, two causes."""
     for factor, slip in ((1.0, ""), (1 / 16384, "mean over elements")):
-        sizes = factor * world.SCHEDULE.weight(TIMES, came, torch.zeros(4, dtype=torch.float64))
-        seen = [(t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)]
+        sizes = factor * exact_world.SCHEDULE.weight(
+            TIMES, came, torch.zeros(4, dtype=torch.float64)
+        )
+        seen = [
+            (t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)
+        ]
         ok, _, cause = diagnosis.size(seen, "gradient", 1e-2, wanted)
         assert ok is (wanted == came and not slip)
         assert ("is expected" in cause) is (wanted != came) and slip in cause
@@ -56,19 +62,30 @@ def test_a_weight_that_is_none_of_them_or_no_weight_at_all():
 
 def test_checks_take_a_weighting():
     """plain_gradient and psd_hard have w = 1, csd_scaled too, with a factor g that CSD may have."""
-    for check, fn in ((check_sds, RIGHT["plain_gradient"][1]), (check_csd, RIGHT["csd_scaled"][1]), (check_psd, psd_hard)):
+    for check, fn in (
+        (check_sds, RIGHT["plain_gradient"][1]),
+        (check_csd, RIGHT["csd_scaled"][1]),
+        (check_psd, psd_hard),
+    ):
         check(fn, weighting="uniform").require()
-        assert "w(t) = 1 came, w(t) = sigma_t^2 is expected" in "; ".join(check(fn, weighting="sds").causes)
-    assert "choose from sds, uniform, fantasia3d" in check_sds(RIGHT["plain_gradient"][1], weighting="sigma").causes[0]
+        assert "w(t) = 1 came, w(t) = sigma_t^2 is expected" in "; ".join(
+            check(fn, weighting="sds").causes
+        )
+    assert (
+        "choose from sds, uniform, fantasia3d"
+        in check_sds(RIGHT["plain_gradient"][1], weighting="sigma").causes[0]
+    )
 
 
 def test_cfg_in_place_is_not_blamed_on_guidance():
-    report = KINDS["cfg"](WRONG["cfg_in_place"][1])
+    report = CHECKS["cfg"](WRONG["cfg_in_place"][1])
     assert [finding.name for finding in report.findings if not finding.ok] == ["inputs"], report
 
 
 def test_the_readme_shows_what_is_printed(capsys):
-    section = (Path(__file__).parent.parent / "README.md").read_text().partition("## Check a formula")[2]
+    section = (
+        (Path(__file__).parent.parent / "README.md").read_text().partition("## Check a formula")[2]
+    )
     _, code, _, shown, *_ = section.split("```")
     exec(code.removeprefix("python"), {})
     assert capsys.readouterr().out.endswith(shown)

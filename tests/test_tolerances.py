@@ -1,20 +1,25 @@
-"""Every strict or exact comparison of floats in the tests has a margin, or a comment `# exact: why`.
+"""Every strict or exact comparison of floats in the tests has a margin or says `# exact: why`.
 
-Two processors round differently, so `computed < 0` or `computed == other` may hold on one and fail on the other. This file
-reads the tests as syntax trees. A claim is what an `assert` or a `return` compares, through `and`, `or`, `not`, `&`, `|`,
-bool(), all(), any() and generators. Reported are, unless they have a margin:
+Two processors round differently, so `computed < 0` or `computed == other` may hold on one and fail
+on the other. This file reads the tests as syntax trees. A claim is what an `assert` or a `return`
+compares, through `and`, `or`, `not`, `&`, `|`, bool(), all(), any() and generators. Reported are,
+unless they have a margin:
 
-* an ordering (<, <=, >, >=) of two computed values, or of one and 0, 1 or -1, the bounds that mathematics reaches;
-* == and != of arrays inside all() or any(), or where a side is a float literal or comes from a call that gives floats (FLOATS);
+* an ordering (<, <=, >, >=) of two computed values, or of one and 0, 1 or -1, the bounds that
+  mathematics reaches;
+* == and != of arrays inside all() or any(), or where a side is a float literal or comes from a call
+  that gives floats (FLOATS);
 * torch.equal and its relatives, wherever they stand, and rtol=0 with atol=0.
 
-The margin of an ordering: one side is another number than 0, 1 and -1, or a sum, difference, product or quotient that holds
-one (`b + 1e-9`, `1.01 * b`), or a name with tol, bound or slack in it. The margin of an equality: pytest.approx.
-Whole numbers, sizes, texts, sets and truth values (OTHERS) are no floats. The comment stands on a line of the statement or
-on the line above it, and says why another processor gives the same answer.
+The margin of an ordering: one side is another number than 0, 1 and -1, or a sum, difference,
+product or quotient that holds one (`b + 1e-9`, `1.01 * b`), or a name with tol, bound or slack in
+it. The margin of an equality: pytest.approx. Whole numbers, sizes, texts, sets and truth values
+(OTHERS) are no floats. The comment stands on a line of the statement or on the line above it, and
+says why another processor gives the same answer.
 
-What this cannot see: types. `a == b` of two plain names passes, and so does a dictionary that holds floats; a margin may be
-too small; a comparison used as an index, x[y > 0], or counted, (y > 0).sum(), is no claim.
+What this cannot see: types. `a == b` of two plain names passes, and so does a dictionary that holds
+floats; a margin may be too small; a comparison used as an index, x[y > 0], or counted,
+(y > 0).sum(), is no claim.
 """
 
 import ast
@@ -39,7 +44,13 @@ EXACT = {"equal", "array_equal", "assert_array_equal", "assert_equal"}
 def name_of(node: ast.AST) -> str:
     """sum for torch.sum, x.sum and x.sum(...)."""
     node = node.func if isinstance(node, ast.Call) else node
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return (
+        node.attr
+        if isinstance(node, ast.Attribute)
+        else node.id
+        if isinstance(node, ast.Name)
+        else ""
+    )
 
 
 def number(node: ast.AST) -> float | None:
@@ -52,10 +63,19 @@ def number(node: ast.AST) -> float | None:
 
 
 def kind(node: ast.AST) -> str:
-    """What an expression is, as far as syntax tells: float, other, or ? (whole literals too: they may stand for floats)."""
+    """What an expression is, as far as syntax tells: float, other, or ? (whole literals too)."""
     if number(node) is not None:
         return "float" if isinstance(number(node), float) else "?"
-    if isinstance(node, ast.Constant | ast.JoinedStr | ast.Compare | ast.Set | ast.Dict | ast.SetComp | ast.DictComp):
+    if isinstance(
+        node,
+        ast.Constant
+        | ast.JoinedStr
+        | ast.Compare
+        | ast.Set
+        | ast.Dict
+        | ast.SetComp
+        | ast.DictComp,
+    ):
         return "other"
     if isinstance(node, ast.List | ast.Tuple | ast.BinOp):
         parts = [node.left, node.right] if isinstance(node, ast.BinOp) else node.elts
@@ -63,10 +83,19 @@ def kind(node: ast.AST) -> str:
         return "float" if "float" in kinds else "other" if "other" in kinds else "?"
     if OTHERS.fullmatch(name_of(node)):
         return "other"
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and kind(node.func.value) != "?":
+    if (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and kind(node.func.value) != "?"
+    ):
         return kind(node.func.value)  # (y > 0).sum() is a count, len(x).real no float
     if isinstance(node, ast.Call | ast.Attribute):
-        return "float" if FLOATS.fullmatch(name_of(node)) and not isinstance(getattr(node, "func", node), ast.Name) else "?"
+        return (
+            "float"
+            if FLOATS.fullmatch(name_of(node))
+            and not isinstance(getattr(node, "func", node), ast.Name)
+            else "?"
+        )
     if isinstance(node, ast.Subscript | ast.UnaryOp | ast.ListComp):
         inner = {ast.Subscript: "value", ast.UnaryOp: "operand", ast.ListComp: "elt"}[type(node)]
         return kind(getattr(node, inner))
@@ -126,7 +155,11 @@ def exact_call(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call):
         return False
     zeros = {word.arg for word in node.keywords if number(word.value) == 0}
-    equal = name_of(node) in EXACT and isinstance(node.func, ast.Attribute) and "other" not in {kind(a) for a in node.args}
+    equal = (
+        name_of(node) in EXACT
+        and isinstance(node.func, ast.Attribute)
+        and "other" not in {kind(a) for a in node.args}
+    )
     return equal or {"rtol", "atol"} <= zeros
 
 
@@ -136,15 +169,25 @@ def findings(source: str) -> list[int]:
     for statement in ast.walk(ast.parse(source)):
         if not isinstance(statement, ast.stmt) or hasattr(statement, "body"):
             continue  # what stands in a body comes on its own
-        tests = [value for value in (getattr(statement, "test", None), getattr(statement, "value", None)) if value]
+        tests = [
+            value
+            for value in (getattr(statement, "test", None), getattr(statement, "value", None))
+            if value
+        ]
         bad = any(exact_call(node) for test in tests for node in ast.walk(test))
         for test in tests if isinstance(statement, ast.Assert | ast.Return) else []:
             for node, arrays in claims(test):
                 sides = [node.left, *node.comparators]
-                bad |= any(dangerous(a, op, b, arrays) for a, op, b in zip(sides, node.ops, sides[1:], strict=False))
+                bad |= any(
+                    dangerous(a, op, b, arrays)
+                    for a, op, b in zip(sides, node.ops, sides[1:], strict=False)
+                )
         above = lines[statement.lineno - 2].strip() if statement.lineno > 1 else ""
         comment = [above] if above.startswith("#") else []
-        if bad and not any("# exact: " in line for line in [*comment, *lines[statement.lineno - 1 : statement.end_lineno]]):
+        if bad and not any(
+            "# exact: " in line
+            for line in [*comment, *lines[statement.lineno - 1 : statement.end_lineno]]
+        ):
             found.add(statement.lineno)
     return sorted(found)
 

@@ -1,8 +1,9 @@
-"""For those who derive on paper: compare a new gradient with the truth, without writing it into a method first.
+"""Comparing a gradient that was derived on paper with the truth, in a small exact world.
 
-`numeric_gradient` differentiates an objective that is only evaluated, never differentiated by hand, in a world where it is
-exact; `gradient_statistics` measures bias, variance and signal-to-noise of any method; `check_gradient` compares two
-functions. All randomness is common to the two sides of a difference, so standard errors are small.
+`numeric_gradient` differentiates an objective that is only evaluated, never differentiated by hand.
+`gradient_statistics` measures bias, variance and signal-to-noise of any method. `check_gradient`
+compares two functions. All randomness is common to the two sides of a difference, so standard
+errors are small.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, in_words, validated
-from psd_mini.checks import world
 from psd_mini.checks.diagnosis import explain, slips_of_size
+from psd_mini.checks.exact_world import picture
+from psd_mini.checks.grading.submission import gradient_of
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import Unreadable, gradient_of
-from psd_mini.sds import Context
+from psd_mini.checks.judging import ASCENT
+from psd_mini.checks.report import Report, Unreadable
 from psd_mini.mixture import GaussianMixture
+from psd_mini.sds import Context
 
 Objective = Callable[[Tensor, Tensor], Tensor]  # x_t (n, d), t (n,) -> values (n,)
+Point = Float[Tensor, " d"]
 
 
 class Estimate(NamedTuple):
@@ -39,14 +42,23 @@ class Estimate(NamedTuple):
 
 
 def kl_objective(prior: GaussianMixture, embeddings: Tensor | None = None) -> Objective:
-    """-log p_t(x_t | e): its mean over q_t = N(alpha_t x, sigma_t^2 I) is the part of KL(q_t || p_t) that depends on x."""
+    """-log p_t(x_t | e), whose mean over q_t = N(alpha_t x, sigma_t^2 I) is KL(q_t || p_t) + const.
+
+    The constant does not depend on x.
+    """
     return lambda x_t, t: -prior.log_prob(x_t, t, embeddings)[0]
 
 
 def reward_objective(
-    prior: GaussianMixture, reward: Callable[[Tensor], Tensor], beta: float, embeddings: Tensor | None = None
+    prior: GaussianMixture,
+    reward: Callable[[Tensor], Tensor],
+    beta: float,
+    embeddings: Tensor | None = None,
 ) -> Objective:
-    """Minus "reward - beta KL", with the reward of the one-step denoised sample: beta (-log p_t(x_t)) - r(x0_hat(x_t))."""
+    """Minus "reward - beta KL", with the reward of the one-step denoised sample.
+
+    beta (-log p_t(x_t)) - r(x0_hat(x_t))
+    """
     kl = kl_objective(prior, embeddings)
     return lambda x_t, t: beta * kl(x_t, t) - reward(prior.denoise(x_t, t, embeddings)[0])
 
@@ -54,7 +66,7 @@ def reward_objective(
 @validated
 def numeric_gradient(
     objective: Objective,
-    x: Float[Tensor, " d"],
+    x: Point,
     t: int,
     prior: GaussianMixture,
     *,
@@ -62,21 +74,26 @@ def numeric_gradient(
     step: float = 1e-4,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """Gradient with respect to x of E_eps[ objective(alpha_t x + sigma_t eps, t) ], by central differences.
+    """Gradient of E_eps[ objective(alpha_t x + sigma_t eps, t) ] in x, by central differences.
 
-        dF/dx_j = E[ F(x + h e_j; eps) - F(x - h e_j; eps) ] / 2h,      the same eps (and -eps) on both sides
+        dF/dx_j = E[ F(x + h e_j; eps) - F(x - h e_j; eps) ] / 2h
+
+    with the same eps (and -eps) on both sides.
 
     Args:
-        objective: what is averaged over the noise, for example `kl_objective(prior)`; to be lowered.
+        objective: what is averaged over the noise and to be lowered, like `kl_objective(prior)`.
         x: one point (d,), float64, d small. t: timestep. prior: gives the schedule.
-        n: pairs of noises eps, -eps. step: h. generator: source of the noises; a fixed seed by default.
+        n: pairs of noises eps, -eps. step: h.
+        generator: source of the noises; a fixed seed by default.
 
     Returns:
-        `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], so E[G_SDS] = w (sigma_t / alpha_t) of it.
+        `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], and E[G_SDS] is
+        w (sigma_t / alpha_t) times that.
 
-    The truth for a preference, "reward minus beta KL", is the KL to its optimum: with `tilted, _ = prior.tilt_linear(v, beta)`
-    it is `kl_objective(tilted)`, whose gradient is (alpha_t / sigma_t) E[eps* - eps]. `reward_objective` is another objective,
-    in units of the reward: beta times the KL, and the reward of x0_hat in place of the implicit reward.
+    The truth for a preference, "reward minus beta KL", is the KL to its optimum. With
+    `tilted, _ = prior.tilt_linear(v, beta)` it is `kl_objective(tilted)`, whose gradient is
+    (alpha_t / sigma_t) E[eps* - eps]. `reward_objective` is another objective, in units of the
+    reward: beta times the KL, and the reward of x0_hat in place of the implicit reward.
     """
     at_least("n", n, 2)
     if not step > 0:
@@ -92,7 +109,8 @@ def numeric_gradient(
         def value(point: Tensor) -> Tensor:  # mean of an antithetic pair
             sides = [objective(alpha_t * point + sign * sigma_t * eps, times) for sign in (1, -1)]
             if any(getattr(side, "shape", None) != (n,) for side in sides):
-                raise ValueError(f"objective: expected values ({n},), one per x_t, got {in_words(sides[0])}")
+                came = in_words(sides[0])
+                raise ValueError(f"objective: expected values ({n},), one per x_t, got {came}")
             return (sides[0] + sides[1]) / 2
 
         columns.append((value(x + shift) - value(x - shift)) / (2 * step))
@@ -101,8 +119,11 @@ def numeric_gradient(
 
 
 class Statistics(NamedTuple):
-    """Of a gradient at one x and t: mean and its standard error (d,); bias = mean - reference (d,), None without one;
-    variance: total, sum over elements; snr = |mean|^2 / variance, corrected for the mean's own noise."""
+    """Of a gradient at one x and t.
+
+    mean, standard_error: (d,). bias: mean - reference (d,), None without a reference. variance:
+    sum over elements. snr: |mean|^2 / variance, corrected for the mean's own noise.
+    """
 
     mean: Tensor
     standard_error: Tensor
@@ -113,7 +134,9 @@ class Statistics(NamedTuple):
     @property
     def unbiased(self) -> bool | None:
         """Is the bias within four standard errors everywhere?"""
-        return None if self.bias is None else Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
+        if self.bias is None:
+            return None
+        return Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
 
 
 @validated
@@ -123,35 +146,39 @@ def gradient_statistics(
     n: int = 10_000,
     *,
     prior: GaussianMixture,
-    x: Float[Tensor, " d"],
-    reference: Float[Tensor, " d"] | None = None,
+    x: Point,
+    reference: Point | None = None,
     context: Context | None = None,
     generator: torch.Generator | None = None,
 ) -> Statistics:
     """Bias, variance and signal-to-noise of a method at one noise level.
 
     Args:
-        method: a method of this package, or fn(x, t, eps, context) -> gradient (or a pair that begins with it), in its shapes.
-            One that ranks needs over_views=False: the n draws are no views of one object.
+        method: a method of this package, or fn(x, t, eps, context) -> gradient (or a pair that
+            begins with it), in its shapes. One that ranks needs over_views=False: the n draws are
+            no views of one object.
         t: timestep. n: independent gradients.
         prior, x: the world and the point (d,) where it is measured.
-        reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t) `numeric_gradient(kl_objective(prior), ...)`.
-            For a preference see `numeric_gradient`.
-        context: prompts, rewards; the prior's null prompt by default. Variances compare at equal cost only: each gradient
-            took context.cost.prior_evaluations / n evaluations of the prior, and the mean of two has half the variance.
+        reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t)
+            `numeric_gradient(kl_objective(prior), ...)`. For a preference see `numeric_gradient`.
+        context: prompts, rewards; the prior's null prompt by default. Variances compare at equal
+            cost only: each gradient took context.cost.prior_evaluations / n evaluations of the
+            prior, and the mean of two has half the variance.
 
     Raises:
         ValueError: a method that ranks all pictures together.
     """
     at_least("n", n, 2)
     if x.shape != prior.means.shape[1:]:
-        raise ValueError(f"x: expected a point {tuple(prior.means.shape[1:])} of the prior's world, got {tuple(x.shape)}")
+        expected = f"a point {tuple(prior.means.shape[1:])} of the prior's world"
+        raise ValueError(f"x: expected {expected}, got {tuple(x.shape)}")
     generator = generator or torch.Generator().manual_seed(0)
     if getattr(method, "over_views", False):
-        name = type(method).__name__
-        raise ValueError(f"method: {name} ranks all pictures together, and here each is a draw of its own: over_views=False")
+        name = f"{type(method).__name__} ranks all pictures together"
+        raise ValueError(f"method: {name}, and here each is a draw of its own: over_views=False")
     xs = x.double().expand(n, -1)[..., None, None]
-    eps = torch.randn(getattr(method, "n_noises", 1), *xs.shape, generator=generator, dtype=torch.float64)
+    noises = getattr(method, "n_noises", 1)
+    eps = torch.randn(noises, *xs.shape, generator=generator, dtype=torch.float64)
     context = context or Context(prior, torch.zeros(2, len(prior.means), dtype=torch.float64))
     answer = method(xs, torch.full((n,), t), eps, context)
     gradient = answer[0] if isinstance(answer, tuple) else answer
@@ -168,7 +195,10 @@ def gradient_statistics(
 @validated
 @guarded("a gradient")
 def check_gradient(
-    fn: Callable[..., Any], reference: Callable[..., Tensor], *inputs: Tensor | float, tolerance: float = 1e-3
+    fn: Callable[..., Any],
+    reference: Callable[..., Tensor],
+    *inputs: Tensor | float,
+    tolerance: float = 1e-3,
 ) -> Report:
     """Does fn give the gradient that `reference` gives? Direction and size apart.
 
@@ -179,7 +209,7 @@ def check_gradient(
         tolerance: relative.
     """
     report = Report("check of a gradient")
-    first = inputs[0] if inputs else world.picture(1, 0)
+    first = inputs[0] if inputs else picture(1, 0)
     if not isinstance(first, Tensor):
         raise Unreadable(f"inputs: expected x, a tensor, as the first of them, got {first!r}")
     x = first.detach().clone()
@@ -189,21 +219,30 @@ def check_gradient(
         got, style, _ = gradient_of(fn(leaf, *inputs[1:]), leaf)
     got = got.double()
     if want.shape != got.shape:
-        raise Unreadable(f"the gradient has shape {tuple(got.shape)}, the reference {tuple(want.shape)}", "wrong")
-    finite, zero = bool(got.isfinite().all()), bool((got == 0).all())
-    came = f"a {style}" if finite and not zero else "exactly zero" if zero else "NaN or infinity"
-    cause = f"the gradient is {came}: {'was the target detached?' if zero else 'division by zero?'}"
-    report.add(finite and not zero, "gradient", came, "finite, not zero", cause)
-    if not report.ok:
-        return report
+        shapes = f"{tuple(got.shape)}, the reference {tuple(want.shape)}"
+        raise Unreadable(f"the gradient has shape {shapes}", "wrong")
+    came, cause = f"a {style}", ""
+    if bool((got == 0).all()):
+        came, cause = "exactly zero", "was the target detached?"
+    elif not bool(got.isfinite().all()):
+        came, cause = "NaN or infinity", "division by zero?"
+    text = f"the gradient is {came}: {cause}"
+    report.add(not cause, "gradient", came, "finite, not zero", text)
+    if report.ok:
+        _judge_against(report, got, want, len(x), tolerance)
+    return report
+
+
+def _judge_against(report: Report, got: Tensor, want: Tensor, batch: int, tolerance: float) -> None:
+    """Rows on the direction and the size of a gradient beside another."""
     ratio = ((got * want).sum() / want.square().sum()).item()
     cosine = ratio * want.norm().item() / got.norm().item()
-    sign = "the sign is flipped: descent along it would climb (ascent)" if cosine < -1 + tolerance else "another direction"
-    report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", sign)
+    cause = ASCENT if cosine < -1 + tolerance else "another direction"
+    report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", cause)
     if abs(cosine) < 1 - tolerance:
-        return report  # sizes of different directions do not compare
-    words = explain([((1, len(x), 1.0), abs(ratio))], slips_of_size((x.numel(), 1)), tolerance)
-    other = f"the size is {abs(ratio):.4g} times the reference: a factor is missing, or one too many"
-    words = [other] if words is None else words
-    report.add(not words, "size", f"{abs(ratio):.4g}", "1", "; ".join(words))
-    return report
+        return  # sizes of different directions do not compare
+    size = f"{abs(ratio):.4g}"
+    words = explain([((1, batch, 1.0), abs(ratio))], slips_of_size((got.numel(), 1)), tolerance)
+    if words is None:
+        words = [f"the size is {size} times the reference: a factor is missing, or one too many"]
+    report.add(not words, "size", size, "1", "; ".join(words))

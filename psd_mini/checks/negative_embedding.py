@@ -1,8 +1,10 @@
 """Check of the gradient that moves a negative embedding.
 
-    L(n) = -mean r( decode( x0_hat(n) ) ),    d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
+    L(n) = -mean r( decode( x0_hat(n) ) )
+    d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
 
-The reward is linear, so every slip in the algebra of x0_hat is a factor that depends on g and t only, and is told by it.
+The reward is linear, so every slip in the algebra of x0_hat is a factor that depends on g and t
+only, and is told by it.
 """
 
 from __future__ import annotations
@@ -14,39 +16,55 @@ import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.checks import world
 from psd_mini.checks.diagnosis import Slip, explain
+from psd_mini.checks.exact_world import SCHEDULE, alpha_at, embedding, exact_eps, sigma_at
+from psd_mini.checks.grading.names import Names
+from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.preference import reward
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine
-from psd_mini.checks.report import Report
-from psd_mini.checks.grading.submission import Unreadable, answered, prepare
+from psd_mini.checks.report import Report, Unreadable
+from psd_mini.checks.rewarding import reward
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
+
+EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
+SLIPS: list[Slip] = [  # factors of (g, t, batch)
+    (
+        "the sum over pictures instead of the mean: multiplied by the batch",
+        lambda g, t, b: float(b),
+    ),
+    ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
+    ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
+    ("x0_hat is made of eps(n) alone, not of the guided prediction", lambda g, t, b: 1 / (1 - g)),
+    ("x0_hat is not divided by alpha_t", lambda g, t, b: alpha_at(t)),
+    ("sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t", lambda g, t, b: 1 / sigma_at(t)),
+    ("twice the reference", lambda *_: 2.0),
+    ("half the reference", lambda *_: 0.5),
+]
 
 
 @validated
 @guarded("the negative embedding")
-def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None) -> Report:
-    """Is this the loss (or its gradient) that moves a negative embedding n to where the denoised image is rewarded?
+def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
+    """Is this the loss that moves a negative embedding n to where x0_hat is rewarded?
 
-        L(n) = -mean r( decode( x0_hat(n) ) ),    d x0_hat / dn = (g - 1) (sigma_t / alpha_t) d eps(x_t; n) / dn
+        L(n) = -mean r( decode( x0_hat(n) ) )
 
     Args:
-        fn: takes by name x, t, eps, predict_noise or unet, cond, n (requires a gradient), reward, guidance_scale, ...; it
-            returns the loss, or the gradient with respect to n.
-        names: parameter -> key of `submission.NAMES`.
+        fn: takes by name x, t, eps, predict_noise or unet, cond, n (requires a gradient), reward,
+            guidance_scale, ...; it returns the loss, or the gradient with respect to n.
+        names: parameter -> key of `grading.names.NAMES`.
     """
     report = Report("check of the negative embedding")
-    fn, equation = prepare(fn, ("negative_loss", "loss", "forward"), names), "L(n) = -mean r(decode(x0_hat(n)))"
+    fn = prepare(fn, ("negative_loss", "loss", "forward"), names)
     seen: list[tuple[tuple, float]] = []  # (g, t, batch), ratio to the reference
     cosines: list[float] = []
     leaks: set[str] = set()
     largest = at_one = 0.0
     for g, t, batch in ((7.5, 500, 1), (3.0, 300, 1), (3.0, 500, 2), (1.0, 500, 1)):
         values = given(batch, 1) | {"t": torch.full((batch,), t), "guidance_scale": g}
-        values["n"] = values["uncond"] = world.embedding("negative", 1).requires_grad_()
+        values["n"] = values["uncond"] = embedding("negative", 1).requires_grad_()
         values["cond"].requires_grad_()
         try:
             answer, _ = Prober(fn, names, {"reward": reward}).ask(values)
@@ -57,8 +75,9 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
         gradient = _gradient_in(values["n"], answer)
         if gradient is None or not bool(gradient.isfinite().all()):
             came = "None" if gradient is None else "NaN or infinity"
-            cause = f"n receives no gradient ({came}): is eps(x_t; n) computed under no_grad, or the loss detached?"
-            report.add(False, "gradient", came, "a gradient of n's shape", cause, equation)
+            why = "is eps(x_t; n) computed under no_grad, or the loss detached?"
+            cause = f"n receives no gradient ({came}): {why}"
+            report.add(False, "gradient", came, "a gradient of n's shape", cause, EQUATION)
             return report
         leaks |= {name for name in ("x", "cond") if flows(values[name])}
         largest = max(largest, gradient.abs().max().item())
@@ -70,49 +89,41 @@ def check_negative_embedding(fn: Any, *, names: Mapping[str, str] | None = None)
             cosines.append(abs(cosine(gradient, exact)))
     zero = at_one <= 1e-3 * largest
     cause = "at g = 1 the negative embedding has no influence: the factor is g - 1, not g"
-    report.add(zero, "g = 1", "zero" if zero else "not zero", "zero", cause, "d x0_hat/dn carries g - 1")
-    cause = f"a gradient leaks into {' and '.join(sorted(leaks))}: only n may move; detach the rest"
-    report.add(not leaks, "what else moves", ", ".join(sorted(leaks)) or "nothing", "nothing", cause)
-    cause = "the gradient is exactly zero: is n in the loss at all?" if largest == 0 else "it is not the gradient of this loss"
-    straight = min(cosines) > 0.999
-    report.add(straight, "direction", f"cosine {min(cosines):.4f}", "cosine 1", cause, equation)
+    came, equation = "zero" if zero else "not zero", "d x0_hat/dn carries g - 1"
+    report.add(zero, "g = 1", came, "zero", cause, equation)
+    moved = sorted(leaks)
+    cause = f"a gradient leaks into {' and '.join(moved)}: only n may move; detach the rest"
+    report.add(not leaks, "what else moves", ", ".join(moved) or "nothing", "nothing", cause)
+    cause = "it is not the gradient of this loss"
+    if largest == 0:
+        cause = "the gradient is exactly zero: is n in the loss at all?"
+    straight, came = min(cosines) > 0.999, f"cosine {min(cosines):.4f}"
+    report.add(straight, "direction", came, "cosine 1", cause, EQUATION)
     if straight:
         words = explain(seen, SLIPS)
-        cause = "; ".join(["the size is wrong"] if words is None else words)
-        report.add(not cause, "size", f"{seen[0][1]:.4g} of the reference", "1", cause, equation)
+        cause = "the size is wrong" if words is None else "; ".join(words)
+        came = f"{seen[0][1]:.4g} of the reference"
+        report.add(not cause, "size", came, "1", cause, EQUATION)
     return report
 
 
-SLIPS: list[Slip] = [  # factors of (g, t, batch)
-    ("multiplied by the batch: the sum over pictures instead of the mean?", lambda g, t, b: float(b)),
-    ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
-    ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
-    ("x0_hat is made of eps(n) alone: it must be made of the guided prediction", lambda g, t, b: 1 / (1 - g)),
-    ("x0_hat is not divided by alpha_t", lambda g, t, b: world.alpha_sigma(t)[0]),
-    ("x0_hat = (x_t - sigma_t eps)/alpha_t: sigma_t is missing", lambda g, t, b: 1 / world.alpha_sigma(t)[1]),
-    ("twice the reference", lambda *_: 2.0),
-    ("half the reference", lambda *_: 0.5),
-]
-
-
 def _gradient_in(n: Tensor, answer: Any) -> Tensor | None:
-    """What arrived at n, back-propagating a loss where one came; or the answer itself where it has n's shape."""
-    if isinstance(answer, tuple | list) and answer:
-        answer = answer[0]
+    """What arrived at n, back-propagating a loss; or the answer itself where it has n's shape."""
+    answer = next(iter(parts_of(answer)), answer)
     if isinstance(answer, Tensor) and answer.shape == n.shape:
         return answer.detach().double()
     if n.grad is None:
         answered(answer)
-    if n.grad is None and isinstance(answer, Tensor) and answer.requires_grad and answer.numel() == 1:
-        answer.backward()
+        if isinstance(answer, Tensor) and answer.requires_grad and answer.numel() == 1:
+            answer.backward()
     return None if n.grad is None else n.grad.double()
 
 
 def _exact_negative(values: Mapping[str, Any], g: float) -> Tensor:
     """The gradient with respect to n of L(n), in this world."""
-    x, t, eps, n = (values[key].detach() for key in ("x", "t", "eps", "n"))
+    x, t, eps, n, cond = (values[key].detach() for key in ("x", "t", "eps", "n", "cond"))
     n = n.double().requires_grad_()
-    x_t = world.SCHEDULE.add_noise(x.double(), eps.double(), t)
-    eps_hat = cfg(world.predict(x_t, t, values["cond"].detach()), world.predict(x_t, t, n), g)
-    loss = -reward(world.SCHEDULE.x0_from_eps(x_t, eps_hat, t)).mean()
+    x_t = SCHEDULE.add_noise(x.double(), eps.double(), t)
+    eps_hat = cfg(exact_eps(x_t, t, cond), exact_eps(x_t, t, n), g)
+    loss = -reward(SCHEDULE.x0_from_eps(x_t, eps_hat, t)).mean()
     return torch.autograd.grad(loss, n)[0]

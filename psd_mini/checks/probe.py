@@ -1,37 +1,42 @@
-"""Running a submission in the exact world, in the form of input that it understands, and writing down what it does.
+"""Running a submission in the exact world and writing down what it does.
 
-A `Prober` gives a submission what it asks for, seeds its random numbers, turns what it raises into `Unreadable`, and has its
-gradient taken apart (`reading`).
+A `Prober` gives a submission what it asks for, in the form of input that it understands, seeds its
+random numbers, turns what it raises into `Unreadable`, and has its gradient taken apart
+(`reading`).
 """
 
 from __future__ import annotations
 
-import os
 import random
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from psd_mini.checks import world
+from psd_mini.checks.exact_world import SCALING, SHAPE, embedding, normal, picture
+from psd_mini.checks.grading.names import Names, arguments, invoke, keys
+from psd_mini.checks.grading.submission import environment, gradient_of
+from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.reading import Reading, read
-from psd_mini.checks.grading.submission import Unreadable, arguments, environment, gradient_of, invoke, keys
+from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
+Values = dict[str, Any]  # by the keys of `NAMES`
+Form = tuple[bool, bool]  # pictures instead of latents, stacked embeddings
 
 
 @dataclass
-class Run:
-    """One call of a submission: its gradient (B, ...) in float64, how it came, and all that was recorded."""
+class Trial:
+    """One call of a submission: its gradient (B, ...) in float64 and all that was recorded.
+
+    g: guidance scale; style: "gradient" or "loss"; changed: names of inputs that it modified.
+    """
 
     g: float
-    x: Tensor
     gradient: Tensor
     style: str
     loss: Tensor | None
@@ -41,28 +46,33 @@ class Run:
     changed: list[str]
 
     def through_x_t(self) -> bool:
+        """Does the gradient flow through x_t?"""
         asked = [call.x_t.detach() for call in self.trace.calls]
-        alone = [group.x_t[None].float() for r in self.readings[:1] for group in r.groups]  # of a doubled batch
-        return flows_through(self.trace, asked + alone)
+        for reading in self.readings[:1]:  # of a doubled batch, each picture alone
+            asked += [group.x_t[None].float() for group in reading.groups]
+        return flows_through(self.trace, asked)
 
     def through_unet(self) -> bool:
+        """Does the gradient flow through the UNet?"""
         return any(flows(call.eps_hat) for call in self.trace.calls)
 
 
-def given(batch: int, seed: int, images: bool = False) -> dict[str, Any]:
-    """What is drawn for one call: pictures or latents x that want a gradient, embeddings, noises; by the keys of `NAMES`."""
-    x = world.picture(batch, seed, (3, 512, 512)) / 4 if images else world.picture(batch, seed)
-    values = {"x": x.float().requires_grad_()} | {
-        key: world.embedding(kind, batch) for key, kind in (("cond", "cond"), ("uncond", "uncond"), ("n", "negative"))
-    }
+def given(batch: int, seed: int, images: bool = False) -> Values:
+    """What is drawn for one call: latents x (or pictures) with gradients, embeddings, noises."""
+    x = picture(batch, seed, (3, 512, 512)) / 4 if images else picture(batch, seed)
+    values: Values = {"x": x.float().requires_grad_()}
+    for key, prompt in (("cond", "cond"), ("uncond", "uncond"), ("n", "negative")):
+        values[key] = embedding(prompt, batch)
     for i, name in enumerate(("eps", "eps_1", "eps_2")):
-        values[name] = world.normal(batch, *world.SHAPE, seed=1000 + 10 * seed + i).float()
-    return values | ({"image": values["x"]} if images else {})
+        values[name] = normal(batch, *SHAPE, seed=1000 + 10 * seed + i).float()
+    if images:
+        values["image"] = values["x"]
+    return values
 
 
 @contextmanager
 def traced(seed: int) -> Iterator[Trace]:
-    """Gradients on, torch and random seeded (and put back afterwards), exceptions as `Unreadable`."""
+    """Gradients on, torch and random seeded (and put back afterwards), errors as `Unreadable`."""
     state = random.getstate()
     random.seed(seed)
     try:
@@ -78,41 +88,44 @@ def traced(seed: int) -> Iterator[Trace]:
 
 
 class Prober:
-    """Calls one submission again and again, in the form of input that it turned out to understand.
+    """Calls one submission again and again, in the form of input that it understands.
 
     Args:
-        fn: from `submission.prepare`. names: parameter -> key, see `submission.arguments`.
+        fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
     """
 
-    def __init__(self, fn: Callable, names: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None):
+    def __init__(self, fn: Callable, names: Names = None, more: Mapping[str, Any] | None = None):
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
         asked = keys(fn, names)
-        likely = "image" in asked, "guidance_scale" in asked
-        # pictures instead of latents, stacked embeddings: the most plausible form first, so that its error is shown
-        self.forms = sorted(product((True, False), repeat=2), key=lambda form: (form[0] != likely[0], form[1] != likely[1]))
+        images, stacked = "image" in asked, "guidance_scale" in asked
+        # the most plausible form first, so that its error is the one that is shown
+        self.forms: list[Form] = [(images, stacked), (images, not stacked)]
+        self.forms += [(not images, stacked), (not images, not stacked)]
 
-    def run(self, batch: int = 1, g: float = 7.5, t: tuple[int, ...] = (500,), seed: int = 0) -> Run:
+    def run(
+        self, batch: int = 1, g: float = 7.5, t: tuple[int, ...] = (500,), seed: int = 0
+    ) -> Trial:
         """One call with B pictures at guidance scale g; t and noise are for those who take them.
 
         Raises:
-            Unreadable: it failed, or its answer is none.
+            Unreadable: it failed, or its answer cannot be read.
         """
         failures = []
         for form in self.forms:
             try:
-                run = self._attempt(form, batch, g, t, seed)
+                trial = self._attempt(form, batch, g, t, seed)
             except Unreadable as error:
                 if error.verdict:
                     raise
                 failures.append(error)
             else:
                 self.forms = [form]
-                return run
+                return trial
         raise failures[0]
 
     def ask(self, values: Mapping[str, Any]) -> tuple[Any, Trace]:
-        """Call with these values on top of the environment, and nothing read into the answer.
+        """Call with these values on top of the environment; the answer as it is.
 
         Raises:
             Unreadable: it failed.
@@ -120,94 +133,64 @@ class Prober:
         with traced(0) as trace:
             return invoke(self.fn, arguments(self.fn, {**self.given, **values}, self.names)), trace
 
-    def _attempt(self, form: tuple[bool, ...], batch: int, g: float, t: tuple[int, ...], seed: int) -> Run:
+    def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
         images, stacked = form
         drawn = given(batch, seed, images)
-        x, cond, uncond = drawn["x"], drawn["cond"], drawn["uncond"]
-        values = {**self.given, **drawn, "guidance_scale": g, "t": torch.tensor((t * batch)[:batch])}
+        x = drawn["x"]
+        values = {**self.given, **drawn, "guidance_scale": g}
+        values["t"] = torch.tensor((t * batch)[:batch])
         with traced(seed) as trace:
-            if {"eps_cond", "eps_uncond", "x_t"} & keys(self.fn, self.names):  # for those who take predictions
-                values |= self._predicted(values)
-            passed = arguments(self.fn, values, self.names)
-            if stacked and not any(value is uncond for value in passed.values()):
-                both = torch.cat((uncond, cond))  # diffusers stacks the unconditional one first
-                passed = {name: both if value is cond else value for name, value in passed.items()}
-            before = {name: value.detach().clone() for name, value in passed.items() if isinstance(value, Tensor)}
+            passed = self._passed(values, stacked)
+            tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
+            before = {name: value.detach().clone() for name, value in tensors.items()}
             result = invoke(self.fn, passed)
             with trace.paused():
-                leaf = self._entrance(x, trace)
+                leaf = _entrance(x, trace)
                 gradient, style, loss = gradient_of(result, leaf)
-        changed = [name for name, value in before.items() if not torch.equal(value, passed[name].detach().to(value))]
+        after = {name: passed[name].detach().to(value) for name, value in before.items()}
+        changed = [name for name in before if not torch.equal(before[name], after[name])]
         latents = leaf.detach().double()
         if leaf is not x:  # what the autoencoder made of the picture
-            latents, gradient = latents * world.SCALING, gradient / (world.SCALING if style == "loss" else 1)
+            latents = latents * SCALING
+            gradient = gradient / (SCALING if style == "loss" else 1)
         half = any(call.x_t.dtype in HALF for call in trace.calls) or gradient.dtype in HALF
         gradient = gradient.detach().double()
-        known = {"cond": cond, "uncond": uncond, "negative": drawn["n"]}
-        noises = [value.double() for name, value in drawn.items() if "eps" in name and any(value is v for v in passed.values())]
+        known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
+        noises = []
+        for name in ("eps", "eps_1", "eps_2"):
+            if any(drawn[name] is value for value in passed.values()):
+                noises.append(drawn[name].double())
         readings = read(g, latents, gradient, trace, known, noises)
-        return Run(g, latents, gradient, style, loss, trace, readings, 0.03 if half else 2e-3, changed)
+        tolerance = 0.03 if half else 2e-3
+        return Trial(g, gradient, style, loss, trace, readings, tolerance, changed)
 
-    def _predicted(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _passed(self, values: Values, stacked: bool) -> dict[str, Any]:
+        """Arguments for one call, the embeddings stacked where that is the form."""
+        if {"eps_cond", "eps_uncond", "x_t"} & keys(self.fn, self.names):
+            values = values | self._predicted(values)
+        cond, uncond = values["cond"], values["uncond"]
+        passed = arguments(self.fn, values, self.names)
+        if not stacked or any(value is uncond for value in passed.values()):
+            return passed
+        both = torch.cat((uncond, cond))  # diffusers stacks the unconditional one first
+        return {name: both if value is cond else value for name, value in passed.items()}
+
+    def _predicted(self, values: Values) -> dict[str, Tensor]:
         """x_t and noise predictions, asked of the UNet in the submission's place."""
+        unet, t = values["unet"], values["t"]
         with torch.no_grad():
-            x_t = values["scheduler"].add_noise(values["x"], values["eps"], values["t"])
-            return {"x_t": x_t} | {f"eps_{k}": values["unet"](x_t, values["t"], values[k]).sample for k in ("cond", "uncond")}
+            x_t = values["scheduler"].add_noise(values["x"], values["eps"], t)
+            cond, uncond = (unet(x_t, t, values[k]).sample for k in ("cond", "uncond"))
+        return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
 
-    def _entrance(self, x: Tensor, trace: Trace) -> Tensor:
-        """Where the gradient should arrive: at the latents, x itself or what the autoencoder made of the picture."""
-        if not trace.encoded or (x.shape[1] != 3 and not trace.encoded[-1].requires_grad):
+
+def _entrance(x: Tensor, trace: Trace) -> Tensor:
+    """Where the gradient should arrive: at x, or at what the autoencoder made of a picture x."""
+    if not trace.encoded:
+        return x
+    if not trace.encoded[-1].requires_grad:
+        if x.shape[1] != 3:
             return x
-        if not trace.encoded[-1].requires_grad:
-            raise Unreadable("the latents were encoded under no_grad: no gradient can reach the picture", "wrong")
-        return trace.encoded[-1]
-
-
-USUAL_REASONS = {  # of an exception, by what its text contains
-    **dict.fromkeys(("cuda", "nvidia"), "it moves tensors to cuda; use x.device instead of a fixed device"),
-    "systemexit": "it calls exit",
-    **dict.fromkeys(("leaf variable", "modified by an inplace"), "it changes its input in place"),
-    **dict.fromkeys(("out of bounds", "out of range"), f"was t outside 0..{world.T - 1}?"),
-    "nonetype": "is something None that another method sets first? Make the object within offline_diffusers(), call that "
-    "method and hand in the object instead of its class",
-    **dict.fromkeys(("memoryerror", "can't allocate memory"), "it takes more memory than a submission is given"),
-    "graph a second time": "it back-propagates the same graph twice",
-}
-
-
-TORCH, CHECKS = os.path.dirname(torch.__file__), os.path.dirname(__file__)
-
-
-def status_of(error: BaseException) -> str:
-    """What an exception says of a submission: "not answered" by a stub, otherwise "could not run".
-
-    A stub raises NotImplementedError itself (torch does so too, for what a device or dtype cannot do), or its `...` meets a
-    calculation.
-    """
-    if isinstance(error, Unreadable):
-        return error.status
-    last = (traceback.extract_tb(error.__traceback__) or [traceback.FrameSummary("", 0, "", line="")])[-1]
-    raised = isinstance(error, NotImplementedError) and "raise NotImplementedError" in (last.line or "")
-    stub = raised and not last.filename.startswith(TORCH) or "ellipsis" in _text_of(error)
-    return "not answered" if stub else "could not run"
-
-
-def _text_of(error: BaseException) -> str:
-    """What an exception says, in one line, even if it cannot say it."""
-    try:
-        return " ".join(str(error).split())[:300]
-    except Exception:
-        return "(no text)"
-
-
-def describe(error: BaseException) -> str:
-    """An exception in one line: what, where in the submission, and the usual reason."""
-    all_frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in all_frames if not frame.filename.startswith((TORCH, CHECKS))] or all_frames
-    where = f" (line {frames[-1].lineno} of {frames[-1].name})" if frames else ""
-    text = _text_of(error)
-    if isinstance(error, SyntaxError):  # the frames are the importer's
-        where, text = f" (line {error.lineno})", error.msg
-    words = f"{type(error).__name__} {text}".lower()
-    hint = next((f": {reason}" for sign, reason in USUAL_REASONS.items() if sign in words), "")
-    return f"it raised {type(error).__name__}{where}: {text}{hint}"
+        text = "the latents were encoded under no_grad: no gradient can reach the picture"
+        raise Unreadable(text, "wrong")
+    return trace.encoded[-1]

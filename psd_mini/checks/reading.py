@@ -1,12 +1,14 @@
-"""Taking a gradient apart.
+"""Taking a gradient apart into the known vectors that it is made of.
 
-Every gradient of score distillation is a combination of a few known vectors: for one picture,
+Every gradient of score distillation is a combination of a few vectors: for one picture,
 
-    G = sum_i ( c_i eps_cond(x_t^i) + u_i eps_uncond(x_t^i) + q_i eps_q(x_t^i) + n_i eps_i ) + other noises + b x
+    G = sum_i ( c_i eps_cond(x_t^i) + u_i eps_uncond(x_t^i) + q_i eps_q(x_t^i) + n_i eps_i )
+        + other noises + b x
 
-over the noised versions x_t^i that the submission asked about. The vectors are linearly independent here (see `world`), so
-least squares finds the coefficients to machine precision, and they say what the code computes, whether or not the mistake
-has ever been seen before. In the same way x_t = a x + s eps says how the noise was added.
+over the noised versions x_t^i that the submission asked about. The vectors are linearly independent
+here (see `exact_world`), so least squares finds the coefficients to machine precision. They say
+what the code computes, whether or not the mistake has ever been seen before. In the same way
+x_t = a x + s eps says how the noise was added.
 """
 
 from __future__ import annotations
@@ -16,15 +18,21 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from psd_mini.checks import world
+from psd_mini.checks.exact_world import alpha_sigma, sigma_at
 from psd_mini.checks.grading.stand_ins import TextEncoder
 from psd_mini.checks.trace import Call, Trace
+
+Embeddings = Mapping[str, Tensor]  # by label
 
 
 @dataclass
 class Group:
-    """One noised version of one picture: x_t = a x + s eps at t, and what was predicted there, by embedding."""
+    """One noised version of one picture: x_t = a x + s eps at t, and what was predicted there.
+
+    eps_hat, embeddings: by label ("cond", "uncond", "negative", "q").
+    """
 
     t: float
     x_t: Tensor
@@ -37,9 +45,10 @@ class Group:
 
 @dataclass
 class Reading:
-    """One picture of one run, taken apart. `coefficients[i]` belongs to `groups[i]`: cond, uncond, q, noise.
+    """One picture of one run, taken apart. `coefficients[i]` belongs to `groups[i]`, by label.
 
-    other: coefficient of noises that are in no x_t; b: of x itself; leftover: relative size of what is none of all this.
+    other: coefficient of noises that are in no x_t. b: coefficient of x itself. leftover: relative
+    size of what is none of all this.
     """
 
     g: float
@@ -60,57 +69,86 @@ class Reading:
         """Coefficient of one kind of vector, summed over the noised versions."""
         return sum(c.get(label, 0.0) for c in self.coefficients)
 
+    def sums(self) -> list[float]:
+        """Weight of every noised version: the sum of its predictions' coefficients."""
+        return [c.get("cond", 0.0) + c.get("uncond", 0.0) for c in self.coefficients]
+
+    def group_at(self, t: float, x_t: Tensor) -> Group:
+        """The group with this t and x_t; a new one if there is none."""
+        for group in self.groups:
+            if group.t == t and torch.allclose(group.x_t, x_t, rtol=1e-4, atol=1e-5):
+                return group
+        self.groups.append(Group(t, x_t))
+        return self.groups[-1]
+
 
 def fit(target: Tensor, vectors: list[Tensor]) -> tuple[list[float], float]:
-    """Least squares target = sum_j c_j vectors_j: the coefficients, and the relative size of what is left."""
-    size = target.norm().item()
-    if not vectors or size == 0:
-        return [0.0] * len(vectors), 0.0 if size == 0 else 1.0
+    """Least squares target = sum_j c_j vectors_j: the coefficients, and the relative rest."""
+    length = target.norm().item()
+    if not vectors or length == 0:
+        return [0.0] * len(vectors), 0.0 if length == 0 else 1.0
     basis = torch.stack([v.flatten() for v in vectors], 1)
     norms = basis.norm(dim=0).clamp(min=1e-30)
     c = torch.linalg.lstsq(basis / norms, target.flatten()[:, None], driver="gelsd").solution[:, 0]
-    left = (basis / norms @ c - target.flatten()).norm().item() / size
+    left = (basis / norms @ c - target.flatten()).norm().item() / length
     return (c / norms).tolist(), left
 
 
 def cosine(u: Tensor, v: Tensor) -> float:
+    """Cosine of the angle between two tensors."""
     return ((u * v).sum() / (u.norm() * v.norm()).clamp(min=1e-30)).item()
 
 
-def read(g: float, x: Tensor, gradient: Tensor, trace: Trace, known: Mapping[str, Tensor], eps: list[Tensor]) -> list[Reading]:
-    """Take every picture of a run apart. x and gradient (B, ...), known: embeddings by label, eps: noises that were given."""
+def read(
+    g: float, x: Tensor, gradient: Tensor, trace: Trace, known: Embeddings, eps: list[Tensor]
+) -> list[Reading]:
+    """Take every picture of a run apart.
+
+    Args:
+        g: guidance scale. x, gradient: (B, ...). trace: what was recorded.
+        known: embeddings by label. eps: noises that were given.
+    """
     if gradient.shape != x.shape or not gradient.isfinite().all():
         return []
     pictures = [Reading(g, len(x), x[i], gradient[i], []) for i in range(len(x))]
+    labels = [_labels(call, known) for call in trace.calls]
+    # a prompt that nobody gave came from a text encoder: the only prompt, or a negative one
+    unknown = "negative" if any("cond" in row for row in labels) else "cond"
+    for call, row in zip(trace.calls, labels, strict=True):
+        _sort(call, [label or unknown for label in row], pictures)
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *x.shape[1:]), x.shape) for d in drawn] + eps
-    towards = torch.nn.functional.normalize(x.flatten(1), dim=1)
-    labels = [_labels(call, known) for call in trace.calls]
-    # a prompt that nobody gave came from a text encoder: the only prompt, or a negative one beside the given
-    unknown = "negative" if any("cond" in row for row in labels) else "cond"
-    for call, names in zip(trace.calls, labels, strict=True):
-        asked = call.x_t.detach().double()
-        if asked.shape[1:] != x.shape[1:] or not asked.isfinite().all():
-            continue
-        for row, (t, name) in enumerate(zip(call.t.tolist(), names, strict=True)):
-            picture = pictures[int((towards @ asked[row].flatten()).argmax())]  # the one that x_t resembles most
-            near = [torch.allclose(group.x_t, asked[row], rtol=1e-4, atol=1e-5) for group in picture.groups]
-            same = [group for group, close in zip(picture.groups, near, strict=True) if close and group.t == t]
-            group = same[0] if same else Group(t, asked[row])
-            picture.groups += [] if same else [group]
-            group.eps_hat[name or unknown] = call.eps_hat[row].detach().double()
-            if call.embeddings is not None:
-                group.embeddings[name or unknown] = call.embeddings[row].detach()
     for i, picture in enumerate(pictures):
-        _take_apart(picture, [noise[i] for noise in noises])
+        own = [noise[i] for noise in noises]
+        for group in picture.groups:
+            _split_x_t(group, picture.x, own)
+        _split_gradient(picture, own)
+        for group, parts in zip(picture.groups, picture.coefficients, strict=True):
+            _rescale(group, parts)
     return pictures
 
 
-def _labels(call: Call, known: Mapping[str, Tensor]) -> list[str]:
+def _sort(call: Call, labels: list[str], pictures: list[Reading]) -> None:
+    """Add the predictions of a call to the groups of the pictures that it asked about."""
+    x = torch.stack([picture.x for picture in pictures])
+    asked, towards = call.x_t.detach().double(), normalize(x.flatten(1), dim=1)
+    if asked.shape[1:] != x.shape[1:] or not asked.isfinite().all():
+        return
+    for row, (t, label) in enumerate(zip(call.t.tolist(), labels, strict=True)):
+        # the picture that x_t resembles most
+        picture = pictures[int((towards @ asked[row].flatten()).argmax())]
+        group = picture.group_at(t, asked[row])
+        group.eps_hat[label] = call.eps_hat[row].detach().double()
+        if call.embeddings is not None:
+            group.embeddings[label] = call.embeddings[row].detach()
+
+
+def _labels(call: Call, known: Embeddings) -> list[str]:
     """Which of the known embeddings each row was asked with; "" for one that nobody gave."""
     if call.model == "q" or call.embeddings is None:
         return ["q" if call.model == "q" else "cond"] * len(call.x_t)
-    table = [(name, e[0].double()) for name, e in known.items()] + [("uncond", TextEncoder.table[ord(" ")].double())]
+    table = [(name, e[0].double()) for name, e in known.items()]
+    table.append(("uncond", TextEncoder.table[ord(" ")].double()))
     labels = []
     for row in call.embeddings.detach().double():
         near = (name for name, e in table if torch.allclose(row, e.expand_as(row), atol=2e-3))
@@ -118,38 +156,53 @@ def _labels(call: Call, known: Mapping[str, Tensor]) -> list[str]:
     return labels
 
 
-def _take_apart(picture: Reading, noises: list[Tensor]) -> None:
-    """Fill in a, s, eps of the groups, then the coefficients of the gradient."""
-    ones = torch.ones_like(picture.x)
-    for group in picture.groups:
-        # x_t = a x + s eps (+ a constant, for noise that is not centred)
-        (group.a, constant, *c), left = fit(group.x_t, [picture.x, ones, *noises])
-        alpha_t, sigma_t = world.alpha_sigma(round(group.t))
-        used = [j for j, value in enumerate(c) if abs(value) > 1e-3]
-        if left < 5e-3 and len(used) == 1 and abs(constant) < 1e-3:
-            group.s, group.eps = abs(c[used[0]]), noises[used[0]] * (1 if c[used[0]] > 0 else -1)
-        elif left >= 5e-3 or used:  # a noise that was transformed, or drawn elsewhere: what x_t implies
-            group.a, group.s = (group.a if left < 5e-3 else alpha_t), sigma_t
-            group.eps = (group.x_t - group.a * picture.x) / sigma_t
+def _split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
+    """Fill in a, s, eps: x_t = a x + s eps (+ a constant, for noise that is not centred)."""
+    (group.a, constant, *c), left = fit(group.x_t, [x, torch.ones_like(x), *noises])
+    alpha_t, sigma_t = alpha_sigma(round(group.t))
+    used = [j for j, value in enumerate(c) if abs(value) > 1e-3]
+    if left < 5e-3 and len(used) == 1 and abs(constant) < 1e-3:
+        value = c[used[0]]
+        group.s, group.eps = abs(value), noises[used[0]] * (1 if value > 0 else -1)
+    elif left >= 5e-3 or used:  # a noise that was transformed, or drawn elsewhere: what x_t implies
+        group.a, group.s = (group.a if left < 5e-3 else alpha_t), sigma_t
+        group.eps = (group.x_t - group.a * x) / sigma_t
+
+
+def _among(v: Tensor, seen: list[Tensor]) -> bool:
+    """Is v a multiple of one of these?"""
+    return any(abs(cosine(v, other)) > 0.99 for other in seen)
+
+
+def _split_gradient(picture: Reading, noises: list[Tensor]) -> None:
+    """Fill in the coefficients of the gradient."""
     vectors, places = [picture.x], [(-1, "x")]
     seen: list[Tensor] = []
     for i, group in enumerate(picture.groups):
         terms = dict(group.eps_hat)
-        # antithetic pairs share one noise: its second appearance adds nothing that the fit could tell apart
-        if group.eps is not None and not any(abs(cosine(v, group.eps)) > 0.99 for v in seen):
+        # an antithetic pair shares one noise: the fit could not tell its two appearances apart
+        if group.eps is not None and not _among(group.eps, seen):
             terms["noise"] = group.eps
             seen.append(group.eps)
         vectors += terms.values()
         places += [(i, label) for label in terms]
-    unused = [n for n in noises if not any(abs(cosine(n, v)) > 0.99 for v in seen)]
+    unused = [n for n in noises if not _among(n, seen)]
     c, picture.leftover = fit(picture.gradient, vectors + unused)
     picture.coefficients = [{} for _ in picture.groups]
     for (i, label), value in zip(places[1:], c[1:], strict=False):
         picture.coefficients[i][label] = value
-    for group, parts in zip(picture.groups, picture.coefficients, strict=True):
-        # a noise of another size, 0.1 eps, say: then it is subtracted at that size too, while a wrong sigma_t is not
-        ratio, total = group.s / world.alpha_sigma(round(group.t))[1], parts.get("cond", 0.0) + parts.get("uncond", 0.0)
-        if group.eps is not None and abs(ratio - 1) > 0.02 and abs(parts.get("noise", 0.0) + ratio * total) < 1e-2 * abs(total):
-            group.eps, group.s, parts["noise"] = group.eps * ratio, group.s / ratio, parts["noise"] / ratio
     picture.b = c[0]
     picture.other = max(c[len(vectors) :], key=abs, default=0.0)
+
+
+def _rescale(group: Group, parts: dict[str, float]) -> None:
+    """A noise of another size, 0.1 eps, say: if it is subtracted at that size too, eps is that.
+
+    A wrong sigma_t is not subtracted at its own size, and stays as it is.
+    """
+    ratio = group.s / sigma_at(round(group.t))
+    total = parts.get("cond", 0.0) + parts.get("uncond", 0.0)
+    matches = abs(parts.get("noise", 0.0) + ratio * total) < 1e-2 * abs(total)
+    if group.eps is not None and abs(ratio - 1) > 0.02 and matches:
+        group.eps, group.s = group.eps * ratio, group.s / ratio
+        parts["noise"] = parts["noise"] / ratio

@@ -9,20 +9,34 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+Ok = bool | str  # True, False or one of STATUSES
 STATUSES = ("ok", "note", "wrong", "could not run", "not answered", "timed out", "not run")
+
+
+class Unreadable(ValueError):
+    """The submission or its answer cannot be understood; the message says what to change.
+
+    status: of the row that it becomes, see `Finding`: "wrong" where the answer is, "could not run"
+    where none came. verdict: False if the code itself raised, so that another form of input may be
+    what it wants.
+    """
+
+    def __init__(self, message: str, status: str = "could not run", verdict: bool = True):
+        super().__init__(message)
+        self.status, self.verdict = status, verdict
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was checked, what came, what was expected, the likely cause, and the equation that decides.
+    """One row: what was checked, what came, what was expected, the likely cause, and the equation.
 
-    status: "ok"; "note" (worth knowing, not a mistake); "wrong" (it ran, and what it answers is wrong); or why there is no
-    answer: "could not run" (not found, imported or called, it raised an exception, or crashed), "not answered" (a stub: it
-    raises NotImplementedError, or returns None or ...), "timed out", "not run" (the checking was stopped before).
+    status: "ok"; "note" (worth knowing, not a mistake); "wrong" (it ran, and what it answers is
+    wrong); or why there is no answer: "could not run" (not found, imported or called, it raised an
+    exception, or crashed), "not answered" (a stub: it raises NotImplementedError, or returns None
+    or ...), "timed out", "not run" (the checking was stopped before).
     """
 
     name: str
@@ -37,16 +51,23 @@ class Finding:
         """Notes do not fail."""
         return self.status in ("ok", "note")
 
+    def arrow(self) -> list[str]:
+        """The likely cause as it stands under the table."""
+        equation = f"  [{self.equation}]" if self.equation else ""
+        text = f"-> {self.name}: {self.cause}{equation}"
+        return textwrap.wrap(text, 120, subsequent_indent="   ") if self.cause else []
+
 
 @dataclass
 class Report:
-    """The findings of one check. `ok` says whether all is right; `causes` are the likely mistakes in words."""
+    """The findings of one check. `ok` says whether all is right; `causes` are likely mistakes."""
 
     title: str
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
+        """Is every row right, or a note?"""
         return all(finding.ok for finding in self.findings)
 
     @property
@@ -58,20 +79,23 @@ class Report:
     def causes(self) -> list[str]:
         """What is likely wrong, most basic first; empty when all is right."""
         wrong = [finding for finding in self.findings if not finding.ok]
-        return list(dict.fromkeys(f.cause for f in wrong if f.cause)) or [
+        named = [finding.cause for finding in wrong if finding.cause]
+        return list(dict.fromkeys(named)) or [
             f"{f.name}: {f.came}, expected {f.expected}" for f in wrong
         ]
 
-    def add(self, ok: bool | str, name: str, came: Any, expected: Any = "", cause: str = "", equation: str = "") -> None:
-        """Append a row; ok is True, False or a status. A cause is kept only where something is to be said."""
+    def add(
+        self, ok: Ok, name: str, came: str, wanted: str = "", cause: str = "", equation: str = ""
+    ) -> None:
+        """Append a row; ok is True, False or a status. Right rows keep no cause."""
         status = ok if isinstance(ok, str) else "ok" if ok else "wrong"
         cause = "" if status == "ok" else cause
-        self.findings.append(Finding(name, str(came), str(expected), status, cause, equation))
+        self.findings.append(Finding(name, came, wanted, status, cause, equation))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        rows = [asdict(finding) for finding in self.findings]
-        return {"title": self.title, "ok": self.ok, "status": self.status, "causes": self.causes, "findings": rows}
+        verdict = {"title": self.title, "ok": self.ok, "status": self.status, "causes": self.causes}
+        return verdict | {"findings": [asdict(finding) for finding in self.findings]}
 
     def require(self) -> Report:
         """The report itself if all is right; otherwise an AssertionError that shows it."""
@@ -80,28 +104,19 @@ class Report:
         return self
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("", "checked", "came", "expected")]
-        rows += [(f.status, *(_short(cell) for cell in (f.name, f.came, f.expected))) for f in self.findings]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [f"{self.title}: {in_capitals(self.status)}"]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows = [("", "checked", "came", "expected")]
         for f in self.findings:
-            if f.cause:
-                equation = f"  [{f.equation}]" if f.equation else ""
-                lines += textwrap.wrap(f"-> {f.name}: {f.cause}{equation}", 120, subsequent_indent="   ")
+            rows.append((f.status, _short(f.name), _short(f.came), _short(f.expected)))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [f"{self.title}: {in_capitals(self.status)}"]
+        for row in rows:
+            lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
+        for finding in self.findings:
+            lines += finding.arrow()
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        colours = {"ok": "#2a7d2a", "note": "#96690a"}
-
-        def row(cells: Sequence[str], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag} style='text-align:left'>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-        body = [row(("", "checked", "came", "expected", "likely cause", "equation"), "th")]
-        for f in self.findings:
-            mark = f"<b style='color:{colours.get(f.status, '#b3261e')}'>{f.status}</b>"
-            body.append(row((mark, *map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))), "td"))
-        return f"<b>{html.escape(self.title)}: {self.status}</b><table>{''.join(body)}</table>"
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def no_answer(status: str, text: str, title: str = "") -> Report:

@@ -1,7 +1,8 @@
-"""Writing down what a submission does: what it asked the UNet, which random numbers it drew, which tensors it made.
+"""Recording what a submission does: questions to the UNet, random numbers, tensors on the graph.
 
-Submissions draw their own t and noise. Knowing them, the exact gradient for *those* draws can be compared, and no
-statistics are needed to see that a noise was drawn twice, that t is off by one, or that a gradient went through x_t.
+Submissions draw their own t and noise. Knowing them, the exact gradient for *those* draws can be
+compared. No statistics are needed to see that a noise was drawn twice, that t is off by one, or
+that a gradient went through x_t.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 RANDOM = {"randn", "randn_like", "normal", "normal_", "rand", "rand_like", "uniform_"}
-KEPT = 400  # intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
+# intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
+KEPT = 400
 
 
 @dataclass
 class Call:
-    """One question to a UNet: x_t (R, ...), t (R,) as it was asked, embeddings (R, tokens, width) or None, the answer."""
+    """One question to a UNet and its answer.
+
+    x_t, eps_hat: (R, ...); t: (R,) as it was asked; embeddings: (R, tokens, width) or None.
+    """
 
     x_t: Tensor
     t: Tensor
@@ -31,7 +36,7 @@ class Call:
 
 
 class Trace(TorchFunctionMode):
-    """While open: records calls of the stand-ins, random draws, and intermediate tensors that lie on a graph."""
+    """While open: records calls of the stand-ins, random draws, and tensors that lie on a graph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +80,7 @@ _OPEN: list[Trace] = []
 
 
 def current() -> Trace:
-    """The trace that is open, or one that nobody will read: stand-ins work outside of checks too."""
+    """The trace that is open. Outside of checks: one that nobody will read."""
     return _OPEN[-1] if _OPEN else Trace()
 
 
@@ -85,10 +90,12 @@ def flows(tensor: Tensor) -> bool:
 
 
 def flows_through(trace: Trace, values: list[Tensor]) -> bool:
-    """Did a gradient pass through any recorded tensor with one of these values? (x_t, for example, x being the way in)"""
+    """Did a gradient pass through a recorded tensor with one of these values (x_t, for example)?"""
     with torch.no_grad():
-        return any(
-            value.shape == tensor.shape and flows(tensor) and torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5)
-            for tensor in trace.on_graph
-            for value in values
-        )
+        for tensor in filter(flows, trace.on_graph):
+            for value in values:
+                if value.shape != tensor.shape:
+                    continue
+                if torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5):
+                    return True
+    return False

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from psd_mini.checks.grading.grader import KINDS, counts, expand, grade, line
+from psd_mini.checks.grading.grader import CHECKS, Result, counts, expand, grade, line
 from psd_mini.checks.report import Finding, Report
 
 
@@ -21,14 +21,14 @@ def check(given: Sequence[str], kind: str, as_json: bool, **options: Any) -> Non
 
     Args:
         given: files, file.py:name or folders.
-        kind: a key of `KINDS`; options: of `grade`.
+        kind: a key of `CHECKS`; options: of `grade`.
 
     Raises:
         SystemExit: 1 if any is not right, 128 + its number if a signal stopped the checking.
         ValueError: an unknown kind, no files.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(KINDS)}")
+    if kind not in CHECKS:
+        raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(CHECKS)}")
     paths = [path for one in given for path in expand(one)]
     if not paths:
         raise ValueError(f"path: no .py files in {', '.join(given)}")
@@ -48,7 +48,10 @@ def check(given: Sequence[str], kind: str, as_json: bool, **options: Any) -> Non
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP act as Ctrl-C does, and results so far are printed. The first acts; all that came are listed."""
+    """Within it, SIGTERM and SIGHUP act as Ctrl-C does: the results so far are printed.
+
+    Only the first signal acts; the list holds all that came.
+    """
     stopped: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
@@ -56,12 +59,11 @@ def _stop_signals() -> Iterator[list[int]]:
         if len(stopped) == 1:
             raise KeyboardInterrupt
 
-    numbers = [
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-    ]
-    before = {
-        n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN
-    }  # nohup ignores one
+    before = {}
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
+            before[number] = signal.signal(number, stop)
     try:
         yield stopped
     finally:
@@ -70,13 +72,16 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, dict[str, Any]], None]]:
-    """What is called with each result: it moves a bar on stderr, and prints the table's lines in the order of the paths."""
+def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, Result], None]]:
+    """A function to be called with each result.
+
+    It moves a bar on stderr, and prints the table's lines in the order of the paths.
+    """
     width, shown = max(len(Path(path).name) for path in paths), 0
-    done: dict[int, dict[str, Any]] = {}
+    done: dict[int, Result] = {}
     tqdm.monitor_interval = 0  # no thread of its own: the grader forks
 
-    def on_result(i: int, result: dict[str, Any]) -> None:
+    def on_result(i: int, result: Result) -> None:
         nonlocal shown
         done[i] = result
         bar.update()
@@ -90,6 +95,6 @@ def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, dict
 
 
 def _printable(text: str) -> str:
-    """The text with escapes for what stdout cannot encode: lone surrogates, file names that are no UTF-8."""
+    """The text with escapes for what stdout cannot encode (file names that are not UTF-8)."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -10,14 +10,16 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-FILE_BYTES, FOLDER_BYTES, ENTRIES = 4 * 2**20, 32 * 2**20, 1000  # what is copied beside a submission, at most
+# what is copied beside a submission, at most
+FILE_BYTES, FOLDER_BYTES, ENTRIES = 4 * 2**20, 32 * 2**20, 1000
 
 
 def copy_folder(file: Path, to: Path) -> Path:
-    """Copy a submission and its neighbours, so that it finds its helpers and data, and can harm only the copy.
+    """Copy a submission and its neighbours: it finds its helpers and data, and harms only the copy.
 
-    The nearest files come first, modules before data; files above FILE_BYTES, what is hidden, __pycache__ and links that lead
-    out of the folder are left out, and it ends at FOLDER_BYTES or after ENTRIES.
+    The nearest files come first, modules before data. Files above FILE_BYTES, what is hidden,
+    __pycache__ and links that lead out of the folder are left out. It ends at FOLDER_BYTES or after
+    ENTRIES.
 
     Returns:
         The submission's copy in the new folder `to`.
@@ -37,17 +39,24 @@ def copy_folder(file: Path, to: Path) -> Path:
 
 
 def _files(home: Path, to: Path) -> Iterator[Path]:
-    """The files that a copy of `home` may hold, in their order; not those on the way to the copy itself."""
+    """The files that a copy of `home` in `to` may hold, in their order."""
     folders, left = deque([home]), ENTRIES
     while folders and left > 0:
         with contextlib.suppress(OSError), os.scandir(folders.popleft()) as found:
-            entries = sorted(itertools.islice(found, left), key=lambda entry: (not entry.name.endswith(".py"), entry.name))
+            entries = sorted(itertools.islice(found, left), key=_modules_first)
             left -= len(entries)
             for entry in entries:
                 path = Path(entry.path)
-                if entry.name.startswith(".") or entry.name == "__pycache__" or to.is_relative_to(path):
+                hidden = entry.name.startswith(".") or entry.name == "__pycache__"
+                if hidden or to.is_relative_to(path):  # not the way to the copy itself
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(path)
-                elif entry.is_file() and (not entry.is_symlink() or path.resolve().is_relative_to(home.resolve())):
-                    yield path
+                elif entry.is_file():
+                    inside = path.resolve().is_relative_to(home.resolve())
+                    if inside or not entry.is_symlink():
+                        yield path
+
+
+def _modules_first(entry: os.DirEntry) -> tuple[bool, str]:
+    return not entry.name.endswith(".py"), entry.name

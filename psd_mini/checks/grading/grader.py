@@ -2,10 +2,11 @@
 
     results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
 
-The processes are forked from one that has imported torch and holds light stand-ins for diffusers and transformers, so a
-submission costs milliseconds to start. Each runs in a copy of its folder and has a limit of time and of memory; its output is
-caught (see `isolation`). What it executes it executes with your rights: this is isolation from accidents (endless loops, exit,
-crashes, deleted files), not a security sandbox.
+The processes are forked from one that has imported torch and holds light stand-ins for diffusers
+and transformers, so a submission costs milliseconds to start. Each runs in a copy of its folder and
+has a limit of time and of memory; its output is caught (see `isolation`). What it executes it
+executes with your rights: this is isolation from accidents (endless loops, exit, crashes, deleted
+files), not a security sandbox.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from typing import Any
 
 import torch
 
+from psd_mini.checks.diagnosis import W_FORMULAS
 from psd_mini.checks.grading.copies import copy_folder
-from psd_mini.checks.diagnosis import WEIGHTINGS
-from psd_mini.checks.grading.isolation import Job, answer, ended, signals_wait, start, stop
-from psd_mini.checks.negative_embedding import check_negative_embedding
+from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
 from psd_mini.checks.grading.offline import offline_diffusers
+from psd_mini.checks.guard import describe, status_of
+from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.preference import check_psd
-from psd_mini.checks.probe import describe, status_of
-from psd_mini.checks.report import STATUSES, Report, in_capitals, no_answer
+from psd_mini.checks.renderer_and_schedule import check_renderer, check_schedule
+from psd_mini.checks.report import STATUSES, Report, Unreadable, in_capitals, no_answer
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
-from psd_mini.checks.grading.submission import Unreadable
-from psd_mini.checks.world_checks import check_renderer, check_schedule
 
-KINDS: dict[str, Callable[..., Report]] = {
+Result = dict[str, Any]
+
+CHECKS: dict[str, Callable[..., Report]] = {  # by kind
     "sds": check_sds,
     "cfg": check_cfg,
     "csd": check_csd,
@@ -45,18 +47,20 @@ KINDS: dict[str, Callable[..., Report]] = {
     "renderer": check_renderer,
     "schedule": check_schedule,
 }
-WEIGHTED = ("sds", "csd", "vsd", "psd")  # have a weight w(t)
-HINTS = {
+HAVE_WEIGHT = ("sds", "csd", "vsd", "psd")  # w(t)
+HINTS = {  # words in a submission's name; otherwise the kind itself
     "negative-embedding": ("negative",),
     "renderer": ("render", "composit", "raymarch"),
     "schedule": ("noise", "schedule", "alpha"),
 }
+DAMAGED = "its report is missing or damaged: does it end its parent, or change json?"
 
 
 def find(module: Any, name: str | None, kind: str) -> Any:
-    """The submission in a module: what is named, or what is called like `kind`, or the only one that looks like it.
+    """The submission in a module: what is named, or what is called like `kind`, or the likely one.
 
-    It looks like it if `kind` (or another of `HINTS`) is in its name, or in a method's; or if there is only one in the file.
+    It is likely if `kind` (or another of `HINTS`) is in its name, or in a method's; or if there is
+    only one in the file.
 
     Raises:
         Unreadable: nothing, or several; the message lists what there is.
@@ -68,23 +72,29 @@ def find(module: Any, name: str | None, kind: str) -> Any:
                 raise Unreadable(f"it has no {name!r}")
             target = getattr(target, part)
         return target
-    own = {k: v for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", None) == module.__name__}
-    own = {k: v for k, v in own.items() if not k.startswith("_")}
-    hints = HINTS.get(kind, (kind,))
-    likely = {
-        k: v for k, v in own.items() if any(h in name.lower() for h in hints for name in (k, *getattr(v, "__dict__", {})))
-    } or own
-    classes = {k: v for k, v in likely.items() if isinstance(v, type)}
-    called = kind.replace("-", "_")
-    for chosen in ({k: v for k, v in own.items() if k == called}, likely, classes):
+    own = {}
+    for key, value in vars(module).items():
+        written_here = getattr(value, "__module__", None) == module.__name__
+        if callable(value) and written_here and not key.startswith("_"):
+            own[key] = value
+    called, hints = kind.replace("-", "_"), HINTS.get(kind, (kind,))
+    likely = [key for key, value in own.items() if _looks_like(key, value, hints)] or list(own)
+    classes = [key for key in likely if isinstance(own[key], type)]
+    for chosen in ([key for key in own if key == called], likely, classes):
         if len(chosen) == 1:
-            return next(iter(chosen.values()))
-    there = ", ".join(own) or "none"
-    raise Unreadable(f"which one is it? Call it {called} or name it as file.py:name; there are: {there}")
+            return own[chosen[0]]
+    there = f"there are: {', '.join(own) or 'none'}"
+    raise Unreadable(f"which one is it? Call it {called} or name it as file.py:name; {there}")
+
+
+def _looks_like(name: str, value: Any, hints: Sequence[str]) -> bool:
+    """Is one of the hints in the name, or in an attribute's?"""
+    names = " ".join((name, *getattr(value, "__dict__", {}))).lower()
+    return any(hint in names for hint in hints)
 
 
 def check_file(path: str, kind: str, **options: Any) -> Report:
-    """Import "file.py" or "file.py:name" and check it, in this process; options are the check's own."""
+    """Import "file.py" or "file.py:name" and check it, in this process, with these options."""
     file, name = split(path)
     title = f"check of {kind}"
     try:
@@ -97,7 +107,7 @@ def check_file(path: str, kind: str, **options: Any) -> Report:
             sys.path.insert(0, str(Path(file).resolve().parent))
             spec.loader.exec_module(module)
             target = find(module, name or None, kind)
-        return KINDS[kind](target, **options)
+        return CHECKS[kind](target, **options)
     except Unreadable as error:
         return no_answer(error.status, str(error), title)
     except (Exception, SystemExit) as error:
@@ -119,69 +129,85 @@ def grade(
     workers: int | None = None,
     weighting: str | None = None,
     memory: float = 2.0,
-    on_result: Callable[[int, dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Check every path ("file.py" or "file.py:name"), a few at a time. KeyboardInterrupt ends it with the results so far.
+    on_result: Callable[[int, Result], None] | None = None,
+) -> list[Result]:
+    """Check every path, a few at a time. KeyboardInterrupt ends it with the results so far.
 
     Args:
-        paths: submissions. kind: a key of `KINDS`. timeout: seconds for each. workers: submissions at once; default one a core.
+        paths: submissions, "file.py" or "file.py:name". kind: a key of `CHECKS`.
+        timeout: seconds for each. workers: submissions at once; default one a core.
         weighting: the name of w(t) if only that one is right, see `check_sds`.
-        memory: GiB that each submission may take beyond what torch and the check take (Linux; elsewhere there is no limit).
+        memory: GiB that each submission may take beyond what torch and the check take (Linux;
+            elsewhere there is no limit).
         on_result: called with the place in `paths` and the result, as they come.
 
     Returns:
-        One dictionary each, in order: path, ok, status ("right", or a status of `report.Finding`: "wrong", "could not run",
-        "not answered", "timed out", "not run"), causes, findings, seconds, output (the end of what it printed).
+        One dictionary each, in order: path, ok, status ("right", or a status of `report.Finding`:
+        "wrong", "could not run", "not answered", "timed out", "not run"), causes, findings,
+        seconds, output (the end of what it printed).
 
     Raises:
         ValueError: a weighting that nobody knows, or for a kind without one; no time or no memory.
         OSError: this system cannot fork (Windows): call the check itself, `check_sds(fn)`, there.
     """
-    if not hasattr(os, "fork"):
-        raise OSError("files are graded in forked processes, which this system has not: call check_sds(fn) itself")
-    if weighting is not None and (kind not in WEIGHTED or weighting not in WEIGHTINGS):
-        known = f"choose from {', '.join(WEIGHTINGS)}" if kind in WEIGHTED else f"kind {kind} has none"
-        raise ValueError(f"weighting: {weighting!r} is not known; {known}")
-    for name, value, unit in (("timeout", timeout, "seconds"), ("memory", memory, "GiB")):
-        if not 0 < value <= 86400:
-            raise ValueError(f"{name}: expected more than 0 and at most 86400 {unit}, got {value:g}")
+    _look_at_options(kind, weighting, timeout, memory)
     options = {"weighting": weighting} if weighting else {}
-    waiting, running = deque(enumerate(paths)), dict[int, Job]()
-    results: dict[int, dict[str, Any]] = {}
+    waiting, running = deque(enumerate(paths)), dict[int, Confined]()
+    results: dict[int, Result] = {}
 
-    def keep(i: int, report: Report | None, seconds: float, printed: str) -> None:
-        report = report or no_answer(
-            "could not run", "its report is missing or damaged: does it end its parent, or change json?"
-        )
+    def keep(i: int, report: Report | None, seconds: float = 0.0, printed: str = "") -> None:
+        report = report or no_answer("could not run", DAMAGED)
         report.title = report.title or f"check of {kind}"
-        results[i] = report.to_dict() | {"path": paths[i], "seconds": round(seconds, 2), "output": printed}
+        measured = {"path": paths[i], "seconds": round(seconds, 2), "output": printed}
+        results[i] = report.to_dict() | measured
         if on_result is not None:
             on_result(i, results[i])
 
+    def begin(i: int, path: str, folder: Path) -> None:
+        work = partial(_in_a_copy, path, kind, options=options)
+        try:
+            running[i] = start(work, folder, timeout, memory)
+        except OSError as error:
+            text = f"no process could be started: {error.strerror}"
+            keep(i, no_answer("could not run", text))
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _one_thread():
         try:
+            # each step is done or not: no process and no result is lost between two
             while waiting or running:
                 while waiting and len(running) < (workers or os.cpu_count() or 1):
                     i, path = waiting.popleft()
-                    work = partial(_in_a_copy, path, kind, options=options)
-                    with signals_wait():  # each step is done or not: no process and no result is lost between two
-                        try:
-                            running[i] = start(work, Path(folder, str(i)), timeout, memory)
-                        except OSError as error:
-                            keep(i, no_answer("could not run", f"no process could be started: {error.strerror}"), 0.0, "")
+                    with signals_wait():
+                        begin(i, path, Path(folder, str(i)))
                 for i in ended(running, timeout):
                     with signals_wait():
                         job = running.pop(i)
                         stop(job)
-                        keep(i, *answer(job))
+                        keep(i, *outcome(job))
         except KeyboardInterrupt:
             pass
         finally:
             for job in running.values():
                 stop(job)
-        for i in [i for i in range(len(paths)) if i not in results]:
-            keep(i, no_answer("not run", "the checking was stopped before"), 0.0, "")
+        for i in sorted(set(range(len(paths))) - set(results)):
+            keep(i, no_answer("not run", "the checking was stopped before"))
     return [results[i] for i in range(len(paths))]
+
+
+def _look_at_options(kind: str, weighting: str | None, timeout: float, memory: float) -> None:
+    """Raise what `grade` raises."""
+    if not hasattr(os, "fork"):
+        text = "files are graded in forked processes, which this system has not"
+        raise OSError(f"{text}: call check_sds(fn) itself")
+    if weighting is not None and (kind not in HAVE_WEIGHT or weighting not in W_FORMULAS):
+        known = f"kind {kind} has none"
+        if kind in HAVE_WEIGHT:
+            known = f"choose from {', '.join(W_FORMULAS)}"
+        raise ValueError(f"weighting: {weighting!r} is not known; {known}")
+    for name, value, unit in (("timeout", timeout, "seconds"), ("memory", memory, "GiB")):
+        if not 0 < value <= 86400:
+            expected = f"more than 0 and at most 86400 {unit}"
+            raise ValueError(f"{name}: expected {expected}, got {value:g}")
 
 
 @contextlib.contextmanager
@@ -202,7 +228,11 @@ def split(path: str) -> tuple[str, str]:
 
 
 def expand(path: str) -> Iterator[str]:
-    """A file as it is, a folder as all its .py files in order. Raises ValueError for what is not there."""
+    """A file as it is, a folder as all its .py files in order.
+
+    Raises:
+        ValueError: for what is not there.
+    """
     if not os.path.exists(split(path)[0]):
         raise ValueError(f"path: there is no {path!r}; expected file.py, file.py:name or a folder")
     if os.path.isdir(path):
@@ -211,20 +241,15 @@ def expand(path: str) -> Iterator[str]:
         yield path
 
 
-def summary(results: Sequence[dict[str, Any]]) -> str:
-    """One line per submission, and how many there are of each status, the right ones first."""
-    width = max((len(Path(r["path"]).name) for r in results), default=0)
-    return "\n".join([*(line(r, width) for r in results), counts(results)])
-
-
-def line(result: dict[str, Any], width: int) -> str:
+def line(result: Result, width: int) -> str:
     """One submission: verdict, name, seconds, what is likely wrong."""
     verdict, causes = in_capitals(result["status"]), "; ".join(result["causes"])
-    return f"{verdict:<13}  {Path(result['path']).name:<{width}}  {result['seconds']:5.1f} s  {causes}".rstrip()
+    name = Path(result["path"]).name
+    return f"{verdict:<13}  {name:<{width}}  {result['seconds']:5.1f} s  {causes}".rstrip()
 
 
-def counts(results: Sequence[dict[str, Any]]) -> str:
+def counts(results: Sequence[Result]) -> str:
     """For example "3 of 5 right, 1 wrong, 1 timed out"."""
-    found = Counter(r["status"] for r in results)
+    found = Counter(result["status"] for result in results)
     others = [f"{found[status]} {status}" for status in STATUSES if found[status]]
     return ", ".join([f"{found['right']} of {len(results)} right", *others])

@@ -1,41 +1,47 @@
-"""`from_pretrained` without a network: diffusers' and transformers' names answer with the stand-ins.
+"""`from_pretrained` without a network: diffusers' and transformers' names give the stand-ins.
 
-Importing the real diffusers costs seconds, a check should cost one: inside the context both libraries are light modules
-whose attributes are the stand-ins, whether or not the real ones are installed. Code that imported the real ones earlier
-is served too: their loaded classes get the stand-ins' `from_pretrained`. All of it is undone on the way out.
+Importing the real diffusers costs seconds, a check should cost one. Inside the context both
+libraries are light modules whose attributes are the stand-ins, whether or not the real ones are
+installed. Code that imported the real ones earlier is served too: their loaded classes get the
+stand-ins' `from_pretrained`. All of it is undone on the way out.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from itertools import product
 from types import ModuleType
 from typing import Any
 
-from psd_mini.checks.grading.stand_ins import VAE, Part, Pipeline, Scheduler, TextEncoder, Tokenizer, UNet
+from psd_mini.checks.grading import stand_ins
+from psd_mini.checks.grading.stand_ins import Scheduler, StandIn
 
 LIBRARIES = ("diffusers", "transformers")
 STAND_INS: dict[str, Any] = {
-    **dict.fromkeys(("StableDiffusionPipeline", "DiffusionPipeline", "StableDiffusionImg2ImgPipeline"), Pipeline),
-    **dict.fromkeys(("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"), Scheduler),
-    **dict.fromkeys(("UNet2DConditionModel", "UNet2DModel"), UNet),
-    **dict.fromkeys(("AutoencoderKL", "AutoencoderTiny"), VAE),
-    **dict.fromkeys(("CLIPTokenizer", "CLIPTokenizerFast", "AutoTokenizer"), Tokenizer),
-    **dict.fromkeys(("CLIPTextModel", "CLIPTextModelWithProjection"), TextEncoder),
+    name: getattr(stand_ins, stand_in)
+    for stand_in, names in {
+        "Pipeline": "StableDiffusionPipeline DiffusionPipeline StableDiffusionImg2ImgPipeline",
+        "Scheduler": "DDIMScheduler DDPMScheduler PNDMScheduler DPMSolverMultistepScheduler",
+        "UNet": "UNet2DConditionModel UNet2DModel",
+        "VAE": "AutoencoderKL AutoencoderTiny",
+        "Tokenizer": "CLIPTokenizer CLIPTokenizerFast AutoTokenizer",
+        "TextEncoder": "CLIPTextModel CLIPTextModelWithProjection",
+    }.items()
+    for name in names.split()
 }
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """What functions of the libraries do here that no gradient needs, such as setting the verbosity."""
+    """Functions of the libraries that no gradient needs, such as setting the verbosity."""
 
 
 class _Light(ModuleType):
-    """A module that has every name: a stand-in, a part that does nothing, or a function that does nothing."""
+    """A module that has every name: a stand-in, or a class or a function that does nothing."""
 
     __path__: list[str] = []
 
@@ -43,18 +49,20 @@ class _Light(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         if name in STAND_INS or name[:1].isupper():
-            return STAND_INS.get(name, Part)
-        return importlib.import_module(f"{self.__name__}.{name}") if name in ("logging", "utils") else _nothing
+            return STAND_INS.get(name, StandIn)
+        if name in ("logging", "utils"):
+            return importlib.import_module(f"{self.__name__}.{name}")
+        return _nothing
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds every submodule of the two libraries."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         light = fullname.split(".")[0] in LIBRARIES
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True) if light else None
+        return ModuleSpec(fullname, self, is_package=True) if light else None
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Light(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -63,9 +71,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 @contextmanager
 def offline_diffusers() -> Iterator[None]:
-    """Within: `StableDiffusionPipeline.from_pretrained(id, ...)` and its like return exact stand-ins, offline.
+    """Within it, `StableDiffusionPipeline.from_pretrained(id, ...)` and its like give stand-ins.
 
-    A check opens it by itself. Open it where an object has to be made ready first, and check the object:
+    A check opens it by itself. Open it where an object has to be made ready first, and check the
+    object:
 
         with pm.offline_diffusers():
             sd = StableDiffusion("cpu", fp16=False)
@@ -81,8 +90,8 @@ def offline_diffusers() -> Iterator[None]:
 
     for module, (name, stand_in) in product(real.values(), STAND_INS.items()):
         loaded = vars(module).get(name)
-        if isinstance(loaded, type) and not issubclass(loaded, Part | Scheduler):  # somebody may hold the class itself
-            for maker in ("from_pretrained", "from_config"):
+        if isinstance(loaded, type) and not issubclass(loaded, StandIn | Scheduler):
+            for maker in ("from_pretrained", "from_config"):  # somebody may hold the class itself
                 patch(loaded, maker, getattr(stand_in, maker))
         if module.__name__ in LIBRARIES:  # or the library
             patch(module, name, stand_in)

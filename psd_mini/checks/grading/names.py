@@ -1,0 +1,139 @@
+"""Parameter names: what a submission's parameter asks for is recognised by what it is called.
+
+`NAMES` lists what can be given and the parameter names that ask for it. Other names are guessed
+from their parts (`FRAGMENTS`). A parameter that is not known and has no default is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from psd_mini.checks.report import Unreadable
+
+# parameter -> key of NAMES, for parameters with names of their own
+Names = Mapping[str, str] | None
+NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
+    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs",
+    "image": "image images img imgs pred_rgb rgb rendered rendering renders pred_image",
+    "t": "t timestep timesteps ts tt step time",
+    "eps": "eps noise epsilon e gaussian_noise noises epsilons",
+    "eps_1": "eps_1 eps1 noise_1 noise1 e1 e_1 eps_a noise_a",
+    "eps_2": "eps_2 eps2 noise_2 noise2 e2 e_2 eps_b noise_b",
+    "x_t": "x_t xt z_t zt noisy latents_noisy noisy_latents x_noisy",
+    "predict_noise": "predict_noise model denoiser eps_model noise_model predict noise_fn eps_fn "
+    "network net eps_theta eps_phi",
+    "unet": "unet pretrained unet_pretrained unet_pre",
+    "q": "q unet_q q_model predict_q lora unet_lora lora_unet unet_phi eps_q predict_noise_q "
+    "variational phi unet_psi psi",
+    "cond": "cond text_embeddings text_emb embeddings prompt_embeds e_cond c y emb "
+    "encoder_hidden_states emb_cond embedding text_embedding cond_embeddings cond_emb text_embeds "
+    "prompt_embedding positive y_emb text text_embeddings_cond",
+    "uncond": "uncond uncond_embeddings text_embeddings_uncond uncond_emb null e_uncond e_neg "
+    "uncond_embedding emb_uncond unconditional uncond_text_embeddings empty negative_prompt_embeds "
+    "neg negative null_embedding uc neg_emb uncond_embeds",
+    "n": "n negative_embedding negative_embeddings n_emb neg_embedding",
+    "eps_cond": "eps_cond noise_pred_text noise_pred_cond cond_pred eps_y e_y noise_cond pred_cond "
+    "noise_pred_pos eps_c",
+    "eps_uncond": "eps_uncond noise_pred_uncond uncond_pred eps_neg eps_n e_n noise_uncond "
+    "pred_uncond eps_u eps_null",
+    "guidance_scale": "guidance_scale cfg cfg_scale g guidance scale s w_cfg",
+    "alphas_cumprod": "alphas_cumprod alphas abar alpha_bar alpha_bars alphas_bar",
+    "scheduler": "scheduler schedule noise_scheduler",
+    "vae": "vae autoencoder",
+    "pipe": "pipe pipeline sd guide self guidance_model diffusion stable_diffusion",
+    "generator": "generator rng gen",
+    "device": "device",
+    "dtype": "dtype precision torch_dtype weights_dtype",
+    "args": "args opt cfg_args config hparams opts conf",
+    "reward": "reward reward_fn reward_model r score_fn scorer",
+    "preference_weight": "preference_weight lam lambda_ lmbda pref_weight lamb lambda_pref",
+    "tau": "tau temperature",
+    "prompt": "prompt prompts caption",
+    "betas": "betas beta",
+    "num_train_timesteps": "num_train_timesteps n_steps num_steps",
+    "density": "density densities sigma sigmas rho raw_density",
+    "colour": "colour colours color colors rgbs c_i radiance",
+    "widths": "widths delta deltas dists dt intervals step_sizes",
+    "z_vals": "z_vals z_values depths distances",
+    "background": "background bg bg_color background_color white_bkgd bkgd",
+}
+KNOWN = {name: key for key, names in NAMES.items() for name in names.split()}
+# for names nobody has thought of: part of the name -> key; the first that occurs decides
+FRAGMENTS = {
+    **dict.fromkeys(("uncond", "null", "neg", "empty"), "uncond"),
+    **dict.fromkeys(("text", "prompt", "emb", "cond"), "cond"),
+    "latent": "x",
+    **dict.fromkeys(("guid", "scale"), "guidance_scale"),
+    "reward": "reward",
+    "lora": "q",
+    "unet": "unet",
+    "alpha": "alphas_cumprod",
+    "sched": "scheduler",
+    "time": "t",
+    **dict.fromkeys(("image", "img", "rgb"), "image"),
+    **dict.fromkeys(("noise", "eps"), "eps"),
+    "model": "predict_noise",
+    "lam": "preference_weight",
+}
+
+
+def key_of(name: str, names: Names = None, guess: bool = True) -> str:
+    """The key of NAMES that a parameter's name stands for; the name itself if nobody knows."""
+    known = (names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower())
+    if known or not guess:
+        return known or name
+    return next((key for part, key in FRAGMENTS.items() if part in name.lower()), name)
+
+
+def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
+    """What a function takes, by name. Raises Unreadable where Python cannot tell (C functions)."""
+    try:
+        return inspect.signature(fn).parameters
+    except (ValueError, TypeError) as error:
+        text = f"its parameters cannot be read ({error}): wrap it in a plain function"
+        raise Unreadable(text) from error
+
+
+def keys(fn: Callable, names: Names = None) -> set[str]:
+    """What a function asks for, by the keys of `NAMES`."""
+    return {key_of(name, names, p.default is p.empty) for name, p in parameters(fn).items()}
+
+
+def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> dict[str, Any]:
+    """Keyword arguments for `fn` from what there is to give, by parameter name.
+
+    Args:
+        fn: the submission. Parameters with defaults may be unknown.
+        values: what can be given, by the keys of `NAMES`.
+        names: parameter -> key, for parameters with names of their own.
+
+    Raises:
+        Unreadable: a required parameter that nobody knows.
+    """
+    given = {}
+    for name, parameter in parameters(fn).items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        required = parameter.default is parameter.empty
+        key = key_of(name, names, guess=required)
+        if key == "image" and "image" not in values:
+            key = "x"
+        if name == "cfg" and "guidance_scale" not in values:  # a constructor's configuration
+            key = "args"
+        if key in values:
+            given[name] = values[key]
+        elif required:
+            how = f"rename it, or say names={{{name!r}: one of {', '.join(values)}}}"
+            raise Unreadable(f"parameter {name!r} is not known here: {how}")
+    return given
+
+
+def invoke(fn: Callable, given: Mapping[str, Any]) -> Any:
+    """Call with arguments by name, positional-only ones by place."""
+    by_place, by_name = [], dict(given)
+    for name, parameter in parameters(fn).items():
+        if parameter.kind is parameter.POSITIONAL_ONLY and name in given:
+            by_place.append(by_name.pop(name))
+    return fn(*by_place, **by_name)
