@@ -134,10 +134,8 @@ class NegativeEmbedding:
         steps: tuple[float, float] = (0.0, 1.0),
     ):
         if guidance_scale == 1.0:
-            why = "its gradient carries the factor g - 1 = 0"
-            raise ValueError(
-                f"guidance_scale: at 1 the negative embedding has no effect ({why}); use for example 2"
-            )
+            why = "the negative embedding has no effect (its gradient carries the factor g - 1 = 0)"
+            raise ValueError(f"guidance_scale: at 1 {why}; use for example 2")
         if objective not in OBJECTIVES:
             known = ", ".join(OBJECTIVES)
             raise ValueError(f"objective: {objective!r} is not known; choose from {known}")
