@@ -144,10 +144,8 @@ def one_step(number: int, job: Job) -> Step:
     job.cost.renders += len(cameras)
 
     # t ~ U{t_min .. t_max}, both moving over the run;  eps ~ N(0, I)
-    T = prior.schedule.num_timesteps
-    lowest, highest = (
-        round(annealed(progress, *bound) * (T - 1)) for bound in (options.t_min, options.t_max)
-    )
+    last = prior.schedule.num_timesteps - 1
+    lowest, highest = (round(annealed(progress, *b) * last) for b in (options.t_min, options.t_max))
     n_timesteps = 1 if method.shared_timestep else len(cameras)
     t = sample_timesteps(n_timesteps, lowest, highest, generator).expand(len(cameras))
     eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)
@@ -252,7 +250,6 @@ def distill(
     """
     counts = (steps, cameras_per_step, resolution, n_samples)
     options = Options(*counts, t_min, t_max, lr_scale, entropy_weight, background, seed)
-    at_least("checkpoint_every", checkpoint_every, 1)
     needs("prior", prior, "schedule", "embed", "encode", "predict_noise", "draw_cameras")
     needs("radiance_field", radiance_field, "parameter_groups")
     prior, the_method = Prior.of(prior), Method.of(method)

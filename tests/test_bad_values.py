@@ -656,7 +656,7 @@ def small_world(tmp_path, monkeypatch):
     for module in (metrics, text_to_3d):
         monkeypatch.setattr(module, "judge_views", lambda: VIEWS)
     monkeypatch.setattr(text_to_3d, "oracle_distance", lambda *settings: 1.0)
-    monkeypatch.setattr(pm.Generation, "save", lambda result, folder: None)
+    monkeypatch.setattr(text_to_3d, "save", lambda result, folder: None)
 
 
 @pytest.mark.parametrize("name", TABLE)

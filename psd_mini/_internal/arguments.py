@@ -210,19 +210,23 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
-    if hint is float:
-        return isinstance(value, Real) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, Integral) and abs(int(value)) < 2**63
-    if hint is str:
-        return isinstance(value, str) and "\0" not in value  # which no file's name can hold
     if origin is tuple:
         same = isinstance(value, tuple) and len(value) == len(parts)
         return same and all(map(_fits, value, parts))
     if origin in (list, Sequence):
         several = isinstance(value, origin) and not isinstance(value, str)
         return several and all(_fits(item, parts[0]) for item in value)
-    return isinstance(value, origin or hint)
+    return _fits_one(value, origin or hint)
+
+
+def _fits_one(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, Integral) and abs(int(value)) < 2**63
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value  # which no file's name can hold
+    return isinstance(value, kind)
 
 
 def _expected(hint: Any) -> str:

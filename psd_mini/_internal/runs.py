@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from psd_mini._internal.arguments import at_least
 from psd_mini._internal.files import write_atomically
 
 FORMAT = "psd-mini checkpoint 2"
@@ -160,6 +161,7 @@ class Keeper:
 
     def claim(self, resume: bool, overwrite: bool) -> None:
         """Raise ValueError if the checkpoint cannot be written, or would replace another run's."""
+        at_least("checkpoint_every", self.every, 1)
         path = self.path
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             expected = "a file in a folder that exists"

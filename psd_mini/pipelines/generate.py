@@ -191,9 +191,8 @@ def generate(
         )
     the_field.cpu()
     metrics = measure(the_field, field, prior, options, the_negative)
-    seconds = time.perf_counter() - started
-    known = (config, metrics, asdict(run.cost), seconds, run.history, folder)
-    result = Generation(prompt, the_field, *known)
+    known = (config, metrics, asdict(run.cost), time.perf_counter() - started, run.history)
+    result = Generation(prompt, the_field, *known, folder)
     if folder is not None:
         write_results(result, folder)
     return result
