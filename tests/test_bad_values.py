@@ -403,6 +403,7 @@ TABLE = {
     "guidance_from_dreamfusion": (pm.guidance_from_dreamfusion, {"w": 1.0}),
     "omega": (pm.omega, {"gap": POINT, "kind": "bt", "tau": 0.1}),
     "surrogate_loss": (pm.surrogate_loss, {"x": X, "gradient": EPS}),
+    "csd_gradient": (pm.csd_gradient, {"eps_cond": X, "eps_neg": EPS, "weight_t": 1.0}),
     "sds_gradient": (
         pm.sds_gradient,
         {
