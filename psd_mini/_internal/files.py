@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -36,15 +32,3 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # the error above says what is wrong
             partial.unlink(missing_ok=True)
-
-
-def made_of(modules: Iterable[ModuleType], *values: Any) -> str:
-    """A digest for the name of a cached file: of the source of the modules that make it, and of the
-    values (by repr).
-
-    Everything that can change the file's content has to be named, or an old file is taken for a new
-    one."""
-    digest = hashlib.sha256(repr(values).encode())
-    for module in modules:
-        digest.update(Path(module.__file__ or "").read_bytes())
-    return digest.hexdigest()[:16]
