@@ -54,7 +54,10 @@ UNSIGNED = (
 NO_BASE = "the base is missing: the pair alone does not pull to the prior"
 A_BASE = "there is a base: DreamDPO is the winner's residual minus the loser's alone"
 OWN_OMEGA = "the weights are 1/2 +- lambda omega for no omega of hard, gap, bt: one of your own?"
-WORST = "the worst noise gets the largest weight: wrong sign of the reward, or sorted backwards"
+WORST = (
+    "the worst noise gets the largest weight: wrong sign of the reward, or sorted the wrong way"
+    " round"
+)
 
 
 def judge_weights(
