@@ -29,6 +29,9 @@ class Unreadable(ValueError):
         self.status, self.verdict = status, verdict
 
 
+COLOURS, RED = {"ok": "#2a7d2a", "note": "#96690a"}, "#b3261e"  # of a status in a notebook
+
+
 @dataclass(frozen=True)
 class Finding:
     """One row: what was checked, what came, what was expected, the likely cause, and the equation.
@@ -116,7 +119,18 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        """The findings as a table, for notebooks."""
+
+        def row(tag: str, *texts: str) -> str:
+            cells = (f"<{tag} style='text-align:left'>{text}</{tag}>" for text in texts)
+            return f"<tr>{''.join(cells)}</tr>"
+
+        table = row("th", "", "checked", "came", "expected", "likely cause", "equation")
+        for f in self.findings:
+            mark = f"<b style='color:{COLOURS.get(f.status, RED)}'>{f.status}</b>"
+            texts = map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))
+            table += row("td", mark, *texts)
+        return f"<b>{html.escape(self.title)}: {self.status}</b><table>{table}</table>"
 
 
 def no_answer(status: str, text: str, title: str = "") -> Report:
