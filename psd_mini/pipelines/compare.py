@@ -137,7 +137,7 @@ def compare(
                 jobs[-1]["identity"] = identity(own[name])
     done = {_key(record): record for record in past if _pictures_of(record, folder).exists()}
     waiting = [job for job in jobs if _key(job) not in done]
-    objects = own if isinstance(reward, str) else {**own, None: reward}
+    objects: dict[Any, Any] = own if isinstance(reward, str) else {**own, None: reward}
     done |= {_key(record): record for record in run_all(waiting, folder, objects)}
     return write_tables([done[_key(job)] for job in jobs], truth, folder)
 

@@ -142,10 +142,10 @@ def generate(
     if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
     preference = bool(negative) or (reward is not None and name not in BASES)
-    given = {"steps": steps, "cameras_per_step": cameras_per_step, "resolution": resolution}
+    given: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps}
+    given |= {"cameras_per_step": cameras_per_step, "resolution": resolution}
     given |= {"n_samples": n_samples, "t_min": t_min, "t_max": t_max, "lr_scale": lr_scale}
     given |= {"entropy_weight": entropy_weight, "background": background}
-    given |= {"guidance_scale": guidance_scale}
     numbers = with_defaults(prior, preference, given)
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
@@ -192,7 +192,7 @@ def generate(
     the_field.cpu()
     metrics = measure(the_field, field, prior, options, the_negative)
     known = (config, metrics, asdict(run.cost), time.perf_counter() - started, run.history)
-    result = Generation(prompt, the_field, *known, folder)
+    result = Generation(prompt, the_field, *known, out=folder)
     if folder is not None:
         write_results(result, folder)
     return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ def oracle_distance(
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
         return float(json.loads(path.read_text())["distance"])
     prior, caption = exact.ToyWorldPrior(resolution), world.text.caption(*target)
-    numbers = {"steps": steps, "resolution": resolution}
+    numbers: dict[str, Any] = {"steps": steps, "resolution": resolution}
     distill(the_field, prior, Regression(target), caption, **numbers, progress=False)
     views = metrics.judge_views()
     seen = metrics.judge(pictures.render_views(the_field, views.cameras, views.resolution))
