@@ -1,7 +1,7 @@
 """psd_mini: score distillation with human preference, in modules that read like textbook pages.
 
 The book, ten chapters: schedule, cameras, fields, rendering, mixture, sds, rewards, psd, negative,
-distill. The rooms beside it: methods (the relatives), world (the toy world and its judge),
+distill. The rooms beside it: world (the toy world and its judge), methods (the relatives),
 pretrained (learned priors and rewards), viz (pictures, meshes), pipelines (generate, compare, the
 command line), checks (other people's formulas). A module imports only from those above it.
 

@@ -209,7 +209,7 @@ def distill(
     Args:
         radiance_field: the field, trained in place; see `psd_mini.fields`.
         prior: see `psd_mini.sds.Prior`.
-        method: a function of your own or one of `psd_mini.methods`; `psd_mini.sds.Method` says what
+        method: a function of your own, SDS, CSD, PSD or one of `psd_mini.methods`; `psd_mini.sds.Method` says what
             it is given and returns, and what of it is in the checkpoint.
         prompt, negative_prompt: what to make, and what guidance pushes away from ("" is the null
             prompt).
@@ -227,8 +227,8 @@ def distill(
         reward: handed to the method through the context.
         negative: a negative embedding that is optimised with the field; replaces `negative_prompt`.
         callback: called after every step with a dictionary of all intermediates: those of `Step`,
-            and run, field, optimizer, method, negative; `context.predictions` has x_t and the
-            predicted noises.
+            and run, field, optimizer, method, and negative if there is one; `context.predictions`
+            has x_t and the predicted noises (None if the method did not call `predict`).
         checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A
             write that fails (a full disk) warns, keeps the older file and goes on.
         resume: go on from that file.
@@ -241,8 +241,8 @@ def distill(
 
     Raises:
         ValueError: a value out of range, or a checkpoint that does not fit, named.
-        KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished and a
-            checkpoint written first.
+        KeyboardInterrupt: Ctrl-C, or a callback that raises it; the step is finished first, and a
+            checkpoint written if there is a file for it. A second Ctrl-C stops at once.
         NonFiniteError: NaN or infinity; names the step and the first tensor that had it among the
             field, the render, the prior's noise prediction, the negative embedding's gradient, the
             method's, the loss's. The last checkpoint is untouched and the field is back in its

@@ -25,10 +25,11 @@ pair:
 
     h_i = eps_cfg(alpha_t x + sigma_t eps_i) - eps_i,    R_i = r(decode(x0_hat_i)),    i = 1, 2
 
-For any f, for independent noises, and for omega = tanh(gap / 2 tau) of a duel, or gap / tau,
+For any f and independent noises, with omega "bt" (tanh(gap / 2 tau), a duel) or "gap" (gap / tau);
+"hard" is "bt" as tau -> 0:
 
-    E[ omega(R_1 - R_2) (f_1 - f_2) ] = E[f | win] - E[f | lose] = 4 Cov(P(win | R), f)     duel
-                                      = 2 Cov(R, f) / tau                                   gap
+    bt:   E[ omega(R_1 - R_2) (f_1 - f_2) ] = E[f | win] - E[f | lose] = 4 Cov(P(win | R), f)
+    gap:  E[ omega(R_1 - R_2) (f_1 - f_2) ] = 2 Cov(R, f) / tau
 
 With f = h, h_w - h_l = (alpha_t / sigma_t) (x0_hat_l - x0_hat_w): descent moves x from the loser to
 the winner. So
@@ -39,25 +40,23 @@ the winner. So
 Opposite noises eps_2 = -eps_1, the default, compare R(eps) with R(-eps), and the right sides
 change:
 
-    duel: 4 Cov(P(win | eps), f),  P(win | eps) = sigmoid((R(eps) - R(-eps)) / tau)
+    bt:   4 Cov(P(win | eps), f),  P(win | eps) = sigmoid((R(eps) - R(-eps)) / tau)
     gap:  4 Cov(R_odd, f) / tau,   R_odd = (R(eps) - R(-eps)) / 2
 
 For a Gaussian prior and a linear reward that is 2 times (gap), sqrt 2 times (hard) or in between
-(duel) what independent noises give; in other worlds it is no fixed multiple.
+(bt) what independent noises give; in other worlds it is no fixed multiple.
 
 base is any score distillation. The mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals
 the mean with lambda larger by 1/2; a fresh third noise costs one more evaluation. The reward is
-only
-compared: no gradient of it is needed.
+only compared: no gradient of it is needed.
 
-Limits. lambda = 0, a constant reward or a tie: the base method bit for bit, on one machine and
-thread count. Opposite noises cancel the odd part of the base's noise and make pairs differ more.
+Limits. lambda = 0, a constant reward or a tie: the base method on the same two noises, bit
+for bit on one machine and thread count. Opposite noises cancel the odd part of the base's noise and make pairs differ more.
 Hard omega at small t, Gaussian prior: the mean of the pair's term stays bounded, but the exact term
 (sigma_t / beta) grad V_t and the base's pull shrink like sigma_t. With one lambda for all t the
 ratio to the exact term, and the distance of the place of rest from the prior's mean, would grow
 like 1 / sigma_t; hence lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form
-suggests) the sign is
-wrong: a test shows it.
+suggests) the sign is wrong: a test shows it.
 
 Paper and reconstruction. Leng et al. 2026 (arXiv 2603.01594) publish the idea: an added implicit-
 reward term in CFG form, pairs of noises ranked by a 2D reward, negative-embedding co-optimisation.
@@ -206,7 +205,7 @@ class PSD(Method):
 
     Args:
         base: SDS() or CSD(): guidance scale and weighting are its own.
-        preference_weight: lambda / sigma_t, dimensionless; 0 is the base method.
+        preference_weight: lambda / sigma_t, dimensionless; 0 is the base on the pair's noises.
         omega: "hard", "gap", "bt" or "gated".
         tau: temperature or threshold in reward units; None is the running median of |R_1 - R_2|,
             kept in the checkpoint.

@@ -231,8 +231,9 @@ class Prior:
 class Method:
     """What the loop asks of a method: gradient, metrics = method(x, t, eps, context).
 
-    It is given x (B, C, h, w), t (B,), eps (N, B, C, h, w) and a `Context`, and returns G of x's
-    shape, the direction in which its loss increases, and a dictionary of numbers worth plotting.
+    It is given x (B, C, h, w), detached, t (B,), eps (N, B, C, h, w) and a `Context`. It returns G
+    of x's shape, the direction in which its loss increases (the loop divides it by B), and a
+    dictionary of numbers worth plotting.
     A plain function that returns G, or both, is a method too: `Method.of` gives it the rest.
     """
 

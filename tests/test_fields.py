@@ -323,6 +323,7 @@ def test_the_optimizer_is_adam_at_the_fields_own_rates(kind, scale):
     field: Any = randomised(make_field(kind, resolution=4), seed=13)
     factors = scale if isinstance(scale, tuple) else (scale, scale)
     optimizer = make_optimizer(field, scale)
+    # exact: settings as they were given
     assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.99)] * 2
     before = [parameter.detach().clone() for parameter in field.parameters()]
     slope = sum(parameter.sum() for parameter in field.parameters())

@@ -33,6 +33,7 @@ def contents(folder):
 
 
 def same(a, b):
+    # exact: copied or resumed bits of one machine
     return all(
         torch.equal(x, y) for x, y in zip(a.field.parameters(), b.field.parameters(), strict=True)
     )
@@ -216,6 +217,7 @@ def test_a_finished_run_resumed_writes_its_results_again(tmp_path):
     (tmp_path / "field.safetensors").unlink()
     again = generate("a cube", out=tmp_path, resume=True, **SMALL)
     assert same(first, again) and same(first, generate("a cube", **SMALL))
+    # exact: read back, or resumed on one machine
     assert (again.history, again.metrics, again.cost) == (first.history, first.metrics, first.cost)
     assert (tmp_path / "field.safetensors").exists()
 

@@ -273,19 +273,25 @@ def test_numbers_of_the_command_line_arrive_as_generate_takes_them():
     """One number is a number, several are a tuple."""
     texts = ["generate", "x", "--steps", "5", "--t-min", "0.9", "0.1", "--background", "0.5"]
     given = cli.settings_of(cli.parser().parse_args([*texts, "--lr-scale", "2", "0.1"]))
+    # exact: settings as they were given
     assert (given["steps"], given["t_min"]) == (5, (0.9, 0.1))
+    # exact: settings as they were given
     assert (given["lr_scale"], given["background"]) == ((2.0, 0.1), 0.5)
     given = cli.settings_of(cli.parser().parse_args([*texts, "--lr-scale", "2"]))
+    # exact: settings as they were given
     assert given["lr_scale"] == 2.0
 
 
 def test_defaults_depend_on_the_prior_and_on_a_preference():
     """What is given wins over PREFERENCE_TIMES, these over DEFAULTS, these over `Options`."""
     numbers = text_to_3d.with_defaults("real", True, {"steps": None, "t_min": (0.5, 0.5)})
+    # exact: settings as they were given
     assert numbers["steps"] == 5000 and numbers["guidance_scale"] == 50.0
+    # exact: settings as they were given
     assert (numbers["t_min"], numbers["t_max"]) == ((0.5, 0.5), (1.0, 0.2))
     assert text_to_3d.with_defaults("exact", False, {}) == {"guidance_scale": 1.0}
     a_folder = text_to_3d.with_defaults("some/model", False, {"guidance_scale": 3.0})
+    # exact: settings as they were given
     assert (a_folder["resolution"], a_folder["guidance_scale"]) == (64, 3.0)
 
 

@@ -12,7 +12,6 @@ from tiny_pipeline import tiny_pipeline
 from psd_mini import distill, generate, make_field
 from psd_mini.methods import make_method
 from psd_mini.pipelines import cli
-from psd_mini.pipelines.results import Generation
 from psd_mini.pretrained import failures, loading, make_prior
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 
@@ -86,7 +85,7 @@ def test_from_the_command_line(folder, tmp_path, capsys):
 def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
     """On one machine with one thread count: twice the same bits; a finished run resumes to the
     same bits."""
-    monkeypatch.setattr(Generation, "save", lambda *_: None)
+    monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     options = {**SMALL, "prior": str(folder), "out": tmp_path}
     fields = [
         generate("a corgi", **options).field,
@@ -104,7 +103,7 @@ def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
 def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
     """Half precision rounds otherwise, so the checkpoint of a run in float32 is not continued in
     it."""
-    monkeypatch.setattr(Generation, "save", lambda *_: None)
+    monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
     generate("a corgi", prior=str(folder), out=tmp_path, dtype="float32", **SMALL)
     with pytest.raises(ValueError, match="dtype = 'torch.float32', this run has 'torch.bfloat16'"):
         generate("a corgi", prior=str(folder), out=tmp_path, dtype="bfloat16", resume=True, **SMALL)

@@ -49,6 +49,10 @@ class ArgumentError(TypeError, ValueError):
     """
 
 
+class TooLargeError(ArgumentError):
+    """Arguments for which the memory does not suffice; the outermost call names its own."""
+
+
 def validated(target: Target) -> Target:
     """Decorator of a function, or of a class: its constructor, public methods and calls.
 
@@ -71,9 +75,9 @@ def validated(target: Target) -> Target:
         given = _check(target, args, kwargs)
         try:
             return target(*args, **kwargs)
-        except (RuntimeError, IndexError) as error:
-            if message := _blame({**given, **kwargs}, error):
-                raise ArgumentError(message) from error
+        except (RuntimeError, IndexError, TooLargeError) as error:
+            if complaint := _blame({**given, **kwargs}, error):
+                raise complaint from error
             raise
 
     return enter  # type: ignore[return-value]
@@ -143,8 +147,10 @@ def _python_numbers(value: Any) -> Any:
     return value
 
 
-def _blame(given: dict[str, Any], error: Exception) -> str | None:
+def _blame(given: dict[str, Any], error: Exception) -> ArgumentError | None:
     """What to say of an error that torch raised about these arguments; None if they had no part."""
+    while isinstance(error, TooLargeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # an inner call has named its own arguments
     reason = " ".join(str(error).split())[:200]
     too_large = "DefaultCPUAllocator" in reason or "Storage size" in reason
     kinds: Any = (Tensor, int) if too_large else Tensor
@@ -153,10 +159,10 @@ def _blame(given: dict[str, Any], error: Exception) -> str | None:
     if not named or isinstance(error, torch.OutOfMemoryError):  # a GPU's memory is not an argument
         return None
     if too_large:
-        return f"{', '.join(named)}: too large for the memory ({reason})"
+        return TooLargeError(f"{', '.join(named)}: too large for the memory ({reason})")
     if any(map(callable, own.values())):  # a function among them may have failed by itself
         return None
-    return f"{', '.join(named)}: do not fit together ({reason})"
+    return ArgumentError(f"{', '.join(named)}: do not fit together ({reason})")
 
 
 @functools.cache

@@ -35,14 +35,13 @@ class NonFiniteError(FloatingPointError):
 def check_finite(tensors: Mapping[str, Tensor | None]) -> None:
     """Raise NonFiniteError with the name of the first tensor that has a NaN or an infinity."""
     for name, value in tensors.items():
-        # NaN is the largest number; one maximum is cheaper than isfinite().all()
+        # torch's max is NaN if there is one; one maximum is cheaper than isfinite().all()
         if value is not None and not value.detach().abs().max().isfinite():
             raise NonFiniteError(f"{name} is not finite (NaN or infinity)")
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path` in one step; a failing write leaves the old one as it
-    was."""
+    """Replace the checkpoint at `path` in one step; if that fails, the old one stays as it was."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -160,7 +159,7 @@ class Keeper:
         self.in_step: int | None = None  # the step that is being computed
 
     def claim(self, resume: bool, overwrite: bool) -> None:
-        """Raise ValueError if the checkpoint cannot be written, or would replace another run's."""
+        """Raise ValueError if the checkpoint cannot be written, or is there already."""
         at_least("checkpoint_every", self.every, 1)
         path = self.path
         if path is not None and (path.is_dir() or not path.parent.is_dir()):

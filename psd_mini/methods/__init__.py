@@ -1,6 +1,6 @@
 """The relatives of SDS and PSD, one page each, and the register of all methods by name.
 
-A new method is a page here and a line in `METHODS`, where the command line finds it.
+A new method is a page here and a line in `PREFERENCE_METHODS`, where the command line finds it.
 """
 
 from collections.abc import Callable

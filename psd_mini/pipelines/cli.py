@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 # what each number of `distill.Options` says of itself; None is the prior's default
@@ -139,8 +140,10 @@ def run_generate(args: argparse.Namespace) -> None:
     try:
         result = generate(args.prompt, out=out, **settings)
     except KeyboardInterrupt:
-        how = "the same command with --resume goes on from there"
-        raise SystemExit(f"interrupted, see {out}/views.png; {how}") from None
+        if not (Path(out) / "checkpoint.pt").exists():
+            raise SystemExit("interrupted before anything was saved; start it again") from None
+        how = "the same command with --resume goes on"
+        raise SystemExit(f"interrupted; {how} from the checkpoint in {out}") from None
     print(result.summary())
     if result.out is None:
         how = "make room, and the same command with --resume writes them"
