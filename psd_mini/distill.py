@@ -209,8 +209,8 @@ def distill(
     Args:
         radiance_field: the field, trained in place; see `psd_mini.fields`.
         prior: see `psd_mini.sds.Prior`.
-        method: a function of your own, SDS, CSD, PSD or one of `psd_mini.methods`; `psd_mini.sds.Method` says what
-            it is given and returns, and what of it is in the checkpoint.
+        method: a function of your own, SDS, CSD, PSD or one of `psd_mini.methods`. What it is given
+            and returns, and what of it is in the checkpoint: `psd_mini.sds.Method`.
         prompt, negative_prompt: what to make, and what guidance pushes away from ("" is the null
             prompt).
         steps: optimiser steps, at least 1.

@@ -50,10 +50,11 @@ base is any score distillation. The mean (h_1 + h_2)/2 keeps it unbiased; the wi
 the mean with lambda larger by 1/2; a fresh third noise costs one more evaluation. The reward is
 only compared: no gradient of it is needed.
 
-Limits. lambda = 0, a constant reward or a tie: the base method on the same two noises, bit
-for bit on one machine and thread count. Opposite noises cancel the odd part of the base's noise and make pairs differ more.
-Hard omega at small t, Gaussian prior: the mean of the pair's term stays bounded, but the exact term
-(sigma_t / beta) grad V_t and the base's pull shrink like sigma_t. With one lambda for all t the
+Limits. lambda = 0, a constant reward or a tie: the base method on the same two noises, bit for bit
+on one machine and thread count. Opposite noises cancel the odd part of the base's noise and make
+pairs differ more. Hard omega at small t, Gaussian prior: the mean of the pair's term stays bounded,
+but the exact term (sigma_t / beta) grad V_t and the base's pull shrink like sigma_t. With one
+lambda for all t the
 ratio to the exact term, and the distance of the place of rest from the prior's mean, would grow
 like 1 / sigma_t; hence lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form
 suggests) the sign is wrong: a test shows it.
