@@ -54,10 +54,9 @@ Limits. lambda = 0, a constant reward or a tie: the base method on the same two 
 on one machine and thread count. Opposite noises cancel the odd part of the base's noise and make
 pairs differ more. Hard omega at small t, Gaussian prior: the mean of the pair's term stays bounded,
 but the exact term (sigma_t / beta) grad V_t and the base's pull shrink like sigma_t. With one
-lambda for all t the
-ratio to the exact term, and the distance of the place of rest from the prior's mean, would grow
-like 1 / sigma_t; hence lambda(t). With f = eps_hat (the noise NOT subtracted, as the CFG-like form
-suggests) the sign is wrong: a test shows it.
+lambda for all t the ratio to the exact term, and the distance of the place of rest from the prior's
+mean, would grow like 1 / sigma_t; hence lambda(t). With f = eps_hat (the noise NOT subtracted, as
+the CFG-like form suggests) the sign is wrong: a test shows it.
 
 Paper and reconstruction. Leng et al. 2026 (arXiv 2603.01594) publish the idea: an added implicit-
 reward term in CFG form, pairs of noises ranked by a 2D reward, negative-embedding co-optimisation.

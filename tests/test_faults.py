@@ -177,6 +177,7 @@ def test_ctrl_c_at_the_command_line_leaves_a_picture_and_says_how_to_go_on(tmp_p
 
     def interrupted(*args, callback, **kwargs):
         callback({"step": 0})
+        kwargs["checkpoint"].write_bytes(b"")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(text_to_3d, "distill", interrupted)

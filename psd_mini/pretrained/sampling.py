@@ -62,7 +62,7 @@ def ddim_sample(
     if guidance_scale != 1:
         embeddings = torch.cat((embeddings, prior.embed_negative(negative_prompt)))
     grid = torch.linspace(schedule.num_timesteps - 1, 0, steps + 1).round().long()[:-1].tolist()
-    x = noise
+    x = x0_hat = eps_hat = noise
     for step, time in enumerate(grid):
         t = torch.full((len(x),), time)
         if step > 0:

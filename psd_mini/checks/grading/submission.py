@@ -38,7 +38,7 @@ def environment() -> dict[str, Any]:
     schedule, q = pipe.scheduler, UNet(q=True)
     pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
     pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
-    pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980
+    pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
     number = torch.float32
     settings = {"device": "cpu", "precision": number, "dtype": number, "fp16": False}
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
