@@ -284,7 +284,7 @@ def test_the_stubs_fail_with_the_intended_messages(path):
     assert len(phrases) == len(checks)
     for phrase, check in zip(phrases, checks, strict=True):
         said = " ".join(texts(check).split())  # the reports are wrapped
-        assert re.search(r"WRONG|not yet", said), said
+        assert re.search(r"WRONG|not yet|could not run", said), said
         assert phrase is None or phrase in said, said
 
 
@@ -333,7 +333,8 @@ def test_nothing_of_the_machine_that_ran_them():
         for place in (Path.home(), tempfile.gettempdir(), tools.NOTEBOOKS.parent, sys.prefix)
     ]
     for path in PATHS:
-        found = [text for text in (*usual, *here, "site-packages") if text in path.read_text()]
+        said = re.sub(r"[A-Za-z0-9+/=]{200,}", "", path.read_text())  # without encoded pictures
+        found = [text for text in (*usual, *here, "site-packages") if text in said]
         assert not found, f"{path.stem}: {found}"
 
 
@@ -347,7 +348,7 @@ def test_it_runs_and_the_solutions_pass(path):
         notebook.cells += [nbformat.v4.new_code_cell(source) for source in (solution, check.source)]
     print(f"{path.stem}, fast: {tools.execute(notebook, fast=True, timeout=300):.0f} s")
     for cell in checks:
-        assert re.search(r"WRONG|not yet", texts(cell)), (
+        assert re.search(r"WRONG|not yet|could not run", texts(cell)), (
             f"the stub passes, or its checker says nothing: {texts(cell)}"
         )
     for cell in notebook.cells[len(notebook.cells) - 2 * len(stubs) + 1 :: 2] if stubs else []:
