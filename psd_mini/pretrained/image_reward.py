@@ -66,7 +66,7 @@ TOKENS = 35
 GRADIENT_SCALE = 1024.0
 
 # the published ViT-L/16, where it is not transformers' default
-VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+VISION: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 VISION |= {"num_attention_heads": 16, "image_size": 224, "layer_norm_eps": 1e-6}
 
 # parts of published names -> names in `ImageRewardNetwork`, replaced one after the other
