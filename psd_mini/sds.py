@@ -233,8 +233,7 @@ class Method:
 
     It is given x (B, C, h, w), detached, t (B,), eps (N, B, C, h, w) and a `Context`. It returns G
     of x's shape, the direction in which its loss increases (the loop divides it by B), and a
-    dictionary of numbers worth plotting.
-    A plain function that returns G, or both, is a method too: `Method.of` gives it the rest.
+    dictionary of numbers. A plain function that returns G, or both, is a method too.
     """
 
     n_noises: int = 1  # N, independent noises per picture
