@@ -93,10 +93,10 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
             ),
         ),
         (["--methods", "sds"], "holds 1 finished runs"),
-        (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this one has 2"),
+        (["--resume", "--steps", "2"], "holds another comparison, with steps = 1, this run has 2"),
         (
             ["--resume", "--reward", "color:red"],
-            "with reward_name = 'colorfulness', this one has 'color:red'",
+            "with reward_name = 'colorfulness', this run has 'color:red'",
         ),
         (["--resume", "--overwrite"], "resume, overwrite: one goes on with what is in the folder"),
     ):
@@ -104,7 +104,7 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
             cli.main([*command, "--out", str(tmp_path), *arguments])
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
-    with pytest.raises(ValueError, match="with prompt = 'a ball', this one has 'a cube'"):
+    with pytest.raises(ValueError, match="with prompt = 'a ball', this run has 'a cube'"):
         compare("a cube", ["exact"], steps=1, resolution=8, out=tmp_path, resume=True)
     assert contents(tmp_path) == before
     (record,) = (tmp_path / "compare_runs").glob("*.json")

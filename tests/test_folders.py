@@ -254,7 +254,7 @@ def test_two_runs_at_once(tmp_path):
     def meanwhile(info):
         if info["step"] == 1:
             refused(
-                "was made with prompt = 'a cube', this one has 'a ball'", "a ball", out=tmp_path
+                "was made with prompt = 'a cube', this run has 'a ball'", "a ball", out=tmp_path
             )
             others.append(generate("a cube", out=tmp_path, **SMALL))
 
@@ -276,7 +276,7 @@ def test_the_second_of_two_that_begin_together_is_refused(tmp_path, monkeypatch)
 
     monkeypatch.setattr(folders, "look", slow)
     refused(
-        "meanwhile another run has begun in .*prompt = 'a cube', this one has 'a ball'",
+        "meanwhile another run has begun in .*prompt = 'a cube', this run has 'a ball'",
         "a ball",
         out=tmp_path,
     )

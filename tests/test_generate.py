@@ -214,7 +214,7 @@ def test_resuming_another_run_changes_nothing(tmp_path, capsys):
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(SystemExit):
         cli.main(["generate", "a ball", *SMALL, "--out", str(tmp_path), "--resume"])
-    assert "made with prompt = 'a cube', this one has 'a ball'" in capsys.readouterr().err
+    assert "made with prompt = 'a cube', this run has 'a ball'" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

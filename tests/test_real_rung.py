@@ -85,7 +85,7 @@ def test_from_the_command_line(folder, tmp_path, capsys):
 def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
     """On one machine with one thread count: twice the same bits; a finished run resumes to the
     same bits."""
-    monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
+    monkeypatch.setattr("psd_mini.pipelines.generate.save", lambda *_: None)
     options = {**SMALL, "prior": str(folder), "out": tmp_path}
     fields = [
         generate("a corgi", **options).field,
@@ -103,7 +103,7 @@ def test_same_seed_same_object_and_resume(folder, tmp_path, monkeypatch):
 def test_another_precision_is_another_run(folder, tmp_path, monkeypatch):
     """Half precision rounds otherwise, so the checkpoint of a run in float32 is not continued in
     it."""
-    monkeypatch.setattr(text_to_3d, "save", lambda *_: None)
+    monkeypatch.setattr("psd_mini.pipelines.generate.save", lambda *_: None)
     generate("a corgi", prior=str(folder), out=tmp_path, dtype="float32", **SMALL)
     with pytest.raises(ValueError, match="dtype = 'torch.float32', this run has 'torch.bfloat16'"):
         generate("a corgi", prior=str(folder), out=tmp_path, dtype="bfloat16", resume=True, **SMALL)
