@@ -235,6 +235,7 @@ TABLE = {
             "elevation": torch.tensor([0.1, 0.2]),
             "distance": torch.tensor([3.0, 3.0]),
             "fov": 0.7,
+            "index": torch.arange(2),
         },
     ),
     "Cameras.__getitem__": (

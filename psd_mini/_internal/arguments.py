@@ -49,8 +49,8 @@ class ArgumentError(TypeError, ValueError):
     """
 
 
-class TooLargeError(ArgumentError):
-    """Arguments for which the memory does not suffice; the outermost call names its own."""
+class RefusedError(ArgumentError):
+    """Arguments that torch refused together; the outermost call names its own."""
 
 
 def validated(target: Target) -> Target:
@@ -75,7 +75,7 @@ def validated(target: Target) -> Target:
         given = _check(target, args, kwargs)
         try:
             return target(*args, **kwargs)
-        except (RuntimeError, IndexError, TooLargeError) as error:
+        except (RuntimeError, IndexError, RefusedError) as error:
             if complaint := _blame({**given, **kwargs}, error):
                 raise complaint from error
             raise
@@ -149,7 +149,7 @@ def _python_numbers(value: Any) -> Any:
 
 def _blame(given: dict[str, Any], error: Exception) -> ArgumentError | None:
     """What to say of an error that torch raised about these arguments; None if they had no part."""
-    while isinstance(error, TooLargeError) and isinstance(error.__cause__, Exception):
+    while isinstance(error, RefusedError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # an inner call has named its own arguments
     reason = " ".join(str(error).split())[:200]
     too_large = "DefaultCPUAllocator" in reason or "Storage size" in reason
@@ -159,10 +159,10 @@ def _blame(given: dict[str, Any], error: Exception) -> ArgumentError | None:
     if not named or isinstance(error, torch.OutOfMemoryError):  # a GPU's memory is not an argument
         return None
     if too_large:
-        return TooLargeError(f"{', '.join(named)}: too large for the memory ({reason})")
+        return RefusedError(f"{', '.join(named)}: too large for the memory ({reason})")
     if any(map(callable, own.values())):  # a function among them may have failed by itself
         return None
-    return ArgumentError(f"{', '.join(named)}: do not fit together ({reason})")
+    return RefusedError(f"{', '.join(named)}: do not fit together ({reason})")
 
 
 @functools.cache
