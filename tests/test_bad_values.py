@@ -129,6 +129,8 @@ GENERATE = {
         "callback": lambda info: None,
         **MAKING,
     },
+    **{"t_min": (0.02, 0.02), "t_max": (0.98, 0.2), "lr_scale": 1.0, "entropy_weight": 0.01},
+    **{"background": 1.0, "checkpoint_every": 50},
 }
 DISTILL = {
     **{
