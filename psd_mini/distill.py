@@ -135,7 +135,7 @@ def one_step(number: int, job: Job) -> Step:
     with job.cost.timed("render"):
         # x = encode(render(field, camera))
         cameras = prior.draw_cameras(options.cameras_per_step, generator)
-        look = {"n_samples": options.n_samples, "background": options.background}
+        look: Any = {"n_samples": options.n_samples, "background": options.background}
         rendering = render(job.field, cameras, options.resolution, generator=generator, **look)
         parameters = dict(job.field.named_parameters(prefix="field"))
         x = prior.encode(rendering.rgb)

@@ -176,7 +176,7 @@ def score(
             came = type(scores).__name__
             raise ValueError(f"reward: {name} returned {came}, expected ({n},) numbers") from None
     if scores.shape != (n,):
-        came = tuple(scores.shape)
+        came = str(tuple(scores.shape))
         raise ValueError(f"reward: {name} returned shape {came}, expected ({n},), one per image")
     if scores.is_complex():
         raise ValueError(f"reward: {name} returned complex numbers, expected ({n},) real ones")

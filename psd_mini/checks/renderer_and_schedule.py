@@ -95,8 +95,8 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     rho[:, -1] = 0
     rho.requires_grad_()
     # "sigma", "rgb" and "t" are other things to a renderer than to a denoiser
-    values = {"density": rho, "x": rho, "colour": colour.clone(), "image": colour.clone(), "t": z}
-    values |= {"z_vals": z, "widths": delta, "background": BACKGROUND}
+    values: Any = {"density": rho, "x": rho, "colour": colour.clone(), "image": colour.clone()}
+    values |= {"t": z, "z_vals": z, "widths": delta, "background": BACKGROUND}
     prober = Prober(fn, names)
     prober.given = {k: v for k, v in values.items() if k not in environment()}
     prober.given["device"] = torch.device("cpu")

@@ -183,8 +183,8 @@ def _guide(
 ) -> tuple[Any, set[str]]:
     """Call with copies of the predictions, by name or by place; the answer and what it changed."""
     mine, free, both = cond.clone(), uncond.clone(), torch.cat((uncond, cond))
-    values = {"eps_cond": mine, "cond": mine, "eps_uncond": free, "uncond": free, "eps": both}
-    values |= {"guidance_scale": g}
+    values: Any = {"eps_cond": mine, "cond": mine, "eps_uncond": free, "uncond": free}
+    values |= {"eps": both, "guidance_scale": g}
     try:
         named = arguments(fn, values, names)
         by_name = len(named) == 2 or {id(mine), id(free)} <= set(map(id, named.values()))
