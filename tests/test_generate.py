@@ -221,7 +221,7 @@ def test_resuming_another_run_changes_nothing(tmp_path, capsys):
 def test_unknown_names_in_python():
     for arguments, message in (
         ({"method": "magic"}, "method: 'magic' is not known; choose from"),
-        ({"field": "octree"}, "field: kind 'octree' is not known; choose from voxel, triplane"),
+        ({"field": "octree"}, "field: 'octree' is not known; choose from voxel, triplane"),
         ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, \\w+, real, a folder"),
         ({"resume": True}, "resume: needs `out`"),
     ):
@@ -261,7 +261,6 @@ def test_the_numbers_of_a_run_are_the_same_everywhere():
         usual = (field.default, field.type) if name == "seed" else (None, f"{field.type} | None")
         assert (whole[name].default, whole[name].annotation) == usual
     own = set(options) - {"seed"}
-    assert set(cli.NUMBERS) == own
     for numbers in (*text_to_3d.DEFAULTS.values(), text_to_3d.PREFERENCE_TIMES):
         assert set(numbers) <= own | {"guidance_scale"}
         Options(**{name: value for name, value in numbers.items() if name in own})

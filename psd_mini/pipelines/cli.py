@@ -1,96 +1,26 @@
-"""The command line: `psd-mini generate "a red mushroom"`, `compare` and `check`."""
+"""The command line: `psd-mini generate "a red mushroom"`, `compare` and `check`.
+
+The options of the first two are the arguments of the functions of these names: types and defaults
+are in their signatures, and what each is for in their docstrings.
+"""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# what each number of `distill.Options` says of itself; None is the prior's default
-NUMBERS = {
-    "steps": "optimiser steps (default: 120 in the toy world, 5000 for large models)",
-    "cameras_per_step": "pictures rendered per step (default: 4, real 1)",
-    "resolution": "pixels per side while training (default: 32 exact, 64 others; results are 64)",
-    "n_samples": "samples per ray (default: 32)",
-    "t_min": "lowest timestep at the first and at the last step, fractions of the schedule",
-    "t_max": "highest timestep, likewise",
-    "lr_scale": "factor of the learning rates; two are for the field's two groups",
-    "entropy_weight": "weight of the opacities' entropy (default: 0.01)",
-    "background": "brightness behind the object, 0 to 1 (default: 1)",
-}
-
-
-def parser() -> argparse.ArgumentParser:
-    """The arguments of all commands."""
-    description = "Score distillation in small, exactly."
-    root = argparse.ArgumentParser(prog="psd-mini", description=description)
-    commands = root.add_subparsers(dest="command", required=True)
-    _generate_arguments(commands.add_parser("generate", help="make a 3D object from a prompt"))
-    text = "run several methods and seeds on one prompt; table and picture (some 20 s a run)"
-    _compare_arguments(commands.add_parser("compare", help=text))
-    text = "check a formula in somebody's file, and name the mistake"
-    _check_arguments(commands.add_parser("check", help=text, description=CHECK))
-    return root
-
-
-def _generate_arguments(make: argparse.ArgumentParser) -> None:
-    from psd_mini.distill import Options
-    from psd_mini.fields import FIELDS
-    from psd_mini.methods import METHODS
-    from psd_mini.world.prior import CONDITIONING
-
-    add, given = make.add_argument, "%(default)s"
-    add("prompt", help='what to make, for example "a red mushroom"')
-    add("--method", default="psd", choices=METHODS, help=f"default: {given}")
-    add("--field", default="voxel", choices=FIELDS, help=f"default: {given}")
-    known = "exact (default), learned (small, in the package), real (Stable Diffusion)"
-    add("--prior", default="exact", help=f"{known}, or a folder or hub id")
-    add("--device", help="where a learned prior runs: cuda, cpu (default: what there is)")
-    add("--dtype", help="float32, float16 or bfloat16 (default: what the device is fast in)")
-    text = "classifier-free guidance g; 1 is none (default: 1 exact, 50 real, 7.5 others)"
-    add("--guidance-scale", type=float, help=text)
-    add("--negative-prompt", default="", help="what guidance pushes away from")
-    text = f"what the exact prior knows of the camera (default: {given})"
-    add("--conditioning", default="camera", choices=CONDITIONING, help=text)
-    add("--reward", help="colorfulness (default), color:NAME, image-reward or image-reward:FILE")
-    text = "how strongly the reward pulls (default: the method's)"
-    add("--preference-weight", type=float, help=text)
-    text = "optimise the negative embedding too (guidance scale not 1)"
-    add("--negative", action="store_true", help=text)
-    for option in fields(Options):
-        if option.name != "seed":
-            flag, kind = option.name.replace("_", "-"), int if option.type == "int" else float
-            count: Any = {"t_min": 2, "t_max": 2, "lr_scale": "+"}.get(option.name)
-            add(f"--{flag}", type=kind, nargs=count, metavar="N", help=NUMBERS[option.name])
-    add("--seed", type=int, default=0, help=f"one seed, one result (default: {given})")
-    text = "psd_mini_out/<prompt>-<method>-<field>-<seed>, with every other setting that you give"
-    add("--out", help=f"output folder (default: {text})")
-    add("--resume", action="store_true", help="continue the run in the output folder")
-    add("--overwrite", action="store_true", help="replace the run in the output folder")
-    make.set_defaults(run=run_generate)
-
-
-def _compare_arguments(table: argparse.ArgumentParser) -> None:
-    from psd_mini.pipelines.compare import DEFAULT_METHODS
-
-    add, given = table.add_argument, "%(default)s"
-    add("prompt", help='what to make, for example "a mushroom"')
-    text = f"comma-separated, +neg adds the negative embedding (default: {given})"
-    add("--methods", default=",".join(DEFAULT_METHODS), help=text)
-    add("--reward", default="colorfulness", help="colorfulness (default) or color:NAME")
-    add("--seeds", type=int, default=3, help=f"how many seeds, from 0 (default: {given})")
-    add("--steps", type=int, default=120, help=f"optimiser steps (default: {given})")
-    add("--resolution", type=int, default=32, help=f"pixels per side (default: {given})")
-    text = "psd_mini_out/compare-<prompt>, with every other setting that you give"
-    add("--out", help=f"folder for compare.md, compare.json and compare.png (default: {text})")
-    add("--resume", action="store_true", help="keep finished runs that are in the output folder")
-    add("--overwrite", action="store_true", help="start anew in a folder that holds runs")
-    table.set_defaults(run=run_compare)
-
+from psd_mini.distill import Options, distill
+from psd_mini.fields import FIELDS
+from psd_mini.methods import METHODS
+from psd_mini.pipelines import compare, generate
+from psd_mini.pipelines.folders import folder_name
+from psd_mini.schedule import WEIGHTINGS
+from psd_mini.world.prior import CONDITIONING
 
 CHECK = (
     "Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of "
@@ -98,12 +28,82 @@ CHECK = (
     "(results so far are printed). It executes what it checks: isolation from accidents, not a "
     "security sandbox."
 )
+CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
+COUNTS: dict[str, Any] = {"t_min": 2, "t_max": 2, "lr_scale": "+"}  # options of several numbers
+PYTHON_ONLY = ("methods", "checkpoint_every", "progress", "callback")
+# in a folder's name anyway, or nothing to do with the result
+NOT_IN_NAME = ("prompt", "method", "field", "seed", "out", "resume", "overwrite")
 
 
-def _check_arguments(check: argparse.ArgumentParser) -> None:
-    from psd_mini.schedule import WEIGHTINGS
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands."""
+    description = "Score distillation in small, exactly."
+    root = argparse.ArgumentParser(prog="psd-mini", description=description)
+    commands = root.add_subparsers(dest="command", required=True)
 
-    add = check.add_argument
+    make = commands.add_parser("generate", help="make a 3D object from a prompt")
+    texts = explained(distill) | explained(generate.generate)
+    texts["out"] = "output folder (default: psd_mini_out/, named after every setting you give)"
+    _add_arguments(make, generate.generate, texts)
+    make.set_defaults(run=run_generate)
+
+    text = "run several methods and seeds on one prompt; table and picture (some 20 s a run)"
+    table = commands.add_parser("compare", help=text)
+    _add_arguments(table, compare.compare, explained(compare.compare))
+    text = "comma-separated, +neg adds the negative embedding (default: %(default)s)"
+    table.add_argument("--methods", default=",".join(compare.DEFAULT_METHODS), help=text)
+    table.set_defaults(run=run_compare)
+
+    text = "check a formula in somebody's file, and name the mistake"
+    check = commands.add_parser("check", help=text, description=CHECK)
+    _check_arguments(check.add_argument)
+    check.set_defaults(run=run_check)
+    return root
+
+
+def explained(function: Callable) -> dict[str, str]:
+    """What the section "Args:" of a function's docstring says of each argument."""
+    section = (inspect.getdoc(function) or "").partition("Args:")[2].partition("\n\n")[0]
+    texts = {}
+    for entry in re.split(r"\n {4}(?! )", section):  # what goes on is further to the right
+        names, _, text = entry.partition(": ")
+        for name in names.split(", "):
+            texts[name] = " ".join(text.split())
+    return texts
+
+
+def _add_arguments(
+    command: argparse.ArgumentParser, function: Callable, texts: dict[str, str]
+) -> None:
+    """An option for each argument of a function; one without a default needs no dashes."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        usual, annotation, text = parameter.default, parameter.annotation, texts[name]
+        flag = "--" + name.replace("_", "-")
+        if name in PYTHON_ONLY:
+            continue
+        if usual is parameter.empty:
+            command.add_argument(name, help=text)
+        elif annotation.startswith("bool"):
+            command.add_argument(flag, action="store_true", help=text)
+        else:
+            kind = int if "int" in annotation else float if "float" in annotation else str
+            form: dict[str, Any] = {"nargs": COUNTS.get(name), "choices": CHOICES.get(name)}
+            form["metavar"] = "N" if kind is not str else None
+            text += usual_values(name, usual)
+            command.add_argument(flag, type=kind, default=usual, help=text, **form)
+
+
+def usual_values(name: str, usual: Any) -> str:
+    """The default of an option in words, with those of single priors."""
+    general = getattr(Options(), name, None) if usual is None else usual
+    values = [] if general in (None, "") else [str(general)]
+    if usual is None:
+        of_priors = generate.DEFAULTS.items()
+        values += [f"{own[name]} for {prior}" for prior, own in of_priors if name in own]
+    return f" (default: {', '.join(values)})" if values else ""
+
+
+def _check_arguments(add: Callable) -> None:
     text = "file.py, file.py:function, file.py:Class or a folder"
     add("paths", nargs="+", metavar="path", help=text)
     text = "sds (default), cfg, csd, vsd, psd, negative-embedding, renderer or schedule"
@@ -113,7 +113,6 @@ def _check_arguments(check: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=20.0, help="seconds for each file (default: %(default)g)")
     text = "GiB for each file, beside what the check itself takes (default: %(default)g)"
     add("--memory", type=float, default=2.0, help=text)
-    check.set_defaults(run=run_check)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -127,18 +126,14 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Run `generate`, and say what came out and where it is."""
-    from psd_mini.pipelines.folders import folder_name
-    from psd_mini.pipelines.generate import generate
-
-    settings = settings_of(args)
-    usual = inspect.signature(generate).parameters
-    in_name = [settings.pop("prompt"), args.method, args.field]
-    others = {name: v for name, v in settings.items() if v != usual[name].default}
-    for name in ("method", "field", "seed", "out", "resume", "overwrite"):
-        others.pop(name, None)  # in the name anyway, or nothing to do with the result
-    out = settings.pop("out") or f"psd_mini_out/{folder_name(in_name, others, [args.seed])}"
+    settings, others = settings_of(args), {}
+    for name, parameter in inspect.signature(generate.generate).parameters.items():
+        if name in settings and name not in NOT_IN_NAME and settings[name] != parameter.default:
+            others[name] = settings[name]
+    name = folder_name([args.prompt, args.method, args.field], others, [args.seed])
+    out = settings["out"] = args.out or f"psd_mini_out/{name}"
     try:
-        result = generate(args.prompt, out=out, **settings)
+        result = generate.generate(**settings)
     except KeyboardInterrupt:
         if not (Path(out) / "checkpoint.pt").exists():
             raise SystemExit("interrupted before anything was saved; start it again") from None
@@ -154,9 +149,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 def run_compare(args: argparse.Namespace) -> None:
     """Run `compare`, which prints its table."""
-    from psd_mini.pipelines.compare import compare
-
-    compare(**settings_of(args) | {"methods": args.methods.split(",")})
+    compare.compare(**settings_of(args) | {"methods": args.methods.split(",")})
 
 
 def run_check(args: argparse.Namespace) -> None:

@@ -97,9 +97,9 @@ def generate(
     """Make the object that a prompt names, and judge it against the true world.
 
     Args:
-        prompt: what to make, in words that the prior knows ("a red mushroom").
-        method: a name in `psd_mini.methods.METHODS`, or a method of your own. The default adds a
-            preference to SDS. Where a prompt leaves nothing open it changes nothing to be seen.
+        prompt: what to make, in words that the prior knows, for example "a red mushroom".
+        method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS. Where a
+            prompt leaves nothing open it changes nothing to be seen.
         field: "voxel" or "triplane".
         prior: "exact", "learned" (the small checkpoint in the package), "real" (Stable Diffusion),
             or the folder or hub id of a model in diffusers' format.
@@ -107,17 +107,11 @@ def generate(
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
             the Janus problem); learned priors are told in words, or with "none" nothing.
-        reward: "colorfulness", "color:NAME", "image-reward", "image-reward:FILE" or any function of
-            pictures, for methods with a preference; None is colourfulness for those and nothing for
-            the others.
-        preference_weight: how strongly the reward pulls; None is the method's default.
+        reward: "colorfulness", "color:NAME", "image-reward" or "image-reward:FILE", for methods
+            with a preference; by default colourfulness for those and nothing for the others.
+        preference_weight: how strongly the reward pulls; by default the method's own.
         negative: optimise the negative embedding along with the field (needs a guidance scale other
-            than 1, and a reward); a `NegativeEmbedding` of your own has its own schedule.
-        steps, cameras_per_step, resolution, n_samples, t_min, t_max, lr_scale, entropy_weight,
-            background: numbers of the run, see `distill`; None is the default of the prior
-            (`DEFAULTS`). With a reward, but for sds, sds2 and csd, the range of timesteps is
-            `PREFERENCE_TIMES`. Learned priors enlarge the renders to their own size; results are
-            always rendered at 64 x 64.
+            than 1, and a reward).
         seed: of everything random; one seed, one machine and one thread count give one result, bit
             for bit.
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
@@ -127,6 +121,12 @@ def generate(
         resume: continue the run in `out`; of a finished one, the results are written again.
         overwrite: replace what is in `out`, once the first step is done.
         checkpoint_every, progress, callback: see `distill`.
+
+    The other numbers, from steps to background, are those of `distill`; None is the default of the
+    prior (`DEFAULTS`). With a reward, but for sds, sds2 and csd, the range of timesteps is
+    `PREFERENCE_TIMES`. Learned priors enlarge the renders to their own size; results are always
+    rendered at 64 x 64. `method` may also be a method of your own, `reward` any function of
+    pictures, and `negative` a `NegativeEmbedding` with its own schedule.
 
     Returns:
         `Generation`.
