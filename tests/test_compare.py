@@ -65,7 +65,7 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/" not in capsys.readouterr().out
     assert {r["method"]: r for r in json.loads((tmp_path / "compare.json").read_text())} == records
-    # a record whose pictures are lost is run again, not believed
+    # a run whose file is lost is run again
     for file in (tmp_path / "compare_runs").glob("exact-*.pt"):
         file.unlink()
     cli.main([*command, "--out", str(tmp_path), "--resume"])
@@ -107,8 +107,8 @@ def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="with prompt = 'a ball', this run has 'a cube'"):
         compare("a cube", ["exact"], steps=1, resolution=8, out=tmp_path, resume=True)
     assert contents(tmp_path) == before
-    (record,) = (tmp_path / "compare_runs").glob("*.json")
-    record.unlink()
+    (run,) = (tmp_path / "compare_runs").glob("*.pt")
+    run.unlink()
     cli.main([*command, "--out", str(tmp_path), "--resume"])
     assert "[1/1] exact seed 0" in capsys.readouterr().out
     cli.main([*command, "--out", str(tmp_path), "--seeds", "2", "--resume"])

@@ -22,7 +22,7 @@ import functools
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral, Real
@@ -105,6 +105,12 @@ def at_least(name: str, value: Any, least: float, whole: bool = True) -> None:
         bound = "" if least == -math.inf else f" of at least {least:g}"
         what = "whole" if whole else "finite"
         raise ArgumentError(f"{name}: expected a {what} number{bound}, got {in_words(value)}")
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> None:
+    """Refuse what is not among the known names."""
+    if value not in known:
+        raise ArgumentError(f"{name}: {value!r} is not known; choose from {', '.join(known)}")
 
 
 def needs(name: str, value: Any, *attributes: str) -> None:

@@ -15,10 +15,11 @@ oracle's, nothing recognised that the prompt names.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,13 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import at_least, validated
+from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini._internal.files import write_atomically
-from psd_mini._internal.identity import identity
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
 from psd_mini.pipelines.folders import REPLACE, different, folder_name, not_both, writable_folder
-from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate
+from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate, in_config
 from psd_mini.rewards import make_reward, score
 from psd_mini.viz.pictures import contact_sheet, render_views, save_png
 from psd_mini.world import text
@@ -48,8 +48,7 @@ COLUMNS = (
     *("reward", "gain", "true_view_distance", "oracle_distance", "log_density_gap"),
     *("distance_to_optimum", "prior_evaluations", "seconds"),
 )
-RUNS = "compare_runs"  # folder with the record and the pictures of every finished run
-KEY = ("prompt", "method", "seed", "steps", "resolution", "reward_name")  # what tells runs apart
+RUNS = "compare_runs"  # folder with a file for every finished run: its record and its pictures
 USUAL = {"reward_name": "colorfulness", "steps": 120, "resolution": 32}
 
 
@@ -93,16 +92,20 @@ def compare(
         prompt: what to make; one that leaves the colour open gives a preference something to
             choose.
         methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is
-            always run too. Methods of your own come as a dictionary, {"psd": "psd", "mine":
-            MyMethod()}, whose keys name the rows.
-        reward: "colorfulness", "color:NAME" or a function of your own.
-        seeds: how many, from 0. steps, resolution: as for `generate`.
+            always run too.
+        reward: "colorfulness" or "color:NAME".
+        seeds: how many, from 0.
+        steps: optimiser steps of every run.
+        resolution: pixels per side while training.
         out: the folder; None is psd_mini_out/compare- with the prompt and each setting that is not
             the default (but methods and seeds, which can be added later).
         resume: keep finished runs that are there (in its folder compare_runs) and add what is
-            missing. Methods and rewards of your own are known again by their names and code. The
-            table holds the rows that were asked for last.
+            missing. The table holds the rows that were asked for last.
         overwrite: start anew in a folder that holds runs.
+
+    Methods of your own come as a dictionary, {"psd": "psd", "mine": MyMethod()}, whose keys name
+    the rows; a reward of your own comes as a function. They are known again by their names and
+    code.
 
     Returns:
         The records of compare.json, one per method and seed: `reward` is the mean reward of the
@@ -117,71 +120,59 @@ def compare(
     at_least("seeds", seeds, 1)
     at_least("steps", steps, 1)
     at_least("resolution", resolution, 8)
-    reward_name = reward if isinstance(reward, str) else identity(reward)
-    same = {"prompt": prompt, "reward_name": reward_name, "steps": steps, "resolution": resolution}
+    same = {"prompt": prompt, "reward_name": in_config(reward)}
+    same |= {"steps": steps, "resolution": resolution}
     others = {name: same[name] for name in USUAL if same[name] != USUAL[name]}
     folder = Path(out or f"psd_mini_out/{folder_name(['compare', prompt], others)}")
-    past = [] if overwrite else past_runs(folder, same, resume)
+    if not overwrite:
+        look_at_past_runs(folder, same, resume)
     truth = ground_truth(prompt, reward)
     writable_folder(folder)
     (folder / RUNS).mkdir(exist_ok=True)
     if overwrite:
-        for path in (folder / RUNS).glob("*.json"):
+        for path in (folder / RUNS).glob("*.pt"):
             path.unlink()
 
     jobs: list[dict[str, Any]] = []
     for seed in range(seeds):
         for name in dict.fromkeys([*methods, "exact"]):
-            jobs.append({**same, "method": name, "seed": seed})
-            if not isinstance(own.get(name, name), str):  # known again by its name and its code
-                jobs[-1]["identity"] = identity(own[name])
-    done = {_key(record): record for record in past if _pictures_of(record, folder).exists()}
-    waiting = [job for job in jobs if _key(job) not in done]
+            # a method of the user's own is known again by its name and its code
+            which = {"method": name, "identity": in_config(own.get(name, name)), "seed": seed}
+            jobs.append({**same, **which})
     objects: dict[Any, Any] = own if isinstance(reward, str) else {**own, None: reward}
-    done |= {_key(record): record for record in run_all(waiting, folder, objects)}
-    return write_tables([done[_key(job)] for job in jobs], truth, folder)
+    run_all([job for job in jobs if not file_of(job, folder).exists()], folder, objects)
+    return write_tables([file_of(job, folder) for job in jobs], truth, folder)
 
 
 def own_methods(methods: Sequence[str] | Mapping[str, str | Callable]) -> dict[str, Any]:
     """The dictionary, or {} for a list of names; a name that is not known is refused."""
-    own = dict(methods) if isinstance(methods, Mapping) else {}
+    if isinstance(methods, Mapping):
+        return dict(methods)
     for name in methods:
-        if name not in own and name.removesuffix("+neg") not in METHODS:
-            known = ", ".join(METHODS)
-            raise ValueError(f"methods: {name!r} is not known; choose from {known} (and +neg)")
-    return own
+        one_of("methods", name, [*METHODS, *(f"{known}+neg" for known in METHODS)])
+    return {}
 
 
-def past_runs(folder: Path, same: dict[str, Any], resume: bool) -> list[dict[str, Any]]:
-    """The finished runs in a folder.
-
-    Raises:
-        ValueError: they are of another comparison, or would be lost.
-    """
-    past = [json.loads(path.read_text()) for path in sorted((folder / RUNS).glob("*.json"))]
-    for record in past:
-        if difference := different(record, same):
+def look_at_past_runs(folder: Path, same: dict[str, Any], resume: bool) -> None:
+    """Refuse a folder whose finished runs are of another comparison, or would be lost."""
+    past = list((folder / RUNS).glob("*.pt"))
+    for path in past:
+        if difference := different(load(path)[0], same):
             what = f"holds another comparison, with {difference}"
             raise ValueError(f"out: {folder} {what}; {REPLACE}")
     if not resume and (past or (folder / "compare.json").exists()):
         what = f"holds {len(past)} finished runs; go on with them by resume=True (--resume)"
         raise ValueError(f"out: {folder} {what}, {REPLACE}")
-    return past
 
 
-def run_all(
-    waiting: list[dict[str, Any]], folder: Path, objects: Mapping[Any, Any]
-) -> Iterator[dict[str, Any]]:
-    """Run jobs in processes of their own: the records, as they are finished."""
+def run_all(jobs: list[dict[str, Any]], folder: Path, objects: Mapping[Any, Any]) -> None:
+    """Run jobs in processes of their own, a line for each that is finished."""
     # what is given as an object cannot be sent to another process, but a fork begins with it
     context = multiprocessing.get_context("fork") if objects else None
     with ProcessPoolExecutor(os.cpu_count(), context, Worker.begin, (objects,)) as pool:
-        futures = [pool.submit(Worker.run, job, folder) for job in waiting]
+        futures = [pool.submit(Worker.run, job, folder) for job in jobs]
         for count, future in enumerate(as_completed(futures), 1):
-            record = future.result()
-            what = f"{record['method']} seed {record['seed']}: {record['recognised']}"
-            print(f"[{count}/{len(waiting)}] {what}", flush=True)
-            yield record
+            print(f"[{count}/{len(jobs)}] {future.result()}", flush=True)
 
 
 class Worker:
@@ -198,8 +189,8 @@ class Worker:
         cls.objects = objects
 
     @classmethod
-    def run(cls, job: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """One method, one seed: its record. Both it and the pictures are kept in the folder."""
+    def run(cls, job: dict[str, Any], folder: Path) -> str:
+        """One method, one seed: its record and pictures are kept in the folder; a line about it."""
         prompt, name = job["prompt"], job["method"].removesuffix("+neg")
         method, reward = cls.objects.get(name, name), cls.objects.get(None, job["reward_name"])
         numbers: dict[str, Any] = {name: job[name] for name in ("seed", "steps", "resolution")}
@@ -209,37 +200,52 @@ class Worker:
         result = generate(prompt, method=method, reward=reward, **numbers, **how)
         views = judge_views()
         pictures = render_views(result.field, views.cameras, views.resolution)
-        torch.save((255 * pictures).round().byte(), _pictures_of(job, folder))
         value = score(make_reward(reward), pictures, [prompt] * len(pictures)).mean().item()
         cost = {"prior_evaluations": result.cost["prior_evaluations"], "seconds": result.seconds}
+        buffer = io.BytesIO()
         record = {**job, "reward": value, **result.metrics, **cost}
-        path = _pictures_of(job, folder).with_suffix(".json")
-        write_atomically(path, json.dumps(record).encode())
-        return record
+        torch.save({"record": record, "pictures": (255 * pictures).round().byte()}, buffer)
+        write_atomically(file_of(job, folder), buffer.getvalue())
+        return f"{job['method']} seed {job['seed']}: {record['recognised']}"
+
+
+def file_of(job: dict[str, Any], folder: Path) -> Path:
+    """Where a finished run is kept; another method of the same name has another file."""
+    digest = hashlib.sha256(repr(job).encode()).hexdigest()[:8]
+    return folder / RUNS / f"{job['method']}-{job['seed']}-{digest}.pt"
+
+
+def load(path: Path) -> tuple[dict[str, Any], Tensor]:
+    """A finished run: its record, and its pictures in [0, 1]."""
+    run = torch.load(path, weights_only=True)
+    return run["record"], run["pictures"].float() / 255
 
 
 def write_tables(
-    records: list[dict[str, Any]], truth: dict[str, float], folder: Path
+    files: Sequence[Path], truth: dict[str, float], folder: Path
 ) -> list[dict[str, Any]]:
     """Write compare.json, .md and .png; the records, with gain and distance to the optimum."""
-    pictures = [_load(_pictures_of(record, folder)) for record in records]
-    both = list(zip(records, pictures, strict=True))
-    optima = {record["seed"]: seen for record, seen in both if record["method"] == "exact"}
-    to_gain, finished = truth["r_opt"] - truth["r_prior"], []
-    for record, seen in both:
+    optima, of_seed_0, records = {}, {}, []
+    runs = [load(file) for file in files]
+    for record, pictures in runs:
+        if record["method"] == "exact":
+            optima[record["seed"]] = pictures
+    to_gain = truth["r_opt"] - truth["r_prior"]
+    for record, pictures in runs:
         # gain = (r - r_prior) / (r_opt - r_prior)
         gain = (record["reward"] - truth["r_prior"]) / to_gain if to_gain > 0 else 0.0
-        distance = (seen - optima[record["seed"]]).square().mean().sqrt().item()
-        finished.append({**record, "gain": gain, "distance_to_optimum": distance})
-    markdown = table(finished, truth)
-    write_atomically(folder / "compare.json", json.dumps(finished, indent=1).encode())
+        distance = (pictures - optima[record["seed"]]).square().mean().sqrt().item()
+        records.append({**record, "gain": gain, "distance_to_optimum": distance})
+        if record["seed"] == 0:
+            of_seed_0[record["method"]] = pictures[::3]
+    markdown = table(records, truth)
+    write_atomically(folder / "compare.json", json.dumps(records, indent=1).encode())
     write_atomically(folder / "compare.md", markdown.encode())
-    of_seed_0 = {record["method"]: seen[::3] for record, seen in both if record["seed"] == 0}
     title = f"{records[0]['prompt']}, reward {records[0]['reward_name']}, seed 0"
     sheet = contact_sheet(list(of_seed_0.values()), list(of_seed_0), title=title)
     save_png(sheet, folder / "compare.png")
     print(f"{markdown}\ntable, records and pictures are in {folder}")
-    return finished
+    return records
 
 
 def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
@@ -264,17 +270,3 @@ def _cell(column: str, values: list[float]) -> str:
     if len(values) == 1 or column == "prior_evaluations":
         return f"{mean(values):.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values) / len(values) ** 0.5:.3f}"
-
-
-def _key(record: dict[str, Any]) -> tuple:
-    return (*(record[name] for name in KEY), record.get("identity"))
-
-
-def _pictures_of(record: dict[str, Any], folder: Path) -> Path:
-    # the digest keeps runs of another method of the same name in the same folder apart
-    digest = hashlib.sha256(repr(_key(record)).encode()).hexdigest()[:8]
-    return folder / RUNS / f"{record['method']}-{record['seed']}-{digest}.pt"
-
-
-def _load(path: Path) -> Tensor:
-    return torch.load(path, weights_only=True).float() / 255
