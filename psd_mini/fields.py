@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least, check_options, validated
+from psd_mini._internal.arguments import at_least, check_options, one_of, validated
 from psd_mini._internal.files import write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
@@ -185,8 +185,7 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
     Raises:
         ValueError: unknown kind; lists the known ones.
     """
-    if kind not in FIELDS:
-        raise ValueError(f"field: kind {kind!r} is not known; choose from {', '.join(FIELDS)}")
+    one_of("field", kind, FIELDS)
     check_options(FIELDS[kind].__init__, settings)  # type: ignore[misc]
     return FIELDS[kind](generator=generator, **settings)
 

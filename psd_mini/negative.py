@@ -42,7 +42,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import one_of, validated
 from psd_mini._internal.runs import check_finite
 from psd_mini.rewards import score
 from psd_mini.schedule import sample_timesteps
@@ -136,9 +136,7 @@ class NegativeEmbedding:
         if guidance_scale == 1.0:
             why = "the negative embedding has no effect (its gradient carries the factor g - 1 = 0)"
             raise ValueError(f"guidance_scale: at 1 {why}; use for example 2")
-        if objective not in OBJECTIVES:
-            known = ", ".join(OBJECTIVES)
-            raise ValueError(f"objective: {objective!r} is not known; choose from {known}")
+        one_of("objective", objective, OBJECTIVES)
         for name, (low, high) in {"t_range": t_range, "steps": steps}.items():
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"{name}: expected 0 <= low <= high <= 1, got {(low, high)}")

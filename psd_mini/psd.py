@@ -74,7 +74,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import at_least, validated
+from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini.rewards import score
 from psd_mini.sds import SDS, Context, Method, Noises, Predictions, Renders, Timesteps
 
@@ -110,8 +110,7 @@ def omega(
     Source: hard and bt are the two readings of a binary preference (Bradley & Terry 1952; Rafailov
     et al. 2023, arXiv 2305.18290); gated is DreamDPO's threshold (arXiv 2502.04370).
     """
-    if kind not in OMEGAS:
-        raise ValueError(f"omega: kind {kind!r} is not known; choose from {', '.join(OMEGAS)}")
+    one_of("omega", kind, OMEGAS)
     if not bool((torch.as_tensor(tau, dtype=torch.float64) > 0).all()):
         raise ValueError(f"tau: expected a positive reward difference, got {tau}")
     if kind == "hard":
@@ -224,9 +223,7 @@ class PSD(Method):
     median_gap: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.pair_base not in PAIR_BASES:
-            known = ", ".join(PAIR_BASES)
-            raise ValueError(f"pair_base: {self.pair_base!r} is not known; choose from {known}")
+        one_of("pair_base", self.pair_base, PAIR_BASES)
         at_least("preference_weight", self.preference_weight, 0, whole=False)
         omega(torch.zeros(1), self.omega, 1.0 if self.tau is None else self.tau)  # looks at both
 

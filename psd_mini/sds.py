@@ -56,7 +56,7 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from psd_mini._internal.arguments import at_least, needs, validated
+from psd_mini._internal.arguments import at_least, needs, one_of, validated
 from psd_mini._internal.runs import check_finite
 from psd_mini.cameras import Cameras
 from psd_mini.schedule import WEIGHTINGS, NoiseSchedule
@@ -381,9 +381,7 @@ class SDS(Method):
     n_noises: int = 1
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTINGS:
-            known = ", ".join(WEIGHTINGS)
-            raise ValueError(f"weighting: {self.weighting!r} is not known; choose from {known}")
+        one_of("weighting", self.weighting, WEIGHTINGS)
         at_least("n_noises", self.n_noises, 1)
 
     def predict(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Predictions:

@@ -6,7 +6,7 @@ A new method is a page here and a line in `PREFERENCE_METHODS`, where the comman
 from collections.abc import Callable
 from functools import partial
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import one_of, validated
 from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
 from psd_mini.methods.exact import Exact as Exact
 from psd_mini.methods.regression import Regression as Regression
@@ -47,8 +47,7 @@ def make_method(
     Raises:
         ValueError: unknown name, or a weight for a method without one.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: {method!r} is not known; choose from {', '.join(METHODS)}")
+    one_of("method", method, METHODS)
     if preference_weight is not None and method not in WEIGHTED:
         reason = f"{method} has no such weight; methods that have: {', '.join(WEIGHTED)}"
         raise ValueError(f"preference_weight: {reason}")

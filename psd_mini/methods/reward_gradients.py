@@ -34,7 +34,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import at_least, validated
+from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini.rewards import score
 from psd_mini.sds import SDS, Answer, Context, Method, Noises, Predictions, Renders, Timesteps
 
@@ -121,8 +121,7 @@ class RewardGradient(Method):
     preference_weight: float = 50.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind: {self.kind!r} is not known; choose from {', '.join(KINDS)}")
+        one_of("kind", self.kind, KINDS)
         at_least("preference_weight", self.preference_weight, 0, whole=False)
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:

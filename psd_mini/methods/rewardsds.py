@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import at_least, validated
+from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini.psd import rank
 from psd_mini.sds import SDS, Answer, Context, Method, Noises, Renders, Timesteps
 
@@ -68,9 +68,7 @@ class RewardSDS(Method):
     n_noises: int = 4
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            known = ", ".join(STRATEGIES)
-            raise ValueError(f"strategy: {self.strategy!r} is not known; choose from {known}")
+        one_of("strategy", self.strategy, STRATEGIES)
         at_least("n_noises", self.n_noises, 2)
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_mini._internal.arguments import ArgumentError, at_least, in_words, validated
+from psd_mini._internal.arguments import ArgumentError, at_least, in_words, one_of, validated
 from psd_mini.cameras import Cameras
 from psd_mini.rewards import score
 from psd_mini.schedule import NoiseSchedule, Times, scaled_linear_schedule
@@ -72,9 +72,7 @@ class ToyWorldPrior(Prior):
         log_prior: Float[Tensor, " m"] | None = None,
         schedule: NoiseSchedule | None = None,
     ):
-        if conditioning not in CONDITIONING:
-            known = ", ".join(CONDITIONING)
-            raise ValueError(f"conditioning: {conditioning!r} is not known; choose from {known}")
+        one_of("conditioning", conditioning, CONDITIONING)
         self.views = views or make_views(pool_cameras(), resolution)
         self.conditioning = conditioning
         self.schedule = schedule or scaled_linear_schedule()
