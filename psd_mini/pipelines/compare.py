@@ -30,9 +30,10 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini._internal.files import write_atomically
+from psd_mini._internal.runs import different
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
-from psd_mini.pipelines.folders import REPLACE, different, folder_name, not_both, writable_folder
+from psd_mini.pipelines.folders import REPLACE, folder_name, not_both, writable_folder
 from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate, in_config
 from psd_mini.rewards import make_reward, score
 from psd_mini.viz.pictures import contact_sheet, render_views, save_png
