@@ -117,7 +117,8 @@ def generate(
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
             default is what there is.
         out: folder for results and checkpoints; None keeps everything in memory. A folder that
-            holds a run, this one or another, is refused.
+            holds a run, this one or another, is refused. At the command line the default is a
+            folder in psd_mini_out/ that is named after every setting given.
         resume: continue the run in `out`; of a finished one, the results are written again.
         overwrite: replace what is in `out`, once the first step is done.
         checkpoint_every, progress, callback: see `distill`.
