@@ -216,23 +216,19 @@ def write_glb(mesh: Mesh, path: str | Path) -> None:
     vertices = mesh.vertices[:, [1, 2, 0]].astype("<f4")
     colours = srgb_to_linear(mesh.colours).astype("<f4")
     faces = mesh.faces.astype("<u4").ravel()
-    binary = vertices.tobytes() + colours.tobytes() + faces.tobytes()
-    box = {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
-    accessors: list[dict] = [
-        {"componentType": FLOAT32, "count": len(vertices), "type": "VEC3", **box},
-        {"componentType": FLOAT32, "count": len(colours), "type": "VEC3"},
-        {"componentType": UINT32, "count": len(faces), "type": "SCALAR"},
-    ]
-    views: list[dict] = [
-        {"byteLength": vertices.nbytes, "target": VERTEX_BUFFER},
-        {"byteLength": colours.nbytes, "target": VERTEX_BUFFER},
-        {"byteLength": faces.nbytes, "target": INDEX_BUFFER},
-    ]
-    offset = 0
-    for i, view in enumerate(views):
-        accessors[i]["bufferView"] = i
-        view |= {"buffer": 0, "byteOffset": offset}
-        offset += view["byteLength"]
+    arrays = (
+        (vertices, FLOAT32, "VEC3", VERTEX_BUFFER),
+        (colours, FLOAT32, "VEC3", VERTEX_BUFFER),
+        (faces, UINT32, "SCALAR", INDEX_BUFFER),
+    )
+    binary, views, accessors = b"", [], []
+    for values, component, kind, target in arrays:
+        form = {"componentType": component, "type": kind, "count": len(values)}
+        accessors.append({"bufferView": len(views), **form})
+        place = {"byteOffset": len(binary), "byteLength": values.nbytes}
+        views.append({"buffer": 0, "target": target, **place})
+        binary += values.tobytes()
+    accessors[0] |= {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
     surface = {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
     matt = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     document = {
