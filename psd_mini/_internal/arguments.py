@@ -142,6 +142,12 @@ def in_words(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, at most 200 characters; without a message its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def _python_numbers(value: Any) -> Any:
     """numpy's scalars as Python numbers, also in tuples, lists and dictionaries."""
     if isinstance(value, np.generic):

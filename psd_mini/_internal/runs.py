@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least
+from psd_mini._internal.arguments import at_least, first_line
 from psd_mini._internal.files import write_atomically
 
 FORMAT = "psd-mini checkpoint 2"
@@ -53,14 +53,11 @@ def open_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(
-            f"resume: there is no checkpoint at {path}; start the run without resume"
-        ) from None
+        remedy = "start the run without resume"
+        raise ValueError(f"resume: there is no checkpoint at {path}; {remedy}") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(
-            f"resume: {path} is damaged or not a checkpoint ({reason}); {ANEW}"
-        ) from None
+        what = f"is damaged or not a checkpoint ({first_line(error)})"
+        raise ValueError(f"resume: {path} {what}; {ANEW}") from None
     known = isinstance(state, dict) and state.get("format") == FORMAT
     if not known or not isinstance(state.get("config"), dict):
         raise ValueError(f"resume: {path} is not a '{FORMAT}'; {ANEW}")
@@ -204,10 +201,8 @@ class Keeper:
         try:
             write_checkpoint(self.path, {**state, "progress": progress})
         except OSError as error:
-            warnings.warn(
-                f"checkpoint of step {progress['steps']} not written, the run goes on: {error}",
-                stacklevel=4,
-            )
+            what = f"checkpoint of step {progress['steps']} not written, the run goes on: {error}"
+            warnings.warn(what, stacklevel=4)
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -230,15 +225,8 @@ class Keeper:
         """
         from tqdm.auto import tqdm
 
-        off = not show
-        bar = tqdm(
-            total=self.steps,
-            initial=progress.steps,
-            desc=title,
-            unit="step",
-            disable=off,
-            leave=False,
-        )
+        look = {"desc": title, "unit": "step", "leave": False, "disable": not show}
+        bar = tqdm(total=self.steps, initial=progress.steps, **look)
 
         def after() -> None:
             bar.update(1)
@@ -261,9 +249,8 @@ class Keeper:
             there = self.path is not None and self.path.exists()
             kept = f"; the checkpoint in {self.path} is untouched" if there else ""
             number = progress.steps - 1 if self.in_step is None else self.in_step
-            raise NonFiniteError(
-                f"step {number}: {error}; the field is back in its last good state{kept}"
-            ) from None
+            back = f"the field is back in its last good state{kept}"
+            raise NonFiniteError(f"step {number}: {error}; {back}") from None
         finally:
             bar.close()
 

@@ -13,13 +13,9 @@ from urllib.parse import urlsplit
 
 import torch
 
+from psd_mini._internal.arguments import first_line
+
 REMEDY = "a downloaded folder works too, and the exact world needs none of this: prior='exact'"
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, at most 200 characters; without a message its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 @contextmanager

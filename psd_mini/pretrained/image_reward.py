@@ -48,7 +48,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psd_mini.pretrained.failures import first_line, first_loaded, hub_is_offline, one_line
+from psd_mini._internal.arguments import first_line
+from psd_mini.pretrained.failures import first_loaded, hub_is_offline, one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
 
 Images = Float[Tensor, "b 3 h w"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from psd_mini.pretrained.failures import first_line
+from psd_mini._internal.arguments import first_line, one_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -42,10 +42,9 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
             return torch.float32
         newer = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if newer else torch.float16
-    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
-        raise ValueError(f"dtype: {dtype!r} is not known; choose from {', '.join(DTYPES)}")
-    return chosen  # type: ignore[return-value]
+    name = str(dtype).removeprefix("torch.")
+    one_of("dtype", name, DTYPES)
+    return DTYPES[name]
 
 
 def scaled_gradients(

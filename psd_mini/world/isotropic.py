@@ -17,19 +17,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Samples = Float[Tensor, "b d"]
+Points = Float[Tensor, "b d"]
 Means = Float[Tensor, "b_or_1 m d"]  # own components per sample, or the same for all
 Weights = Float[Tensor, "e b m"]
 Level = Float[Tensor, "b 1"]
 
 
 def isotropic_denoise(
-    x_t: Samples,
-    means: Means,
-    log_weights: Weights,
-    variance: float,
-    alpha_t: Level,
-    sigma_t: Level,
+    x_t: Points, means: Means, log_weights: Weights, variance: float, alpha_t: Level, sigma_t: Level
 ) -> Float[Tensor, "e b d"]:
     """One-step denoised pictures, x0_hat = E[x_0 | x_t].
 
@@ -60,12 +55,7 @@ def isotropic_denoise(
 
 
 def isotropic_log_prob(
-    x_t: Samples,
-    means: Means,
-    log_weights: Weights,
-    variance: float,
-    alpha_t: Level,
-    sigma_t: Level,
+    x_t: Points, means: Means, log_weights: Weights, variance: float, alpha_t: Level, sigma_t: Level
 ) -> Float[Tensor, "e b"]:
     """Log-density of the noised pictures in nats.
 
@@ -83,7 +73,7 @@ def isotropic_log_prob(
 
 
 def _log_joint(
-    x_t: Samples, means: Means, log_weights: Weights, c: Level, alpha_t: Level
+    x_t: Points, means: Means, log_weights: Weights, c: Level, alpha_t: Level
 ) -> Weights:
     """The joint log-density without its constant: log w_k - |x_t - alpha_t mu_k|^2 / (2 c).
 
