@@ -83,6 +83,8 @@ def _add_arguments(
             continue
         if usual is parameter.empty:
             command.add_argument(name, help=text)
+        elif annotation.startswith("bool | str"):  # alone it says yes, and it may say how
+            command.add_argument(flag, nargs="?", const=True, default=usual, help=text)
         elif annotation.startswith("bool"):
             command.add_argument(flag, action="store_true", help=text)
         else:
