@@ -185,7 +185,7 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
     Raises:
         ValueError: unknown kind; lists the known ones.
     """
-    one_of("field", kind, FIELDS)
+    one_of("field: kind", kind, FIELDS)
     check_options(FIELDS[kind].__init__, settings)  # type: ignore[misc]
     return FIELDS[kind](generator=generator, **settings)
 

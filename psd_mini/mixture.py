@@ -81,7 +81,7 @@ class GaussianMixture:
         # S_k = U_k diag(eigenvalues_k) U_k^T
         self.eigenvectors: Tensor | None = None  # U_k; None: the identity
         if cov.ndim == 3:
-            self.eigenvalues, self.eigenvectors = _eigen("covariances", cov)
+            self.eigenvalues, self.eigenvectors = _eigen(cov)
         else:
             if bool((cov < 0).any()):
                 came = f"a variance of {cov.min():.6g}"
@@ -91,7 +91,9 @@ class GaussianMixture:
     @property
     def covariances(self) -> Float[Tensor, "m d d"]:
         """S_k as full matrices, whatever form they were given in."""
-        root = self._root(self.eigenvalues)
+        u = self.eigenvectors
+        u = torch.eye(self.means.shape[1]).to(self.means) if u is None else u
+        root = u * self.eigenvalues.sqrt()[:, None]
         return root @ root.mT
 
     def encode(self, images: Float[Tensor, "..."]) -> Tensor:
@@ -127,7 +129,7 @@ class GaussianMixture:
 
         grad_{x_t} log p_t(x_t | e) = -sum_k g_k C_k^-1 (x_t - alpha_t mu_k)
         """
-        _, _, c, z, log_n = self._components(x_t, t)
+        _, c, z, log_n = self._components(x_t, t)
         g = torch.softmax(self._log_weights(embeddings) + log_n, -1)
         score = -torch.einsum("ebm,bmd->ebd", g, self._from_eigenbasis(z / c))
         return score.reshape(-1, *x_t.shape)
@@ -147,21 +149,11 @@ class GaussianMixture:
 
     def denoise(self, x_t: Batch, t: MaybeTimes, embeddings: Prompts = None) -> PerPrompt:
         """One-step denoised sample, x0_hat = E[x_0 | x_t, e] = sum_k g_k m_k, (E, B, *event)."""
-        g, m, _ = self._posterior(x_t, t, embeddings)
+        alpha_t, c, z, log_n = self._components(x_t, t)
+        g = torch.softmax(self._log_weights(embeddings) + log_n, -1)
+        # m_k = mu_k + alpha_t S_k C_k^-1 (x_t - alpha_t mu_k)
+        m = self.means + self._from_eigenbasis(alpha_t * self.eigenvalues / c * z)
         return torch.einsum("ebm,bmd->ebd", g, m).reshape(-1, *x_t.shape)
-
-    def posterior_covariance(self, x_t: Batch, t: MaybeTimes, embeddings: Prompts = None) -> Tensor:
-        """Covariance of the clean sample given the noised one, shape (E, B, d, d).
-
-            Cov(x_0 | x_t) = sum_k g_k ( Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T )
-
-        It is also the denoiser's Jacobian: d x0_hat / d x_t = (alpha_t / sigma_t^2) Cov(x_0 | x_t).
-        """
-        g, m, lam = self._posterior(x_t, t, embeddings)
-        root = self._root(lam)
-        spread = m - torch.einsum("ebm,bmd->ebd", g, m)[:, :, None]
-        within = torch.einsum("ebm,bmij->ebij", g, root @ root.mT)
-        return within + torch.einsum("ebm,ebmi,ebmj->ebij", g, spread, spread)
 
     def sample(
         self, n: int, generator: torch.Generator, embedding: Real[Tensor, "m"] | None = None
@@ -226,43 +218,6 @@ class GaussianMixture:
         log_weights = self.log_weights + self.means @ v + c / beta + gain
         return self._reweighted(log_weights, means=self.means + shift)
 
-    def tilt_quadratic(self, b: Float[Tensor, "d"], Q: Float[Tensor, "_ _"], beta: float) -> Tilted:
-        """Optimum of "reward minus beta KL" for r(x) = -1/2 (x - b)^T Q (x - b).
-
-        With A = Q/beta = F^T F, S_k = R_k R_k^T and G = F R_k, completing the square gives
-
-            S*_k  = R_k (I + G^T G)^-1 R_k^T        ( = (S_k^-1 + A)^-1 where S_k is regular )
-            mu*_k = mu_k + R_k G^T (I + G G^T)^-1 F (b - mu_k)
-            log pi*_k = log pi_k - 1/2 logdet(I + G G^T)
-                        - 1/2 (b - mu_k)^T F^T (I + G G^T)^-1 F (b - mu_k) - log Z
-
-        Args:
-            b: the best point, shape (d,).
-            Q: curvature, reward units per squared unit of x, shape (d, d), symmetric positive
-                semidefinite. Q and S_k may be singular.
-            beta: temperature in reward units, positive.
-
-        Returns, Raises, Source: as in `tilt_linear`.
-        """
-        _check_beta(beta)
-        d = self.means.shape[1]
-        b = _checked("b", b, (d,), self.means)
-        values, vectors = _eigen("Q", _checked("Q", Q, (d, d), self.means))
-        f = (values / beta).sqrt()[:, None] * vectors.mT
-        root = self._root(self.eigenvalues)
-        g = f @ root
-        eye = torch.eye(d).to(g)
-        inner = eye + g @ g.mT
-        gap = (b - self.means) @ f.mT
-        solved = torch.linalg.solve(inner, gap)
-        log_weights = self.log_weights - 0.5 * (torch.logdet(inner) + (gap * solved).sum(-1))
-        means = self.means + torch.einsum("mij,mkj,mk->mi", root, g, solved)
-        # S* = X X^T with X = R L^-T and L L^T = I + G^T G: eigenvalues are squares, never negative
-        lower = torch.linalg.cholesky(eye + g.mT @ g)
-        x = torch.linalg.solve_triangular(lower, root.mT, upper=False).mT
-        u, values, _ = torch.linalg.svd(x)
-        return self._reweighted(log_weights, means=means, eigenvalues=values**2, eigenvectors=u)
-
     def _to_eigenbasis(self, y: Float[Tensor, "b m d"]) -> Float[Tensor, "b m d"]:
         """U_k^T y for component k."""
         u = self.eigenvectors
@@ -272,12 +227,6 @@ class GaussianMixture:
         """U_k z for component k."""
         u = self.eigenvectors
         return z if u is None else torch.einsum("bmj,mdj->bmd", z, u)
-
-    def _root(self, eigenvalues: Float[Tensor, "*b m d"]) -> Float[Tensor, "*b m d d"]:
-        """R_k with R_k R_k^T = U_k diag(eigenvalues_k) U_k^T, for S_k or for Lam_k."""
-        u = self.eigenvectors
-        u = torch.eye(self.means.shape[1]).to(self.means) if u is None else u
-        return u * eigenvalues.sqrt()[..., None, :]
 
     def _log_weights(self, embeddings: Prompts, name: str = "embeddings") -> Float[Tensor, "e 1 m"]:
         """log w_k(e) = log softmax_k(log pi_k + e_k); -inf switches a component off."""
@@ -294,9 +243,8 @@ class GaussianMixture:
         """What every formula needs, per sample and component; t = None: the clean density.
 
         Returns:
-            alpha_t (B, 1, 1) and sigma_t (B, 1, 1); c (B, M, d or 1): the eigenvalues of C_k;
-            z (B, M, d): x_t - alpha_t mu_k in the eigenbasis; log_n (B, M):
-            log N(x_t; alpha_t mu_k, C_k).
+            alpha_t (B, 1, 1); c (B, M, d or 1): the eigenvalues of C_k; z (B, M, d):
+            x_t - alpha_t mu_k in the eigenbasis; log_n (B, M): log N(x_t; alpha_t mu_k, C_k).
         """
         d = self.means.shape[1]
         if x_t.numel() != len(x_t) * d:
@@ -313,15 +261,7 @@ class GaussianMixture:
         z = self._to_eigenbasis(x - alpha_t * self.means)
         # log N = -1/2 sum_j [ z_j^2 / c_j + log(2 pi c_j) ]
         log_n = -0.5 * (z**2 / c + torch.log(2 * math.pi * c)).sum(-1)
-        return alpha_t, sigma_t, c, z, log_n
-
-    def _posterior(self, x_t: Batch, t: MaybeTimes, embeddings: Prompts) -> tuple[Tensor, ...]:
-        """p(x_0 | x_t, e): weights g (E, B, M), means m (B, M, d), eigenvalues of Lam (B, M, d)."""
-        alpha_t, sigma_t, c, z, log_n = self._components(x_t, t)
-        g = torch.softmax(self._log_weights(embeddings) + log_n, -1)
-        # m_k = mu_k + alpha_t S_k C_k^-1 (x_t - alpha_t mu_k),  Lam_k = sigma_t^2 S_k C_k^-1
-        m = self.means + self._from_eigenbasis(alpha_t * self.eigenvalues / c * z)
-        return g, m, (sigma_t**2 * self.eigenvalues / c).expand_as(z)
+        return alpha_t, c, z, log_n
 
     def _reweighted(self, log_weights: Float[Tensor, "m"], **changes: Tensor) -> Tilted:
         """A copy with other weights (and means, ...), and log sum_k exp(log_weights_k)."""
@@ -384,19 +324,19 @@ def _check_beta(beta: float) -> None:
         raise ValueError(f"beta must be positive, a temperature in reward units, got {beta}")
 
 
-def _eigen(name: str, matrices: Float[Tensor, "m d d"]) -> tuple[Tensor, Tensor]:
+def _eigen(covariances: Float[Tensor, "m d d"]) -> tuple[Tensor, Tensor]:
     """Eigenvalues (M, d) and eigenvectors (M, d, d) of positive semidefinite matrices.
 
     Raises ValueError where they are not symmetric, or have a negative eigenvalue.
 
     Eigenvalues that are only rounding error come back as zero: a singular matrix stays singular.
     """
-    largest = matrices.abs().amax((-2, -1))
-    slack = 10 * matrices.shape[-1] * torch.finfo(matrices.dtype).eps * largest
-    values, vectors = torch.linalg.eigh(matrices)
-    if bool(((matrices - matrices.mT).abs().amax((-2, -1)) > slack).any()):
-        raise ValueError(f"{name} must be symmetric: pass (C + C.mT) / 2")
+    largest = covariances.abs().amax((-2, -1))
+    slack = 10 * covariances.shape[-1] * torch.finfo(covariances.dtype).eps * largest
+    values, vectors = torch.linalg.eigh(covariances)
+    if bool(((covariances - covariances.mT).abs().amax((-2, -1)) > slack).any()):
+        raise ValueError("covariances must be symmetric: pass (C + C.mT) / 2")
     if bool((values.amin(-1) < -slack).any()):
         came = f"an eigenvalue of {values.min():.6g}"
-        raise ValueError(f"{name} must be positive semidefinite, got {came}")
+        raise ValueError(f"covariances must be positive semidefinite, got {came}")
     return torch.where(values > slack[..., None], values, 0), vectors

@@ -110,7 +110,7 @@ def omega(
     Source: hard and bt are the two readings of a binary preference (Bradley & Terry 1952; Rafailov
     et al. 2023, arXiv 2305.18290); gated is DreamDPO's threshold (arXiv 2502.04370).
     """
-    one_of("omega", kind, OMEGAS)
+    one_of("omega: kind", kind, OMEGAS)
     if not bool((torch.as_tensor(tau, dtype=torch.float64) > 0).all()):
         raise ValueError(f"tau: expected a positive reward difference, got {tau}")
     if kind == "hard":

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from psd_mini.mixture import GaussianMixture
 from psd_mini.schedule import scaled_linear_schedule
 
 SCHEDULE = scaled_linear_schedule()
@@ -72,6 +73,36 @@ def plain_posterior(x_t: Tensor, t: Tensor, weights: Tensor, means: Tensor, cova
         )
         lam.append(torch.stack([s_i**2 * S @ i for S, i in zip(covariances, inv, strict=True)]))
     return torch.stack(g), torch.stack(m), torch.stack(lam)
+
+
+def plain_covariance(g: Tensor, m: Tensor, lam: Tensor) -> Tensor:
+    """Cov(x_0 | x_t) = sum_k g_k (Lam_k + (m_k - x0_hat)(m_k - x0_hat)^T): shape (B, d, d)."""
+    spread = m - (g[..., None] * m).sum(1, keepdim=True)
+    return torch.einsum("bm,bmij->bij", g, lam + spread[..., None] * spread[..., None, :])
+
+
+def tilt_quadratic(prior: GaussianMixture, b: Tensor, Q: Tensor, beta: float):
+    """The mixture p_0 exp(r / beta) / Z for r(x) = -1/2 (x - b)^T Q (x - b), and log Z.
+
+    With A = Q / beta, completing the square gives
+
+        S*_k = (I + S_k A)^-1 S_k,    mu*_k = mu_k + S*_k A (b - mu_k)
+        log pi*_k = log pi_k - 1/2 log det(I + S_k A)
+                    - 1/2 (b - mu_k)^T A (I + S_k A)^-1 (b - mu_k) - log Z
+    """
+    a, eye = Q / beta, torch.eye(len(b), dtype=b.dtype)
+    log_weights, means, covariances = [], [], []
+    for log_pi, mu, S in zip(prior.log_weights, prior.means, prior.covariances, strict=True):
+        inverse = torch.linalg.inv(eye + S @ a)
+        star, away = inverse @ S, b - mu
+        exponent = torch.logdet(eye + S @ a) + away @ a @ inverse @ away
+        log_weights.append(log_pi - 0.5 * exponent)
+        means.append(mu + star @ a @ away)
+        covariances.append((star + star.mT) / 2)
+    log_z = torch.stack(log_weights).logsumexp(0)
+    weights = (torch.stack(log_weights) - log_z).exp()
+    tilted = GaussianMixture(weights, torch.stack(means), torch.stack(covariances), prior.schedule)
+    return tilted, log_z
 
 
 def grid(d: int) -> tuple[Tensor, float]:

@@ -273,7 +273,6 @@ TABLE = {
     "GaussianMixture.score": (MIXTURE.score, NOISED),
     "GaussianMixture.predict_noise": (MIXTURE.predict_noise, {**NOISED, "cameras": CAMERAS}),
     "GaussianMixture.denoise": (MIXTURE.denoise, NOISED),
-    "GaussianMixture.posterior_covariance": (MIXTURE.posterior_covariance, NOISED),
     "GaussianMixture.sample": (
         MIXTURE.sample,
         {"n": 3, "generator": torch.Generator(), "embedding": LOG_WEIGHTS[0]},
@@ -287,10 +286,6 @@ TABLE = {
         {"r": LOG_WEIGHTS[0], "beta": 0.5},
     ),
     "GaussianMixture.tilt_linear": (MIXTURE.tilt_linear, {"v": POINT, "beta": 0.5, "c": 0.1}),
-    "GaussianMixture.tilt_quadratic": (
-        MIXTURE.tilt_quadratic,
-        {"b": POINT, "Q": torch.eye(3).double(), "beta": 0.5},
-    ),
     "Generation": (
         used(pm.Generation, lambda result: result.summary()),
         {field.name: getattr(GENERATION, field.name) for field in dataclasses.fields(pm.Generation)}
@@ -832,7 +827,7 @@ def test_a_bad_option_is_named_in_one_line(small_commands, capsys, command, opti
             continue
         status, error = ended(command, **{option: text}), capsys.readouterr().err
         last = error.strip().splitlines()[-1:]
-        name = {"paths": "path"}.get(option, option).replace("-", "[-_]")
+        name = {"paths": "paths?"}.get(option, option).replace("-", "[-_]")
         if status == 2 and not re.search(rf"(?<!\w){name}(?!\w)", *last):
             complaints[text] = error
         elif status not in (0, 2) and command != "check":

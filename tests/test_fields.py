@@ -444,7 +444,7 @@ def test_header_that_does_not_fit_the_tensors(header, reason, tmp_path):
 
 def test_bad_settings_are_named():
     """One line with the argument, what was expected and what came."""
-    assert_one_line_error(lambda: make_field("mesh"), "field: 'mesh'", "voxel, triplane")
+    assert_one_line_error(lambda: make_field("mesh"), "field: kind: 'mesh'", "voxel, triplane")
     assert_one_line_error(
         lambda: save_field(nn.Linear(2, 2), "never.safetensors"), "Linear", "voxel, triplane"
     )

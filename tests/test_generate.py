@@ -221,7 +221,7 @@ def test_resuming_another_run_changes_nothing(tmp_path, capsys):
 def test_unknown_names_in_python():
     for arguments, message in (
         ({"method": "magic"}, "method: 'magic' is not known; choose from"),
-        ({"field": "octree"}, "field: 'octree' is not known; choose from voxel, triplane"),
+        ({"field": "octree"}, "field: kind: 'octree' is not known; choose from voxel, triplane"),
         ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, \\w+, real, a folder"),
         ({"resume": True}, "resume: needs `out`"),
     ):
@@ -266,6 +266,21 @@ def test_the_numbers_of_a_run_are_the_same_everywhere():
         Options(**{name: value for name, value in numbers.items() if name in own})
     given = cli.settings_of(cli.parser().parse_args(["generate", "a cube"]))
     assert all(given[name] is None for name in own) and given["seed"] == Options().seed
+
+
+def test_every_option_says_what_it_is_and_its_default(capsys):
+    """The texts are those of the docstrings; of two defaults the prior's own is named too."""
+    for command, found in (
+        ("generate", ["optimiser steps", "5000 for real", "(default: voxel)", "a red mushroom"]),
+        ("compare", ["how many, from 0. (default: 3)", "(default: sds,sds2,"]),
+        ("check", ["seconds for each file. (default: 20.0)", "print all findings as JSON"]),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert all(text in printed for text in found)
+    choices = cli.parser()._subparsers._group_actions[0].choices.values()
+    assert all(len(action.help) > 5 for command in choices for action in command._actions)
 
 
 def test_numbers_of_the_command_line_arrive_as_generate_takes_them():

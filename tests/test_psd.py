@@ -409,7 +409,7 @@ def test_the_gradient_without_a_weight():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"omega": "soft"}, "omega: 'soft' is not known; choose from hard, gap, bt, gated"),
+        ({"omega": "soft"}, "omega: kind: 'soft' is not known; choose from hard, gap, bt, gated"),
         (
             {"pair_base": "loser"},
             "pair_base: 'loser' is not known; choose from mean, winner, fresh",

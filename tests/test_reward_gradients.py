@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from gaussian_world import QuadraticReward
+from plain_mixture import plain_covariance, plain_posterior, tilt_quadratic
 
 from psd_mini import SDS, Context, GaussianMixture, ToyWorldPrior, scaled_linear_schedule
 from psd_mini.methods import KINDS, Exact, Regression, RewardGradient, reward_gradient
@@ -219,7 +220,7 @@ def test_quadratic_reward_is_not_exact_under_dps():
     m = MU + (x_t.flatten(1) - alpha * MU) @ J.T
     torch.testing.assert_close(got.flatten(1), -(m - b) @ Q @ J, rtol=1e-9, atol=1e-9)
     for beta, close in ((0.1, False), (1e6, True)):
-        tilted, log_z = GAUSS.tilt_quadratic(b, Q, beta)
+        tilted, log_z = tilt_quadratic(GAUSS, b, Q, beta)
         leaf = x_t.flatten(1).requires_grad_()
         (grad_v,) = torch.autograd.grad(
             implicit_reward(GAUSS, tilted, log_z, beta, leaf, t).sum(), leaf
@@ -288,7 +289,8 @@ def test_straight_through_drops_the_jacobian():
         through.flatten(1), (V / alpha).expand(5, -1), rtol=1e-10, atol=1e-10
     )
     dps, x_t, t = slopes("dps", PAIR, LinearReward(V), x, step, eps)
-    covariance = PAIR.posterior_covariance(x_t.flatten(1), t)[0]
+    parts = PAIR.log_weights.exp(), PAIR.means, PAIR.covariances
+    covariance = plain_covariance(*plain_posterior(x_t.flatten(1), t, *parts))
     torch.testing.assert_close(
         dps.flatten(1), alpha / sigma**2 * covariance @ V, rtol=1e-9, atol=1e-9
     )

@@ -13,6 +13,7 @@ from plain_mixture import (
     plain_density,
     plain_posterior,
     tensor,
+    tilt_quadratic,
     world,
 )
 
@@ -42,7 +43,7 @@ def rewards(d: int):
     yield lambda x: x @ v + 0.3, lambda p, beta: p.tilt_linear(v, beta, c=0.3), gaussian_linear
     for Q in (q, singular):
         r = lambda x, Q=Q: -0.5 * torch.einsum("ni,ij,nj->n", x - b, Q, x - b)  # noqa: E731
-        yield r, lambda p, beta, Q=Q: p.tilt_quadratic(b, Q, beta), gaussian_quadratic(Q)
+        yield r, lambda p, beta, Q=Q: tilt_quadratic(p, b, Q, beta), gaussian_quadratic(Q)
 
 
 @pytest.mark.parametrize("d", [1, 2])
@@ -273,7 +274,7 @@ def test_scaling_and_shifting_the_reward():
     (x_t, t), v, Q = noisy(16, 5, 2), normal(17, 2), torch.eye(2).double()
     for tilt in (
         lambda k: prior.tilt_linear(k * v, 0.5 * k),
-        lambda k: prior.tilt_quadratic(v, k * Q, 0.5 * k),
+        lambda k: tilt_quadratic(prior, v, k * Q, 0.5 * k),
     ):
         (one, log_z1), (three, log_z3) = tilt(1), tilt(3)
         close(three.log_prob(x_t, t), one.log_prob(x_t, t))

@@ -10,6 +10,7 @@ unpickled is refused, not executed.
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import signal
 import warnings
@@ -82,13 +83,19 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     state = open_checkpoint(path)
     saved = state["config"]
-    for name in sorted(saved.keys() | config.keys()):
-        if saved.get(name) != config.get(name):
-            raise ValueError(
-                f"resume: the checkpoint at {path} was made with {name} = {saved.get(name)!r}, this"
-                f" run has {config.get(name)!r}; use the same, or another output folder"
-            )
+    if difference := different(saved, {**dict.fromkeys(saved), **config}):
+        remedy = "use the same, or another output folder"
+        raise ValueError(f"resume: the checkpoint at {path} was made with {difference}; {remedy}")
     return state
+
+
+def different(saved: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The first setting whose values differ when written as JSON, with both; "" if none does."""
+    for name, value in settings.items():
+        before, now = (json.dumps(one, default=str) for one in (saved.get(name), value))
+        if before != now:
+            return f"{name} = {saved.get(name)!r}, this run has {value!r}"
+    return ""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The command line: `psd-mini generate "a red mushroom"`, `compare` and `check`.
 
-The options of the first two are the arguments of the functions of these names: types and defaults
-are in their signatures, and what each is for in their docstrings.
+The options are the arguments of `generate`, `compare` and `checks.grading.grader.grade`: types and
+defaults are in their signatures, and what each is for in their docstrings.
 """
 
 from __future__ import annotations
@@ -22,43 +22,54 @@ from psd_mini.pipelines.folders import folder_name
 from psd_mini.schedule import WEIGHTINGS
 from psd_mini.world.prior import CONDITIONING
 
-CHECK = (
-    "Checks one file (file.py or file.py:name) or every .py file of a folder, each in a process of "
-    "its own and in a copy of its folder. Exit status 1 if anything is not right, 130 after Ctrl-C "
-    "(results so far are printed). It executes what it checks: isolation from accidents, not a "
-    "security sandbox."
-)
 CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
-COUNTS: dict[str, Any] = {"t_min": 2, "t_max": 2, "lr_scale": "+"}  # options of several numbers
-PYTHON_ONLY = ("methods", "checkpoint_every", "progress", "callback")
+CHOICES |= {"weighting": WEIGHTINGS}
+COUNTS: dict[str, Any] = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+"}
+PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result")
 # in a folder's name anyway, or nothing to do with the result
 NOT_IN_NAME = ("prompt", "method", "field", "seed", "out", "resume", "overwrite")
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
+    from psd_mini.checks.grading.grader import grade
+
     description = "Score distillation in small, exactly."
     root = argparse.ArgumentParser(prog="psd-mini", description=description)
     commands = root.add_subparsers(dest="command", required=True)
-
-    make = commands.add_parser("generate", help="make a 3D object from a prompt")
-    texts = explained(distill) | explained(generate.generate)
-    texts["out"] = "output folder (default: psd_mini_out/, named after every setting you give)"
-    _add_arguments(make, generate.generate, texts)
-    make.set_defaults(run=run_generate)
-
-    text = "run several methods and seeds on one prompt; table and picture (some 20 s a run)"
-    table = commands.add_parser("compare", help=text)
-    _add_arguments(table, compare.compare, explained(compare.compare))
-    text = "comma-separated, +neg adds the negative embedding (default: %(default)s)"
-    table.add_argument("--methods", default=",".join(compare.DEFAULT_METHODS), help=text)
-    table.set_defaults(run=run_compare)
-
-    text = "check a formula in somebody's file, and name the mistake"
-    check = commands.add_parser("check", help=text, description=CHECK)
-    _check_arguments(check.add_argument)
-    check.set_defaults(run=run_check)
+    runs = {run_generate: generate.generate, run_compare: compare.compare, run_check: grade}
+    for run, function in runs.items():
+        name, text = run.__name__.removeprefix("run_"), inspect.getdoc(function) or ""
+        purpose = text.partition("\n\nArgs:")[0]
+        command = commands.add_parser(name, help=purpose.partition("\n")[0], description=purpose)
+        command.set_defaults(run=run)
+        add_arguments(command, function)
+    command.add_argument("--json", action="store_true", help="print all findings as JSON")
     return root
+
+
+def add_arguments(command: argparse.ArgumentParser, function: Callable) -> None:
+    """An option for each argument of a function; one without a default needs no dashes."""
+    texts = explained(distill) | explained(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        usual, annotation = parameter.default, parameter.annotation
+        flag, text = "--" + name.replace("_", "-"), texts.get(name, "")
+        form: dict[str, Any] = {"nargs": COUNTS.get(name), "choices": CHOICES.get(name)}
+        if name in PYTHON_ONLY:
+            continue
+        if usual is parameter.empty:
+            command.add_argument(name, help=text, **form)
+        elif annotation == "bool":
+            command.add_argument(flag, action="store_true", help=text)
+        elif annotation.startswith("bool"):  # alone it says yes, and it may say how
+            command.add_argument(flag, nargs="?", const=True, default=usual, help=text)
+        else:
+            kind = int if "int" in annotation else float if "float" in annotation else str
+            if isinstance(usual, tuple):  # names, with commas between
+                usual = ",".join(usual)
+            form |= {"type": kind, "metavar": None if kind is str else "N"}
+            text += usual_values(name, usual)
+            command.add_argument(flag, default=usual, help=text, **form)
 
 
 def explained(function: Callable) -> dict[str, str]:
@@ -72,29 +83,6 @@ def explained(function: Callable) -> dict[str, str]:
     return texts
 
 
-def _add_arguments(
-    command: argparse.ArgumentParser, function: Callable, texts: dict[str, str]
-) -> None:
-    """An option for each argument of a function; one without a default needs no dashes."""
-    for name, parameter in inspect.signature(function).parameters.items():
-        usual, annotation, text = parameter.default, parameter.annotation, texts[name]
-        flag = "--" + name.replace("_", "-")
-        if name in PYTHON_ONLY:
-            continue
-        if usual is parameter.empty:
-            command.add_argument(name, help=text)
-        elif annotation.startswith("bool | str"):  # alone it says yes, and it may say how
-            command.add_argument(flag, nargs="?", const=True, default=usual, help=text)
-        elif annotation.startswith("bool"):
-            command.add_argument(flag, action="store_true", help=text)
-        else:
-            kind = int if "int" in annotation else float if "float" in annotation else str
-            form: dict[str, Any] = {"nargs": COUNTS.get(name), "choices": CHOICES.get(name)}
-            form["metavar"] = "N" if kind is not str else None
-            text += usual_values(name, usual)
-            command.add_argument(flag, type=kind, default=usual, help=text, **form)
-
-
 def usual_values(name: str, usual: Any) -> str:
     """The default of an option in words, with those of single priors."""
     general = getattr(Options(), name, None) if usual is None else usual
@@ -105,23 +93,11 @@ def usual_values(name: str, usual: Any) -> str:
     return f" (default: {', '.join(values)})" if values else ""
 
 
-def _check_arguments(add: Callable) -> None:
-    text = "file.py, file.py:function, file.py:Class or a folder"
-    add("paths", nargs="+", metavar="path", help=text)
-    text = "sds (default), cfg, csd, vsd, psd, negative-embedding, renderer or schedule"
-    add("--kind", default="sds", help=text)
-    add("--weighting", choices=WEIGHTINGS, help="take only this w(t) for right (default: any)")
-    add("--json", action="store_true", help="print all findings as JSON")
-    add("--timeout", type=float, default=20.0, help="seconds for each file (default: %(default)g)")
-    text = "GiB for each file, beside what the check itself takes (default: %(default)g)"
-    add("--memory", type=float, default=2.0, help=text)
-
-
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of a command, by name; several numbers become a tuple, one of them a number."""
     settings = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
     for name, value in settings.items():
-        if isinstance(value, list):
+        if isinstance(value, list) and isinstance(value[0], float):
             settings[name] = tuple(value) if len(value) > 1 else value[0]
     return settings
 
@@ -158,8 +134,8 @@ def run_check(args: argparse.Namespace) -> None:
     """Check submissions; see `checks.grading.command`."""
     from psd_mini.checks.grading.command import check
 
-    options = {"timeout": args.timeout, "weighting": args.weighting, "memory": args.memory}
-    check(args.paths, args.kind, args.json, **options)
+    limits = {"timeout": args.timeout, "weighting": args.weighting, "memory": args.memory}
+    check(args.paths, args.kind, args.json, **limits)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -30,9 +30,10 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini._internal.files import write_atomically
+from psd_mini._internal.runs import different
 from psd_mini.methods import METHODS
 from psd_mini.methods.exact import BETA
-from psd_mini.pipelines.folders import REPLACE, different, folder_name, not_both, writable_folder
+from psd_mini.pipelines.folders import REPLACE, folder_name, not_both, writable_folder
 from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate, in_config
 from psd_mini.rewards import make_reward, score
 from psd_mini.viz.pictures import contact_sheet, render_views, save_png
@@ -77,7 +78,7 @@ def ground_truth(prompt: str, reward: str | Callable, beta: float = BETA) -> dic
 @validated
 def compare(
     prompt: str,
-    methods: Sequence[str] | Mapping[str, str | Callable],
+    methods: Sequence[str] | Mapping[str, str | Callable] = DEFAULT_METHODS,
     reward: str | Callable = "colorfulness",
     seeds: int = 3,
     steps: int = 120,
@@ -86,13 +87,15 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
 ) -> list[dict[str, Any]]:
-    """Run every method with every seed, a process per core, and write compare.md, .json and .png.
+    """Run several methods and seeds on one prompt, a process per core; a table and a picture.
+
+    A run takes some 20 seconds. compare.md, compare.json and compare.png are written.
 
     Args:
         prompt: what to make; one that leaves the colour open gives a preference something to
             choose.
         methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is
-            always run too.
+            always run too. The command line takes them with commas between.
         reward: "colorfulness" or "color:NAME".
         seeds: how many, from 0.
         steps: optimiser steps of every run.

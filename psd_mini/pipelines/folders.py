@@ -21,12 +21,14 @@ import contextlib
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from psd_mini._internal.files import write_atomically
 from psd_mini._internal.identity import spelled
+from psd_mini._internal.runs import different, open_checkpoint
 
 PICTURES = ("turntable.gif", "views.png", "curves.png")
 FILES = ("checkpoint.pt", "run.json", "field.safetensors", "mesh.glb", *PICTURES)
@@ -65,9 +67,7 @@ def writable_folder(out: str | Path | None) -> Path | None:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink(missing_ok=True)  # another process may have tried at the same time
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         why = f"cannot write into {folder} ({error.strerror})"
         raise ValueError(f"out: {why}; choose another folder") from None
@@ -98,16 +98,14 @@ def look(
     not_both(resume, overwrite)
     if resume and out is None:
         raise ValueError("resume: needs `out`, the folder of the run to continue")
-    folder = Path(out or ".")
-    checkpoint = folder / "checkpoint.pt"
-    if resume and not checkpoint.exists():
-        how = "start the run without resume"
-        raise ValueError(f"resume: there is no checkpoint at {checkpoint}; {how}")
-    there = [name for name in FILES if (folder / name).exists()]
-    if out is None or overwrite or not there:
+    if out is None or overwrite:
         return
-    record = read_record(folder)
-    if not record and not resume:  # a checkpoint knows its own settings
+    folder = Path(out)
+    checkpoint, record = folder / "checkpoint.pt", read_record(folder)
+    there = [name for name in FILES if (folder / name).exists()]
+    if resume:
+        open_checkpoint(checkpoint)  # it is there and knows its own settings
+    elif there and not record:
         raise ValueError(f"out: {folder} holds {there[0]} of an unknown run; {REPLACE}")
     if record and (difference := different(record["config"], settings)):
         raise ValueError(f"out: the run in {folder} was made with {difference}; {REPLACE}")
@@ -120,15 +118,6 @@ def look(
     if checkpoint.exists():
         how = f"go on with resume=True (--resume), {REPLACE}"
         raise ValueError(f"out: {folder} holds this run, unfinished; {how}")
-
-
-def different(saved: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The first setting that differs, with both values as JSON holds them; "" if none does."""
-    for name, value in settings.items():
-        before, now = (json.loads(json.dumps(one, default=str)) for one in (saved.get(name), value))
-        if before != now:
-            return f"{name} = {saved.get(name)!r}, this run has {value!r}"
-    return ""
 
 
 def read_record(folder: Path) -> dict[str, Any]:

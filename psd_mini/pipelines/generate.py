@@ -130,7 +130,8 @@ def generate(
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
             default is what there is.
         out: folder for results and checkpoints; None keeps everything in memory. A folder that
-            holds a run, this one or another, is refused.
+            holds a run, this one or another, is refused. At the command line the default is a
+            folder in psd_mini_out/ that is named after every setting given.
         resume: continue the run in `out`; of a finished one, the results are written again.
         overwrite: replace what is in `out`, once the first step is done.
         checkpoint_every, progress, callback: see `distill`.
@@ -190,7 +191,7 @@ def generate(
     if prior not in EXACT:
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
-    with kept_in(folder, config, the_field, resume, overwrite, callback) as after_step:
+    with kept_in(folder, config, overwrite, the_field, callback) as after_step:
         run = distill(
             *(the_field, the_prior, the_method, prompt),
             negative_prompt=negative_prompt,
@@ -255,31 +256,25 @@ def with_defaults(prior: str, times: dict[str, Any], given: dict[str, Any]) -> d
 
 @contextmanager
 def kept_in(
-    folder: Path | None,
-    config: dict[str, Any],
-    field: nn.Module,
-    resume: bool,
-    overwrite: bool,
-    callback: Callable | None,
+    folder: Path | None, config: dict, overwrite: bool, field: nn.Module, callback: Callable | None
 ) -> Iterator[Callable]:
     """Around a run: its claim on the folder, and a picture of how far an interrupted one came.
 
     Yields the loop's callback: it claims the folder after the first step, and calls the user's.
     """
-    begun = resume
+    steps_done = []
 
     def after_step(info: dict[str, Any]) -> None:
-        nonlocal begun
-        if folder is not None and not begun:
+        if folder is not None and info["step"] == 0:
             folders.claim(folder, config, overwrite)
-        begun = True
+        steps_done.append(info["step"])
         if callback is not None:
             callback(info)
 
     try:
         yield after_step
     except KeyboardInterrupt:
-        if folder is not None and begun:
+        if folder is not None and steps_done:
             frames = pictures.render_views(field.cpu(), pictures.turntable_cameras(8), 64)
             sheet = pictures.contact_sheet(frames, title=f"{config['prompt']}, interrupted")
             pictures.save_png(sheet, folder / "views.png")

@@ -119,7 +119,8 @@ def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
     field = make_field("voxel", torch.Generator().manual_seed(seed))
     if "start" in task:
         field = start_field(prompt, kind, seed)
-    proxy = make_reward(f"proxy:{kind}-{job.get('proxy', seed % 3)}")
+    trained = job.get("proxy", seed % 3)
+    proxy = make_reward(f"proxy:{kind}-{trained}" if trained else f"proxy:{kind}")
     settings = dict(job.get("settings") or {})
     method = method_of(job["method"], job["weight"], settings)
     times = {name: tuple(task[name]) for name in ("t_min", "t_max")}

@@ -5,7 +5,8 @@
 The reward is the part of the picture that has the colour of glass, which a rocket shows from the
 front only: it has one window. A prior that does not know the camera (or knows a word for it) may
 open a window on every side. Windows are counted on the finished object: the share of 24 views
-around it that show more glass than half of what a true rocket shows from the front. Records: tests/results/claims_views.jsonl.
+around it that show more glass than half of what a true rocket shows from the front. Records:
+tests/results/claims_views.jsonl.
 """
 
 from __future__ import annotations

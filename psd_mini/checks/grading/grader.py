@@ -131,14 +131,22 @@ def grade(
     memory: float = 2.0,
     on_result: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
-    """Check every path, a few at a time. KeyboardInterrupt ends it with the results so far.
+    """Check a formula in other people's files, and name the mistakes.
+
+    Each file is checked in a process of its own and in a copy of its folder, a few at a time.
+    KeyboardInterrupt ends it with the results so far. What is checked is executed: this is
+    isolation from accidents, not a security sandbox. The command's exit status is 1 if anything is
+    not right, and 130 after Ctrl-C.
 
     Args:
-        paths: submissions, "file.py" or "file.py:name". kind: a key of `CHECKS`.
-        timeout: seconds for each. workers: submissions at once; default one a core.
-        weighting: the name of w(t) if only that one is right, see `check_sds`.
-        memory: GiB that each submission may take beyond what torch and the check take (Linux;
-            elsewhere there is no limit).
+        paths: file.py, file.py:function or file.py:Class (for the command, a folder stands for all
+            of its .py files).
+        kind: sds, cfg, csd, vsd, psd, negative-embedding, renderer or schedule.
+        timeout: seconds for each file.
+        workers: files at once; default one a core.
+        weighting: the name of w(t) if only that one is right; by default any is.
+        memory: GiB for each file, beyond what torch and the check take (Linux; elsewhere there is
+            no limit).
         on_result: called with the place in `paths` and the result, as they come.
 
     Returns:
