@@ -56,7 +56,8 @@ def _generate_arguments(make: argparse.ArgumentParser) -> None:
     add("--negative-prompt", default="", help="what guidance pushes away from")
     text = f"what the exact prior knows of the camera (default: {given})"
     add("--conditioning", default="camera", choices=CONDITIONING, help=text)
-    add("--reward", help="colorfulness (default), color:NAME, image-reward or image-reward:FILE")
+    text = "colorfulness (default), color:NAME, proxy:smooth, proxy:rugged, image-reward"
+    add("--reward", help=f"{text} or image-reward:FILE")
     text = "how strongly the reward pulls (default: the method's)"
     add("--preference-weight", type=float, help=text)
     text = "optimise the negative embedding too (guidance scale not 1)"
@@ -81,7 +82,8 @@ def _compare_arguments(table: argparse.ArgumentParser) -> None:
     add("prompt", help='what to make, for example "a mushroom"')
     text = f"comma-separated, +neg adds the negative embedding (default: {given})"
     add("--methods", default=",".join(DEFAULT_METHODS), help=text)
-    add("--reward", default="colorfulness", help="colorfulness (default) or color:NAME")
+    text = "colorfulness (default), color:NAME, proxy:smooth or proxy:rugged"
+    add("--reward", default="colorfulness", help=text)
     add("--seeds", type=int, default=3, help=f"how many seeds, from 0 (default: {given})")
     add("--steps", type=int, default=120, help=f"optimiser steps (default: {given})")
     add("--resolution", type=int, default=32, help=f"pixels per side (default: {given})")

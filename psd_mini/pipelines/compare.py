@@ -95,7 +95,8 @@ def compare(
         methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is
             always run too. Methods of your own come as a dictionary, {"psd": "psd", "mine":
             MyMethod()}, whose keys name the rows.
-        reward: "colorfulness", "color:NAME" or a function of your own.
+        reward: "colorfulness", "color:NAME", "proxy:smooth", "proxy:rugged" or a function of your
+            own.
         seeds: how many, from 0. steps, resolution: as for `generate`.
         out: the folder; None is psd_mini_out/compare- with the prompt and each setting that is not
             the default (but methods and seeds, which can be added later).
