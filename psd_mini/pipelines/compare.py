@@ -96,7 +96,7 @@ def compare(
             choose.
         methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is
             always run too. The command line takes them with commas between.
-        reward: "colorfulness" or "color:NAME".
+        reward: a name, see `make_reward`.
         seeds: how many, from 0.
         steps: optimiser steps of every run.
         resolution: pixels per side while training.
