@@ -238,7 +238,7 @@ def main_jobs() -> list[dict[str, Any]]:
             same = {"reward": kind, "task": task}
             every = proxy_jobs(PLAN["prompts"], PLAN["main"]["seeds"], chosen)
             jobs += [job for job in every if job | same == job]
-    return sorted(jobs, key=lambda job: job["seed"])
+    return sorted(jobs, key=lambda job: job["seed"] + (job["reward"] == "smooth"))
 
 
 def dull_sweep_jobs() -> list[dict[str, Any]]:
@@ -283,7 +283,8 @@ def rival_jobs() -> list[dict[str, Any]]:
         {"base": "csd"},
     ]
     jobs = proxy_jobs(PLAN["prompts"], [2, 3], [("psd", DEFAULT_WEIGHT)])
-    return [{**job, "settings": reading} for reading in readings for job in jobs]
+    rugged = [job for job in jobs if job["reward"] == "rugged"]
+    return [{**job, "settings": reading} for job in rugged for reading in readings]
 
 
 NAMES = {
