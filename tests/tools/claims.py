@@ -198,8 +198,7 @@ def proxy_jobs(
         {"reward": kind, "task": task, "method": method, "weight": weight}
         | {"prompt": prompt, "seed": seed}
         for seed in seeds
-        for kind in PLAN["rewards"]
-        for task in PLAN["tasks"]
+        for task, kind in PLAN["worlds"]
         for prompt in prompts
         for method, weight in chosen
     ]
@@ -208,7 +207,6 @@ def proxy_jobs(
 def sweep_jobs() -> list[dict[str, Any]]:
     plan = PLAN["sweep"]
     chosen = [(method, w) for method, weights in plan["weights"].items() for w in weights]
-    chosen += [(method, None) for method in plan["without a weight"]]
     return proxy_jobs(plan["prompts"], plan["seeds"], chosen)
 
 
@@ -227,18 +225,16 @@ def chosen_weights(records: list[dict[str, Any]], kind: str, task: str, method: 
 def main_jobs() -> list[dict[str, Any]]:
     swept = run_jobs(sweep_jobs(), proxy_run, RESULTS / "claims_sweep.jsonl")
     jobs = []
-    for kind in PLAN["rewards"]:
-        for task in PLAN["tasks"]:
-            chosen: list[tuple[str, float | None]] = [
-                (method, weight)
-                for method in PLAN["sweep"]["weights"]
-                for weight in chosen_weights(swept, kind, task, method)
-            ]
-            chosen += [(method, None) for method in PLAN["sweep"]["without a weight"]]
-            same = {"reward": kind, "task": task}
-            every = proxy_jobs(PLAN["prompts"], PLAN["main"]["seeds"], chosen)
-            jobs += [job for job in every if job | same == job]
-    return sorted(jobs, key=lambda job: job["seed"] + (job["reward"] == "smooth"))
+    for task, kind in PLAN["worlds"]:
+        chosen: list[tuple[str, float | None]] = [
+            (method, weight)
+            for method in PLAN["sweep"]["weights"]
+            for weight in chosen_weights(swept, kind, task, method)
+        ]
+        chosen += [(method, None) for method in PLAN["main"]["without a weight"]]
+        every = proxy_jobs(PLAN["prompts"], PLAN["main"]["seeds"], chosen)
+        jobs += [job for job in every if (job["task"], job["reward"]) == (task, kind)]
+    return sorted(jobs, key=lambda job: job["seed"])
 
 
 def dull_sweep_jobs() -> list[dict[str, Any]]:
@@ -283,7 +279,7 @@ def rival_jobs() -> list[dict[str, Any]]:
         {"base": "csd"},
     ]
     jobs = proxy_jobs(PLAN["prompts"], [2, 3], [("psd", DEFAULT_WEIGHT)])
-    rugged = [job for job in jobs if job["reward"] == "rugged"]
+    rugged = [job for job in jobs if job["reward"] == "rugged" and job["seed"] == 2]
     return [{**job, "settings": reading} for job in rugged for reading in readings]
 
 
