@@ -47,9 +47,9 @@ def judged(field: Any) -> tuple[Any, Any]:
 def start_field(prompt: str, kind: str, seed: int) -> Any:
     """A finished object in the colour that the gold reward likes least; made once, then read."""
     import torch
-    from psd_mini.world.gold import COLOUR_VALUES
 
     from psd_mini import SDS, distill, load_field, make_field, save_field
+    from psd_mini.world.gold import COLOUR_VALUES
 
     worst = min(COLOUR_VALUES[kind], key=COLOUR_VALUES[kind].get)
     prompt = f"a {worst} {prompt.split()[-1]}"
@@ -109,10 +109,10 @@ class Reading:
 def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
     """One run with a proxy reward: proxy, gold and distance, apart."""
     import torch
-    from psd_mini.world.gold import gold_reward
 
     from psd_mini import distill, make_field
     from psd_mini.rewards import make_reward
+    from psd_mini.world.gold import gold_reward
 
     prompt, seed, kind = job["prompt"], job["seed"], job["reward"]
     task = PLAN["tasks"][job["task"]]
