@@ -58,6 +58,8 @@ def test_the_default_radius_is_the_evidence_about_a_colour():
     found = prior.negative_settings(null, prompt)
     assert found["radius"] == pytest.approx(expected.item(), rel=1e-4)
     assert found["lr"] == pytest.approx(found["radius"] / 100)
+    dull = ToyWorldPrior(views=replace(prior.views, vividness=0.5))
+    assert dull.negative_settings(null, prompt)["radius"] == pytest.approx(found["radius"])
 
 
 @pytest.mark.parametrize("vividness", [0.35, 0.5, 0.75])

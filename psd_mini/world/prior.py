@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -127,9 +128,10 @@ class ToyWorldPrior(Prior):
 
         Two pictures mu_1 and mu_2 of an object in two colours are further apart than alpha_t; what
         x_t says about them is `negative.evidence`, here with the mean of ||mu_1 - mu_2||^2 over
-        objects, cameras and pairs of colours. The step is a hundredth of the radius.
+        objects, cameras and pairs of colours, the vivid ones: a field may become as vivid as they
+        are, whatever the prior knows. The step is a hundredth of the radius.
         """
-        main, colours = self.views.layers[:, :, 3], self.views.colours
+        main, colours = self.views.layers[:, :, 3], replace(self.views, vividness=1.0).colours
         pairs = torch.cdist(colours, colours).square().sum() / (len(colours) * (len(colours) - 1))
         # x = 2 image - 1, so ||mu_1 - mu_2||^2 = 4 ||main||^2 ||c_1 - c_2||^2
         distance = 4 * main.square().sum(dim=(2, 3)).mean() * pairs
