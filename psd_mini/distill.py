@@ -28,7 +28,6 @@ from psd_mini._internal.identity import identity
 from psd_mini._internal.runs import Keeper, check_finite
 from psd_mini.cameras import Cameras
 from psd_mini.fields import make_optimizer
-from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import Rendering, opacity_entropy, render
 from psd_mini.schedule import annealed, sample_timesteps
 from psd_mini.sds import Context, Cost, Method, Prior, answer, surrogate_loss
@@ -95,7 +94,7 @@ class Job:
     prompt: str
     embeddings: Tensor  # (2, ...): [prompt, negative prompt]
     reward: Callable | None
-    negative: NegativeEmbedding | None
+    negative: Any  # None, or what has `step` and `embedding`
     options: Options
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -195,7 +194,7 @@ def distill(
     background: float | Float[Tensor, "..."] = 1.0,
     seed: int = 0,
     reward: Callable | None = None,
-    negative: NegativeEmbedding | None = None,
+    negative: Any = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 50,
@@ -225,7 +224,8 @@ def distill(
         background: colour behind the object, in [0, 1].
         seed: of every random choice of the run.
         reward: handed to the method through the context.
-        negative: a negative embedding that is optimised with the field; replaces `negative_prompt`.
+        negative: a `NegativeEmbedding`, optimised with the field, or `NegativeWords`; replaces
+            `negative_prompt`.
         callback: called after every step with a dictionary of all intermediates: those of `Step`,
             and run, field, optimizer, method, and negative if there is one; `context.predictions`
             has x_t and the predicted noises (None if the method did not call `predict`).
@@ -260,6 +260,7 @@ def distill(
 
     parts = {"field": radiance_field, "optimizer": optimizer, "method": the_method}
     if negative is not None:
+        needs("negative", negative, "step", "embedding", "state_dict")
         parts["negative"] = negative
     objects = {"method": method, "prior": prior, "reward": reward, "negative": negative}
     settings = {

@@ -24,8 +24,17 @@ covariance,
 
     d x0_hat_cfg / dn = -(g - 1) Cov( x_0, key | x_t, n )
 
-bounded, but exactly zero once x_t says without doubt which component it is: at small t, after the
-field has settled. So n must be moved early and at large t.
+bounded, but exactly zero once x_t says without doubt which component it is. Against two pictures
+mu_1 and mu_2 the embedding only speaks where its log-weights outweigh what x_t says,
+
+    |<n, key_1 - key_2>|  >  alpha_t^2 ||mu_1 - mu_2||^2 / (2 (alpha_t^2 tau_x^2 + sigma_t^2))
+
+so the radius *is* a noise level: `evidence` gives it, and the default is the evidence at the lowest
+t of a run. A smaller radius speaks at large t only, when the field is still fog.
+
+What guidance reaches. Where n has one picture mu_n and the prompt has mu_y, x0_hat_cfg is
+mu_n + g (mu_y - mu_n): it leaves the prior on the side away from n. If the prior knows only dull
+colours, gray + v (c - gray), the negative "gray" leads to vividness g v.
 
 Sources: idea and its place in PSD, Leng et al. 2026 (arXiv 2603.01594), whose exact loss is not
 public; the "reward" objective is that of ReNeg (Li et al. 2024, arXiv 2412.19637) taken online;
@@ -104,6 +113,26 @@ def negative_loss(
         first_loses = (reward_of(x0_hat_1) < reward_of(x0_hat_2)).view(-1, *[1] * (x.ndim - 1))
     # L = || eps(x_t^loser; n) - eps_loser ||^2
     return torch.where(first_loses, eps_neg_1 - eps[0], eps_neg_2 - eps[1]).square().mean()
+
+
+@validated
+def evidence(
+    distance_squared: float | Float[Tensor, "..."],
+    alpha_t: float | Float[Tensor, "..."],
+    sigma_t: float | Float[Tensor, "..."],
+    variance: float = 0.0,
+) -> float | Float[Tensor, "..."]:
+    """What x_t says about which of two pictures it holds: mean log-odds of the true one, in nats.
+
+        E[ log N(x_t; alpha_t mu_1, C_t I) / N(x_t; alpha_t mu_2, C_t I) | mu_1 ]
+            = alpha_t^2 ||mu_1 - mu_2||^2 / (2 C_t),    C_t = alpha_t^2 tau_x^2 + sigma_t^2
+
+    Args:
+        distance_squared: ||mu_1 - mu_2||^2, squared units of x.
+        alpha_t, sigma_t: of the noise level, broadcast.
+        variance: tau_x^2 of each picture's kernel, squared units of x.
+    """
+    return alpha_t**2 * distance_squared / (2 * (alpha_t**2 * variance + sigma_t**2))
 
 
 @validated

@@ -208,8 +208,8 @@ class Prior:
             reason = str(error).removeprefix("prompt: ")
             raise ValueError(f"negative_prompt: {reason}") from None
 
-    def negative_settings(self, start: Tensor) -> dict[str, Any]:
-        """Settings of a `NegativeEmbedding` that starts here; none are its own defaults."""
+    def negative_settings(self, start: Tensor, prompt: Tensor) -> dict[str, Any]:
+        """Settings of a `NegativeEmbedding` for a prompt's embedding; none are its own defaults."""
         return {}
 
     def tilted(self, reward: Callable | None, beta: float, prompt: str = "") -> Any:

@@ -204,3 +204,41 @@ def test_methods_and_rewards_of_ones_own(tmp_path):
     for wrong in ("sds,psd", [mine]):
         with pytest.raises(ValueError, match="^methods: expected a list"):
             compare("a ball", wrong, **settings)
+
+
+def test_weights_make_a_curve_of_proxy_and_gold(tmp_path):
+    """Means over the seeds by weight, in the order of the weights; a picture only with a proxy.
+
+    Catches curves sorted as text, and gold taken for the proxy.
+    """
+    records = [
+        {"method": f"psd@{w}", "seed": s, "reward": w + s, "gold_reward": 10 * w - s}
+        for w in (16, 4)
+        for s in (0, 1)
+    ]
+    records.append({"method": "exact", "seed": 0, "reward": 1.0, "gold_reward": 1.0})
+    expected = {"psd": [(4.0, 4.5, 39.5), (16.0, 16.5, 159.5)]}
+    assert compare_module.over_weights(records) == expected  # exact: sums of small integers
+    without = [{key: r[key] for key in ("method", "reward")} for r in records]
+    assert compare_module.over_weights(without) == {}
+    assert compare_module.name_and_weight("psd@0.5+neg") == ("psd", 0.5)
+    numbers = {"seeds": 1, "steps": 1, "resolution": 8}
+    methods = ["psd@1", "psd@4"]
+    made = compare("a ball", methods, "proxy:smooth", out=tmp_path, **numbers)
+    assert (tmp_path / "overoptimisation.png").stat().st_size > 1000
+    assert all(r["reward"] == r["proxy_reward"] for r in made)  # exact: one number twice
+    assert "| gold reward |" in (tmp_path / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("psd@much", "methods: 'psd@much': expected a number after @, as in psd@16"),
+        ("sds@2", "preference_weight"),
+        ("nonsense@2", "methods: 'nonsense' is not known"),
+    ],
+)
+def test_weights_that_are_none_are_refused(name, message, tmp_path):
+    with pytest.raises(ValueError) as refusal:
+        compare("a ball", [name], out=tmp_path)
+    assert message in str(refusal.value) and not list(tmp_path.iterdir())

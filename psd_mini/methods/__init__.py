@@ -9,6 +9,7 @@ from functools import partial
 from psd_mini._internal.arguments import one_of, validated
 from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
 from psd_mini.methods.exact import Exact as Exact
+from psd_mini.methods.negative_words import NegativeWords as NegativeWords
 from psd_mini.methods.regression import Regression as Regression
 from psd_mini.methods.reward_gradients import KINDS as KINDS
 from psd_mini.methods.reward_gradients import RewardGradient as RewardGradient

@@ -61,18 +61,25 @@ class RewardSDS(Method):
         base: SDS() or CSD().
         strategy: "min-max" (published default), "best" or "softmax".
         n_noises: N, at least 2.
+        over_views: rank the views of an object together, with one t per step, as the published 3D
+            code does; as `PSD` does by default.
     """
 
     base: SDS = field(default_factory=SDS)
     strategy: str = "min-max"
     n_noises: int = 4
+    over_views: bool = False
+
+    @property
+    def shared_timestep(self) -> bool:  # type: ignore[override]
+        return self.over_views
 
     def __post_init__(self) -> None:
         one_of("strategy", self.strategy, STRATEGIES)
         at_least("n_noises", self.n_noises, 2)
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:
-        ranked = rank(self.base, x, t, eps, context)
+        ranked = rank(self.base, x, t, eps, context, self.over_views)
         weights = reward_weights(ranked.rewards, self.strategy)[..., None, None, None]
         # G = w(t) sum_i weight_i h_i
         weight_t = context.prior.schedule.weight(t, self.base.weighting, x)

@@ -59,8 +59,10 @@ def add_arguments(command: argparse.ArgumentParser, function: Callable) -> None:
             continue
         if usual is parameter.empty:
             command.add_argument(name, help=text, **form)
-        elif annotation.startswith("bool"):
+        elif annotation == "bool":
             command.add_argument(flag, action="store_true", help=text)
+        elif annotation.startswith("bool"):  # alone it says yes, and it may say how
+            command.add_argument(flag, nargs="?", const=True, default=usual, help=text)
         else:
             kind = int if "int" in annotation else float if "float" in annotation else str
             if isinstance(usual, tuple):  # names, with commas between

@@ -9,7 +9,9 @@ the judging cameras, pi_k the prompt's weights and pi*_k proportional to pi_k ex
 
 All methods run with the same field, cameras, steps and range of timesteps. Reward hacking then
 shows in three numbers: a reward above the best true object, a true_view_distance above the
-oracle's, nothing recognised that the prompt names.
+oracle's, nothing recognised that the prompt names. With a proxy reward it shows in a fourth, the
+gold reward that the proxy was trained to predict: a method given with several weights ("psd@4",
+"psd@16") gets a curve of both, with the weight that one would choose by the proxy alone.
 """
 
 from __future__ import annotations
@@ -31,12 +33,12 @@ from torch import Tensor
 from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini._internal.files import write_atomically
 from psd_mini._internal.runs import different
-from psd_mini.methods import METHODS
+from psd_mini.methods import METHODS, make_method
 from psd_mini.methods.exact import BETA
 from psd_mini.pipelines.folders import REPLACE, folder_name, not_both, writable_folder
 from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate, in_config
 from psd_mini.rewards import make_reward, score
-from psd_mini.viz.pictures import contact_sheet, render_views, save_png
+from psd_mini.viz.pictures import contact_sheet, overoptimisation, render_views, save_png
 from psd_mini.world import text
 from psd_mini.world.metrics import judge_views
 
@@ -94,9 +96,10 @@ def compare(
     Args:
         prompt: what to make; one that leaves the colour open gives a preference something to
             choose.
-        methods: names of `methods.METHODS`, "+neg" added for the negative embedding; `exact` is
-            always run too. The command line takes them with commas between.
-        reward: "colorfulness" or "color:NAME".
+        methods: names of `methods.METHODS`; "+neg" at the end adds the negative embedding, "@4" a
+            preference weight of 4. `exact` is always run too. The command line takes them with
+            commas between.
+        reward: a name, see `make_reward`.
         seeds: how many, from 0.
         steps: optimiser steps of every run.
         resolution: pixels per side while training.
@@ -152,8 +155,19 @@ def own_methods(methods: Sequence[str] | Mapping[str, str | Callable]) -> dict[s
     if isinstance(methods, Mapping):
         return dict(methods)
     for name in methods:
-        one_of("methods", name, [*METHODS, *(f"{known}+neg" for known in METHODS)])
+        method, weight = name_and_weight(name)
+        one_of("methods", method, METHODS)
+        make_method(method, preference_weight=weight)  # refuses a weight where there is none
     return {}
+
+
+def name_and_weight(name: str) -> tuple[str, float | None]:
+    """("psd", 16.0) of "psd@16" or "psd@16+neg"; no weight is the method's own."""
+    method, _, weight = name.removesuffix("+neg").partition("@")
+    try:
+        return method, float(weight) if weight else None
+    except ValueError:
+        raise ValueError(f"methods: {name!r}: expected a number after @, as in psd@16") from None
 
 
 def look_at_past_runs(folder: Path, same: dict[str, Any], resume: bool) -> None:
@@ -194,16 +208,17 @@ class Worker:
     @classmethod
     def run(cls, job: dict[str, Any], folder: Path) -> str:
         """One method, one seed: its record and pictures are kept in the folder; a line about it."""
-        prompt, name = job["prompt"], job["method"].removesuffix("+neg")
+        prompt, (name, weight) = job["prompt"], name_and_weight(job["method"])
         method, reward = cls.objects.get(name, name), cls.objects.get(None, job["reward_name"])
         numbers: dict[str, Any] = {name: job[name] for name in ("seed", "steps", "resolution")}
         if job["method"].endswith("+neg"):
             numbers |= {"negative": True, "guidance_scale": NEGATIVE_GUIDANCE}
         how = {**PREFERENCE_TIMES, "progress": False}
+        how |= {"preference_weight": weight} if weight is not None else {}
         result = generate(prompt, method=method, reward=reward, **numbers, **how)
         views = judge_views()
         pictures = render_views(result.field, views.cameras, views.resolution)
-        value = score(make_reward(reward), pictures, [prompt] * len(pictures)).mean().item()
+        value = result.metrics.get("proxy_reward", result.metrics.get("reward"))
         cost = {"prior_evaluations": result.cost["prior_evaluations"], "seconds": result.seconds}
         buffer = io.BytesIO()
         record = {**job, "reward": value, **result.metrics, **cost}
@@ -247,8 +262,25 @@ def write_tables(
     title = f"{records[0]['prompt']}, reward {records[0]['reward_name']}, seed 0"
     sheet = contact_sheet(list(of_seed_0.values()), list(of_seed_0), title=title)
     save_png(sheet, folder / "compare.png")
+    if curves := over_weights(records):
+        save_png(overoptimisation(curves), folder / "overoptimisation.png")
     print(f"{markdown}\ntable, records and pictures are in {folder}")
     return records
+
+
+def over_weights(records: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, float]]]:
+    """For each method that was given with several weights: (weight, proxy, gold), seeds' means."""
+    found: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    for record in records:
+        name, weight = name_and_weight(record["method"])
+        if weight is not None and "gold_reward" in record:
+            found.setdefault(name, {}).setdefault(weight, []).append(record)
+    keys = "reward", "gold_reward"
+    return {
+        name: [(w, *(mean(r[key] for r in found[name][w]) for key in keys)) for w in sorted(of)]
+        for name, of in found.items()
+        if len(of) > 1
+    }
 
 
 def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
@@ -257,12 +289,17 @@ def table(records: list[dict[str, Any]], truth: dict[str, float]) -> str:
         f"Mean reward of the prompt {truth['r_prior']:.3f}, at the optimum {truth['r_opt']:.3f}, "
         f"best true object {truth['r_best']:.3f}. Mean over seeds ± standard error."
     )
-    names = " | ".join(name.replace("_", " ") for name in COLUMNS)
-    rule = "|---" * (len(COLUMNS) + 2) + "|"
+    columns = (
+        *COLUMNS[:1],
+        *(["gold_reward"] if "gold_reward" in records[0] else []),
+        *COLUMNS[1:],
+    )
+    names = " | ".join(name.replace("_", " ") for name in columns)
+    rule = "|---" * (len(columns) + 2) + "|"
     lines = [truths, "", f"| method | {names} | recognised |", rule]
     for method in dict.fromkeys(record["method"] for record in records):
         mine = [record for record in records if record["method"] == method]
-        cells = [_cell(name, [float(record[name]) for record in mine]) for name in COLUMNS]
+        cells = [_cell(name, [float(record[name]) for record in mine]) for name in columns]
         seen = ", ".join(record["recognised"] for record in mine)
         lines.append(f"| {method} | {' | '.join(cells)} | {seen} |")
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ from torch import Tensor, nn
 from psd_mini._internal.arguments import validated
 from psd_mini._internal.identity import identity
 from psd_mini.distill import Options, distill
-from psd_mini.fields import make_field
-from psd_mini.methods import BASES, PREFERENCE_METHODS, make_method
+from psd_mini.fields import FIELDS, load_field, make_field
+from psd_mini.methods import BASES, PREFERENCE_METHODS, NegativeWords, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.pipelines import folders
 from psd_mini.pipelines.oracle import ORACLE_STEPS, oracle_distance
@@ -33,9 +34,11 @@ from psd_mini.pipelines.results import Generation, save, write_run
 from psd_mini.pretrained import make_prior
 from psd_mini.pretrained.failures import memory_error_in_one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype
-from psd_mini.rewards import make_reward
+from psd_mini.rewards import make_reward, score
 from psd_mini.viz import pictures
+from psd_mini.world.gold import gold_reward
 from psd_mini.world.metrics import judge, judge_views
+from psd_mini.world.objects import COLOURS, OBJECTS
 from psd_mini.world.text import VOCABULARY, caption, words
 
 # Where a preference can act: x_t leaves open which of two pictures it holds only while
@@ -51,6 +54,7 @@ PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 # what fits beside the rest on a GPU of 15 GB.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
+    "dull": {"guidance_scale": 2.0},
     "learned": {
         **{"guidance_scale": 7.5, "resolution": 64, "lr_scale": (1.0, 0.15)},
         **PREFERENCE_TIMES,
@@ -58,7 +62,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
     "a folder or hub id": {"guidance_scale": 7.5, "resolution": 64, "steps": 5000},
 }
-JUDGED = ("exact", "learned")  # priors of the toy world, whose results can be compared with a truth
+# A finished object is refined at the levels of noise that leave its shape where it is.
+REFINING_TIMES: dict[str, Any] = {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
+EXACT = ("exact", "dull")
+JUDGED = (*EXACT, "learned")  # of the toy world, whose results can be compared with a truth
 
 
 @validated
@@ -74,7 +81,8 @@ def generate(
     conditioning: str = "camera",
     reward: str | Callable | None = None,
     preference_weight: float | None = None,
-    negative: bool | NegativeEmbedding = False,
+    negative: bool | str | NegativeEmbedding | NegativeWords = False,
+    init_from: str | Path | None = None,
     steps: int | None = None,
     cameras_per_step: int | None = None,
     resolution: int | None = None,
@@ -101,17 +109,22 @@ def generate(
         method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS. Where a
             prompt leaves nothing open it changes nothing to be seen.
         field: "voxel" or "triplane".
-        prior: "exact", "learned" (the small checkpoint in the package), "real" (Stable Diffusion),
-            or the folder or hub id of a model in diffusers' format.
+        prior: "exact", "dull" (exact, but it knows only dull colours), "learned" (the small
+            checkpoint in the package), "real" (Stable Diffusion), or the folder or hub id of a
+            model in diffusers' format.
         guidance_scale: g of classifier-free guidance (1 = none).
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
             the Janus problem); learned priors are told in words, or with "none" nothing.
-        reward: "colorfulness", "color:NAME", "image-reward" or "image-reward:FILE", for methods
-            with a preference; by default colourfulness for those and nothing for the others.
+        reward: "colorfulness", "color:NAME", "proxy:KIND" or the name of a network, see
+            `make_reward`, for methods with a preference; by default colourfulness for those and
+            nothing for the others.
         preference_weight: how strongly the reward pulls; by default the method's own.
         negative: optimise the negative embedding along with the field (needs a guidance scale other
-            than 1, and a reward).
+            than 1, and a reward); "random" and "bandit" choose a word of the toy world instead, see
+            `methods.negative_words`.
+        init_from: the folder of a finished run, whose object is refined instead of made anew; a
+            field file will do.
         seed: of everything random; one seed, one machine and one thread count give one result, bit
             for bit.
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
@@ -125,9 +138,10 @@ def generate(
 
     The other numbers, from steps to background, are those of `distill`; None is the default of the
     prior (`DEFAULTS`). With a reward, but for sds, sds2 and csd, the range of timesteps is
-    `PREFERENCE_TIMES`. Learned priors enlarge the renders to their own size; results are always
-    rendered at 64 x 64. `method` may also be a method of your own, `reward` any function of
-    pictures, and `negative` a `NegativeEmbedding` with its own schedule.
+    `PREFERENCE_TIMES`; with `init_from` it is `REFINING_TIMES`. Learned priors enlarge the renders
+    to their own size; results are always rendered at 64 x 64. `method` may also be a method of your
+    own, `reward` any function of pictures, and `negative` a `NegativeEmbedding` with its own
+    schedule.
 
     Returns:
         `Generation`.
@@ -147,11 +161,12 @@ def generate(
     given |= {"cameras_per_step": cameras_per_step, "resolution": resolution}
     given |= {"n_samples": n_samples, "t_min": t_min, "t_max": t_max, "lr_scale": lr_scale}
     given |= {"entropy_weight": entropy_weight, "background": background}
-    numbers = with_defaults(prior, preference, given)
+    times = REFINING_TIMES if init_from else PREFERENCE_TIMES if preference else {}
+    numbers = with_defaults(prior, times, given)
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
-    the_field = make_field(field, torch.Generator().manual_seed(seed))
+    the_field, start = first_field(field, seed, init_from)
     config = options.as_config() | {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -162,8 +177,9 @@ def generate(
         "guidance_scale": g,
         "negative": in_config(negative),
         "reward": in_config(reward),
+        "init_from": start,
     }
-    if prior != "exact":
+    if prior not in EXACT:
         config["device"] = str(choose_device(device))
         config["dtype"] = str(choose_dtype(choose_device(device), dtype))
     # before a network is loaded or a picture drawn: whether the folder is free
@@ -171,8 +187,8 @@ def generate(
     the_reward = None if reward is None else make_reward(reward, device)
     folder = folders.writable_folder(out)
     the_prior = make_prior(prior, options.resolution, conditioning, device, dtype)
-    the_negative = make_negative(negative, the_prior, negative_prompt, g)
-    if prior != "exact":
+    the_negative = make_negative(negative, the_prior, prompt, negative_prompt, g)
+    if prior not in EXACT:
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
     with kept_in(folder, config, overwrite, the_field, callback) as after_step:
@@ -191,7 +207,7 @@ def generate(
             progress=progress,
         )
     the_field.cpu()
-    metrics = measure(the_field, field, prior, options, the_negative)
+    metrics = measure(the_field, config, options, the_negative, the_reward)
     known = (config, metrics, asdict(run.cost), time.perf_counter() - started, run.history)
     result = Generation(prompt, the_field, *known, out=folder)
     if folder is not None:
@@ -215,10 +231,26 @@ def in_config(part: Any) -> Any:
     return part if isinstance(part, str | bool | None) else identity(part)
 
 
-def with_defaults(prior: str, preference: bool, given: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a run: what was given, else what the prior and a preference ask for."""
-    numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"])
-    numbers = numbers | (PREFERENCE_TIMES if preference else {})
+def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.Module, str | None]:
+    """The field that a run begins with, and a digest of the file that it was read from."""
+    if init_from is None:
+        return make_field(kind, torch.Generator().manual_seed(seed)), None
+    path = Path(init_from)
+    path = path / "field.safetensors" if path.is_dir() else path
+    try:
+        field = load_field(path)
+    except ValueError as error:
+        what = str(error).removeprefix("path: ")
+        raise ValueError(f"init_from: {what} (expected the folder of a finished run)") from None
+    if not isinstance(field, FIELDS[kind]):
+        what = f"{path} holds a {type(field).__name__}, this run makes a {kind} field"
+        raise ValueError(f"init_from: {what}; give field as it was there")
+    return field, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def with_defaults(prior: str, times: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a run: what was given, else what its task and its prior ask for."""
+    numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"]) | times
     return numbers | {name: value for name, value in given.items() if value is not None}
 
 
@@ -250,27 +282,42 @@ def kept_in(
 
 
 def make_negative(
-    negative: bool | NegativeEmbedding, prior: Any, negative_prompt: str, guidance_scale: float
-) -> NegativeEmbedding | None:
+    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance_scale: float
+) -> NegativeEmbedding | NegativeWords | None:
     """The one that was given, or one that starts at the negative prompt and suits the prior."""
-    if isinstance(negative, NegativeEmbedding):
+    if not isinstance(negative, bool | str):
         return negative
     if not negative:
         return None
-    start = prior.embed_negative(negative_prompt)[0]
-    return NegativeEmbedding(start, guidance_scale, **prior.negative_settings(start))
+    start = prior.embed_negative(negative_prompt)
+    if negative is True:
+        settings = prior.negative_settings(start[0], prior.embed([prompt])[0])
+        return NegativeEmbedding(start[0], guidance_scale, **settings)
+    # no word that the prompt itself has
+    known = [word for word in (*OBJECTS, *COLOURS) if word not in prompt.lower().split()]
+    embeddings = torch.cat([*map(prior.embed_negative, known), start])
+    return NegativeWords(known, embeddings, guidance_scale, choice=negative)
 
 
 def measure(
-    field: nn.Module, kind: str, prior: str, options: Options, negative: NegativeEmbedding | None
+    field: nn.Module,
+    config: dict[str, Any],
+    options: Options,
+    negative: Any,
+    reward: Callable | None,
 ) -> dict[str, Any]:
-    """What the judge says of a finished field, and the oracle's distance; {} without a truth."""
+    """What judge and reward say of a finished field, and the oracle's distance; {} without a truth.
+
+    A proxy is reported apart from the gold reward that it was trained to predict.
+    """
+    prior, kind = config["prior"], config["field"]["kind"]
     if prior not in JUDGED:
         return {}
     views = judge_views()
-    found = judge(pictures.render_views(field, views.cameras, views.resolution))
+    images = pictures.render_views(field, views.cameras, views.resolution)
+    found = judge(images)
     # one yardstick for every learned prior: the oracle of the exact world's default
-    resolution = options.resolution if prior == "exact" else Options().resolution
+    resolution = options.resolution if prior in EXACT else Options().resolution
     steps = min(options.steps, ORACLE_STEPS)
     metrics = {
         "true_view_distance": found.true_view_distance,
@@ -278,6 +325,12 @@ def measure(
         "log_density_gap": found.log_density_gap,
         "recognised": caption(*found.recognised),
     }
-    if negative is not None and prior == "exact":
+    if negative is not None and prior in EXACT:
         metrics["negative_words"] = negative.read(VOCABULARY)
+    if reward is not None:
+        value = score(reward, images, [config["prompt"]] * len(images)).mean().item()
+        name, _, proxied = str(config["reward"]).partition(":")
+        metrics["proxy_reward" if name == "proxy" else "reward"] = value
+        if name == "proxy":
+            metrics["gold_reward"] = gold_reward(found, proxied.split("-")[0])
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from psd_mini._internal.arguments import at_least, validated
@@ -18,7 +19,8 @@ def make_prior(
     """A prior by name, folder or hub id; `psd_mini.sds.Prior` says what a prior is.
 
     Args:
-        prior: "exact" (the toy world), "learned" (the small checkpoint in the package), "real"
+        prior: "exact" (the toy world), "dull" (exact, but it has only seen the world's objects in
+            dull colours, half way to gray), "learned" (the small checkpoint in the package), "real"
             (Stable Diffusion), or the folder or hub id of a model in diffusers' format.
         resolution: pixels per side of the exact world's pictures. Learned priors resize what they
             get to their own resolution.
@@ -30,13 +32,17 @@ def make_prior(
         ValueError: it cannot be loaded, or does not run there.
     """
     at_least("resolution", resolution, 8)
-    if prior == "exact":
+    if prior in ("exact", "dull"):
         if device not in (None, "cpu") or dtype not in (None, "float32"):
             where = f"the cpu in float32, not {device} {dtype}"
             raise ValueError(f"device, dtype: the exact world runs on {where}; leave them out")
+        from psd_mini.world.pool import make_views, pool_cameras
         from psd_mini.world.prior import ToyWorldPrior
 
-        return ToyWorldPrior(resolution, conditioning)
+        views = make_views(pool_cameras(), resolution)
+        if prior == "dull":
+            views = replace(views, vividness=0.5)
+        return ToyWorldPrior(resolution, conditioning, views)
     from psd_mini.pretrained import learned
     from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 

@@ -177,13 +177,15 @@ class StableDiffusionPrior(Prior):
             rows.append(torch.stack([self._hidden_state(variant) for variant in variants]))
         return torch.stack(rows)
 
-    def negative_settings(self, start: Tensor) -> dict[str, Any]:
-        """How a `NegativeEmbedding` that starts here should move, in a text encoder's units.
+    def negative_settings(self, start: Tensor, prompt: Tensor) -> dict[str, Any]:
+        """How a `NegativeEmbedding` should move, in a text encoder's units: as far as from the null
+        prompt to the prompt, ||e_prompt - e_null||.
 
         Guesses, never tuned at full size. ReNeg (arXiv 2412.19637) moves 5e-3 a step; at high noise
         d x0_hat / dn grows like sigma_t / alpha_t.
         """
-        return {"lr": 1e-3, "radius": 0.2 * start.norm().item(), "t_range": (0.02, 0.5)}
+        radius = (prompt - start).norm().item()
+        return {"lr": 1e-3, "radius": radius, "t_range": (0.02, 0.5)}
 
     def view_index(self, cameras: Cameras) -> Int[Tensor, " b"]:
         """Which variant each camera picks: "overhead" above 60 degrees, else its side.

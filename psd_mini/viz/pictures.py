@@ -289,3 +289,35 @@ def curves(history: Sequence[Mapping], path: str | Path | None = None) -> Image.
     if path is not None:
         save_png(picture, path)
     return picture
+
+
+def overoptimisation(curves_of: Mapping[str, Sequence[tuple[float, float, float]]]) -> Image.Image:
+    """Proxy and gold reward over the preference weight, a panel for each method.
+
+    A ring marks the weight with the highest proxy: what one would choose who has no gold reward.
+
+    Args:
+        curves_of: method -> (weight, proxy, gold) in the order of the weights.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    n = len(curves_of)
+    figure = Figure(figsize=(3.2 * n, 3.0), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(1, n, squeeze=False, sharey=True)[0]
+    for axes, (method, points) in zip(panels, curves_of.items(), strict=True):
+        weights, proxy, gold = (np.array(column) for column in zip(*points, strict=True))
+        axes.semilogx(weights, proxy, "o--", color="darkorange", label="proxy reward")
+        axes.semilogx(weights, gold, "s-", color="midnightblue", label="gold reward")
+        best = proxy.argmax()
+        ring = {"s": 160, "facecolors": "none", "edgecolors": "midnightblue"}
+        axes.scatter(weights[best], gold[best], label="chosen by the proxy", **ring)
+        axes.set_title(method, fontsize=10)
+        axes.set_xlabel("preference weight")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=9)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.world.objects import COLOURS
+from psd_mini.world.objects import COLOURS, OBJECTS
 from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
 from psd_mini.world.views import recolour
@@ -70,7 +70,7 @@ def squared_distances(images: Float[Tensor, "p 3 h w"], views: WorldViews) -> Fl
     layers = views.layers.transpose(0, 1).double()  # (P, O, 4, H, W)
     main = layers[:, :, 3:]
     residual = images.double()[:, None] - layers[:, :, :3]
-    colours = torch.tensor(list(COLOURS.values()), dtype=torch.float64)
+    colours = views.colours.double()
     overlap = (residual * main).sum(dim=(3, 4))  # (P, O, 3)
     squared = (
         residual.square().sum(dim=(2, 3, 4))[..., None]
@@ -108,7 +108,29 @@ def judge(images: Float[Tensor, "p 3 h w"], views: WorldViews | None = None) -> 
     distances = squared.sqrt().mean(dim=0)
     best = int(distances.argmin())
     name, colour = components()[best]
-    colours = views.layers.new_tensor([COLOURS[colour]])
-    true_pictures = recolour(views.layers[best // len(COLOURS)], colours)[:, 0]
+    own = views.colours[best % len(COLOURS)]
+    true_pictures = recolour(views.layers[best // len(COLOURS)], own[None])[:, 0]
     gap = log_density(squared_distances(true_pictures, views), views) - log_density(squared, views)
     return Judgement((name, colour), float(distances[best]), float(gap.mean()), distances)
+
+
+@validated
+def shown_vividness(
+    images: Float[Tensor, "p 3 h w"], wanted: tuple[str, str], views: WorldViews | None = None
+) -> float:
+    """How vivid an object's main colour is, along the way from gray to the colour that is wanted.
+
+        c = sum <picture - base, main> / sum main^2           the colour that fits all views best
+        vividness = <c - gray, c* - gray> / ||c* - gray||^2   0 is gray, 1 the wanted colour c*
+
+    Args:
+        images: (P, 3, H, W) in [0, 1], the object seen by `views.cameras` in their order.
+        wanted: (object, colour), a colour that is not gray.
+        views: the world at those cameras; default the 24 fixed ones at 64 x 64.
+    """
+    name, colour = wanted
+    layers = (views or judge_views()).layers[list(OBJECTS).index(name)].double()  # (P, 4, H, W)
+    base, main = layers[:, :3], layers[:, 3:]
+    shown = ((images.double() - base) * main).sum(dim=(0, 2, 3)) / main.square().sum()
+    gray, full = (torch.tensor(COLOURS[which], dtype=torch.float64) for which in ("gray", colour))
+    return float((shown - gray) @ (full - gray) / (full - gray).square().sum())

@@ -53,12 +53,17 @@ class WorldViews:
         cameras: P cameras.
         layers: (O, P, 4, H, W): for object o at camera p, base (3) and main (1) with picture = base
             + main * colour.
+        vividness: how far the main colours c are from gray: gray + vividness (c - gray). Below 1 it
+            is a world of dull colours.
     """
 
     cameras: Cameras
     layers: Float[Tensor, "o p 4 h w"]
+    vividness: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.vividness <= 1:
+            raise ValueError(f"vividness: expected a number in [0, 1], got {self.vividness!r}")
         object.__setattr__(self, "cameras", self.cameras.numbered())
 
     @property
@@ -66,10 +71,17 @@ class WorldViews:
         """Pixels per side."""
         return self.layers.shape[-1]
 
+    @property
+    def colours(self) -> Float[Tensor, "c 3"]:
+        """The main colours, rgb in [0, 1], in the order of `COLOURS`."""
+        vivid = torch.tensor(list(COLOURS.values()), dtype=self.layers.dtype)
+        gray = torch.tensor(COLOURS["gray"], dtype=self.layers.dtype)
+        return torch.lerp(gray, vivid, self.vividness)
+
     def pictures(self, index: Int[Tensor, " b"]) -> Float[Tensor, "b m 3 h w"]:
         """All M pictures, in the order of `text.components`, at the cameras `index`, in [0, 1]."""
-        colours = torch.tensor(list(COLOURS.values()), dtype=self.layers.dtype)
-        return recolour(self.layers[:, index].transpose(0, 1).contiguous(), colours).flatten(1, 2)
+        layers = self.layers[:, index].transpose(0, 1).contiguous()
+        return recolour(layers, self.colours).flatten(1, 2)
 
     def index_of(self, cameras: Cameras) -> Int[Tensor, " b"]:
         """Places (B,) in `self.cameras` of cameras that were drawn from it.

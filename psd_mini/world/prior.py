@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import ArgumentError, at_least, in_words, one_of, validated
 from psd_mini.cameras import Cameras
+from psd_mini.negative import evidence
 from psd_mini.rewards import score
 from psd_mini.schedule import NoiseSchedule, Times, scaled_linear_schedule
 from psd_mini.sds import Prior
@@ -38,6 +40,9 @@ from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
 from psd_mini.world.metrics import KERNEL_WIDTH
 from psd_mini.world.pool import WorldViews, make_views, pool_cameras
 
+# a negative embedding can speak from this t on, as a fraction of the schedule: the lowest that a
+# run's field is ever asked about (tests/results/claims.md)
+SPEAKS_FROM = 0.02
 CONDITIONING = ("camera", "words", "none")
 
 Pictures = Float[Tensor, "b 3 h w"]
@@ -56,7 +61,8 @@ class ToyWorldPrior(Prior):
             added to every embedding, as view-dependent prompts do for a text-to-image model, and
             the mixture holds the whole pool. "none": nothing, the mixture over the whole pool,
             whose every camera wants its own favourite side: the Janus problem.
-        views: the world's pictures; default the shared pool.
+        views: the world's pictures; default the shared pool. `replace(views, vividness=0.5)` makes
+            a prior that limits what can be reached: it knows the same objects in dull colours only.
         log_prior: (M,) log pi_k of the components up to a constant; default equal.
         schedule: noise levels; default Stable Diffusion's.
 
@@ -87,8 +93,10 @@ class ToyWorldPrior(Prior):
 
     def __repr__(self) -> str:
         settings = f"{self.views.resolution}, {self.conditioning!r}"
-        weights = f", log_prior={self.log_prior.tolist()}" if self.log_prior.any() else ""
-        return f"ToyWorldPrior({settings}, {len(self.views.cameras)} cameras{weights})"
+        more = f", log_prior={self.log_prior.tolist()}" if self.log_prior.any() else ""
+        if self.views.vividness != 1:
+            more += f", vividness {self.views.vividness:g}"
+        return f"ToyWorldPrior({settings}, {len(self.views.cameras)} cameras{more})"
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
         """Embeddings of K prompts, (K, V) in log-weight units; "" is zero. See `world.text`."""
@@ -114,6 +122,23 @@ class ToyWorldPrior(Prior):
         """n different cameras of the pool at random; all in random order if n is larger."""
         at_least("n", n, 1)
         return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
+
+    def negative_settings(self, start: Tensor, prompt: Tensor) -> dict[str, Any]:
+        """A radius within which the embedding can speak at every t from `SPEAKS_FROM` on.
+
+        Two pictures mu_1 and mu_2 of an object in two colours are further apart than alpha_t; what
+        x_t says about them is `negative.evidence`, here with the mean of ||mu_1 - mu_2||^2 over
+        objects, cameras and pairs of colours, the vivid ones: a field may become as vivid as they
+        are, whatever the prior knows. The step is a hundredth of the radius.
+        """
+        main, colours = self.views.layers[:, :, 3], replace(self.views, vividness=1.0).colours
+        pairs = torch.cdist(colours, colours).square().sum() / (len(colours) * (len(colours) - 1))
+        # x = 2 image - 1, so ||mu_1 - mu_2||^2 = 4 ||main||^2 ||c_1 - c_2||^2
+        distance = 4 * main.square().sum(dim=(2, 3)).mean() * pairs
+        t = torch.tensor([round(SPEAKS_FROM * (self.schedule.num_timesteps - 1))])
+        alpha_t, sigma_t = self.schedule.alpha_sigma(t, start[None])
+        radius = evidence(distance, alpha_t, sigma_t, self.variance).item()
+        return {"radius": radius, "lr": radius / 100}
 
     @torch.no_grad()
     def component_rewards(self, reward: Callable | None, prompt: str) -> Float[Tensor, " m"]:

@@ -1,0 +1,94 @@
+"""Pictures of the claims, in notebooks/images: from the records of `claims.py`, and three runs.
+
+python tests/tools/claims_figures.py            all
+python tests/tools/claims_figures.py curves     claims_overoptimisation.png
+python tests/tools/claims_figures.py car        claims_car.png
+python tests/tools/claims_figures.py dull       claims_dull.png
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from claims import PLAN, method_of, prior_of, start_field
+from claims_tables import by_run, clustered, read, settings_of, worlds
+
+IMAGES = Path(__file__).parents[2] / "notebooks" / "images"
+
+
+def curves() -> None:
+    """Proxy and gold over the weight, refining with the rugged reward (the sweep)."""
+    from psd_mini.viz.pictures import overoptimisation, save_png
+
+    swept = settings_of(worlds(read("sweep"))["refine", "rugged"])
+    shown: dict[str, list[tuple[float, float, float]]] = {}
+    for (method, weight), mine in swept.items():
+        if method in ("pixel-clean", "psd") and weight is not None:
+            proxy, gold = (mean(r[key] for r in mine) for key in ("proxy_reward", "gold_reward"))
+            shown.setdefault(method, []).append((weight, proxy, gold))
+    save_png(overoptimisation(shown), IMAGES / "claims_overoptimisation.png")
+
+
+def car() -> None:
+    """A red car, refined by the proxy of a hidden reward that prefers purple."""
+    import torch
+
+    from psd_mini import contact_sheet, distill, render_views
+    from psd_mini.cameras import orbit
+    from psd_mini.rewards import make_reward
+    from psd_mini.viz.pictures import save_png
+    from psd_mini.world.gold import gold_reward
+    from psd_mini.world.metrics import judge, judge_views
+
+    task, seed, prompt = PLAN["tasks"]["refine"], 0, "a car"
+    proxy, rows = make_reward("proxy:rugged"), {}
+    views, around = judge_views(), orbit(torch.arange(6) * 60.0 + 30, 20.0)
+    runs: dict[str, tuple[str, float] | None] = {"the finished red car": None}
+    runs |= {"pixel gradient, weight 1000": ("pixel-clean", 1000.0), "PSD": ("psd", 20.0)}
+    for name, chosen in runs.items():
+        field = start_field(prompt, "rugged", seed)
+        if chosen:
+            times: dict[str, Any] = {key: tuple(task[key]) for key in ("t_min", "t_max")}
+            times |= {"steps": task["steps"], "seed": seed, "progress": False}
+            distill(field, prior_of(1.0), method_of(*chosen, {}), prompt, reward=proxy, **times)
+        judged = render_views(field, views.cameras, views.resolution)
+        with torch.no_grad():
+            liked = proxy(judged, []).mean().item()
+        gold = gold_reward(judge(judged), "rugged")
+        rows[f"{name}\nproxy {liked:.2f}, gold {gold:.2f}"] = render_views(field, around, 64)
+    title = 'refining "a car"; the hidden reward likes purple most and red least'
+    save_png(contact_sheet(list(rows.values()), list(rows), title=title), IMAGES / "claims_car.png")
+
+
+def dull() -> None:
+    """Reward in the dull world, every run a mark: what any negative does, what learning adds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records = read("dull")
+    names = list(dict.fromkeys(r["variant"] for r in records))
+    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for place, name in enumerate(names):
+        mine = [r for r in records if r["variant"] == name]
+        value, error = clustered(by_run(mine, "reward_of_best"))
+        values = [r["reward_of_best"] for r in mine]
+        axis.plot(values, [place] * len(values), "o", color="lightsteelblue")
+        axis.errorbar(value, place, xerr=2 * error, fmt="s", color="midnightblue", capsize=4)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("reward / that of the vivid object;  bars: two standard errors over prompts")
+    axis.axvline(1, color="gray", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(IMAGES / "claims_dull.png", dpi=90)
+
+
+FIGURES = {"curves": curves, "car": car, "dull": dull}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or FIGURES:
+        FIGURES[name]()
