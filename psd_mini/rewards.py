@@ -116,8 +116,9 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
     """A reward by name; a function of your own is returned as it is.
 
     Args:
-        reward: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward"
-            from the hub, "image-reward:FILE" from a file, or a function.
+        reward: "colorfulness", "color:NAME" with one of the toy world's colours, "image-reward",
+            "hpsv2" or "pickscore" from the hub, "image-reward:FILE", "hpsv2:FILE" or
+            "pickscore:FOLDER" from the disk, or a function.
         device: where a network runs; None is what there is.
 
     Raises:
@@ -134,10 +135,15 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
         from psd_mini.pretrained.image_reward import ImageReward
 
         return ImageReward.from_pretrained(colour or None, device=device)
+    if kind in ("hpsv2", "pickscore"):
+        from psd_mini.pretrained.clip_rewards import LOADERS
+
+        return LOADERS[kind](colour or None, device=device)
     colour = {"grey": "gray"}.get(colour, colour)
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
-    known = f"colorfulness, image-reward or color:NAME with NAME in {', '.join(COLOURS)}"
+    networks = "image-reward, hpsv2, pickscore"
+    known = f"colorfulness, {networks} or color:NAME with NAME in {', '.join(COLOURS)}"
     raise ValueError(f"reward: {reward!r} is not known; choose {known}")
 
 

@@ -105,7 +105,7 @@ def test_rewards_by_name():
     for name in ("colorful", "color:", "color:mauve", "colorfulness:red"):
         with pytest.raises(
             ValueError,
-            match=f"reward: '{name}' is not known; choose colorfulness, image-reward or color:NAME",
+            match=f"reward: '{name}' is not known; choose colorfulness, image-reward, hpsv2, ",
         ):
             make_reward(name)
 

@@ -56,7 +56,9 @@ def _generate_arguments(make: argparse.ArgumentParser) -> None:
     add("--negative-prompt", default="", help="what guidance pushes away from")
     text = f"what the exact prior knows of the camera (default: {given})"
     add("--conditioning", default="camera", choices=CONDITIONING, help=text)
-    add("--reward", help="colorfulness (default), color:NAME, image-reward or image-reward:FILE")
+    add(
+        "--reward", help="colorfulness (default), color:NAME, image-reward, hpsv2, pickscore[:FILE]"
+    )
     text = "how strongly the reward pulls (default: the method's)"
     add("--preference-weight", type=float, help=text)
     text = "optimise the negative embedding too (guidance scale not 1)"

@@ -107,9 +107,9 @@ def generate(
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
             the Janus problem); learned priors are told in words, or with "none" nothing.
-        reward: "colorfulness", "color:NAME", "image-reward", "image-reward:FILE" or any function of
-            pictures, for methods with a preference; None is colourfulness for those and nothing for
-            the others.
+        reward: "colorfulness", "color:NAME", "image-reward", "hpsv2", "pickscore" (or with :FILE,
+            see `make_reward`) or any function of pictures, for methods with a preference; None is
+            colourfulness for those and nothing for the others.
         preference_weight: how strongly the reward pulls; None is the method's default.
         negative: optimise the negative embedding along with the field (needs a guidance scale other
             than 1, and a reward); a `NegativeEmbedding` of your own has its own schedule.
