@@ -171,6 +171,16 @@ def test_without_network(monkeypatch):
     assert "\n" not in str(refusal.value) and len(asked) == 2
 
 
+def test_without_vocabulary(files, tmp_path, monkeypatch):
+    """transformers from 5 on makes an empty tokenizer where it finds none: all words would be the
+    same."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for tokenizer in (tmp_path, "google-bert/bert-base-uncased"):
+        with pytest.raises(ValueError, match="reward image-reward: cannot be loaded") as refusal:
+            ImageReward.from_pretrained(files[1], tokenizer, network=small_network(), device="cpu")
+        assert "\n" not in str(refusal.value)
+
+
 def test_found_by_name(monkeypatch):
     seen = []
     monkeypatch.setattr(

@@ -47,7 +47,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd_mini.pretrained.failures import hub_is_offline, one_line
-from psd_mini.pretrained.loading import load_part
+from psd_mini.pretrained.loading import load_part, load_tokenizer
 from psd_mini.pretrained.precision import GRADIENT_SCALE, freeze, scaled_gradients
 from psd_mini.pretrained.published import find_file, preprocess, read_weights, rename_weights
 
@@ -155,13 +155,13 @@ class CLIPReward:
         return (self.scale * cosines).to(images.device)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def find_tokenizer(folder: Path) -> Any:
     """CLIP's tokenizer: from a folder that has one, else from the hub."""
     from transformers import CLIPTokenizer
 
     here = (folder / "vocab.json").is_file()
     source = folder.as_posix() if here else TOKENIZER_ID
-    return CLIPTokenizer.from_pretrained(source, local_files_only=here or hub_is_offline())
+    return load_tokenizer(CLIPTokenizer, source, local_files_only=here or hub_is_offline())
 
 
 def load_hpsv2(source: str | Path | None = None, **settings: Any) -> CLIPReward:
@@ -180,7 +180,7 @@ def load_hpsv2(source: str | Path | None = None, **settings: Any) -> CLIPReward:
     with one_line("reward hpsv2", REMEDY):
         from transformers import CLIPConfig, CLIPModel
 
-        tokenizer = load_tokenizer(path.parent)
+        tokenizer = find_tokenizer(path.parent)
         network = CLIPModel(CLIPConfig(**VIT_H14))
     network.load_state_dict(convert(state, network.state_dict()))
     return CLIPReward(network, tokenizer, **settings)
@@ -202,7 +202,7 @@ def load_pickscore(source: str | Path | None = None, **settings: Any) -> CLIPRew
         from transformers import CLIPModel
 
         network: Any = load_part(CLIPModel, folder.as_posix(), offline=hub_is_offline())
-        tokenizer = load_tokenizer(folder)
+        tokenizer = find_tokenizer(folder)
     return CLIPReward(network, tokenizer, network.logit_scale.double().exp().item(), **settings)
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from psd_mini.pretrained.failures import hub_is_offline, one_line
+from psd_mini.pretrained.loading import load_tokenizer
 from psd_mini.pretrained.precision import GRADIENT_SCALE, freeze, scaled_gradients
 from psd_mini.pretrained.published import find_file, preprocess, read_weights, rename_weights
 
@@ -168,7 +169,7 @@ class ImageReward:
             from transformers import BertTokenizer
 
             offline = Path(tokenizer).is_dir() or hub_is_offline()
-            words = BertTokenizer.from_pretrained(str(tokenizer), local_files_only=offline)
+            words = load_tokenizer(BertTokenizer, str(tokenizer), local_files_only=offline)
             network = network or ImageRewardNetwork()
         network.load_state_dict(convert(state, network.state_dict()))
         return cls(network, words, **settings)
