@@ -118,7 +118,8 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
     Args:
         reward: "colorfulness", "color:NAME" with one of the toy world's colours, "proxy:smooth" or
             "proxy:rugged" (small networks fitted to comparisons; `pretrained.proxy` lists more),
-            "image-reward" from the hub, "image-reward:FILE" from a file, or a function.
+            "image-reward", "hpsv2" or "pickscore" from the hub, "image-reward:FILE", "hpsv2:FILE"
+            or "pickscore:FOLDER" from the disk, or a function.
         device: where a network runs; None is what there is.
 
     Raises:
@@ -139,11 +140,16 @@ def make_reward(reward: str | Callable, device: str | None = None) -> Callable:
         from psd_mini.pretrained.proxy import ProxyReward
 
         return ProxyReward.load(colour)
+    if kind in ("hpsv2", "pickscore"):
+        from psd_mini.pretrained.clip_rewards import LOADERS
+
+        return LOADERS[kind](colour or None, device=device)
     colour = {"grey": "gray"}.get(colour, colour)
     if kind == "color" and colour in COLOURS:
         return NamedColor(COLOURS[colour])
-    known = "colorfulness, proxy:smooth, proxy:rugged, image-reward or color:NAME with NAME in"
-    raise ValueError(f"reward: {reward!r} is not known; choose {known} {', '.join(COLOURS)}")
+    known = "colorfulness, proxy:smooth, proxy:rugged, image-reward, hpsv2, pickscore"
+    known += f" or color:NAME with NAME in {', '.join(COLOURS)}"
+    raise ValueError(f"reward: {reward!r} is not known; choose {known}")
 
 
 def score(

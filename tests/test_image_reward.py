@@ -15,15 +15,8 @@ import torch
 from psd_mini import ToyWorldPrior, VoxelField, distill, make_reward
 from psd_mini.methods import make_method
 from psd_mini.pretrained import image_reward
-from psd_mini.pretrained.image_reward import (
-    MEAN,
-    STD,
-    ImageReward,
-    ImageRewardNetwork,
-    convert,
-    preprocess,
-    read_weights,
-)
+from psd_mini.pretrained.image_reward import MEAN, STD, ImageReward, ImageRewardNetwork, convert
+from psd_mini.pretrained.published import PIXEL_MEAN, PIXEL_STD, preprocess, read_weights
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 from image_reward_oracle import SMALL_TEXT, SMALL_VISION, compare
@@ -98,19 +91,20 @@ def test_published_names_round_trip(files, reward):
     for config, eps in ((network.vision.config, 1e-6), (network.text.config, 1e-12)):
         assert (config.layer_norm_eps, config.hidden_act) == (eps, "gelu")
     assert len(full) == 620
-    converted = convert({published(name): value for name, value in full.items()}, set(full))
+    converted = convert({published(name): value for name, value in full.items()}, full)
     assert all(converted[name] is value for name, value in full.items())
     assert sum(value.numel() for value in full.values()) == pytest.approx(446.1e6, rel=2e-3)
 
 
 def test_unknown_and_missing_weights_are_named(files):
-    state, wanted = torch.load(files[1], weights_only=True), set(files[0].state_dict())
+    state, wanted = torch.load(files[1], weights_only=True), files[0].state_dict()
     with pytest.raises(
-        ValueError, match="'blip.queue' is not a weight of ImageReward; another file"
+        ValueError, match="'blip.queue' of shape .2,. is not a weight of ImageReward; another file"
     ):
         convert({**state, "blip.queue": torch.zeros(2)}, wanted)
     with pytest.raises(
-        ValueError, match="'blip.visual_encoder.blocks.7.norm1.weight' is not a weight"
+        ValueError,
+        match="'blip.visual_encoder.blocks.7.norm1.weight' of shape .2,. is not a weight",
     ):
         convert({**state, "blip.visual_encoder.blocks.7.norm1.weight": torch.zeros(2)}, wanted)
     del state["blip.visual_encoder.cls_token"]
@@ -177,6 +171,16 @@ def test_without_network(monkeypatch):
     assert "\n" not in str(refusal.value) and len(asked) == 2
 
 
+def test_without_vocabulary(files, tmp_path, monkeypatch):
+    """transformers from 5 on makes an empty tokenizer where it finds none: all words would be the
+    same."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for tokenizer in (tmp_path, "google-bert/bert-base-uncased"):
+        with pytest.raises(ValueError, match="reward image-reward: cannot be loaded") as refusal:
+            ImageReward.from_pretrained(files[1], tokenizer, network=small_network(), device="cpu")
+        assert "\n" not in str(refusal.value)
+
+
 def test_found_by_name(monkeypatch):
     seen = []
     monkeypatch.setattr(
@@ -208,8 +212,8 @@ def test_preprocessing_is_pillows(shape):
     from PIL import Image
 
     pixels = photo(*shape)
-    scale = 224 / min(shape)
-    size = [max(224, round(side * scale)) for side in shape[::-1]]
+    # torchvision's Resize: the shorter side is 224, the other one rounded down
+    size = [int(224 * side / min(shape)) for side in shape[::-1]]
     left, top = ((side - 224) // 2 for side in size)
     resized = (
         Image.fromarray(pixels)
@@ -218,9 +222,7 @@ def test_preprocessing_is_pillows(shape):
     )
     expected = torch.from_numpy(np.asarray(resized).copy()).movedim(-1, 0)
     ours = preprocess(torch.from_numpy(pixels).movedim(-1, 0)[None] / 255, 224)[0]
-    mean, std = (
-        torch.tensor(v)[:, None, None] for v in (image_reward.PIXEL_MEAN, image_reward.PIXEL_STD)
-    )
+    mean, std = (torch.tensor(v)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     difference = (255 * (ours * std + mean) - expected).abs()
     print(shape, difference.mean(), difference.max())
     assert (

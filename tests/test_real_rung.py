@@ -200,6 +200,13 @@ def test_weights_under_other_names_are_refused(copy):
     refused(copy, "weights are missing, the first is .*; it was saved by another version")
 
 
+def test_a_folder_without_vocabulary(copy):
+    """transformers from 5 on makes an empty tokenizer there: all words would be the same."""
+    for file in (copy / "tokenizer").iterdir():
+        file.unlink()
+    refused(copy, "prior .*: cannot be loaded")
+
+
 def test_text_model_under_both_layouts(folder, copy):
     """Keys that begin with text_model., as every version wrote them before transformers 5.2,
     give the same embedding."""

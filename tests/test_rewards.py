@@ -102,7 +102,7 @@ def test_gradients_by_finite_differences(reward):
 def test_rewards_by_name():
     assert isinstance(make_reward("colorfulness"), Colorfulness)
     assert make_reward("color:grey").colour == COLOURS["gray"]
-    known = "choose colorfulness, proxy:smooth, proxy:rugged, image-reward or color:NAME"
+    known = "choose colorfulness, proxy:smooth, proxy:rugged, image-reward, hpsv2, pickscore or"
     for name in ("colorful", "color:", "color:mauve", "colorfulness:red"):
         with pytest.raises(ValueError, match=f"reward: '{name}' is not known; {known}"):
             make_reward(name)

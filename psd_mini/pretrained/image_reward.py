@@ -13,44 +13,24 @@ of a test: same score, same gradient.
     reward = ImageReward.from_pretrained()        # 1.8 GB from the hub, or a path to ImageReward.pt
     reward(images, ["a corgi"] * len(images))     # (B,)
 
-A reward of your own needs no more than this. PickScore (Kirstain et al. 2023) as an example:
-
-    class PickScore:
-        differentiable = True
-
-        def __init__(self):
-            clip = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(clip)
-            model = transformers.CLIPModel.from_pretrained("yuvalkirstain/PickScore_v1")
-            self.model = model.eval().requires_grad_(False)
-
-        def __call__(self, images, prompts):
-            cut = {"padding": True, "truncation": True}
-            words = self.tokenizer(list(prompts), return_tensors="pt", **cut)
-            out = self.model(pixel_values=preprocess(images, 224), **words)
-            similarity = (out.image_embeds * out.text_embeds).sum(-1)  # both have norm 1
-            return self.model.logit_scale.exp() * similarity
-
 Reference: Xu et al. 2023, "ImageReward" (arXiv 2304.05977); BLIP: Li et al. 2022 (arXiv
 2201.12086). Weights: Apache-2.0 by their model card.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from psd_mini._internal.arguments import first_line
-from psd_mini.pretrained.failures import first_loaded, hub_is_offline, one_line
-from psd_mini.pretrained.precision import choose_device, choose_dtype, scaled_gradients
+from psd_mini.pretrained.failures import hub_is_offline, one_line
+from psd_mini.pretrained.loading import load_tokenizer
+from psd_mini.pretrained.precision import GRADIENT_SCALE, freeze, scaled_gradients
+from psd_mini.pretrained.published import find_file, preprocess, read_weights, rename_weights
 
 Images = Float[Tensor, "b 3 h w"]
 
@@ -60,11 +40,7 @@ HUB_FILE = "ImageReward.pt"
 TOKENIZER_ID = "google-bert/bert-base-uncased"
 REMEDY = "image-reward:FILE takes a downloaded one, and colorfulness needs none"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw score, from the published code
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 TOKENS = 35
-# inside float16 networks: the gradient of a pixel is a thousandth of that of the score
-GRADIENT_SCALE = 1024.0
 
 # the published ViT-L/16, where it is not transformers' default
 VISION: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
@@ -127,67 +103,21 @@ class ImageRewardNetwork(nn.Module):
         return self.head(h.last_hidden_state[:, 0])[:, 0]
 
 
-def convert(state: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+def convert(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published weights under the names of `ImageRewardNetwork`, all of them and no others.
 
     Args:
         state: name -> weight, as published.
-        wanted: the names that the network has.
+        wanted: the network's own state dict.
 
     Raises:
         ValueError: a weight that the network has no place for, or one that is missing.
     """
-    converted: dict[str, Tensor] = {}
-    for published, weight in state.items():
-        if published.startswith(UNUSED_HEADS) or published.endswith(UNUSED_CONSTANT):
-            continue
-        name = published
-        for part, ours in NAMES.items():
-            name = name.replace(part, ours)
-        if name not in wanted or not isinstance(weight, Tensor):
-            raise ValueError(f"reward: {published!r} is not a weight of ImageReward; another file?")
-        converted[name] = weight
-    missing = sorted(wanted - converted.keys())
-    if missing:
-        what = f"lacks {len(missing)} weights, the first is {missing[0]!r}"
-        raise ValueError(f"reward: ImageReward's file {what}; get another copy")
-    return converted
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .pt file, read so that it cannot run code.
-
-    Raises:
-        ValueError: no such file, damaged, or a pickle of anything but tensors.
-    """
-    try:
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise ValueError(f"reward: there is no file {path}; give the path to {HUB_FILE}") from None
-    except pickle.UnpicklingError:
-        what = "holds more than tensors and could run code; it was not opened"
-        raise ValueError(f"reward: {path} {what}, get another copy") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        what = f"is damaged or holds no weights ({first_line(error)})"
-        raise ValueError(f"reward: {path} {what}; get another copy") from None
-
-
-def preprocess(images: Images, resolution: int) -> Images:
-    """The middle square at `resolution`, normalised; float32, differentiable.
-
-    Resized as Pillow does (bicubic, shorter side to `resolution`), then normalised as CLIP does.
-    The filter widens with the reduction (antialias): without that, single pixels of a large picture
-    would decide the score.
-    """
-    height, width = images.shape[-2:]
-    scale = resolution / min(height, width)
-    shape = max(resolution, round(height * scale)), max(resolution, round(width * scale))
-    resized = F.interpolate(images.float(), shape, mode="bicubic", antialias=True).clamp(0, 1)
-    top, left = round((shape[0] - resolution) / 2), round((shape[1] - resolution) / 2)
-    square = resized[..., top : top + resolution, left : left + resolution]
-    mean = torch.tensor(PIXEL_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(PIXEL_STD, device=images.device)[:, None, None]
-    return (square - mean) / std
+    used: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        if not (name.startswith(UNUSED_HEADS) or name.endswith(UNUSED_CONSTANT)):
+            used[name] = weight
+    return rename_weights(used, NAMES, wanted, "ImageReward")
 
 
 class ImageReward:
@@ -212,12 +142,8 @@ class ImageReward:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ):
-        self.device = choose_device(device)
-        if dtype is None and self.device.type == "cuda":
-            dtype = torch.float16
-        self.dtype = choose_dtype(self.device, dtype)
-        self.network = network.to(self.device, self.dtype).requires_grad_(False).eval()
-        self.tokenizer = tokenizer
+        self.device, self.dtype = freeze(network, device, dtype)
+        self.network, self.tokenizer = network, tokenizer
 
     @classmethod
     def from_pretrained(
@@ -238,18 +164,14 @@ class ImageReward:
         Raises:
             ValueError: in one line, what is missing and what to do.
         """
-        ids = HUB_IDS if source is None else (str(source),)
-        path = Path(ids[0]).expanduser()
-        if source is None or not (path.exists() or path.suffix):
-            path = first_loaded(ids, partial(_download, offline=hub_is_offline()))
-        state = read_weights(path)
+        state = read_weights(find_file(source, HUB_IDS, HUB_FILE, REMEDY))
         with one_line("reward image-reward", REMEDY):
             from transformers import BertTokenizer
 
             offline = Path(tokenizer).is_dir() or hub_is_offline()
-            words = BertTokenizer.from_pretrained(str(tokenizer), local_files_only=offline)
+            words = load_tokenizer(BertTokenizer, str(tokenizer), local_files_only=offline)
             network = network or ImageRewardNetwork()
-        network.load_state_dict(convert(state, set(network.state_dict())))
+        network.load_state_dict(convert(state, network.state_dict()))
         return cls(network, words, **settings)
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> Float[Tensor, " b"]:
@@ -263,10 +185,3 @@ class ImageReward:
 
         score = scaled_gradients(raw, images, self.dtype, GRADIENT_SCALE)
         return ((score - MEAN) / STD).to(images.device)
-
-
-def _download(model_id: str, offline: bool) -> Path:
-    with one_line(f"reward {model_id}", REMEDY):
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(model_id, HUB_FILE, local_files_only=offline))

@@ -76,7 +76,7 @@ def load_model(
 
     def load_text() -> tuple[Any, nn.Module]:
         with one_line(f"prior {name}"):
-            tokenizer = CLIPTokenizer.from_pretrained(place, subfolder="tokenizer", **here)
+            tokenizer = load_tokenizer(CLIPTokenizer, place, subfolder="tokenizer", **here)
             return tokenizer, load(CLIPTextModel, subfolder="text_encoder")
 
     return name, (unet, vae, scheduler, load_text)
@@ -105,8 +105,10 @@ def load_part(
     Raises:
         ValueError: a weight is missing in the file. Without a file: whatever the class raises.
     """
-    settings: dict[str, Any] = {"subfolder": subfolder, "local_files_only": offline}
-    settings |= {"use_safetensors": True, "output_loading_info": True}
+    settings: dict[str, Any] = {"local_files_only": offline, "output_loading_info": True}
+    settings |= {"use_safetensors": True}
+    if subfolder is not None:  # transformers would take None for a name
+        settings["subfolder"] = subfolder
     if cls.__module__.startswith("diffusers"):  # which warns where accelerate is not installed
         settings["low_cpu_mem_usage"] = importlib.util.find_spec("accelerate") is not None
     failures: dict[str | None, Exception] = {}
@@ -125,6 +127,23 @@ def load_part(
         what = f"{len(missing)} weights are missing, the first is {missing[0]}"
         raise ValueError(f"{what}; it was saved by another version")
     return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(cls: Any, source: str, **settings: Any) -> Any:
+    """A tokenizer of transformers that knows words.
+
+    Args:
+        cls: its class; source: folder or hub id.
+        settings: more arguments of from_pretrained.
+
+    Raises:
+        ValueError: there is no vocabulary. transformers from 5 on makes an empty one then, in which
+            all words are the same. Otherwise: whatever the class raises.
+    """
+    tokenizer = cls.from_pretrained(source, **settings)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"there is no vocabulary in {source}")
+    return tokenizer
 
 
 def check_folder(folder: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from psd_mini._internal.arguments import first_line, one_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# for rewards in float16: the gradient of a pixel is a thousandth of that of the score
+GRADIENT_SCALE = 1024.0
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -45,6 +47,29 @@ def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
     name = str(dtype).removeprefix("torch.")
     one_of("dtype", name, DTYPES)
     return DTYPES[name]
+
+
+def freeze(
+    network: nn.Module,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> tuple[torch.device, torch.dtype]:
+    """Move a reward's network to where it runs; its weights get no gradients from now on.
+
+    Args:
+        network: changed in place.
+        device: default what there is.
+        dtype: default float16 on a GPU, float32 elsewhere.
+
+    Returns:
+        Its device and its precision.
+    """
+    device = choose_device(device)
+    if dtype is None and device.type == "cuda":
+        dtype = torch.float16
+    dtype = choose_dtype(device, dtype)
+    network.to(device, dtype).requires_grad_(False).eval()
+    return device, dtype
 
 
 def scaled_gradients(

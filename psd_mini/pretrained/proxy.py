@@ -43,8 +43,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import validated
-from psd_mini.pretrained.failures import first_line
+from psd_mini._internal.arguments import first_line, validated
 
 FOLDER = Path(__file__).parent / "checkpoint" / "proxy"
 # gold reward, then the seed of the training (0 where there is none), or noisy

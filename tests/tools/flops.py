@@ -24,6 +24,7 @@ from psd_mini.cameras import orbit
 from psd_mini.negative import negative_loss
 from psd_mini.pretrained import image_reward
 from psd_mini.pretrained.image_reward import ImageRewardNetwork
+from psd_mini.pretrained.published import preprocess
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 from psd_mini.sds import Context, predict, surrogate_loss
 
@@ -85,9 +86,7 @@ class MetaReward:
         tokens = torch.ones(len(images), image_reward.TOKENS, dtype=torch.long, device="meta")
         network = self.network
         with torch.device("meta"):
-            z = network.vision(
-                image_reward.preprocess(images, network.resolution)
-            ).last_hidden_state
+            z = network.vision(preprocess(images, network.resolution)).last_hidden_state
             # without masks, whose values transformers wants to see: the padding is computed all the
             # same
             h = network.text(tokens, encoder_hidden_states=z, is_decoder=False)

@@ -74,7 +74,7 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
-def _module(name: str, **contents) -> None:
+def stand_in(name: str, **contents) -> None:
     module = types.ModuleType(name)
     vars(module).update(contents)
     module.__path__ = []
@@ -97,23 +97,23 @@ def import_package(folder: Path):
     before = set(sys.modules)
     for name in ("", ".models", ".models.BLIP"):
         # a path, and no __init__: the package's own ones import everything
-        _module(f"ImageReward{name}")
+        stand_in(f"ImageReward{name}")
         sys.modules[f"ImageReward{name}"].__path__ = [str(root.joinpath(*name.split(".")))]
     unused = ("_cfg", "register_model", "named_apply", "adapt_input_conv", "download_cached_file")
     used = {"trunc_normal_": nn.init.trunc_normal_, "DropPath": nn.Identity}
     timm = ("vision_transformer", "registry", "layers", "helpers", "hub")
     for part in ("timm", "timm.models", *(f"timm.models.{name}" for name in timm)):
-        _module(part, PatchEmbed=PatchEmbed, **dict.fromkeys(unused), **used)
+        stand_in(part, PatchEmbed=PatchEmbed, **dict.fromkeys(unused), **used)
     for part in ("", ".nn", ".nn.checkpoint", ".nn.checkpoint.checkpoint_activations"):
-        _module(f"fairscale{part}", checkpoint_wrapper=None)
+        stand_in(f"fairscale{part}", checkpoint_wrapper=None)
     if importlib.util.find_spec("torchvision") is None:
 
         def nothing(*_, **__):
             return None
 
         names = ("Compose", "Resize", "CenterCrop", "ToTensor", "Normalize")
-        _module("torchvision")
-        _module("torchvision.transforms", **dict.fromkeys(names, nothing))
+        stand_in("torchvision")
+        stand_in("torchvision.transforms", **dict.fromkeys(names, nothing))
     replaced = ("timm", "fairscale", "torchvision")
     stand_ins = {name for name in sys.modules if name.split(".")[0] in replaced} - before
 
@@ -199,7 +199,7 @@ def compare(folder: Path, full: bool = False) -> tuple[float, float, float]:
 
     theirs = published_model(folder, full)
     ours = ImageRewardNetwork() if full else ImageRewardNetwork(SMALL_VISION, SMALL_TEXT)
-    ours.load_state_dict(convert(theirs.state_dict(), set(ours.state_dict())))
+    ours.load_state_dict(convert(theirs.state_dict(), ours.state_dict()))
     ours.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randn(2, 3, ours.resolution, ours.resolution, generator=generator)

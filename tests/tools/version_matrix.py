@@ -1,11 +1,12 @@
-"""The tests of learned priors and of ImageReward with several versions of their libraries.
+"""The tests of learned priors and of learned rewards with several versions of their libraries.
 
     python tests/tools/version_matrix.py                  all sets of diffusers, transformers, ...
     python tests/tools/version_matrix.py oldest colab     some of them
 
 Each set is a fresh virtual environment, about 3 minutes and 2 GB. All have torch 2.13.0 and the
-Python that runs this script. image-reward 1.5 is installed without its dependencies, so that its
-test as an oracle runs too. Prints one line per set and ends with an error if a set fails.
+Python that runs this script. image-reward and open_clip_torch are installed without their
+dependencies, so that their tests as oracles run too. Prints one line per set and ends with an error
+if a set fails.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ SETS = {
         "pillow==10.1.0",
     ],
 }
+ORACLES = ["image-reward==1.5", "open_clip_torch==3.3.0", "ftfy==6.3.1"]
 OTHERS = ["safetensors", "jaxtyping>=0.3,<0.4", "scikit-image", "matplotlib", "tqdm", "pytest"]
-TESTS = [
-    f"tests/test_{name}.py"
-    for name in ("stable_diffusion_prior", "real_rung", "image_reward", "learned_checkpoint")
-]
+OTHERS += ["wcwidth"]  # of ftfy
+TESTED = ["stable_diffusion_prior", "real_rung", "learned_checkpoint"]
+TESTED += ["image_reward", "clip_rewards"]
+TESTS = [f"tests/test_{name}.py" for name in TESTED]
 
 
 def run_set(name: str) -> tuple[bool, str]:
@@ -57,7 +59,7 @@ def run_set(name: str) -> tuple[bool, str]:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = str(Path(folder) / "bin" / "python")
         # torch comes first and alone: together with the rest, pip may fetch gigabytes of CUDA
-        for what in ([TORCH], [TORCH, *SETS[name], *OTHERS], ["--no-deps", "image-reward==1.5"]):
+        for what in ([TORCH], [TORCH, *SETS[name], *OTHERS], ["--no-deps", *ORACLES]):
             command = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *what]
             installed = subprocess.run(command, capture_output=True, text=True)
             if installed.returncode:
