@@ -42,8 +42,8 @@ from psd_mini.sds import csd_gradient as csd_gradient
 from psd_mini.sds import guidance_from_dreamfusion as guidance_from_dreamfusion
 from psd_mini.sds import sds_gradient as sds_gradient
 from psd_mini.sds import surrogate_loss as surrogate_loss
+from psd_mini.viz.curves import curves as curves
 from psd_mini.viz.pictures import contact_sheet as contact_sheet
-from psd_mini.viz.pictures import curves as curves
 from psd_mini.viz.pictures import render_views as render_views
 from psd_mini.world.metrics import judge as judge
 from psd_mini.world.prior import ToyWorldPrior as ToyWorldPrior

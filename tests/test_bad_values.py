@@ -26,7 +26,7 @@ from worlds import public_names
 import psd_mini as pm
 from psd_mini import checks, methods
 from psd_mini._internal.runs import NonFiniteError
-from psd_mini.pipelines import cli, compare
+from psd_mini.pipelines import cli, compare, results
 from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.rewards import make_reward
 from psd_mini.sds import Cost, Predictions
@@ -654,7 +654,7 @@ def small_world(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_world, "pool_cameras", lambda: CAMERAS)
     for module in (metrics, text_to_3d):
         monkeypatch.setattr(module, "judge_views", lambda: VIEWS)
-    monkeypatch.setattr(text_to_3d, "oracle_distance", lambda *settings: 1.0)
+    monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
     monkeypatch.setattr(text_to_3d, "save", lambda result, folder: None)
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from psd_mini.pipelines import cli
+from psd_mini.pipelines import cli, tables
 from psd_mini.pipelines import compare as compare_module
 from psd_mini.pipelines.compare import compare, ground_truth
 from psd_mini.rewards import Colorfulness
@@ -218,10 +218,10 @@ def test_weights_make_a_curve_of_proxy_and_gold(tmp_path):
     ]
     records.append({"method": "exact", "seed": 0, "reward": 1.0, "gold_reward": 1.0})
     expected = {"psd": [(4.0, 4.5, 39.5), (16.0, 16.5, 159.5)]}
-    assert compare_module.over_weights(records) == expected  # exact: sums of small integers
+    assert tables.over_weights(records) == expected  # exact: sums of small integers
     without = [{key: r[key] for key in ("method", "reward")} for r in records]
-    assert compare_module.over_weights(without) == {}
-    assert compare_module.name_and_weight("psd@0.5+neg") == ("psd", 0.5)
+    assert tables.over_weights(without) == {}
+    assert tables.name_and_weight("psd@0.5+neg") == ("psd", 0.5)
     numbers = {"seeds": 1, "steps": 1, "resolution": 8}
     methods = ["psd@1", "psd@4"]
     made = compare("a ball", methods, "proxy:smooth", out=tmp_path, **numbers)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from psd_mini import distill, generate, save_field
-from psd_mini.pipelines import cli, folders
+from psd_mini.pipelines import cli, folders, results
 from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.pipelines.folders import folder_name
 from psd_mini.rewards import make_reward
@@ -25,7 +25,7 @@ def quick(monkeypatch):
         "save",
         lambda result, folder: save_field(result.field, folder / "field.safetensors"),
     )
-    monkeypatch.setattr(text_to_3d, "oracle_distance", lambda *settings: 1.0)
+    monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
 
 
 def contents(folder):
@@ -74,6 +74,7 @@ OTHERS = [
     *(["--method", "sds"], ["--field", "triplane"], ["--seed", "1"], ["--device", "cpu"]),
     *(["--reward", "color:blue"], ["--reward", "color:red"], ["--dtype", "float16"]),
     *(["--reward", "image-reward:/x/A.pt"], ["--reward", "image-reward:/x/a.pt"]),
+    *(["--init-from", "a"], ["--init-from", "b"], ["--prior", "dull"], ["--negative", "random"]),
     *(["--prior", "learned"], ["--prior", "a/b"], ["--prior", "a_b"]),
     *(["--conditioning", "words"], ["--conditioning", "none"]),
     *(["--guidance-scale", "2"], ["--guidance-scale", "20"], ["--guidance-scale", "-2"]),

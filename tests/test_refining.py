@@ -8,7 +8,7 @@ from worlds import same
 
 from psd_mini import generate, load_field, make_field, save_field
 from psd_mini.methods import NegativeWords
-from psd_mini.pipelines import cli
+from psd_mini.pipelines import cli, results
 from psd_mini.pipelines import generate as pipeline
 from psd_mini.pipelines.generate import PREFERENCE_TIMES, REFINING_TIMES
 
@@ -23,7 +23,7 @@ def quick(monkeypatch):
         save_field(result.field, folder / "field.safetensors")
 
     monkeypatch.setattr(pipeline, "save", only_field)
-    monkeypatch.setattr(pipeline, "oracle_distance", lambda *settings: 1.0)
+    monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
 
 
 def test_refining_begins_with_the_finished_object(tmp_path):

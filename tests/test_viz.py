@@ -15,13 +15,12 @@ from psd_mini.cameras import orbit
 from psd_mini.fields import VoxelField
 from psd_mini.rendering import render
 from psd_mini.viz import pictures as viz
+from psd_mini.viz.curves import curves, overoptimisation, running_mean
 from psd_mini.viz.pictures import (
     Gif,
     contact_sheet,
-    curves,
     gif,
     render_views,
-    running_mean,
     save_png,
     to_uint8,
     turntable_cameras,
@@ -374,3 +373,15 @@ def test_failing_write_keeps_the_old_file(write, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_overoptimisation_rings_the_weight_of_the_highest_proxy():
+    """Two methods, two panels; moving the highest proxy to another weight moves the ring."""
+    rising = [(1.0, 0.2, 0.3), (10.0, 0.5, 0.6), (100.0, 0.9, 0.1)]
+    falling = [(1.0, 0.9, 0.3), (10.0, 0.5, 0.6), (100.0, 0.2, 0.1)]
+    two = overoptimisation({"pixel-clean": rising, "psd": rising})
+    one = np.asarray(overoptimisation({"psd": rising}), dtype=float)
+    assert two.width == 2 * one.shape[1]
+    other = np.asarray(overoptimisation({"psd": falling}), dtype=float)
+    changed = np.abs(one - other).sum(axis=(0, 2)) > 0
+    assert changed[: len(changed) // 2].any() and changed[len(changed) // 2 :].any()

@@ -29,17 +29,14 @@ from psd_mini.fields import FIELDS, load_field, make_field
 from psd_mini.methods import BASES, PREFERENCE_METHODS, NegativeWords, make_method
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.pipelines import folders
-from psd_mini.pipelines.oracle import ORACLE_STEPS, oracle_distance
-from psd_mini.pipelines.results import Generation, save, write_run
+from psd_mini.pipelines.results import EXACT, JUDGED, Generation, measure, save, write_run
 from psd_mini.pretrained import make_prior
 from psd_mini.pretrained.failures import memory_error_in_one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype
-from psd_mini.rewards import make_reward, score
+from psd_mini.rewards import make_reward
 from psd_mini.viz import pictures
-from psd_mini.world.gold import gold_reward
-from psd_mini.world.metrics import judge, judge_views
 from psd_mini.world.objects import COLOURS, OBJECTS
-from psd_mini.world.text import VOCABULARY, caption, words
+from psd_mini.world.text import words
 
 # Where a preference can act: x_t leaves open which of two pictures it holds only while
 # alpha_t^2 ||mu_1 - mu_2||^2 / sigma_t^2 is of order 1. With 3,072 numbers a picture that ratio,
@@ -64,8 +61,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # A finished object is refined at the levels of noise that leave its shape where it is.
 REFINING_TIMES: dict[str, Any] = {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
-EXACT = ("exact", "dull")
-JUDGED = (*EXACT, "learned")  # of the toy world, whose results can be compared with a truth
 
 
 @validated
@@ -151,8 +146,7 @@ def generate(
             is touched.
     """
     started = time.perf_counter()
-    if not (words(prompt) if prior in JUDGED else prompt.strip()):
-        raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
+    look_at_prompt(prompt, prior)
     name = method if isinstance(method, str) else None
     if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
@@ -161,8 +155,7 @@ def generate(
     given |= {"cameras_per_step": cameras_per_step, "resolution": resolution}
     given |= {"n_samples": n_samples, "t_min": t_min, "t_max": t_max, "lr_scale": lr_scale}
     given |= {"entropy_weight": entropy_weight, "background": background}
-    times = REFINING_TIMES if init_from else PREFERENCE_TIMES if preference else {}
-    numbers = with_defaults(prior, times, given)
+    numbers = with_defaults(prior, preference, init_from is not None, given)
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
@@ -226,6 +219,12 @@ def write_results(result: Generation, folder: Path) -> None:
         warnings.warn(f"{what}; it is still in memory", stacklevel=3)
 
 
+def look_at_prompt(prompt: str, prior: str) -> None:
+    """Refuse a prompt that names nothing, or words that the toy world does not know."""
+    if not (words(prompt) if prior in JUDGED else prompt.strip()):
+        raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
+
+
 def in_config(part: Any) -> Any:
     """What a part of a run is called in its config: a name, True, False or None as it is."""
     return part if isinstance(part, str | bool | None) else identity(part)
@@ -248,8 +247,11 @@ def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.
     return field, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def with_defaults(prior: str, times: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(
+    prior: str, preference: bool, refining: bool, given: dict[str, Any]
+) -> dict[str, Any]:
     """The numbers of a run: what was given, else what its task and its prior ask for."""
+    times = REFINING_TIMES if refining else PREFERENCE_TIMES if preference else {}
     numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"]) | times
     return numbers | {name: value for name, value in given.items() if value is not None}
 
@@ -297,40 +299,3 @@ def make_negative(
     known = [word for word in (*OBJECTS, *COLOURS) if word not in prompt.lower().split()]
     embeddings = torch.cat([*map(prior.embed_negative, known), start])
     return NegativeWords(known, embeddings, guidance_scale, choice=negative)
-
-
-def measure(
-    field: nn.Module,
-    config: dict[str, Any],
-    options: Options,
-    negative: Any,
-    reward: Callable | None,
-) -> dict[str, Any]:
-    """What judge and reward say of a finished field, and the oracle's distance; {} without a truth.
-
-    A proxy is reported apart from the gold reward that it was trained to predict.
-    """
-    prior, kind = config["prior"], config["field"]["kind"]
-    if prior not in JUDGED:
-        return {}
-    views = judge_views()
-    images = pictures.render_views(field, views.cameras, views.resolution)
-    found = judge(images)
-    # one yardstick for every learned prior: the oracle of the exact world's default
-    resolution = options.resolution if prior in EXACT else Options().resolution
-    steps = min(options.steps, ORACLE_STEPS)
-    metrics = {
-        "true_view_distance": found.true_view_distance,
-        "oracle_distance": oracle_distance(kind, found.recognised, resolution, steps),
-        "log_density_gap": found.log_density_gap,
-        "recognised": caption(*found.recognised),
-    }
-    if negative is not None and prior in EXACT:
-        metrics["negative_words"] = negative.read(VOCABULARY)
-    if reward is not None:
-        value = score(reward, images, [config["prompt"]] * len(images)).mean().item()
-        name, _, proxied = str(config["reward"]).partition(":")
-        metrics["proxy_reward" if name == "proxy" else "reward"] = value
-        if name == "proxy":
-            metrics["gold_reward"] = gold_reward(found, proxied.split("-")[0])
-    return metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,8 +15,17 @@ from torch import Tensor, nn
 
 from psd_mini._internal.arguments import validated
 from psd_mini._internal.files import write_atomically
+from psd_mini.distill import Options
 from psd_mini.fields import save_field
-from psd_mini.viz import mesh, pictures
+from psd_mini.pipelines.oracle import ORACLE_STEPS, oracle_distance
+from psd_mini.rewards import score
+from psd_mini.viz import curves, mesh, pictures
+from psd_mini.world.gold import gold_reward
+from psd_mini.world.metrics import judge, judge_views
+from psd_mini.world.text import VOCABULARY, caption
+
+EXACT = ("exact", "dull")
+JUDGED = (*EXACT, "learned")  # of the toy world, whose results can be compared with a truth
 
 
 @validated
@@ -64,11 +74,48 @@ class Generation:
         return f"{self.prompt}: recognised as {m['recognised']}, true-view distance {distances}"
 
 
+def measure(
+    field: nn.Module,
+    config: dict[str, Any],
+    options: Options,
+    negative: Any,
+    reward: Callable | None,
+) -> dict[str, Any]:
+    """What judge and reward say of a finished field, and the oracle's distance; {} without a truth.
+
+    A proxy is reported apart from the gold reward that it was trained to predict.
+    """
+    prior, kind = config["prior"], config["field"]["kind"]
+    if prior not in JUDGED:
+        return {}
+    views = judge_views()
+    images = pictures.render_views(field, views.cameras, views.resolution)
+    found = judge(images)
+    # one yardstick for every learned prior: the oracle of the exact world's default
+    resolution = options.resolution if prior in EXACT else Options().resolution
+    steps = min(options.steps, ORACLE_STEPS)
+    metrics = {
+        "true_view_distance": found.true_view_distance,
+        "oracle_distance": oracle_distance(kind, found.recognised, resolution, steps),
+        "log_density_gap": found.log_density_gap,
+        "recognised": caption(*found.recognised),
+    }
+    if negative is not None and prior in EXACT:
+        metrics["negative_words"] = negative.read(VOCABULARY)
+    if reward is not None:
+        value = score(reward, images, [config["prompt"]] * len(images)).mean().item()
+        name, _, proxied = str(config["reward"]).partition(":")
+        metrics["proxy_reward" if name == "proxy" else "reward"] = value
+        if name == "proxy":
+            metrics["gold_reward"] = gold_reward(found, proxied.split("-")[0])
+    return metrics
+
+
 def save(result: Generation, folder: Path) -> None:
     """Write turntable.gif, views.png, curves.png, field.safetensors and mesh.glb."""
     result.turntable(folder / "turntable.gif")
     pictures.save_png(result.views(), folder / "views.png")
-    pictures.curves(result.history, folder / "curves.png")
+    curves.curves(result.history, folder / "curves.png")
     save_field(result.field, folder / "field.safetensors")
     try:
         mesh.write_glb(result.mesh(), folder / "mesh.glb")

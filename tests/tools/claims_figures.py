@@ -21,7 +21,8 @@ IMAGES = Path(__file__).parents[2] / "notebooks" / "images"
 
 def curves() -> None:
     """Proxy and gold over the weight, refining with the rugged reward (the sweep)."""
-    from psd_mini.viz.pictures import overoptimisation, save_png
+    from psd_mini.viz.curves import overoptimisation
+    from psd_mini.viz.pictures import save_png
 
     swept = settings_of(worlds(read("sweep"))["refine", "rugged"])
     shown: dict[str, list[tuple[float, float, float]]] = {}
