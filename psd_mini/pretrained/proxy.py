@@ -10,8 +10,9 @@ Bradley and Terry,
     P(a preferred to b) = sigmoid( (gold_a - gold_b) / TEMPERATURE )
 
 for one of the hidden gold rewards in `world.gold`. The score is in gold's units: log-odds times
-TEMPERATURE, plus the constant (pairs cannot tell it) that gives the world's pictures the mean of
-gold. So proxy and gold can be drawn on one axis.
+TEMPERATURE, plus the constant that gives the world's pictures the mean of gold. So proxy and gold
+can be drawn on one axis. Pairs cannot tell a constant, and all of them are of one object, so each
+object may have a constant of its own: compare scores of one object only.
 
 A proxy is right where it was trained and arbitrary elsewhere, as ImageReward and its relatives are.
 
@@ -23,7 +24,18 @@ A proxy is right where it was trained and arbitrary elsewhere, as ImageReward an
                    Gaussian noise, its standard deviation drawn from 0 to 0.5: the control for
                    "reward models fail because they never saw noise"
 
-CARD
+Share of held-out pairs in gold's order (all objects, pairs of colours and pairs of the 24 judging
+cameras), by resolution, and at 32 pixels under noise of standard deviation 0.4:
+
+                    32 pixels   64 pixels   noisy
+    smooth             99.18%      99.21%  96.96%
+    smooth-1           99.27%      99.37%  97.05%
+    smooth-2           99.23%      99.18%  96.87%
+    smooth-noisy       99.19%      99.36%  97.69%
+    rugged             99.33%      99.79%  92.06%
+    rugged-1           99.48%      99.65%  95.09%
+    rugged-2           99.35%      99.49%  93.42%
+    rugged-noisy       98.90%      99.47%  97.41%
 
 `python tests/tools/proxy/train.py FOLDER` trains all of them again.
 
