@@ -133,7 +133,7 @@ def test_answers_have_the_probabilities_of_bradley_and_terry():
         away = torch.cdist(pictures[..., 0, 0], train.PALETTE)
         assert away.min(-1).values.max() < 2e-3  # two colours are 0.36 apart or more
         won.index_put_(tuple(away.argmin(-1)), torch.tensor(1.0), accumulate=True)
-    assert won.diagonal().sum() == 0
+    assert won.diagonal().sum() < 0.5  # no pair of one colour
     n = won + won.T
     expected = 1 / (1 + ((gold - gold[:, None]) / TEMPERATURE).exp())
     error = (expected * (1 - expected) / n.clamp(min=1)).sqrt()
