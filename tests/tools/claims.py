@@ -235,8 +235,13 @@ def main_jobs() -> list[dict[str, Any]]:
         every = proxy_jobs(PLAN["prompts"], PLAN["main"]["seeds"], chosen)
         jobs += [job for job in every if (job["task"], job["reward"]) == (task, kind)]
     # what decides the claim comes first, so that it is complete whenever the runs are stopped
-    first = ("sds2", "pixel-clean", "psd", "exact")
-    return sorted(jobs, key=lambda job: (job["seed"], job["method"] not in first))
+    deciding = ("sds2", "pixel-clean", "psd", "exact")
+
+    def place(job: dict[str, Any]) -> tuple[bool, bool, int]:
+        extra = job["method"] not in deciding or job["weight"] == DEFAULT_WEIGHT
+        return job["seed"] > 3, extra, job["seed"]
+
+    return sorted(jobs, key=place)
 
 
 def dull_sweep_jobs() -> list[dict[str, Any]]:

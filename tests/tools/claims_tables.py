@@ -28,7 +28,8 @@ def clustered(values: dict[tuple[str, int], float]) -> tuple[float, float]:
     for (prompt, _), value in values.items():
         of_prompt[prompt].append(value)
     means = [mean(mine) for mine in of_prompt.values()]
-    return mean(means), stdev(means) / len(means) ** 0.5
+    error = stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan")
+    return mean(means), error
 
 
 def by_run(records: list[Record], key: str) -> dict[tuple[str, int], float]:
@@ -176,6 +177,8 @@ def rival_table(records: list[Record]) -> list[str]:
 
 if __name__ == "__main__":
     swept, judged = read("sweep"), read("main")
+    # two runs were made under an earlier plan that swept methods without a weight too
+    swept = [r for r in swept if r["weight"] is not None]
     for (task, kind), mine in worlds(swept).items():
         print(f"\n### Sweep: {task}, {kind}\n")
         print("\n".join(proxy_table(mine)))
