@@ -114,7 +114,7 @@ class NoiseSchedule:
             ValueError: t out of range, or its length is not like's batch size.
         """
         t = t.detach().to(device="cpu", dtype=torch.int64)
-        if t.min() < 0 or t.max() >= self.num_timesteps:
+        if t.min().item() < 0 or t.max().item() >= self.num_timesteps:
             came = f"values from {t.min()} to {t.max()}"
             raise ValueError(f"t must lie in 0..{self.num_timesteps - 1}, got {came}")
         if len(t) not in (1, like.shape[0]):

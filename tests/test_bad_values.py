@@ -25,6 +25,7 @@ from worlds import public_names
 
 import psd_mini as pm
 from psd_mini import checks, methods
+from psd_mini._internal.arguments import ArgumentError
 from psd_mini._internal.runs import NonFiniteError
 from psd_mini.pipelines import cli, compare, results
 from psd_mini.pipelines import generate as text_to_3d
@@ -652,7 +653,7 @@ def small_world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pm.save_field(FIELD, "saved.safetensors")
     monkeypatch.setattr(toy_world, "pool_cameras", lambda: CAMERAS)
-    for module in (metrics, text_to_3d):
+    for module in (metrics, results):
         monkeypatch.setattr(module, "judge_views", lambda: VIEWS)
     monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
     monkeypatch.setattr(text_to_3d, "save", lambda result, folder: None)
@@ -681,6 +682,19 @@ def test_a_bad_value_is_named_or_does_no_harm(name, parameter):
         if wrong := complaint(lambda value=value: call(**{**valid, parameter: value}), parameter):
             complaints[what] = wrong
     assert not complaints
+
+
+def test_shapes_that_fitted_are_no_pass_for_others():
+    """Shapes are looked at once and remembered, but all of a call together, and no numbers. Wrong:
+    to remember each argument by itself, or to skip NaN in shapes that are known."""
+    short, long = normal(2), normal(3)
+    assert torch.equal(pm.cfg(short, short, 1.0), short)
+    assert torch.equal(pm.cfg(long, long, 1.0), long)
+    for bad in (long, short.double().long(), short * NAN, [0.0, 0.0]):
+        with pytest.raises(ArgumentError, match="^eps_neg: expected"):
+            pm.cfg(short, bad, 1.0)
+    with pytest.raises(ArgumentError, match="^guidance_scale: expected a finite number"):
+        pm.cfg(short, short, short)
 
 
 class Inline:

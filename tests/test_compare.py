@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from worlds import quick_results
 
 from psd_mini.pipelines import cli, tables
 from psd_mini.pipelines import compare as compare_module
@@ -14,6 +15,11 @@ from psd_mini.world.metrics import judge_views
 from psd_mini.world.text import components
 
 SMALL = ["--seeds", "1", "--resolution", "8"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    quick_results(monkeypatch)
 
 
 def contents(folder):
@@ -38,7 +44,7 @@ def test_ground_truth_by_hand():
     assert truth["r_prior"] + 0.1 < truth["r_opt"] < truth["r_best"] - 0.005
 
 
-def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
+def test_compare_leaves_table_records_and_picture_and_resumes(quick, tmp_path, capsys):
     """Two methods with one seed (exact is added): the records' fields, the distance to the
     optimum, and nothing run twice."""
     command = ["compare", "a ball", "--methods", "sds,psd,sds+neg", *SMALL, "--steps", "2"]
@@ -77,7 +83,7 @@ def test_compare_leaves_table_records_and_picture_and_resumes(tmp_path, capsys):
     assert timeless[:4] == timeless[4:]
 
 
-def test_finished_runs_are_not_written_over(tmp_path, capsys, monkeypatch):
+def test_finished_runs_are_not_written_over(quick, tmp_path, capsys):
     """Without resume: refused; with it, another prompt, reward or length: refused too; nothing
     changes. A run that was killed before its record was written is run again; overwrite starts
     anew."""
@@ -144,7 +150,7 @@ def test_every_comparison_has_a_folder_of_its_own(tmp_path, monkeypatch):
     assert not compare_module.Worker.objects
 
 
-def test_a_changed_method_of_the_same_name_is_run_again(tmp_path, capsys):
+def test_a_changed_method_of_the_same_name_is_run_again(quick, tmp_path, capsys):
     """And nothing that was given as an object is left behind for a later call."""
 
     def scaled(factor):
@@ -173,7 +179,7 @@ def test_mistakes_come_before_the_runs(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_methods_and_rewards_of_ones_own(tmp_path):
+def test_methods_and_rewards_of_ones_own(quick, tmp_path):
     """A plain function as method: its row has its name and what it computes (SDS, so SDS's
     numbers); a reward as well."""
 

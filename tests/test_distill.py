@@ -2,10 +2,6 @@
 
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -89,41 +85,6 @@ def test_resume_continues_bit_for_bit(prior, tmp_path, killed_at):
     # exact: a run and its resumption, one machine and thread count
     assert whole_run.history == resumed_run.history
     assert whole_run.cost.prior_evaluations == resumed_run.cost.prior_evaluations == 2 * STEPS
-
-
-def test_resume_of_a_killed_process(tmp_path):
-    """kill -9 in the middle of a run, resume in a new process: the unbroken run, bit for bit."""
-    script = textwrap.dedent("""
-        import os, signal, sys, torch
-        from psd_mini import SDS, ToyWorldPrior, VoxelField, distill
-        from psd_mini.world.pool import make_views, pool_cameras
-        torch.set_num_threads(1)
-        folder, kill, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "resume"
-        def callback(info):
-            if info["step"] == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-        field, prior = VoxelField(8), ToyWorldPrior(views=make_views(pool_cameras(6), 8))
-        small = {"steps": 8, "resolution": 8, "cameras_per_step": 2, "n_samples": 8}
-        kept = {"checkpoint": folder + "/c.pt", "checkpoint_every": 2, "resume": resume}
-        options = {**small, **kept, "progress": False, "callback": callback}
-        distill(field, prior, SDS(), "a red mushroom", **options)
-        torch.save(field.state_dict(), folder + "/field.pt")
-        """)
-
-    def process(folder, kill, mode):
-        folder.mkdir(exist_ok=True)
-        return subprocess.run(
-            [sys.executable, "-c", script, str(folder), str(kill), mode], env=os.environ
-        ).returncode
-
-    assert process(tmp_path / "whole", -1, "new") == 0
-    assert process(tmp_path / "broken", 4, "new") == -signal.SIGKILL
-    assert process(tmp_path / "broken", -1, "resume") == 0
-    whole, broken = (
-        torch.load(tmp_path / name / "field.pt", weights_only=True) for name in ("whole", "broken")
-    )
-    # exact: one machine, one thread
-    assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
 def test_method_state_is_in_the_checkpoint(prior, tmp_path):

@@ -1,73 +1,54 @@
 """Faults that must cost nothing: kill -9 at any moment, Ctrl-C, hostile files."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import struct
 import subprocess
 import sys
-import textwrap
 import time
 
+import killed_run
 import pytest
 import torch
+from worlds import quick_results, same, small_world
 
-from psd_mini import SDS, ToyWorldPrior, VoxelField, distill, generate, load_field, save_field
+from psd_mini import SDS, VoxelField, distill, generate, load_field, save_field
 from psd_mini._internal import files
 from psd_mini.pipelines.cli import main
-from psd_mini.world.pool import make_views, pool_cameras
 
-# PSD with the negative embedding on, the run with the most state. It tells its step, and can die in
-# a checkpoint's write.
-SCRIPT = textwrap.dedent("""
-    import os, signal, sys, torch
-    from psd_mini import PSD, SDS, ToyWorldPrior, VoxelField, distill, make_reward
-    from psd_mini._internal import files
-    from psd_mini.negative import NegativeEmbedding
-    from psd_mini.world.pool import make_views, pool_cameras
-    torch.set_num_threads(1)
-    folder, kill_write = sys.argv[1], int(sys.argv[2])
-    fsync, written = os.fsync, []
-    def dying_fsync(number):
-        written.append(number)
-        if len(written) == kill_write:  # the new file is there in half, and not yet renamed
-            os.truncate(number, os.fstat(number).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-        fsync(number)
-    os.fsync = dying_fsync
-    prior = ToyWorldPrior(views=make_views(pool_cameras(6), 8))
-    field, path = VoxelField(8), folder + "/c.pt"
-    negative = NegativeEmbedding(prior.embed([""])[0], 2.0)
-    numbers = {"steps": 40, "resolution": 8, "cameras_per_step": 2, "n_samples": 8}
-    keeping = {"checkpoint": path, "checkpoint_every": 2, "resume": os.path.exists(path)}
-    distill(field, prior, PSD(SDS(2.0)), "a mushroom", **numbers, **keeping, progress=False,
-            reward=make_reward("colorfulness"), negative=negative,
-            callback=lambda info: print(info["step"], flush=True))
-    moved = {"negative": negative.embedding.detach()}
-    torch.save({**field.state_dict(), **moved}, folder + "/field.pt")
-    """)
+# processes that are forked from one which has imported everything: they begin at once
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["killed_run"])
 
 
-def start(folder, kill_write=0):
+def start(folder, kill_write=0, told=None):
+    """The run of `killed_run` in a process of its own."""
     folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), str(kill_write)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = SERVER.Process(target=killed_run.run, args=(folder, kill_write, told), daemon=True)
+    process.start()
+    return process
+
+
+def end(process):
+    """Its exit status, once it has ended."""
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
+    """The result of an interpreter of its own, which orders its sets in another way."""
     folder = tmp_path_factory.mktemp("unbroken")
-    assert start(folder).wait() == 0
+    subprocess.run([sys.executable, killed_run.__file__, str(folder)], check=True)
     return torch.load(folder / "field.pt", weights_only=True)
 
 
 def check_end(folder, unbroken):
     """Resume to the end in a new process: the same bits as the run that nobody killed."""
-    assert start(folder).wait() == 0
+    assert end(start(folder)) == 0
     broken = torch.load(folder / "field.pt", weights_only=True)
     assert all(
         torch.equal(unbroken[name], broken[name]) for name in unbroken
@@ -76,13 +57,14 @@ def check_end(folder, unbroken):
 
 def kill_at_random(folder, rng):
     """kill -9 after a random step and a random fraction of the next one."""
-    process, last = start(folder), rng.randrange(38)
-    for line in process.stdout:
-        if int(line) >= last:
-            break
+    steps, told = SERVER.Pipe(duplex=False)
+    process, last = start(folder, told=told), rng.randrange(killed_run.STEPS - 2)
+    told.close()  # the process has its own
+    while steps.recv() < last:
+        pass
     time.sleep(rng.random() * 0.05)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    assert end(process) == -signal.SIGKILL
 
 
 def test_killed_at_a_random_moment(unbroken, tmp_path):
@@ -93,12 +75,12 @@ def test_killed_at_a_random_moment(unbroken, tmp_path):
 @pytest.mark.parametrize("write", [1, 7])
 def test_killed_in_the_write_of_a_checkpoint(unbroken, tmp_path, write):
     """The half-written file stands beside the old checkpoint and is not taken for it."""
-    assert start(tmp_path, write).wait() == -signal.SIGKILL
+    assert end(start(tmp_path, write)) == -signal.SIGKILL
     assert (tmp_path / "c.pt").exists() == (write > 1)  # exact: a count
     check_end(tmp_path, unbroken)
 
 
-def test_two_fresh_processes_end_in_the_same_bits(unbroken, tmp_path):
+def test_two_processes_end_in_the_same_bits(unbroken, tmp_path):
     check_end(tmp_path, unbroken)
 
 
@@ -121,7 +103,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def prior():
-    return ToyWorldPrior(views=make_views(pool_cameras(6), 8))
+    return small_world()
 
 
 def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
@@ -149,10 +131,7 @@ def test_ctrl_c_waits_for_the_step_and_keeps_it(prior, tmp_path):
     assert torch.load(path, weights_only=True)["progress"]["steps"] == 4
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", checkpoint=path, resume=True, **OPTIONS)
-    # exact: a run and its resumption, one machine and thread count
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
-    )
+    assert same(whole, field)
 
 
 def test_a_second_ctrl_c_acts_at_once(prior, tmp_path):
@@ -222,30 +201,26 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monk
             callback=lambda info: info["step"] == 2 and fault(patch),
             **options,
         )
-    # exact: a run and its resumption, one machine and thread count
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
-    )
+    assert same(whole, field)
     assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
     assert torch.load(path, weights_only=True)["progress"]["steps"] == 2
     field = VoxelField(8)
     distill(field, prior, SDS(), "a red mushroom", resume=True, **options)
-    # exact: a run and its resumption, one machine and thread count
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), field.parameters(), strict=True)
-    )
+    assert same(whole, field)
 
 
 @pytest.mark.filterwarnings("ignore:checkpoint of step")
 def test_results_that_cannot_be_written_stay_in_memory(tmp_path, monkeypatch, capsys):
     """The disk is full when the run is over: the object is returned; at the command line one
     line, and --resume finishes."""
+    quick_results(monkeypatch)
     out = tmp_path / "out"
-    settings = {"method": "sds", "steps": 1, "progress": False, "checkpoint_every": 1}
+    settings = {"method": "sds", "steps": 1, "resolution": 8, "progress": False}
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="still in memory"):
         result = generate("a red ball", out=out, callback=lambda info: full_disk(patch), **settings)
     assert result.out is None and result.metrics["recognised"]
-    command = ["generate", "a red ball", "--method", "sds", "--steps", "1", "--out", str(out)]
+    command = ["generate", "a red ball", "--method", "sds", "--steps", "1", "--resolution", "8"]
+    command += ["--out", str(out)]
     with (
         monkeypatch.context() as patch,
         pytest.warns(UserWarning),

@@ -7,9 +7,10 @@ import json
 
 import pytest
 import torch
+from worlds import quick_results
 
-from psd_mini import distill, generate, save_field
-from psd_mini.pipelines import cli, folders, results
+from psd_mini import distill, generate
+from psd_mini.pipelines import cli, folders
 from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.pipelines.folders import folder_name
 from psd_mini.rewards import make_reward
@@ -19,13 +20,8 @@ SMALL = {"steps": 2, "resolution": 8, "progress": False}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pictures and the oracle cost seconds, and are not what this is about."""
-    monkeypatch.setattr(
-        text_to_3d,
-        "save",
-        lambda result, folder: save_field(result.field, folder / "field.safetensors"),
-    )
-    monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
+    """Pictures, judge and oracle cost seconds, and are not what this is about."""
+    quick_results(monkeypatch)
 
 
 def contents(folder):

@@ -8,20 +8,26 @@ import sys
 
 import bench
 import pytest
-import torch
+from worlds import quick_results, same
 
 import psd_mini
 from psd_mini import generate, load_field, render_views
 from psd_mini.distill import Options
 from psd_mini.pipelines import cli
 from psd_mini.pipelines import generate as text_to_3d
-from psd_mini.world.metrics import judge, judge_views
+from psd_mini.world import metrics
 
 SMALL = ["--steps", "3", "--resolution", "8"]
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    quick_results(monkeypatch)
+
+
 @pytest.mark.parametrize(
-    ("prompt", "field"), [("a blue house", "voxel"), ("a green car", "triplane")]
+    ("prompt", "field"),
+    [("a blue house", "voxel"), pytest.param("a green car", "triplane", marks=pytest.mark.slow)],
 )
 def test_prompt_becomes_its_object(prompt, field):
     """SDS: recognised as the prompt's object and colour, true_view_distance at most 1.25 x the
@@ -31,6 +37,7 @@ def test_prompt_becomes_its_object(prompt, field):
     assert result.metrics["true_view_distance"] <= 1.25 * result.metrics["oracle_distance"]
 
 
+@pytest.mark.slow
 def test_default_method_prefers_and_a_full_prompt_leaves_nothing_to_prefer():
     """PSD is the default. An open prompt ends as its object in a rewarded colour; "a red mushroom"
     ends as itself, with a true_view_distance of at most 1.1 times the oracle's."""
@@ -44,8 +51,9 @@ def test_default_method_prefers_and_a_full_prompt_leaves_nothing_to_prefer():
     )
 
 
-def test_output_folder_holds_everything(tmp_path, capsys):
+def test_output_folder_holds_everything(tmp_path, capsys, monkeypatch):
     """The command leaves the promised files; run.json's numbers are those of the saved field."""
+    quick_results(monkeypatch, files=True)
     out = tmp_path / "out"
     cli.main(["generate", "a red ball", *SMALL, "--out", str(out), "--seed", "5"])
     printed = capsys.readouterr().out
@@ -71,7 +79,8 @@ def test_output_folder_holds_everything(tmp_path, capsys):
         "recognised",
     }
     field = load_field(out / "field.safetensors")
-    verdict = judge(render_views(field, judge_views().cameras, 64))
+    views = metrics.judge_views()
+    verdict = metrics.judge(render_views(field, views.cameras, views.resolution))
     assert record["metrics"]["true_view_distance"] == pytest.approx(
         verdict.true_view_distance, abs=1e-9
     )
@@ -84,36 +93,27 @@ def test_output_folder_holds_everything(tmp_path, capsys):
         assert sheet.width > 8 * 96
 
 
-def test_same_seed_same_object_and_resume_is_whole(tmp_path):
+def test_same_seed_same_object_and_resume_is_whole(quick, tmp_path):
     """One seed twice gives the same bits (on one machine, one thread count); --resume of a
     finished run changes nothing."""
     options = {"steps": 3, "resolution": 8, "progress": False, "seed": 1}
     a = generate("a cube", out=tmp_path, **options)
     b = generate("a cube", **options)
     c = generate("a cube", out=tmp_path, resume=True, **options)
-    for other in (b, c):
-        # exact: one machine, one thread count
-        assert all(
-            torch.equal(x, y)
-            for x, y in zip(a.field.parameters(), other.field.parameters(), strict=True)
-        )
+    assert same(a.field, b.field) and same(a.field, c.field)
 
 
-def test_a_method_given_as_object_runs_as_the_one_of_its_name():
+def test_a_method_given_as_object_runs_as_the_one_of_its_name(quick):
     """The range of timesteps, too, is that of a preference."""
     options = {"steps": 3, "resolution": 8, "progress": False}
     named, given = (
         generate("a cube", method=m, reward="colorfulness", **options)
         for m in ("psd", psd_mini.PSD())
     )
-    # exact: the same code, one machine and thread count
-    assert all(
-        torch.equal(x, y)
-        for x, y in zip(named.field.parameters(), given.field.parameters(), strict=True)
-    )
+    assert same(named.field, given.field)
 
 
-def test_result_object_shows_itself():
+def test_result_object_shows_itself(quick):
     """turntable(), views() and mesh() without a folder; the gif is one a notebook can show."""
     result = generate("a yellow ball", steps=3, resolution=8, progress=False)
     assert (
@@ -125,7 +125,7 @@ def test_result_object_shows_itself():
     assert "a yellow ball: recognised as" in result.summary()
 
 
-def test_own_method_and_own_reward():
+def test_own_method_and_own_reward(quick):
     """A subclass as method, and a plain function as black-box reward for PSD."""
 
     class Damped(psd_mini.SDS):
@@ -150,7 +150,7 @@ def test_own_method_and_own_reward():
 
 
 @pytest.mark.parametrize("conditioning", ["words", "none"])
-def test_other_conditionings_run(conditioning):
+def test_other_conditionings_run(quick, conditioning):
     result = generate("a cube", steps=2, resolution=8, conditioning=conditioning, progress=False)
     assert result.config["conditioning"] == conditioning
 
@@ -207,7 +207,7 @@ def test_folder_that_cannot_be_written(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_resuming_another_run_changes_nothing(tmp_path, capsys):
+def test_resuming_another_run_changes_nothing(quick, tmp_path, capsys):
     """A checkpoint of another prompt: refused with the difference, and every file stays as it
     was."""
     cli.main(["generate", "a cube", *SMALL, "--out", str(tmp_path)])
@@ -309,6 +309,7 @@ def test_defaults_depend_on_the_prior_and_on_a_preference():
     assert (a_folder["resolution"], a_folder["guidance_scale"]) == (64, 3.0)
 
 
+@pytest.mark.slow
 def test_bench_prints_a_table(capsys):
     bench.bench(1)
     printed = capsys.readouterr().out

@@ -104,7 +104,9 @@ def test_the_direction_is_heard(prior, truth, camera, right, wrong):
     assert near < 0.6 * far, (near, far)
 
 
-@pytest.mark.parametrize("prompt", ["a red mushroom", "a blue chair"])
+@pytest.mark.parametrize(
+    "prompt", ["a red mushroom", pytest.param("a blue chair", marks=pytest.mark.slow)]
+)
 def test_guided_samples_are_what_was_asked_for(prior, prompt):
     """Four samples from four sides: nearest, among all objects and colours at the cameras of the
     pool, to the prompt's."""

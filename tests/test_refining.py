@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from worlds import same
+from worlds import quick_results, same
 
 from psd_mini import generate, load_field, make_field, save_field
 from psd_mini.methods import NegativeWords
-from psd_mini.pipelines import cli, results
-from psd_mini.pipelines import generate as pipeline
+from psd_mini.pipelines import cli
 from psd_mini.pipelines.generate import PREFERENCE_TIMES, REFINING_TIMES
 
 SMALL = {"steps": 2, "resolution": 8, "progress": False}
@@ -17,13 +16,8 @@ SMALL = {"steps": 2, "resolution": 8, "progress": False}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Pictures and the oracle cost seconds, and are not what this is about."""
-
-    def only_field(result, folder):
-        save_field(result.field, folder / "field.safetensors")
-
-    monkeypatch.setattr(pipeline, "save", only_field)
-    monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
+    """Pictures, judge and oracle cost seconds, and are not what this is about."""
+    quick_results(monkeypatch)
 
 
 def test_refining_begins_with_the_finished_object(tmp_path):

@@ -395,6 +395,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_thin_manifold(name):
     """Prior N(0, diag(1, 1e-4)), r = (1, 3).x, abar = 0.8, beta = 1: where descent ends.

@@ -4,8 +4,11 @@ from types import ModuleType
 
 import torch
 
-from psd_mini import ToyWorldPrior
-from psd_mini.world.pool import make_views, pool_cameras
+from psd_mini import ToyWorldPrior, save_field
+from psd_mini.pipelines import compare, results, tables
+from psd_mini.pipelines import generate as text_to_3d
+from psd_mini.world import metrics
+from psd_mini.world.pool import fresh_cameras, make_views, pool_cameras
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,6 +19,24 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def small_world(cameras: int = 6, resolution: int = 8) -> ToyWorldPrior:
     """The toy world's prior with so few cameras and pixels that a step takes milliseconds."""
     return ToyWorldPrior(views=make_views(pool_cameras(cameras), resolution))
+
+
+def quick_results(monkeypatch, files: bool = False) -> None:
+    """Spare `generate` and `compare` what takes seconds after a run of a few steps.
+
+    The judge gets 4 cameras of 16 pixels instead of 24 of 64, the oracle's distance is 1, and only
+    with `files` more is written than the field.
+    """
+    views = make_views(fresh_cameras(4), 16)
+    for module in (metrics, results, compare, tables):
+        monkeypatch.setattr(module, "judge_views", lambda: views)
+    monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
+
+    def save_alone(result, folder):
+        save_field(result.field, folder / "field.safetensors")
+
+    if not files:
+        monkeypatch.setattr(text_to_3d, "save", save_alone)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:

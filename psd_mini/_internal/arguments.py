@@ -178,32 +178,39 @@ def _blame(given: dict[str, Any], error: Exception) -> ArgumentError | None:
 
 
 @functools.cache
-def _hints(function: Callable) -> tuple[inspect.Signature, dict[str, Any]]:
-    """The signature, and what its annotations say of the parameters that have one."""
-    signature = inspect.signature(function)
+def _hints(function: Callable) -> tuple[dict[str, Any], int, set[tuple]]:
+    """What the annotations say of each parameter; from which argument on they are `*several`; and
+    the shapes of tensors that were found to fit together, none so far."""
+    parameters = inspect.signature(function).parameters
+    hints, several = {}, len(parameters)
     names = inspect.unwrap(function).__globals__  # type: ignore[attr-defined]
-    hints: dict[str, Any] = {}
-    for name, parameter in signature.parameters.items():
-        hint = parameter.annotation
-        if hint is parameter.empty or parameter.kind is parameter.VAR_KEYWORD:
-            continue
+    for name, parameter in parameters.items():
+        hint = Any if parameter.annotation is parameter.empty else parameter.annotation
         hint = eval(hint, names) if isinstance(hint, str) else hint
-        hints[name] = Sequence[hint] if parameter.kind is parameter.VAR_POSITIONAL else hint  # type: ignore[valid-type]
-    return signature, hints
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            several, hint = len(hints), Sequence[hint]  # type: ignore[valid-type]
+        hints[name] = hint
+    return hints, several, set()
 
 
 def _check(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, after a look at each."""
-    signature, hints = _hints(function)
-    given = signature.bind_partial(*args, **kwargs).arguments  # Python names a missing one itself
+    hints, several, fitting = _hints(function)
+    args = (*args[:several], args[several:]) if len(args) > several else args
+    # Python itself names what is missing, unknown or too many
+    given = {**dict(zip(hints, args, strict=False)), **kwargs}
+    # jaxtyping takes long over a shape, and a loop comes with the same shapes in every step
+    shapes = tuple([(k, v.shape, v.dtype) for k, v in given.items() if isinstance(v, Tensor)])
+    known = shapes in fitting
     with jaxtyping.jaxtyped("context"):  # within it a name in two shapes is one size
         for name, value in given.items():
             hint = hints.get(name, Any)
-            if not _fits(value, hint):
+            if not (known and isinstance(value, Tensor)) and not _fits(value, hint):
                 raise ArgumentError(_complaint(name, value, hint, given))
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, Tensor):
                     _look_at_numbers(name, tensor, hint)
+    fitting.add(shapes)
     return given
 
 
@@ -223,9 +230,11 @@ def _complaint(name: str, value: Any, hint: Any, given: dict[str, Any]) -> str:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
+    if isinstance(hint, type):
+        return _fits_one(value, hint)
+    origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if origin is tuple:
@@ -263,15 +272,15 @@ def _expected(hint: Any) -> str:
 
 def _look_at_numbers(name: str, value: Tensor, hint: Any) -> None:
     """Refuse a tensor without numbers, or with NaN, or (but for Real) with infinity."""
-    hints = (hint, *get_args(hint))
     if value.is_meta:
         raise ArgumentError(f"{name}: expected a tensor with numbers, got one on the device meta")
-    if Tensor in hints or _NUMBERS_KNOWN.get():
+    hints = (hint, *get_args(hint))
+    if _NUMBERS_KNOWN.get() or Tensor in hints:
         return
     shapes = [getattr(part, "dim_str", "").split() for part in hints]
     if value.numel() == 0 and not any("0" in shape for shape in shapes):
         raise ArgumentError(f"{name}: expected numbers, got an empty tensor {in_words(value)}")
-    if not value.is_floating_point() or bool(value.detach().sum().isfinite()):
+    if not value.is_floating_point() or math.isfinite(value.detach().sum().item()):
         return  # a finite sum has finite terms: this look is several times faster than the next
     if any(getattr(part, "dtype", None) is jaxtyping.Real for part in hints):
         if bool(value.isnan().any()):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import signal
 import warnings
@@ -36,8 +37,9 @@ class NonFiniteError(FloatingPointError):
 def check_finite(tensors: Mapping[str, Tensor | None]) -> None:
     """Raise NonFiniteError with the name of the first tensor that has a NaN or an infinity."""
     for name, value in tensors.items():
-        # torch's max is NaN if there is one; one maximum is cheaper than isfinite().all()
-        if value is not None and not value.detach().abs().max().isfinite():
+        # both extremes are NaN if one number is; one look at them is cheaper than isfinite().all()
+        extremes = () if value is None else value.detach().aminmax()
+        if not all(math.isfinite(extreme.item()) for extreme in extremes):
             raise NonFiniteError(f"{name} is not finite (NaN or infinity)")
 
 

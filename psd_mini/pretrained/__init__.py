@@ -36,13 +36,12 @@ def make_prior(
         if device not in (None, "cpu") or dtype not in (None, "float32"):
             where = f"the cpu in float32, not {device} {dtype}"
             raise ValueError(f"device, dtype: the exact world runs on {where}; leave them out")
-        from psd_mini.world.pool import make_views, pool_cameras
         from psd_mini.world.prior import ToyWorldPrior
 
-        views = make_views(pool_cameras(), resolution)
-        if prior == "dull":
-            views = replace(views, vividness=0.5)
-        return ToyWorldPrior(resolution, conditioning, views)
+        vivid = ToyWorldPrior(resolution, conditioning)
+        if prior == "exact":
+            return vivid
+        return ToyWorldPrior(resolution, conditioning, replace(vivid.views, vividness=0.5))
     from psd_mini.pretrained import learned
     from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
 

@@ -3,6 +3,8 @@
     pip install mutmut==3.8.1
     python tests/tools/mutation.py                     every module of the table below
     python tests/tools/mutation.py schedule negative   some
+    python tests/tools/mutation.py --sample 400        a random sample of all mutants, in a tenth
+                                                       of the time
 
 mutmut makes the mutants, all that it knows for a file: operators exchanged, numbers raised by one,
 arguments dropped or None, strings and simple defaults changed; not in annotations, docstrings,
@@ -17,7 +19,8 @@ function is called, so that it misses what runs while a test module is imported:
    that imports the mutated file from the start and runs all of the module's tests.
 
 Kills are kept in build/mutation.jsonl and are final; who survived is tried again the next time.
-Writes tests/results/mutation.md, where the reasons are by hand and stay.
+Writes the tables of tests/results/mutation.md, under the heading of a sample or of all; what stands
+above a table, and the reasons, are by hand and stay.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ import gc
 import hashlib
 import importlib
 import json
+import math
 import os
+import random
 import re
 import signal
 import sys
@@ -51,6 +56,7 @@ from mutmut.mutation.pragma_handling import IgnoredCode
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD, REPORT = ROOT / "build", ROOT / "tests" / "results" / "mutation.md"
+ALL, SAMPLE = "## All mutants", "## A sample"  # headings of the report
 LIMIT = 60  # seconds of processor time after which a mutant does not end, and counts as killed
 # module -> its tests, and what takes long and is left out of them (pytest -k)
 TESTS = {
@@ -62,12 +68,12 @@ TESTS = {
     "negative": ("negative", ""),
     "methods/__init__": ("settings", ""),
     "methods/dreamdpo": ("settings psd preference_relatives", ""),
-    "methods/exact": ("settings reward_gradients", "not thin_manifold"),
+    "methods/exact": ("settings reward_gradients", ""),
     "methods/regression": ("settings reward_gradients", "test_settings or regression"),
-    "methods/reward_gradients": ("settings reward_gradients", "not thin_manifold"),
+    "methods/reward_gradients": ("settings reward_gradients", ""),
     "methods/rewardsds": ("settings psd", ""),
     "world/isotropic": ("isotropic toy_world_prior", ""),
-    "world/prior": ("toy_world_prior reward_gradients", "not thin_manifold"),
+    "world/prior": ("toy_world_prior reward_gradients", ""),
     "pretrained/sampling": ("sampling", ""),
 }
 # where modules of an older report are now, so that their survivors' reasons stay
@@ -281,10 +287,17 @@ def slow_round(name: str, source: str, arguments: list[str]) -> int:
     return int(pytest.main(["-x", *arguments]))
 
 
-def test_module(name: str) -> dict:
-    """Both steps for one module: its line of the table, and who survived."""
+def sample_of_all(names: list[str], n: int, seed: int) -> dict[str, list[Mutant]]:
+    """n mutants of these modules, each as likely as any other; module -> those of it."""
+    everyone = [(name, mutant) for name in names for mutant in mutants(name)]
+    chosen = random.Random(seed).sample(everyone, n)
+    return {name: [mutant for where, mutant in chosen if where == name] for name in names}
+
+
+def test_module(name: str, found: list[Mutant]) -> dict:
+    """Both steps for these mutants of a module: its line of the table, and who survived."""
     BUILD.mkdir(exist_ok=True)
-    log, found = BUILD / "mutation.jsonl", mutants(name)
+    log = BUILD / "mutation.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     kills = {json.loads(line)["key"] for line in lines}
 
@@ -317,31 +330,52 @@ def test_module(name: str) -> dict:
     return {"seconds": quick.seconds, "found": len(found), "alive": alive}
 
 
-def write_report(rows: dict[str, dict]) -> None:
-    """The table, and every survivor with its reason so far; what is written above stays."""
-    old = REPORT.read_text() if REPORT.exists() else ""
+def write_report(rows: dict[str, dict], heading: str) -> None:
+    """Under this heading the table, and every survivor with its reason so far.
+
+    The share of all is given with its standard error if they are a sample: sqrt(p (1 - p) / n).
+    """
+    old = REPORT.read_text()
+    before, _, section = old.partition(heading)
+    section, more, after = section.partition("\n## ")
     survivors = re.findall(r"^\| (\S+):\d+ \| (.*) \| (.*) \|$", old, re.M)
     reasons = {(MOVED.get(name, name), change): reason for name, change, reason in survivors}
     rows = {name: rows[name] for name in TESTS if name in rows}
     alive = [survivor for row in rows.values() for survivor in row["alive"]]
     total = {"found": sum(row["found"] for row in rows.values()), "alive": alive}
-    table = ["| module | killed | generated | share | its tests, s |", "|---|---|---|---|---|"]
+    tried = "tried" if heading == SAMPLE else "generated"
+    table = [f"| module | killed | {tried} | share | its tests, s |", "|---|---|---|---|---|"]
     for name, row in {**rows, "all": total}.items():
         killed, found = row["found"] - len(row["alive"]), row["found"]
+        share = killed / found
+        error = math.sqrt(share * (1 - share) / found)
+        plus_minus = f" ± {error:.1%}" if heading == SAMPLE and name == "all" else ""
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
-        table.append(f"| {name} | {killed} | {found} | {killed / found:.1%} | {seconds} |")
+        table.append(f"| {name} | {killed} | {found} | {share:.1%}{plus_minus} | {seconds} |")
     table += ["", "| where | mutant | why it lives |", "|---|---|---|"]
     for name, row in rows.items():
         for line, change in row["alive"]:
             table.append(f"| {name}:{line} | {change} | {reasons.get((name, change), '?')} |")
-    REPORT.write_text(old.partition("| module |")[0] + "\n".join(table) + "\n")
+    above = section.partition("| module |")[0]
+    REPORT.write_text(f"{before}{heading}{above}" + "\n".join(table) + f"\n{more}{after}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(TESTS)}; all by default")
-    for name in parser.parse_args().modules or list(TESTS):
-        row, path = test_module(name), BUILD / "mutation.json"
-        rows = {**(json.loads(path.read_text()) if path.exists() else {}), name: row}
-        path.write_text(json.dumps(rows))
-        write_report(rows)
+    parser.add_argument("--sample", type=int, help="try only so many mutants, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
+    given = parser.parse_args()
+    names = given.modules or list(TESTS)
+    if given.sample:
+        heading, path = SAMPLE, BUILD / f"mutation_{given.sample}_{given.seed}.json"
+        chosen = sample_of_all(names, given.sample, given.seed)
+    else:
+        heading, path = ALL, BUILD / "mutation.json"
+        chosen = {name: mutants(name) for name in names}
+    for name, found in chosen.items():
+        if found:
+            rows = json.loads(path.read_text()) if path.exists() else {}
+            rows[name] = test_module(name, found)
+            path.write_text(json.dumps(rows))
+            write_report(rows, heading)
