@@ -62,7 +62,7 @@ REMEDY = "hpsv2:FILE and pickscore:FOLDER take downloaded ones, and colorfulness
 VISION = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
 TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 BOTH: dict[str, Any] = {"num_attention_heads": 16, "hidden_act": "gelu"}
-VIT_H14 = {"vision_config": BOTH | VISION, "text_config": BOTH | TEXT, "projection_dim": 1024}
+VIT_H14: dict = {"vision_config": BOTH | VISION, "text_config": BOTH | TEXT, "projection_dim": 1024}
 
 # parts of open_clip's names -> names in CLIPModel, replaced one after the other
 NAMES = {
