@@ -1,7 +1,5 @@
 """Learned priors and rewards, and `make_prior`, which finds every prior by its name."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from psd_mini._internal.arguments import at_least, validated
