@@ -12,8 +12,6 @@ Two fields stand here. In a voxel grid every number has a place in space. In a t
 network decodes three feature pictures. Both start as the same soft grey ball.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -24,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least, check_options, one_of, validated
+from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini._internal.files import write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
@@ -186,7 +184,6 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
         ValueError: unknown kind; lists the known ones.
     """
     one_of("field: kind", kind, FIELDS)
-    check_options(FIELDS[kind].__init__, settings)  # type: ignore[misc]
     return FIELDS[kind](generator=generator, **settings)
 
 

@@ -42,8 +42,6 @@ public; the "reward" objective is that of ReNeg (Li et al. 2024, arXiv 2412.1963
 the two-line world models is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -65,8 +65,6 @@ omega, lambda(t) and all defaults here are a reconstruction that is provably rig
 everything can be computed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

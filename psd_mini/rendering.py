@@ -18,8 +18,6 @@ References: Max 1995, "Optical models for direct volume rendering"; Mildenhall e
 2003.08934), eq. 3.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

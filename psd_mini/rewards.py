@@ -9,8 +9,6 @@ is not is a black box: `black_box(function)` marks it so (its attribute `differe
 and PSD, which only compares scores, takes both. `score` is the one place where a reward is asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

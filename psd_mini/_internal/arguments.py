@@ -16,8 +16,6 @@ parameter without annotation, or with Any. A loop that looks for NaN itself, and
 came from, switches that part off (`numbers_known`): types and shapes are looked at always.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math
@@ -93,11 +91,6 @@ def numbers_known() -> Iterator[None]:
         _NUMBERS_KNOWN.reset(token)
 
 
-def check_options(function: Callable, options: dict[str, Any]) -> None:
-    """Look at arguments that will be handed on to a validated function as **options."""
-    _check(function, (), options)
-
-
 def at_least(name: str, value: Any, least: float, whole: bool = True) -> None:
     """Refuse what is not a whole (or else a finite) number of at least so much."""
     kind: Any = Integral if whole else Real
@@ -118,9 +111,8 @@ def needs(name: str, value: Any, *attributes: str) -> None:
     for attribute in attributes:
         if not hasattr(value, attribute):
             expected = f"an object with {', '.join(attributes)}"
-            raise ArgumentError(
-                f"{name}: expected {expected}; {in_words(value)} has no {attribute}"
-            )
+            came = f"{in_words(value)} has no {attribute}"
+            raise ArgumentError(f"{name}: expected {expected}; {came}")
 
 
 def as_numbers(name: str, value: Any, **kind: Any) -> Tensor:

@@ -1,7 +1,5 @@
 """What tells methods, rewards, priors and cached files apart, in this process or another."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ at once or not at all. It is read with torch's `weights_only=True`: a file that 
 unpickled is refused, not executed.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math
@@ -161,7 +159,7 @@ class Keeper:
         self.config, self.parts, self.generator = config, parts, generator
         self.every, self.steps = every, steps
         self.field: nn.Module = parts["field"]
-        self.good = self.snapshot()
+        self.keep()
         self.in_step: int | None = None  # the step that is being computed
 
     def claim(self, resume: bool, overwrite: bool) -> None:
@@ -175,13 +173,10 @@ class Keeper:
             how = "go on with it by resume=True, or replace it by overwrite=True"
             raise ValueError(f"checkpoint: {path} holds a run; {how}")
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the field's numbers."""
-        return {name: value.detach().clone() for name, value in self.field.state_dict().items()}
-
     def keep(self) -> None:
         """Remember the field as it is now, as its last good state."""
-        self.good = self.snapshot()
+        numbers = self.field.state_dict().items()
+        self.good = {name: value.detach().clone() for name, value in numbers}
 
     def load(self) -> dict[str, Any]:
         """Bring all parts to the checkpoint's state; returns the progress that `save` was given."""

@@ -24,8 +24,6 @@ Reference: Zhou et al. 2025 (DreamDPO, arXiv 2502.04370). Tests assert the decom
 limits.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

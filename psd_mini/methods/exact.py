@@ -17,8 +17,6 @@ Reference: the optimum is that of Korbak et al. 2022 (arXiv 2205.11275) and DPO 
 eq. 4.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any
 

@@ -8,8 +8,6 @@ A field fitted so, with the same renderer, cameras and optimiser, is the yardsti
 distilled: the distance that it keeps is the field's own limit and not the method's.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -26,8 +26,6 @@ code); dps is Chung et al. 2022 (arXiv 2209.14687), eq. 16. Tests assert: the Ja
 dps for a Gaussian; the equilibria of the table.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

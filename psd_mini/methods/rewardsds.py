@@ -18,8 +18,6 @@ Reference: Chachy et al. 2025 (RewardSDS, arXiv 2503.09601) and its code (itaych
 eadddefd, reward_strategy.py). Tests assert the three rows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from jaxtyping import Float

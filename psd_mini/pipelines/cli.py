@@ -4,8 +4,6 @@ The options are the arguments of `generate`, `compare` and `checks.grading.grade
 defaults are in their signatures, and what each is for in their docstrings.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import re
@@ -37,8 +35,9 @@ def parser() -> argparse.ArgumentParser:
     description = "Score distillation in small, exactly."
     root = argparse.ArgumentParser(prog="psd-mini", description=description)
     commands = root.add_subparsers(dest="command", required=True)
-    runs = {run_generate: generate.generate, run_compare: compare.compare, run_check: grade}
-    for run, function in runs.items():
+    runs: list[tuple[Callable, Callable]]
+    runs = [(run_generate, generate.generate), (run_compare, compare.compare), (run_check, grade)]
+    for run, function in runs:
         name, text = run.__name__.removeprefix("run_"), inspect.getdoc(function) or ""
         purpose = text.partition("\n\nArgs:")[0]
         command = commands.add_parser(name, help=purpose.partition("\n")[0], description=purpose)

@@ -15,8 +15,6 @@ Before anything costly is computed, `look` decides whether a run may use its fol
 After its first step a run writes its settings to run.json. Other runs then see whose folder it is.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -3,8 +3,6 @@
 distance = true_view_distance of a field that was fitted to the true pictures by regression
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A finished object: what is known about it, its pictures, and its files in a folder."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Callable

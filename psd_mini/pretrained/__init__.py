@@ -1,7 +1,5 @@
 """Learned priors and rewards, and `make_prior`, which finds every prior by its name."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

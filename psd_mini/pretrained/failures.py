@@ -1,7 +1,5 @@
 """Failures outside the package (network, hub, memory) end in one line that says what to do."""
 
-from __future__ import annotations
-
 import os
 import socket
 import urllib.request

@@ -11,8 +11,6 @@ It has the parts of Stable Diffusion in small, 4 million parameters in diffusers
 `python tests/tools/learned/train.py FOLDER` trains it again from random weights.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -10,8 +10,6 @@ opened. A part with a weight missing is refused: the library would fill it with 
 Whatever goes wrong ends in one line.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Where networks run and in which precision, and gradients that survive half precision."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

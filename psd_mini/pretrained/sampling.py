@@ -11,8 +11,6 @@ In the limit of many steps this is the probability-flow ODE, so the samples of a
 its own distribution.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

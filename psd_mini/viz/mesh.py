@@ -9,8 +9,6 @@ topologically consistent form of Lewiner et al. 2003; the code is scikit-image's
 what the ball cuts gets a cap.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import struct
@@ -221,7 +219,7 @@ def write_glb(mesh: Mesh, path: str | Path) -> None:
         (colours, FLOAT32, "VEC3", VERTEX_BUFFER),
         (faces, UINT32, "SCALAR", INDEX_BUFFER),
     )
-    binary, views, accessors = b"", [], []
+    binary, views, accessors = b"", list[dict](), list[dict]()
     for values, component, kind, target in arrays:
         form = {"componentType": component, "type": kind, "count": len(values)}
         accessors.append({"bufferView": len(views), **form})

@@ -11,8 +11,6 @@ Dragging changes a and e. Pages that only show notebooks run no scripts, so a st
 beside the frame.
 """
 
-from __future__ import annotations
-
 import html
 from pathlib import Path
 from string import Template

@@ -19,8 +19,6 @@ Comparing at the same cameras matters: against the nearest view of a pool even a
 keeps a distance that measures the pool's density.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -13,8 +13,6 @@ World: z up, fronts face +x, lengths in world units. Everything fits into the ba
 `RADIUS`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import reduce

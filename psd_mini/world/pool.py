@@ -5,8 +5,6 @@ picture is affine in the main colour. The shaded layers are kept in the user's c
 are made again when the code that draws them or the objects change.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import warnings
@@ -98,10 +96,9 @@ class WorldViews:
             index = torch.cdist(here.double(), pool.double()).argmin(dim=1)
         distance = (here - pool[index.clamp(max=len(pool) - 1)]).norm(dim=-1)
         if (distance > 1e-4).any():
-            raise ValueError(
-                f"cameras: camera {int(distance.argmax())} is not one of the {len(pool)} cameras of"
-                " the pool; use prior.draw_cameras, or views from make_views(cameras, resolution)"
-            )
+            came, known = int(distance.argmax()), f"one of the {len(pool)} cameras of the pool"
+            remedy = "use prior.draw_cameras, or views from make_views(cameras, resolution)"
+            raise ValueError(f"cameras: camera {came} is not {known}; {remedy}")
         return index
 
 

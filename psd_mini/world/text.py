@@ -9,8 +9,6 @@ choice open, and everything is differentiable in the embedding. The null prompt 
 embedding: every object in every colour.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 
@@ -49,10 +47,9 @@ def words(prompt: str) -> list[str]:
     found = [SYNONYMS.get(word, word) for word in re.findall(r"[^\s,.;:!?]+", prompt.lower())]
     for word in found:
         if word not in VOCABULARY and word not in FILLERS:
-            raise ValueError(
-                f"prompt: the toy world does not know {word!r}; objects: {', '.join(OBJECTS)}; "
-                f"colours: {', '.join(COLOURS)}; views: {', '.join(VIEWS)}"
-            )
+            known = f"objects: {', '.join(OBJECTS)}; colours: {', '.join(COLOURS)}"
+            known += f"; views: {', '.join(VIEWS)}"
+            raise ValueError(f"prompt: the toy world does not know {word!r}; {known}")
     return [word for word in found if word in VOCABULARY]
 
 

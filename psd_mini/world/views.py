@@ -21,8 +21,6 @@ where base (3 channels) holds the background and the fixed colours, main (1 chan
 the main parts.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
