@@ -46,9 +46,8 @@ from psd_mini.world.text import words
 PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 # Defaults per prior, where they are not those of `Options`. Those of the learned checkpoint come
 # from tests/results/learned.md: fine patterns of colour hardly change the latents, so their
-# gradient is mostly noise, and Adam makes whole steps of it: colours must learn slowly. And a run
-# that begins at low noise keeps the ball that it starts from. At 512 pixels one camera a step is
-# what fits beside the rest on a GPU of 15 GB.
+# gradient is mostly noise, and Adam makes whole steps of it: colours must learn slowly. A run that
+# begins at low noise keeps its first ball. One camera of 512 pixels a step fits on a GPU of 15 GB.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
     "dull": {"guidance_scale": 2.0},
