@@ -264,6 +264,16 @@ def test_a_damaged_file_is_named_in_one_line(content, tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_loading_leaves_the_random_numbers_alone():
+    """A run's own random numbers do not depend on when its reward was loaded."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    ProxyReward.load("rugged")
+    # exact: one generator, asked for the same numbers
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_scores_are_differentiable_in_the_pictures_own_precision():
     """Finite differences in float64; float32 pictures get float32 scores, close to those."""
     reward = ProxyReward.load("rugged")

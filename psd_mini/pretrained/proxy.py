@@ -109,14 +109,16 @@ class ProxyReward:
         if name not in NAMES:
             known = ", ".join(f"proxy:{one}" for one in NAMES)
             raise ValueError(f"reward: 'proxy:{name}' is not known; choose {known}")
-        network = proxy_network()
+        with torch.device("meta"):  # draws no random numbers
+            network = proxy_network()
         path = FOLDER / f"{name}.safetensors"
         try:
-            network.load_state_dict(load_file(path))  # stored in float16, used in float32
+            network.load_state_dict(load_file(path), assign=True)
         except Exception as error:  # safetensors and torch raise several kinds
             what = f"is missing or damaged ({first_line(error)})"
             raise ValueError(f"reward: {path} {what}; install the package again") from None
-        return cls(name, network.requires_grad_(False).eval())
+        # stored in float16, used in float32
+        return cls(name, network.float().requires_grad_(False).eval())
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str] = ()
