@@ -1,0 +1,3 @@
+# für die Übung
+def sds(x):
+    return x
