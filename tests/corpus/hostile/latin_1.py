@@ -1,3 +1,3 @@
-# für die Übung
+title = 'für die Übung'
 def sds(x):
     return x
