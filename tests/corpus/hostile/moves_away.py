@@ -1,0 +1,15 @@
+import os
+import sys
+
+import torch
+
+os.chdir("/")
+sys.path[:] = [p for p in sys.path if "psd" not in p]
+sys.stdout = open(os.devnull, "w")
+
+
+def sds(x, t, eps, unet, cond, uncond, guidance_scale, scheduler):
+    with torch.no_grad():
+        x_t = scheduler.add_noise(x, eps, t)
+        c, u = unet(x_t, t, cond).sample, unet(x_t, t, uncond).sample
+    return u + guidance_scale * (c - u) - eps
