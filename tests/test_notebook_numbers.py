@@ -2,8 +2,10 @@
 
 import math
 import re
+import statistics
 from pathlib import Path
 
+import claims_tables
 import flops
 import nbformat
 import pytest
@@ -152,3 +154,34 @@ def test_what_a_step_costs():
         f"{default[asked]:.2f} of PSD's {steps['default']['PSD']:.2f}, and the encoder"
         f" {default['encode']:.2f}",
     )
+
+
+def assigned(stem, name):
+    """The dictionary that a cell of a notebook assigns to a name."""
+    (cell,) = (c for c in notebook(stem) if c.source.startswith(f"{name} = {{"))
+    values: dict = {}
+    exec(cell.source, values)
+    return values[name]
+
+
+def test_the_claims_in_notebooks_03_and_05_are_the_recorded_ones():
+    """Proxy and gold over weights (03), reward in the dull world (05): means of the records."""
+    swept = [r for r in claims_tables.read("sweep") if r["weight"] is not None]
+    for name, points in assigned("03_rewards_and_why_pixel_gradients_fail", "WEIGHTS").items():
+        method, task = name.split(", ")
+        of_task = claims_tables.worlds(swept)[task.replace("refining", "refine"), "rugged"]
+        of_weight = claims_tables.settings_of(of_task)
+        assert len(points) == 5
+        for weight, *said in points:
+            for key, value in zip(("proxy_reward", "gold_reward"), said, strict=True):
+                found = statistics.mean(r[key] for r in of_weight[method, weight])
+                assert abs(found - value) < 0.0051
+    variants = {
+        **{"null": "null", "no guidance, 3 x steps": "no guidance, three times the steps"},
+        **{"a random word": "random", "n learned": "gradient", '"gray", by hand': "gray"},
+        "bandit over words": "bandit",
+    }
+    for name, said in assigned(NEGATIVE, "MEASURED").items():
+        mine = [r for r in claims_tables.read("dull") if r["variant"] == variants[name]]
+        found = claims_tables.clustered(claims_tables.by_run(mine, "reward_of_best"))
+        assert max(abs(a - b) for a, b in zip(found, said, strict=True)) < 0.00051
