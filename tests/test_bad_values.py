@@ -119,6 +119,7 @@ GENERATE = {
         "reward": "colorfulness",
         "preference_weight": 1.0,
         "negative": False,
+        "init_from": Path("saved.safetensors"),
         "seed": 0,
     },
     **{
@@ -328,6 +329,10 @@ TABLE = {
         },
     ),
     "ToyWorldPrior.embed": (PRIOR.embed, {"prompts": ["a ball", ""]}),
+    "ToyWorldPrior.negative_settings": (
+        PRIOR.negative_settings,
+        {"start": PRIOR.embed([""])[0], "prompt": PRIOR.embed(["a ball"])[0]},
+    ),
     "ToyWorldPrior.encode": (PRIOR.encode, {"images": IMAGES}),
     "ToyWorldPrior.decode": (PRIOR.decode, {"x": X}),
     "ToyWorldPrior.draw_cameras": (PRIOR.draw_cameras, {"n": 2, "generator": torch.Generator()}),
@@ -688,8 +693,8 @@ def test_shapes_that_fitted_are_no_pass_for_others():
     """Shapes are looked at once and remembered, but all of a call together, and no numbers. Wrong:
     to remember each argument by itself, or to skip NaN in shapes that are known."""
     short, long = normal(2), normal(3)
-    assert torch.equal(pm.cfg(short, short, 1.0), short)
-    assert torch.equal(pm.cfg(long, long, 1.0), long)
+    torch.testing.assert_close(pm.cfg(short, short, 1.0), short)
+    torch.testing.assert_close(pm.cfg(long, long, 1.0), long)
     for bad in (long, short.double().long(), short * NAN, [0.0, 0.0]):
         with pytest.raises(ArgumentError, match="^eps_neg: expected"):
             pm.cfg(short, bad, 1.0)

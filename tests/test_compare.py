@@ -227,7 +227,7 @@ def test_weights_make_a_curve_of_proxy_and_gold(tmp_path):
     assert tables.over_weights(records) == expected  # exact: sums of small integers
     without = [{key: r[key] for key in ("method", "reward")} for r in records]
     assert tables.over_weights(without) == {}
-    assert tables.name_and_weight("psd@0.5+neg") == ("psd", 0.5)
+    assert tables.name_and_weight("psd@2+neg") == ("psd", 2)
     numbers = {"seeds": 1, "steps": 1, "resolution": 8}
     methods = ["psd@1", "psd@4"]
     made = compare("a ball", methods, "proxy:smooth", out=tmp_path, **numbers)

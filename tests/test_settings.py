@@ -137,7 +137,7 @@ def test_methods_by_name():
             "antithetic=True, over_views=True)"
         ),
         "dreamdpo": f"DreamDPO(base={sds}, tau=0.001, published_code=False)",
-        "rewardsds": f"RewardSDS(base={sds}, strategy='min-max', n_noises=4)",
+        "rewardsds": f"RewardSDS(base={sds}, strategy='min-max', n_noises=4, over_views=False)",
         "exact": f"Exact(base={sds}, beta=0.02)",
         **{
             kind: f"RewardGradient(kind='{kind}', base={sds}, preference_weight=50.0)"

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import one_of, validated
 from psd_mini.rewards import score
 from psd_mini.schedule import sample_timesteps
 from psd_mini.sds import Context, cfg
@@ -62,8 +62,7 @@ class NegativeWords:
         choice: str = "random",
         t_range: tuple[float, float] = (0.3, 0.95),
     ):
-        if choice not in CHOICES:
-            raise ValueError(f"choice: {choice!r} is not known; choose from {', '.join(CHOICES)}")
+        one_of("choice", choice, CHOICES)
         if len(embeddings) != len(words) + 1:
             expected = f"{len(words)} for the words and one for no word"
             raise ValueError(f"embeddings: expected {expected}, got {len(embeddings)}")

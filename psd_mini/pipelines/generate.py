@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import one_of, validated
 from psd_mini._internal.identity import identity
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS, load_field, make_field
 from psd_mini.methods import BASES, PREFERENCE_METHODS, NegativeWords, make_method
+from psd_mini.methods.negative_words import CHOICES
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.pipelines import folders
 from psd_mini.pipelines.results import EXACT, JUDGED, Generation, measure, save, write_run
@@ -145,7 +146,7 @@ def generate(
             is touched.
     """
     started = time.perf_counter()
-    look_at_prompt(prompt, prior)
+    look_at_words(prompt, prior, negative)
     name = method if isinstance(method, str) else None
     if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
@@ -218,8 +219,10 @@ def write_results(result: Generation, folder: Path) -> None:
         warnings.warn(f"{what}; it is still in memory", stacklevel=3)
 
 
-def look_at_prompt(prompt: str, prior: str) -> None:
-    """Refuse a prompt that names nothing, or words that the toy world does not know."""
+def look_at_words(prompt: str, prior: str, negative: Any) -> None:
+    """Refuse a prompt that names nothing, words the toy world does not know, an unknown choice."""
+    if isinstance(negative, str):
+        one_of("negative", negative, CHOICES)
     if not (words(prompt) if prior in JUDGED else prompt.strip()):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
 

@@ -123,7 +123,9 @@ class ToyWorldPrior(Prior):
         at_least("n", n, 1)
         return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
 
-    def negative_settings(self, start: Tensor, prompt: Tensor) -> dict[str, Any]:
+    def negative_settings(
+        self, start: Float[Tensor, " v"], prompt: Float[Tensor, " v"]
+    ) -> dict[str, Any]:
         """A radius within which the embedding can speak at every t from `SPEAKS_FROM` on.
 
         Two pictures mu_1 and mu_2 of an object in two colours are further apart than alpha_t; what
