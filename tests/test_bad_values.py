@@ -207,7 +207,7 @@ TABLE = {
     "DreamDPO": (used(methods.DreamDPO, gradient), {**BASED, "tau": 0.1, "published_code": False}),
     "RewardSDS": (
         used(methods.RewardSDS, gradient),
-        {**BASED, "strategy": "softmax", "n_noises": 2},
+        {**BASED, "strategy": "softmax", "n_noises": 2, "over_views": False},
     ),
     "RewardGradient": (
         used(methods.RewardGradient, gradient),

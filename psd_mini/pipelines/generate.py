@@ -116,10 +116,8 @@ def generate(
             nothing for the others.
         preference_weight: how strongly the reward pulls; by default the method's own.
         negative: optimise the negative embedding along with the field (needs a guidance scale other
-            than 1, and a reward); "random" and "bandit" choose a word of the toy world instead, see
-            `methods.negative_words`.
-        init_from: the folder of a finished run, whose object is refined instead of made anew; a
-            field file will do.
+            than 1, and a reward); "random" and "bandit" choose words: `methods.negative_words`.
+        init_from: the folder of a finished run (or its field), whose object is to be refined.
         seed: of everything random; one seed, one machine and one thread count give one result, bit
             for bit.
         device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
@@ -236,6 +234,7 @@ def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.
     """The field that a run begins with, and a digest of the file that it was read from."""
     if init_from is None:
         return make_field(kind, torch.Generator().manual_seed(seed)), None
+    one_of("field", kind, FIELDS)
     path = Path(init_from)
     path = path / "field.safetensors" if path.is_dir() else path
     try:

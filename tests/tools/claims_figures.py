@@ -20,16 +20,17 @@ IMAGES = Path(__file__).parents[2] / "notebooks" / "images"
 
 
 def curves() -> None:
-    """Proxy and gold over the weight, refining with the rugged reward (the sweep)."""
+    """Proxy and gold over the weight, rugged reward, both tasks (the sweep)."""
     from psd_mini.viz.curves import overoptimisation
     from psd_mini.viz.pictures import save_png
 
-    swept = settings_of(worlds(read("sweep"))["refine", "rugged"])
     shown: dict[str, list[tuple[float, float, float]]] = {}
-    for (method, weight), mine in swept.items():
-        if method in ("pixel-clean", "psd") and weight is not None:
-            proxy, gold = (mean(r[key] for r in mine) for key in ("proxy_reward", "gold_reward"))
-            shown.setdefault(method, []).append((weight, proxy, gold))
+    for task in PLAN["tasks"]:
+        for (method, weight), mine in settings_of(worlds(read("sweep"))[task, "rugged"]).items():
+            if method in ("pixel-clean", "psd") and weight is not None:
+                values = [mean(r[key] for r in mine) for key in ("proxy_reward", "gold_reward")]
+                shown.setdefault(f"{method}, {task}", []).append((weight, *values))
+    print(shown)
     save_png(overoptimisation(shown), IMAGES / "claims_overoptimisation.png")
 
 
@@ -81,7 +82,7 @@ def dull() -> None:
         axis.plot(values, [place] * len(values), "o", color="lightsteelblue")
         axis.errorbar(value, place, xerr=2 * error, fmt="s", color="midnightblue", capsize=4)
     axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel("reward / that of the vivid object;  bars: two standard errors over prompts")
+    axis.set_xlabel("reward / that of the vivid object, ± two standard errors")
     axis.axvline(1, color="gray", linewidth=0.8)
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
