@@ -739,6 +739,8 @@ COMMANDS = {
             "negative-prompt": "red",
             "conditioning": "camera",
             "reward": "colorfulness",
+            "negative": "random",
+            "init-from": "saved.safetensors",
         },
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
         **{"cameras-per-step": "2", "n-samples": "4", "t-min": "0.1", "t-max": "0.9"},
