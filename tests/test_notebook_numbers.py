@@ -158,7 +158,7 @@ def test_what_a_step_costs():
 
 def assigned(stem, name):
     """The dictionary that a cell of a notebook assigns to a name."""
-    (cell,) = (c for c in notebook(stem) if c.source.startswith(f"{name} = {{"))
+    (cell,) = (c for c in notebook(stem) if re.search(rf"^{name} = {{", c.source, re.MULTILINE))
     values: dict = {}
     exec(cell.source, values)
     return values[name]
@@ -167,12 +167,12 @@ def assigned(stem, name):
 def test_the_claims_in_notebooks_03_and_05_are_the_recorded_ones():
     """Proxy and gold over weights (03), reward in the dull world (05): means of the records."""
     swept = [r for r in claims_tables.read("sweep") if r["weight"] is not None]
-    for name, points in assigned("03_rewards_and_why_pixel_gradients_fail", "WEIGHTS").items():
+    for name, columns in assigned("03_rewards_and_why_pixel_gradients_fail", "MEASURED").items():
         method, task = name.split(", ")
         of_task = claims_tables.worlds(swept)[task.replace("refining", "refine"), "rugged"]
         of_weight = claims_tables.settings_of(of_task)
-        assert len(points) == 5
-        for weight, *said in points:
+        assert len(columns[0]) == 5
+        for weight, *said in zip(*columns, strict=True):
             for key, value in zip(("proxy_reward", "gold_reward"), said, strict=True):
                 found = statistics.mean(r[key] for r in of_weight[method, weight])
                 assert abs(found - value) < 0.0051

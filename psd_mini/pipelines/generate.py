@@ -59,7 +59,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
     "a folder or hub id": {"guidance_scale": 7.5, "resolution": 64, "steps": 5000},
 }
-# A finished object is refined at the levels of noise that leave its shape where it is.
 REFINING_TIMES: dict[str, Any] = {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
 
 
@@ -104,9 +103,8 @@ def generate(
         method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS. Where a
             prompt leaves nothing open it changes nothing to be seen.
         field: "voxel" or "triplane".
-        prior: "exact", "dull" (exact, but it knows only dull colours), "learned" (the small
-            checkpoint in the package), "real" (Stable Diffusion), or the folder or hub id of a
-            model in diffusers' format.
+        prior: "exact", "dull" (exact, of a world in dull colours), "learned" (the small checkpoint
+            in the package), "real" (Stable Diffusion), or the folder or hub id of a model.
         guidance_scale: g of classifier-free guidance (1 = none).
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
