@@ -77,6 +77,7 @@ def test_output_folder_holds_everything(tmp_path, capsys, monkeypatch):
         "oracle_distance",
         "log_density_gap",
         "recognised",
+        "reward",
     }
     field = load_field(out / "field.safetensors")
     views = metrics.judge_views()
