@@ -147,7 +147,8 @@ def test_own_method_and_own_reward(quick):
         return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2))
 
     result = generate("a cube", method="psd", reward=redness, steps=2, resolution=8, progress=False)
-    assert result.config["reward"].startswith("redness ") and seen == [False, False]
+    # once a step, and once for the judged pictures
+    assert result.config["reward"].startswith("redness ") and seen == [False, False, False]
 
 
 @pytest.mark.parametrize("conditioning", ["words", "none"])
@@ -299,13 +300,16 @@ def test_numbers_of_the_command_line_arrive_as_generate_takes_them():
 
 def test_defaults_depend_on_the_prior_and_on_a_preference():
     """What is given wins over PREFERENCE_TIMES, these over DEFAULTS, these over `Options`."""
-    numbers = text_to_3d.with_defaults("real", True, {"steps": None, "t_min": (0.5, 0.5)})
+    numbers = text_to_3d.with_defaults("real", True, False, {"steps": None, "t_min": (0.5, 0.5)})
     # exact: settings as they were given
     assert numbers["steps"] == 5000 and numbers["guidance_scale"] == 50.0
     # exact: settings as they were given
     assert (numbers["t_min"], numbers["t_max"]) == ((0.5, 0.5), (1.0, 0.2))
-    assert text_to_3d.with_defaults("exact", False, {}) == {"guidance_scale": 1.0}
-    a_folder = text_to_3d.with_defaults("some/model", False, {"guidance_scale": 3.0})
+    assert text_to_3d.with_defaults("exact", False, False, {}) == {"guidance_scale": 1.0}
+    refined = text_to_3d.with_defaults("learned", True, True, {})
+    # exact: settings as they were given
+    assert (refined["t_min"], refined["t_max"]) == ((0.02, 0.02), (0.98, 0.2))
+    a_folder = text_to_3d.with_defaults("some/model", False, False, {"guidance_scale": 3.0})
     # exact: settings as they were given
     assert (a_folder["resolution"], a_folder["guidance_scale"]) == (64, 3.0)
 
