@@ -174,7 +174,8 @@ def _hints(function: Callable) -> tuple[dict[str, Any], int, set[tuple]]:
     """What the annotations say of each parameter; from which argument on they are `*several`; and
     the shapes of tensors that were found to fit together, none so far."""
     parameters = inspect.signature(function).parameters
-    hints, several = {}, len(parameters)
+    hints: dict[str, Any] = {}
+    several = len(parameters)
     names = inspect.unwrap(function).__globals__  # type: ignore[attr-defined]
     for name, parameter in parameters.items():
         hint = Any if parameter.annotation is parameter.empty else parameter.annotation
