@@ -139,7 +139,7 @@ class ToyWorldPrior(Prior):
         distance = 4 * main.square().sum(dim=(2, 3)).mean() * pairs
         t = torch.tensor([round(SPEAKS_FROM * (self.schedule.num_timesteps - 1))])
         alpha_t, sigma_t = self.schedule.alpha_sigma(t, start[None])
-        radius = evidence(distance, alpha_t, sigma_t, self.variance).item()
+        radius = float(evidence(distance, alpha_t, sigma_t, self.variance))
         return {"radius": radius, "lr": radius / 100}
 
     @torch.no_grad()
