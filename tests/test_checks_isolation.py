@@ -210,11 +210,13 @@ def test_a_signal_leaves_results_and_no_process(tmp_path, number):
 
 
 def test_an_interrupt_gives_what_there_is(tmp_path):
-    """It comes with the first result: that is kept, the second submission is not run."""
-    file = tmp_path / "mine.py"
+    """It comes with the first result: that is kept; the second submission, which would take a
+    minute, has no result."""
+    file, slow = tmp_path / "mine.py", tmp_path / "slow.py"
     file.write_text("def sds(x):\n    raise NotImplementedError\n")
+    slow.write_text("import time\n\ntime.sleep(60)\n\n\ndef sds(x):\n    return x\n")
     results = grade(
-        [str(file)] * 2,
+        [str(file), str(slow)],
         workers=1,
         on_result=lambda i, _: i == 0 and os.kill(os.getpid(), signal.SIGINT),
     )
