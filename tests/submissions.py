@@ -448,7 +448,7 @@ class ResidualAtXt(A):
         return 0.5 * F.mse_loss(latents, (noisy - grad).detach(), reduction="sum")
 
 
-@wrong("sds", "extra alpha_t")
+@right("sds")
 class ThroughXt(A):
     def sds_loss(
         self,

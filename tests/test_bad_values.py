@@ -473,17 +473,29 @@ TABLE = {
     **{
         f"check_{n}": (
             getattr(pm, f"check_{n}"),
-            {"fn": formula, "weighting": "sds", "names": {"q": "x"}},
+            {"fn": formula, "weighting": "sds", "gradient_scale": "report", "names": {"q": "x"}},
         )
         for n in ("sds", "csd")
     },
     "check_vsd": (
         pm.check_vsd,
-        {"fn": formula, "train": formula, "weighting": "sds", "names": {"q": "x"}},
+        {
+            "fn": formula,
+            "train": formula,
+            "weighting": "sds",
+            "gradient_scale": "report",
+            "names": {"q": "x"},
+        },
     ),
     "check_psd": (
         pm.check_psd,
-        {"fn": formula, "form": "psd", "weighting": "sds", "names": {"q": "x"}},
+        {
+            "fn": formula,
+            "form": "psd",
+            "weighting": "sds",
+            "gradient_scale": "report",
+            "names": {"q": "x"},
+        },
     ),
     "check_gradient": (
         lambda inputs, **others: pm.check_gradient(

@@ -13,7 +13,7 @@ from psd_mini.checks.grading.grader import CHECKS
 def test_held_out(name):
     kind, submission, words = HELD_OUT[name]
     report = CHECKS[kind](submission)
-    assert report.ok == (not words), report
+    assert (report.status == "right") == (not words), report
     for word in words:
         assert word in "; ".join(report.causes)
 

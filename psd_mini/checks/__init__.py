@@ -12,8 +12,26 @@ How a check works, and where:
     trace               records what the code asks and draws
     probe               runs the code, guard turns what it raises into a row
     reading             takes its gradient apart into the vectors that it is made of
-    diagnosis           puts the coefficients into words
+    tables              is the engine: one row of every table, with the fewest slips, explains it
+    directions, levels, sizes, rewarding, preference_weights, renderer
+                        hold the tables: what people write, right or wrong, in rows
     judging             writes the rows of a report (report); checks never raise
+
+A gradient is G = w(t) sign (predictions + what is subtracted), with the residual at x. A new method
+names the rows that are right; five lines are enough:
+
+    from psd_mini.checks.directions import Method
+    from psd_mini.checks.sds import check_method
+    toy = Method("toy", "G = w(t) (cond - eps_q)", predictions="cond", subtracted="- eps_q")
+    print(check_method(toy, my_function))
+
+A new mistake is one more row of a table: a name, what it computes, the words for it. In
+`directions.SUBTRACTED`, of alpha_t, sigma_t and g:
+
+    Row("- eps / 3", lambda a, s, g: {"noise": -1 / 3}, "only a third of the noise is subtracted")
+
+It is then found alone and beside every other slip, for every method. Constant factors are a matter
+of policy, see `sizes`.
 
 `derivation` compares gradients that exist on paper only; `grading.grader` checks folders.
 """
@@ -27,9 +45,9 @@ from psd_mini.checks.derivation import numeric_gradient as numeric_gradient
 from psd_mini.checks.derivation import reward_objective as reward_objective
 from psd_mini.checks.grading.offline import offline_diffusers as offline_diffusers
 from psd_mini.checks.negative_embedding import check_negative_embedding as check_negative_embedding
+from psd_mini.checks.noise_schedule import check_schedule as check_schedule
 from psd_mini.checks.preference import check_psd as check_psd
-from psd_mini.checks.renderer_and_schedule import check_renderer as check_renderer
-from psd_mini.checks.renderer_and_schedule import check_schedule as check_schedule
+from psd_mini.checks.renderer import check_renderer as check_renderer
 from psd_mini.checks.report import Finding as Finding
 from psd_mini.checks.report import Report as Report
 from psd_mini.checks.sds import check_cfg as check_cfg

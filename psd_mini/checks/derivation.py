@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, in_words, validated
-from psd_mini.checks.diagnosis import explain, slips_of_size
+from psd_mini.checks.directions import ASCENT
 from psd_mini.checks.exact_world import picture
 from psd_mini.checks.grading.submission import gradient_of
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import ASCENT
 from psd_mini.checks.report import Report, Unreadable
+from psd_mini.checks.sizes import constants, explain, factors
+from psd_mini.checks.tables import products_of
 from psd_mini.mixture import GaussianMixture
 from psd_mini.sds import Context
 
@@ -242,7 +243,9 @@ def _judge_against(report: Report, got: Tensor, want: Tensor, batch: int, tolera
     if abs(cosine) < 1 - tolerance:
         return  # sizes of different directions do not compare
     size = f"{abs(ratio):.4g}"
-    words = explain([((1, batch, 1.0), abs(ratio))], slips_of_size((got.numel(), 1)), tolerance)
-    if words is None:
-        words = [f"the size is {size} times the reference: a factor is missing, or one too many"]
-    report.add(not words, "size", size, "1", "; ".join(words))
+    slips = [*constants((got.numel(), 1, 1)), *factors("gradient")[::2]]
+    rows = explain([((1, batch, 1.0), abs(ratio))], [products_of(slips)], tolerance)
+    cause = "a factor is missing, or one too many" if rows is None else rows[0].cause
+    name = size if rows is None else rows[0].name
+    words = f"the size is {name} times the reference: {cause}"
+    report.add(not cause, "size", size, "1", words)

@@ -89,6 +89,7 @@ def picture(batch: int, seed: int, shape: tuple[int, ...] = SHAPE) -> Event:
     return normal(batch, *shape, seed=31 + seed) + 0.5
 
 
+@lru_cache
 def alpha_sigma(t: int) -> tuple[float, float]:
     """alpha_t and sigma_t of one timestep as numbers; t is clamped to the grid."""
     abar = SCHEDULE.alphas_cumprod[min(max(t, 0), T - 1)].item()

@@ -1,49 +1,75 @@
 """Rows of a report on SDS, CSD or VSD: is there a gradient; its direction, size and guidance.
 
-What does not depend on the size is in `judging_draws`.
+What does not depend on the formula is in `judging_draws`.
 """
 
 from __future__ import annotations
 
-from psd_mini.checks import diagnosis
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from psd_mini.checks.directions import (
+    GUIDED,
+    PREDICTIONS,
+    Method,
+    explain_direction,
+    fit_rows,
+    reference,
+)
 from psd_mini.checks.judging_draws import levels
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Reading, cosine
 from psd_mini.checks.report import Report
-from psd_mini.checks.scales import Formula, Scale, reference, scales_of
+from psd_mini.checks.sizes import W_FORMULAS, size
+from psd_mini.checks.tables import Row, causes_of, named
 
-JACOBIAN = (
-    "the gradient flows through the UNet (its Jacobian): detach the prediction, or call it under"
-    " no_grad"
-)
-ASCENT = "the sign is flipped: descent along it would climb (ascent)"
-ADDED = "the {} is added instead of subtracted"
-NOT_LINEAR = (
-    "of it is no combination of noise predictions, noise and x: a part is not linear in them"
-)
+JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
+NOT_LINEAR = "of it is no combination of predictions, noise and x: a part is not linear in them"
+CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose their direction"
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"
-NOT_DETACHED = (
-    "the gradient is exactly zero: was the target detached? x cancels in x - (x - G) unless the"
-    " target is"
-)
-AT_X_T = (
-    "the residual is taken at x_t instead of x: the target is made of x_t, so x - x_t enters the"
-    " gradient"
-)
+NOT_DETACHED = "the gradient is exactly zero: was the target detached? x cancels in x - (x - G)"
 THROUGH_X_T = (
-    "the gradient flows through x_t, which brings an extra alpha_t: let it enter at x only"
+    "the gradient flows through x_t, which brings an extra alpha_t: right, as a part of w(t)"
 )
-# what is wrong with the subtracted term
-SDS_NOT_VSD = "the noise is subtracted instead of q's prediction: this is SDS, not VSD"
-REDRAWN = "the noise was redrawn: the one that is subtracted is not the one in x_t"
-NO_Q = "q's prediction does not appear: is the pretrained network used for both?"
-CSD_NOT_SDS = "no noise is subtracted and the predictions cancel: this is CSD, not SDS"
-ALONE = "the noise is not subtracted: G is the noise prediction alone (same mean, other variance)"
-BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's prediction only"
-SDS_NOT_CSD = (
-    "the noise is subtracted: this is SDS; CSD is the difference of two predictions of the same x_t"
-)
+TWO_X_T = "the two predictions are not at the same x_t"
+
+
+class Scale(NamedTuple):
+    """What is asked of a gradient's size.
+
+    weighting: the name of w(t) if only that one is right. policy: a key of `sizes.POLICIES`.
+    """
+
+    weighting: str | None = None
+    policy: str = "report"
+
+
+@dataclass
+class Runs:
+    """All calls of one submission.
+
+    trials: of one picture, at several t. limits: at g = 1 and g = 0. batched: of three pictures;
+    empty where that failed, and failure says why. takes_g: does it take the guidance scale?
+    """
+
+    trials: list[Trial]
+    limits: list[Trial] = field(default_factory=list)
+    batched: list[Trial] = field(default_factory=list)
+    failure: str = ""
+    takes_g: bool = True
+
+    @property
+    def tolerance(self) -> float:
+        return 5 * max(trial.tolerance for trial in self.trials)
+
+
+def readings_of(trials: Sequence[Trial]) -> list[Reading]:
+    """The pictures of all trials."""
+    return [reading for trial in trials for reading in trial.readings]
 
 
 def basics(report: Report, trial: Trial, equation: str) -> bool:
@@ -62,145 +88,143 @@ def basics(report: Report, trial: Trial, equation: str) -> bool:
     return not cause
 
 
-def judge_gradient(
-    report: Report,
-    formula: Formula,
-    trials: list[Trial],
-    limits: list[Trial],
-    batched: list[Trial],
-    takes_g: bool,
-    weighting: str | None,
-) -> None:
-    """Direction, size and guidance, apart.
+def judge_gradient(report: Report, method: Method, runs: Runs, scale: Scale) -> bool:
+    """Direction, size and guidance, apart; False where they cannot be read."""
+    readings = readings_of(runs.trials)
+    if not runs.takes_g:
+        _take_own_guidance(readings + readings_of(runs.batched), runs.tolerance)
+    blocked = _unreadable(runs, readings)
+    rows = None if blocked else explain_direction(method, readings, runs.tolerance)
+    if rows is None:
+        came = _terms(readings[0])
+        cause = blocked or f"the gradient is {came} at g = {readings[0].g:g}; see the rows below"
+        report.add(False, "direction", came, "cosine 1", cause, method.equation)
+        return not blocked
+    _judge_direction(report, method, runs, rows)
+    _judge_size(report, method, runs, rows, scale)
+    _judge_guidance(report, method, runs, rows)
+    return True
 
-    Args:
-        trials, limits, batched: of one picture; at g = 1 and g = 0; of three.
-        takes_g: does it take the guidance scale?
-        weighting: the name of w(t) if only that one is right.
+
+def _take_own_guidance(readings: list[Reading], tolerance: float) -> None:
+    """Where the guidance scale is not an argument, whatever it is will do, if it is one.
+
+    eps_hat = g cond + (1 - g) uncond has g = c / (c + u); a flipped one has u > 1.
     """
-    tolerance = 5 * max(trial.tolerance for trial in trials)
-    scales, together = scales_of(formula, trials), scales_of(formula, batched)
-    if not takes_g and formula.subtracts:  # a scale of its own: whatever it is, if it is one
-        for s in [*scales, *together]:
-            if abs(s.c + s.u - 1) < tolerance:
-                s.reading.g = s.c
-    worst = min(cosine(s.reading.gradient, reference(formula, s.reading)) for s in scales)
-    leftover = max(s.reading.leftover for s in scales)
-    jacobian = any(trial.through_unet() for trial in trials)
-    unexplained = f"{leftover:.0%} {NOT_LINEAR}"
-    row, equation = "direction", formula.equation
-    if leftover > 0.1 and not jacobian:  # coefficients mean nothing then
-        report.add(False, row, f"cosine {worst:.4f}", "cosine 1", unexplained, equation)
-        return
-    causes = [JACOBIAN] if jacobian else _direction_causes(formula, trials, scales, tolerance)
-    combination, cause_g = _guidance_cause(formula, scales, takes_g, tolerance)
-    if jacobian and leftover > tolerance:
-        combination, cause_g = _combination(scales, tolerance)[0], ""
-    shown, first = _terms(scales[0].reading), scales[0].reading
-    straight = worst > 1 - max(tolerance, 1e-3) / 5
-    if not causes and not cause_g:
-        if leftover > tolerance:
-            causes = [unexplained]
-        elif not straight and not any(cause for _, cause in levels(trials)):
-            causes = [f"the gradient is {shown} at g = {first.g:g}; see the rows below"]
-    fine, came = straight and not causes, f"cosine {worst:.4f}: {shown}"
-    report.add(fine, row, came, "cosine 1", "; ".join(causes), equation)
-    seen = [(s.reading.t, s.reading.batch, s.reading.g, abs(s.k)) for s in [*scales, *together]]
-    ok, came, cause = diagnosis.size(seen, trials[0].style, tolerance, weighting)
-    if formula.subtracts is None and cause == "multiplied by the guidance scale":  # CSD may be
-        ok = True
-    expected = f"w(t) = {diagnosis.W_FORMULAS[weighting]}" if weighting else "any w(t) > 0"
-    report.add(ok, "size", came, expected, cause, equation)
-    expected = "uncond + g (cond - uncond)" if formula.subtracts else "cond - uncond"
-    report.add(not cause_g, "guidance", combination, expected, cause_g)
-    if takes_g and formula.subtracts:
-        at_one, at_zero = scales_of(formula, limits)
-        _judge_limit(report, at_one, 1.0, "cond", cause_g, tolerance)
-        _judge_limit(report, at_zero, 0.0, "uncond", cause_g, tolerance)
+    for reading in readings:
+        c, u = reading.total("cond"), reading.total("uncond")
+        if abs(c + u) > 0.05 * tolerance * max(abs(c), abs(u)):
+            own = c / (c + u)
+            reading.g = 1 - own if own < -tolerance else own if own > 1 - tolerance else reading.g
 
 
-def _combination(scales: list[Scale], tolerance: float) -> tuple[str, str]:
-    """Which combination of predictions these are, and what is wrong with it."""
-    return diagnosis.guidance([(s.reading.g, s.c, s.u) for s in scales], tolerance)
+def _unreadable(runs: Runs, readings: list[Reading]) -> str:
+    """Why the coefficients of this gradient mean nothing; "" where they do."""
+    if any(trial.through_unet() for trial in runs.trials):
+        return JACOBIAN
+    if all(map(_at_two_x_t, readings)):
+        return TWO_X_T
+    leftover = max(reading.leftover for reading in readings)
+    if leftover <= runs.tolerance:
+        return ""
+    limit = _clamped_at(readings[0].gradient)
+    return CLAMPED.format(limit) if limit else f"{leftover:.0%} {NOT_LINEAR}"
 
 
-def _guidance_cause(
-    formula: Formula, scales: list[Scale], takes_g: bool, tolerance: float
-) -> tuple[str, str]:
-    """How the predictions are combined and what is wrong with that."""
-    combination, cause = _combination(scales, tolerance)
-    if formula.subtracts is None:
-        if any(abs(s.u + s.c) > tolerance for s in scales):
-            return combination, "CSD is the difference cond - uncond alone"
-        return "cond - uncond", ""
-    g = scales[0].c
-    fixed = all(abs(s.c + s.u - 1) + abs(s.c - g) < tolerance for s in scales)
-    if fixed and not takes_g:
-        return f"a fixed g = {g:.3g}", "" if g >= 1 - tolerance else cause
-    return combination, cause
+def _clamped_at(gradient: Tensor) -> float:
+    """The size that more than one element in a hundred has, if it is the largest; otherwise 0."""
+    sizes = gradient.abs()
+    at_limit = (sizes == sizes.max()).double().mean().item()
+    return sizes.max().item() if 0.01 < at_limit < 1 else 0.0
 
 
-def _judge_limit(
-    report: Report, s: Scale, g: float, wanted: str, cause_g: str, tolerance: float
+def _at_two_x_t(reading: Reading) -> bool:
+    """Is each prediction asked for once, and no two of them at one x_t?"""
+    asked = [set(group.eps_hat) - {"q"} for group in reading.groups]
+    return len(set().union(*asked)) > 1 and all(len(labels) == 1 for labels in asked)
+
+
+def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
+    """The sign, the subtracted term and the place of the residual; and the exact gradient."""
+    readings = readings_of(runs.trials)
+    cosines = []
+    for reading in readings:
+        fit = fit_rows(reading, rows)
+        assert fit is not None
+        weights = [abs(weight) for weight in fit.weights]
+        cosines.append(cosine(reading.gradient, reference(method, reading, weights)))
+    worst, causes = min(cosines), causes_of(rows[1:])
+    straight = worst > 1 - max(runs.tolerance, 1e-3) / 5
+    came = f"cosine {worst:.4f}: {_terms(readings[0])}"
+    status: bool | str = straight and not causes
+    if status and any(trial.through_x_t() for trial in runs.trials):
+        status, causes = "note", [THROUGH_X_T]
+    elif (
+        not straight and not causes_of(rows) and not any(cause for _, cause in levels(runs.trials))
+    ):
+        causes = [f"the gradient is {_terms(readings[0])}; see the rows below"]
+    report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
+
+
+def _judge_size(
+    report: Report, method: Method, runs: Runs, rows: tuple[Row, ...], scale: Scale
 ) -> None:
-    """At g = 1 and g = 0 guidance is one prediction alone. Some take g = 0 for no guidance."""
-    right = abs(s.c - g) + abs(s.u - 1 + g) < tolerance
-    unguided = g == 0 and abs(s.c - 1) < tolerance and not cause_g
-    cause = "" if cause_g else f"at g = {g:g} guidance must reduce to one prediction"
-    status = right or (unguided and "note")
-    name, came = f"guidance at g = {g:g}", f"{s.c:.3g} cond {s.u:+.3g} uncond"
-    report.add(status, name, came, wanted, cause)
+    """w(t), and the factors beside it."""
+    seen = []
+    for reading in readings_of(runs.trials) + readings_of(runs.batched):
+        fit = fit_rows(reading, rows)
+        if fit is not None and fit.rest < runs.tolerance:
+            seen.append((reading.t, reading.batch, reading.g, abs(fit.size)))
+    free_g = method.predictions != GUIDED
+    style = runs.trials[0].style
+    ok, came, cause = size(seen, style, runs.tolerance, *scale, free_g)
+    weight = W_FORMULAS.get(scale.weighting or "")
+    expected = f"w(t) = {weight}" if weight else "any w(t) > 0"
+    report.add(ok, "size", came, expected, cause, method.equation)
+
+
+def _judge_guidance(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
+    """The combination of the predictions, and its limits g = 1 and g = 0."""
+    combination, readings = rows[0], readings_of(runs.trials)
+    name, cause = combination.name, combination.cause
+    if not runs.takes_g and name == GUIDED:
+        name = f"a fixed g = {readings[0].g:.3g}"
+    elif combination.free and cause:
+        name = combination_of(readings[0], rows)
+        g = readings[0].g
+        cause = f"{name} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond ({cause})"
+    report.add(not cause, "guidance", name, method.predictions, cause)
+    if not runs.takes_g or method.predictions != GUIDED or cause:
+        return
+    unguided = named(PREDICTIONS, "cond")
+    for reading, wanted in zip(readings_of(runs.limits), ("cond", "uncond"), strict=False):
+        status: bool | str = _gives(reading, rows, runs.tolerance)
+        # some take g = 0 for no guidance
+        if not status and reading.g == 0 and _gives(reading, (unguided, *rows[1:]), runs.tolerance):
+            status = "note"
+        cause = f"at g = {reading.g:g} guidance must reduce to one prediction"
+        came = combination_of(reading, rows)
+        report.add(status, f"guidance at g = {reading.g:g}", came, wanted, cause)
+
+
+def _gives(reading: Reading, rows: Sequence[Row], tolerance: float) -> bool:
+    fit = fit_rows(reading, rows)
+    return fit is not None and fit.rest < tolerance
+
+
+def combination_of(reading: Reading, rows: Sequence[Row]) -> str:
+    """The predictions in units of the gradient's size, "7.5 cond -6.5 uncond"."""
+    free = named(PREDICTIONS, "another combination")
+    fit = fit_rows(reading, (free, *rows[1:])) or fit_rows(reading, rows)
+    k = (fit.size if fit else 0.0) or 1.0
+    c, u = reading.total("cond") / k, reading.total("uncond") / k
+    return f"{c:.3g} cond {u:+.3g} uncond"
 
 
 def _terms(r: Reading) -> str:
     """The gradient written out, "+7.5 eps_cond -6.5 eps_uncond -1 eps"."""
-    labels = {"eps_cond": "cond", "eps_uncond": "uncond", "eps": "noise", "eps_q": "q"}
+    labels = {"eps_cond": "cond", "eps_uncond": "uncond", "eps_negative": "negative"}
+    labels |= {"eps": "noise", "eps_q": "q", "another noise": "other", "x": "x"}
     terms = {name: r.total(label) for name, label in labels.items()}
-    terms |= {"another noise": r.other, "x": r.b}
     small = 1e-3 * max(map(abs, terms.values()))
     return " ".join(f"{value:+.3g} {name}" for name, value in terms.items() if abs(value) > small)
-
-
-def _direction_causes(
-    formula: Formula, trials: list[Trial], scales: list[Scale], tolerance: float
-) -> list[str]:
-    """What is wrong with the direction, apart from guidance: each in words."""
-    causes = [ASCENT] if all(s.k < 0 for s in scales) else []
-    if all(s.from_x_t for s in scales):
-        causes.append(AT_X_T)
-    elif any(abs(s.reading.b) > tolerance * abs(s.k) for s in scales):
-        itself = f"it contains the picture itself, {scales[0].reading.b:+.3g} x"
-        causes.append(f"{itself}: x0_hat or the target is not what it should be")
-    if all(s.added for s in scales):
-        causes.append(
-            ADDED.format("noise" if formula.subtracts == "noise" else "second prediction")
-        )
-    if cause := _subtraction_cause(formula, scales, tolerance):
-        causes.append(cause)
-    asked = [[set(group.eps_hat) - {"q"} for group in s.reading.groups] for s in scales]
-    several = all(len(set().union(*labels)) > 1 for labels in asked)
-    if several and all(len(names) == 1 for labels in asked for names in labels):
-        causes.append("the two predictions are not at the same x_t")
-    if any(trial.through_x_t() for trial in trials):
-        causes.append(THROUGH_X_T)
-    return causes
-
-
-def _subtraction_cause(formula: Formula, scales: list[Scale], tolerance: float) -> str:
-    """What is wrong with the term that is subtracted from the predictions; "" if nothing is."""
-    q, noise = formula.subtracts == "q", any(abs(s.noise) > tolerance for s in scales)
-    noiseless = all(group.eps is None for s in scales for group in s.reading.groups)
-    missing = formula.subtracts and all(abs(s.n) < tolerance for s in scales)
-    if not missing:
-        if noise and q:
-            return BESIDE_Q
-        return SDS_NOT_CSD if noise and formula.subtracts is None else ""
-    if q and noise:
-        return SDS_NOT_VSD
-    if all(abs(s.other) > tolerance for s in scales) and not noiseless:
-        return REDRAWN
-    if q:
-        return NO_Q
-    if noiseless:
-        return ""
-    return CSD_NOT_SDS if all(abs(s.c + s.u) < tolerance for s in scales) else ALONE

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.checks.diagnosis import Slip, explain
 from psd_mini.checks.exact_world import SCHEDULE, alpha_at, embedding, exact_eps, sigma_at
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
@@ -25,22 +24,27 @@ from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import reward
+from psd_mini.checks.sizes import explain
+from psd_mini.checks.tables import Row, causes_of, products_of
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
 EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
-SLIPS: list[Slip] = [  # factors of (g, t, batch)
-    (
-        "the sum over pictures instead of the mean: multiplied by the batch",
-        lambda g, t, b: float(b),
-    ),
-    ("the sign is flipped: n would move to where the reward is lower", lambda *_: -1.0),
-    ("the factor g stands where g - 1 should: cond + g (cond - n)?", lambda g, t, b: g / (g - 1)),
-    ("x0_hat is made of eps(n) alone, not of the guided prediction", lambda g, t, b: 1 / (1 - g)),
-    ("x0_hat is not divided by alpha_t", lambda g, t, b: alpha_at(t)),
-    ("sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t", lambda g, t, b: 1 / sigma_at(t)),
-    ("twice the reference", lambda *_: 2.0),
-    ("half the reference", lambda *_: 0.5),
+SUMMED = "the sum over pictures instead of the mean: multiplied by the batch"
+CLIMBS = "the sign is flipped: n would move to where the reward is lower"
+G_FOR_G_1 = "the factor g stands where g - 1 should: cond + g (cond - n)?"
+N_ALONE = "x0_hat is made of eps(n) alone, not of the guided prediction"
+NO_SIGMA = "sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t"
+SLIPS = [  # factors of (g, t, batch)
+    Row("batch", lambda g, t, b: float(b), SUMMED),
+    Row("-1", lambda *_: -1.0, CLIMBS),
+    Row("g / (g - 1)", lambda g, t, b: g / (g - 1), G_FOR_G_1),
+    Row("1 / (1 - g)", lambda g, t, b: 1 / (1 - g), N_ALONE),
+    Row("alpha_t", lambda g, t, b: alpha_at(t), "x0_hat is not divided by alpha_t"),
+    Row("1 / alpha_t", lambda g, t, b: 1 / alpha_at(t), "x0_hat is divided by alpha_t twice"),
+    Row("1 / sigma_t", lambda g, t, b: 1 / sigma_at(t), NO_SIGMA),
+    Row("2", lambda *_: 2.0, "twice the reference"),
+    Row("1/2", lambda *_: 0.5, "half the reference"),
 ]
 
 
@@ -100,8 +104,8 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     straight, came = min(cosines) > 0.999, f"cosine {min(cosines):.4f}"
     report.add(straight, "direction", came, "cosine 1", cause, EQUATION)
     if straight:
-        words = explain(seen, SLIPS)
-        cause = "the size is wrong" if words is None else "; ".join(words)
+        rows = explain(seen, [products_of(SLIPS)])
+        cause = "the size is wrong" if rows is None else "; ".join(causes_of(rows))
         came = f"{seen[0][1]:.4g} of the reference"
         report.add(not cause, "size", came, "1", cause, EQUATION)
     return report

@@ -9,43 +9,45 @@ picture, decided by rewards:
     DreamDPO    W = +1 for the winner, -1 for the loser      arXiv 2502.04370 (at a clear gap)
     RewardSDS   W = best, softmax or min-max of the rewards  arXiv 2503.09601
 
-The stand-in reward remembers the pictures it was shown, so what was ranked is known and not
-inferred. The weights are then read off the gradient (`preference_weights`).
+The residuals are explained by the tables of `directions`, as a gradient of SDS is; what is left is
+one weight for each noise, explained by the tables of `preference_weights`. The stand-in reward
+remembers the pictures it was shown, so what was ranked is known and not inferred.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from psd_mini._internal.arguments import validated
-from psd_mini.checks import diagnosis
 from psd_mini.checks import judging_draws as draws
 from psd_mini.checks import preference_weights as weights
+from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
 from psd_mini.checks.grading.names import Names, keys
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import ADDED, JACOBIAN, basics
+from psd_mini.checks.judging import JACOBIAN, Scale, basics, combination_of
 from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
-from psd_mini.checks.sds import known_weighting
+from psd_mini.checks.sds import known_scale
+from psd_mini.checks.sizes import known_choice
+from psd_mini.checks.tables import Row
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
+LAMBDA = 0.7  # preference_weight in most trials
 G_AND_T = ((7.5, 500), (3, 300), (7.5, 700), (3, 850), (7.5, 150), (7.5, 600))
 PAIRS = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]  # batch, g, t, seed
+TOLERANCE = 1e-2
 SAME_NOISE = "both noises are the same: one x_t, so nothing to compare"
 TWO_TIMES = "the pair stands at different t: rewards of different noise levels do not compare"
 HALF_GUIDED = "guidance on one of the two only: winner and loser must be guided alike"
+ONE_NOISE = "the noise of one of the two is not subtracted: the terms must be eps_hat - eps_i"
 BARE = "no noise is subtracted: the terms must be eps_hat - eps_i"
-RAW = (
-    "the noise is not subtracted in the preference term (raw form, eps_hat of winner minus loser):"
-    " in an exact world it points away from the reward"
-)
-ONE_NOISE = (
-    "the noise of one of the two is not subtracted as it should be: the terms must be"
-    " eps_hat - eps_i"
-)
+EQUATION, WORDS = "h_i = eps_cfg(x_t^i) - eps_i", {"nothing": BARE, "another term": ONE_NOISE}
+RESIDUALS = Method("pair", EQUATION, GUIDED, "- eps", WORDS)
 ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
 ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"
 OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
@@ -54,7 +56,12 @@ OTHERS = "in a batch the winners are not those of the rewards: are pictures and 
 @validated
 @guarded("PSD")
 def check_psd(
-    fn: Any, *, form: str = "psd", weighting: str | None = None, names: Names = None
+    fn: Any,
+    *,
+    form: str = "psd",
+    weighting: str | None = None,
+    gradient_scale: str = "report",
+    names: Names = None,
 ) -> Report:
     """Is this a preference gradient on pairs of noises, and if not, what is it?
 
@@ -63,18 +70,18 @@ def check_psd(
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
             preference_weight, tau; a function, class or object.
         form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
-        weighting: the name of w(t) if only that one is right, as in `check_sds`.
+        weighting, gradient_scale: as in `check_sds`.
         names: parameter -> key of `grading.names.NAMES`.
 
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
-    if form not in weights.RULES:
-        raise Unreadable(f"form: {form!r} is not known; choose from {', '.join(weights.RULES)}")
-    known_weighting(weighting)
+    known_choice("form", form, tuple(weights.FORMS))
+    scale = Scale(weighting, gradient_scale)
+    known_scale(scale)
     report = Report(f"check of {form}")
     submission = prepare(fn, METHODS, names)
-    more = {"reward": reward, "tau": 1.0, "preference_weight": weights.LAMBDA}
+    more = {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA}
     prober = Prober(submission, names, more)
     trials = [prober.run(*PAIRS[0])]
     if not basics(report, trials[0], weights.EQUATION):
@@ -82,21 +89,41 @@ def check_psd(
     trials += [prober.run(*plan) for plan in PAIRS[1:]]
     _judge_pair(report, trials)
     scored = judge_reward(report, trials)
-    _judge_residuals(report, trials)
-    weighted = form == "psd" and "preference_weight" in keys(prober.fn, names)
-    strength = weights.strength_of(scored) if weighted else None
-    signed = strength is not None and weights.PAIR_BASES[strength[0]][1] == "note"
-    weights.judge_weights(report, form, scored, trials[0].style, weighting, signed)
-    if strength is not None:
-        more["preference_weight"] = 2 * weights.LAMBDA
+    rows = _judge_residuals(report, trials)
+    samples = []
+    asked = "preference_weight" in keys(prober.fn, names)
+    for trial, rewards in scored:
+        lam = LAMBDA if asked else None
+        samples.append(_sample(trial, rewards, rows, lam))
+    if samples and asked and form == "psd":
+        more["preference_weight"] = 2 * LAMBDA
         twice = Prober(submission, names, more).run(*PAIRS[0])
-        once, doubled = trials[0].readings[0].sums(), twice.readings[0].sums()
-        if weights.judge_growth(report, strength[0], once, doubled):
-            weights.judge_strength(report, *strength)
-    _judge_batch(report, prober, form)
+        samples.append(_sample(twice, scored[0][1], rows, 2 * LAMBDA))
+    samples = [sample for sample in samples if len(sample.rewards) > 1]
+    weights.judge_weights(report, form, samples, trials[0].style, scale)
+    _judge_batch(report, prober, form, rows)
     draws.judge_noise(report, trials)
     draws.judge_graph(report, trials)
     return report
+
+
+def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
+    """W_i of every noised version; without rows, the sum of its predictions' coefficients."""
+    fit = fit_rows(reading, rows) if rows else None
+    if fit is not None:
+        return fit.weights
+    found = [0.0] * len(reading.groups)
+    for (label, number), value in reading.terms.items():
+        if label in ("cond", "uncond"):
+            found[number] += value
+    return found
+
+
+def _sample(
+    trial: Trial, rewards: Tensor, rows: tuple[Row, ...] | None, lam: float | None
+) -> weights.Sample:
+    reading = trial.readings[0]
+    return weights.Sample(reading.t, lam, rewards.tolist(), weights_of(reading, rows))
 
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
@@ -112,59 +139,40 @@ def _judge_pair(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 
-def _judge_residuals(report: Report, trials: list[Trial]) -> None:
-    """Is every term a residual, eps_cfg - eps_i, with the same guidance?"""
-    leftover = max(trial.readings[0].leftover for trial in trials)
-    scales, slips = [], []
-    for trial in trials:
-        reading = trial.readings[0]
-        sums = reading.sums()
-        largest = max(map(abs, sums), default=0.0) or 1.0
-        for c, s in zip(reading.coefficients, sums, strict=True):
-            if abs(s) > 0.2 * largest:  # small ones are read too coarsely
-                scales.append((trial.g, c.get("cond", 0.0) / s, c.get("uncond", 0.0) / s))
-        if len(sums) > 1:
-            slips.append(_noise_slip(reading, sums, 1e-2 * largest))
-    causes = []
-    if len(set(slips)) == 1 and slips[0]:
-        causes = [slips[0]]
-    elif ONE_NOISE in slips:
-        causes = [ONE_NOISE]
-    row, cause = diagnosis.guidance(scales, 1e-2) if scales else ("no", "")
-    plain = any(abs(c - 1) < 1e-2 for _, c, _ in scales)
-    if cause and plain and any(abs(c - g) < 1e-2 for g, c, _ in scales):
-        row, cause = "guided for one, plain for the other", HALF_GUIDED
-    causes += [cause] if cause else []
-    if leftover > 1e-2 and not causes:
+def _judge_residuals(report: Report, trials: list[Trial]) -> tuple[Row, ...] | None:
+    """Is every term a residual, eps_cfg - eps_i, with the same guidance? Returns its rows."""
+    readings = [trial.readings[0] for trial in trials]
+    leftover = max(reading.leftover for reading in readings)
+    jacobian = any(trial.through_unet() for trial in trials)
+    rows = None if jacobian else explain_direction(RESIDUALS, readings, TOLERANCE, signed=False)
+    combination, causes = "no", [JACOBIAN] if jacobian else []
+    if rows is not None:
+        combination, causes = rows[0].name, [row.cause for row in rows[1:] if row.cause]
+        if rows[0].free:
+            combination = combination_of(readings[0], rows)
+            unlike = any(_guided_unlike(reading) for reading in readings)
+            words = f"{combination} came at g = {readings[0].g:g} (guidance)"
+            causes.insert(0, HALF_GUIDED if unlike else words)
+        elif rows[0].cause:
+            causes.insert(0, rows[0].cause)
+    if not causes and (leftover > TOLERANCE or rows is None):
         causes.append(f"{leftover:.0%} of the gradient is no combination of residuals")
-    if any(trial.through_unet() for trial in trials):
-        causes.append(JACOBIAN)
-    came = f"{row} guidance, {leftover:.0%} unexplained"
-    wanted = "uncond + g (cond - uncond) - eps_i"
-    equation = "h_i = eps_cfg(x_t^i) - eps_i"
-    report.add(not causes, "residuals", came, wanted, "; ".join(causes), equation)
+    came = f"{combination} guidance, {leftover:.0%} unexplained"
+    wanted = f"{GUIDED} - eps_i"
+    report.add(not causes, "residuals", came, wanted, "; ".join(causes), RESIDUALS.equation)
+    return rows
 
 
-def _noise_slip(reading: Reading, sums: list[float], slack: float) -> str:
-    """What is wrong with the noises that are subtracted; each should come as its prediction."""
-    noises = [c["noise"] for c in reading.coefficients if "noise" in c]
-    if len(noises) < len(sums):
-        # an antithetic pair has one noise, which should carry minus the difference of the weights
-        pull, total = sums[0] - sums[1], sum(noises)
-        if len(sums) == 2 and abs(total - pull) < slack < abs(pull):
-            return ADDED.format("noise")
-        return RAW if abs(total) < slack < abs(pull) else ""
-    if all(abs(n) < slack for n in noises) and abs(reading.other) < slack:
-        return BARE
-    pairs = list(zip(noises, sums, strict=True))
-    if all(abs(n - s) < slack for n, s in pairs):
-        return ADDED.format("noise")
-    if not all(abs(n + s) > slack for n, s in pairs):
-        return ""
-    return RAW if max(noises) - min(noises) < slack else ONE_NOISE
+def _guided_unlike(reading: Reading) -> bool:
+    """Do the noised versions have guidance scales of their own?"""
+    scales = []
+    for i in range(len(reading.groups)):
+        c, u = (reading.terms.get((label, i), 0.0) for label in ("cond", "uncond"))
+        scales.append(c / (c + u) if c + u else 0.0)
+    return max(scales) - min(scales) > 0.1
 
 
-def _judge_batch(report: Report, prober: Prober, form: str) -> None:
+def _judge_batch(report: Report, prober: Prober, form: str, rows: tuple[Row, ...] | None) -> None:
     """Two pictures at once with different winners: who decides for whom?"""
     for seed in range(10, 20):
         try:
@@ -177,13 +185,18 @@ def _judge_batch(report: Report, prober: Prober, form: str) -> None:
         if form not in ("psd", "dreamdpo") or len(gaps) != 2:
             return  # weights of more noises, or other rows say what is wrong
         if gaps[0] * gaps[1] < 0:
-            _judge_winners(report, trial, [gap.item() for gap in gaps])
+            _judge_winners(report, trial, [gap.item() for gap in gaps], rows)
             return
 
 
-def _judge_winners(report: Report, trial: Trial, gaps: list[float]) -> None:
+def _judge_winners(
+    report: Report, trial: Trial, gaps: list[float], rows: tuple[Row, ...] | None
+) -> None:
     """Each picture decides for itself, or the mean of their rewards for both."""
-    pulls = [w[0] - w[1] for w in (reading.sums() for reading in trial.readings)]
+    pulls = []
+    for reading in trial.readings:
+        first, second = weights_of(reading, rows)
+        pulls.append(first - second)
     own = all(pull * gap > 0 for pull, gap in zip(pulls, gaps, strict=True))
     together = all(pull * (gaps[0] + gaps[1]) > 0 for pull in pulls)
     expected, cause = "each picture's own winner", OTHERS

@@ -2,8 +2,8 @@
 
 Every gradient of score distillation is a combination of a few vectors: for one picture,
 
-    G = sum_i ( c_i eps_cond(x_t^i) + u_i eps_uncond(x_t^i) + q_i eps_q(x_t^i) + n_i eps_i )
-        + other noises + b x
+    G = sum_i ( c_i eps_cond(x_t^i) + u_i eps_uncond(x_t^i) + q_i eps_q(x_t^i) )
+        + sum_j n_j eps_j + other noises + b x
 
 over the noised versions x_t^i that the submission asked about. The vectors are linearly independent
 here (see `exact_world`), so least squares finds the coefficients to machine precision. They say
@@ -25,13 +25,16 @@ from psd_mini.checks.grading.stand_ins import TextEncoder
 from psd_mini.checks.trace import Call, Trace
 
 Embeddings = Mapping[str, Tensor]  # by label
+Terms = dict[tuple[str, int], float]  # coefficients by (label, number of its x_t or noise)
+PREDICTIONS = ("cond", "uncond", "negative", "q")  # labels; others: "noise", "other", "x"
 
 
 @dataclass
 class Group:
     """One noised version of one picture: x_t = a x + s eps at t, and what was predicted there.
 
-    eps_hat, embeddings: by label ("cond", "uncond", "negative", "q").
+    eps_hat, embeddings: by label. eps: the noise in it, None if there is none; it is `ratio` times
+    the picture's noise number `noise` (the noises of an opposite pair are one, with ratio -1).
     """
 
     t: float
@@ -41,14 +44,17 @@ class Group:
     a: float = 0.0
     s: float = 0.0
     eps: Tensor | None = None
+    noise: int = 0
+    ratio: float = 1.0
 
 
 @dataclass
 class Reading:
-    """One picture of one run, taken apart. `coefficients[i]` belongs to `groups[i]`, by label.
+    """One picture of one run, taken apart.
 
-    other: coefficient of noises that are in no x_t. b: coefficient of x itself. leftover: relative
-    size of what is none of all this.
+    terms: coefficients of the gradient. ("noise", j) are noises that are in an x_t, ("other", 0)
+    the largest of those that are in none, ("x", 0) is the picture itself. leftover: relative size
+    of what is none of all this.
     """
 
     g: float
@@ -56,9 +62,7 @@ class Reading:
     x: Tensor
     gradient: Tensor
     groups: list[Group]
-    coefficients: list[dict[str, float]] = field(default_factory=list)
-    other: float = 0.0
-    b: float = 0.0
+    terms: Terms = field(default_factory=dict)
     leftover: float = 0.0
 
     @property
@@ -67,11 +71,7 @@ class Reading:
 
     def total(self, label: str) -> float:
         """Coefficient of one kind of vector, summed over the noised versions."""
-        return sum(c.get(label, 0.0) for c in self.coefficients)
-
-    def sums(self) -> list[float]:
-        """Weight of every noised version: the sum of its predictions' coefficients."""
-        return [c.get("cond", 0.0) + c.get("uncond", 0.0) for c in self.coefficients]
+        return sum(value for (name, _), value in self.terms.items() if name == label)
 
     def group_at(self, t: float, x_t: Tensor) -> Group:
         """The group with this t and x_t; a new one if there is none."""
@@ -123,8 +123,8 @@ def read(
         for group in picture.groups:
             _split_x_t(group, picture.x, own)
         _split_gradient(picture, own)
-        for group, parts in zip(picture.groups, picture.coefficients, strict=True):
-            _rescale(group, parts)
+        for number in range(len(picture.groups)):
+            _rescale(picture, number)
     return pictures
 
 
@@ -169,40 +169,47 @@ def _split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
         group.eps = (group.x_t - group.a * x) / sigma_t
 
 
-def _among(v: Tensor, seen: list[Tensor]) -> bool:
-    """Is v a multiple of one of these?"""
-    return any(abs(cosine(v, other)) > 0.99 for other in seen)
+def _number_among(v: Tensor, seen: list[Tensor]) -> int | None:
+    """The number of the vector that v is a multiple of."""
+    for j, other in enumerate(seen):
+        if abs(cosine(v, other)) > 0.99:
+            return j
+    return None
 
 
 def _split_gradient(picture: Reading, noises: list[Tensor]) -> None:
-    """Fill in the coefficients of the gradient."""
-    vectors, places = [picture.x], [(-1, "x")]
-    seen: list[Tensor] = []
+    """Fill in the coefficients of the gradient, and the number of the noise in every x_t."""
+    vectors, keys = [picture.x], [("x", 0)]
+    seen: list[Tensor] = []  # an opposite pair shares one noise
     for i, group in enumerate(picture.groups):
-        terms = dict(group.eps_hat)
-        # an antithetic pair shares one noise: the fit could not tell its two appearances apart
-        if group.eps is not None and not _among(group.eps, seen):
-            terms["noise"] = group.eps
+        vectors += group.eps_hat.values()
+        keys += [(label, i) for label in group.eps_hat]
+        if group.eps is None:
+            continue
+        number = _number_among(group.eps, seen)
+        if number is None:
+            number = len(seen)
             seen.append(group.eps)
-        vectors += terms.values()
-        places += [(i, label) for label in terms]
-    unused = [n for n in noises if not _among(n, seen)]
+        group.noise = number
+        towards = (group.eps * seen[number]).sum() / seen[number].square().sum()
+        group.ratio = towards.item()
+    vectors += seen
+    keys += [("noise", j) for j in range(len(seen))]
+    unused = [n for n in noises if _number_among(n, seen) is None]
     c, picture.leftover = fit(picture.gradient, vectors + unused)
-    picture.coefficients = [{} for _ in picture.groups]
-    for (i, label), value in zip(places[1:], c[1:], strict=False):
-        picture.coefficients[i][label] = value
-    picture.b = c[0]
-    picture.other = max(c[len(vectors) :], key=abs, default=0.0)
+    picture.terms = dict(zip(keys, c, strict=False))
+    picture.terms["other", 0] = max(c[len(vectors) :], key=abs, default=0.0)
 
 
-def _rescale(group: Group, parts: dict[str, float]) -> None:
+def _rescale(picture: Reading, number: int) -> None:
     """A noise of another size, 0.1 eps, say: if it is subtracted at that size too, eps is that.
 
     A wrong sigma_t is not subtracted at its own size, and stays as it is.
     """
-    ratio = group.s / sigma_at(round(group.t))
-    total = parts.get("cond", 0.0) + parts.get("uncond", 0.0)
-    matches = abs(parts.get("noise", 0.0) + ratio * total) < 1e-2 * abs(total)
+    group = picture.groups[number]
+    ratio, key = group.s / sigma_at(round(group.t)), ("noise", group.noise)
+    total = sum(picture.terms.get((label, number), 0.0) for label in ("cond", "uncond"))
+    matches = abs(picture.terms.get(key, 0.0) + ratio * total) < 1e-2 * abs(total)
     if group.eps is not None and abs(ratio - 1) > 0.02 and matches:
         group.eps, group.s = group.eps * ratio, group.s / ratio
-        parts["noise"] = parts["noise"] / ratio
+        picture.terms[key] /= ratio

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Ok = bool | str  # True, False or one of STATUSES
-STATUSES = ("ok", "note", "wrong", "could not run", "not answered", "timed out", "not run")
+NO_ANSWER = ("could not run", "not answered", "timed out", "not run")
+STATUSES = ("ok", "note", "scaled", "wrong", *NO_ANSWER)
 
 
 class Unreadable(ValueError):
@@ -29,14 +30,16 @@ class Unreadable(ValueError):
         self.status, self.verdict = status, verdict
 
 
-COLOURS, RED = {"ok": "#2a7d2a", "note": "#96690a"}, "#b3261e"  # of a status in a notebook
+# of a status in a notebook
+COLOURS, RED = {"ok": "#2a7d2a", "note": "#96690a", "scaled": "#96690a"}, "#b3261e"
 
 
 @dataclass(frozen=True)
 class Finding:
     """One row: what was checked, what came, what was expected, the likely cause, and the equation.
 
-    status: "ok"; "note" (worth knowing, not a mistake); "wrong" (it ran, and what it answers is
+    status: "ok"; "note" (worth knowing, not a mistake); "scaled" (right up to a constant factor,
+    which is named); "wrong" (it ran, and what it answers is
     wrong); or why there is no answer: "could not run" (not found, imported or called, it raised an
     exception, or crashed), "not answered" (a stub: it raises NotImplementedError, or returns None
     or ...), "timed out", "not run" (the checking was stopped before).
@@ -51,8 +54,8 @@ class Finding:
 
     @property
     def ok(self) -> bool:
-        """Notes do not fail."""
-        return self.status in ("ok", "note")
+        """Notes and constant factors do not fail."""
+        return self.status in ("ok", "note", "scaled")
 
     def arrow(self) -> list[str]:
         """The likely cause as it stands under the table."""
@@ -70,18 +73,20 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Is every row right, or a note?"""
+        """Is every row right, a note, or a constant factor?"""
         return all(finding.ok for finding in self.findings)
 
     @property
     def status(self) -> str:
-        """ "right", or the first status of `Finding` that is neither "ok" nor "note"."""
-        return "right" if self.ok else next(f.status for f in self.findings if not f.ok)
+        """ "right", "scaled" (up to a constant factor), or the first status that fails."""
+        statuses = [finding.status for finding in self.findings if finding.status != "scaled"]
+        failed = [status for status in statuses if status not in ("ok", "note")]
+        return [*failed, "scaled" if len(statuses) < len(self.findings) else "right"][0]
 
     @property
     def causes(self) -> list[str]:
-        """What is likely wrong, most basic first; empty when all is right."""
-        wrong = [finding for finding in self.findings if not finding.ok]
+        """What is likely wrong, or which factor it is; empty when all is right."""
+        wrong = [finding for finding in self.findings if finding.status not in ("ok", "note")]
         named = [finding.cause for finding in wrong if finding.cause]
         return list(dict.fromkeys(named)) or [
             f"{f.name}: {f.came}, expected {f.expected}" for f in wrong

@@ -2,10 +2,11 @@
 
     R_i = r(decode(x0_hat_i)),    x0_hat_i = (x_t^i - sigma_t eps_cfg(x_t^i)) / alpha_t
 
-Ranking anything else ranks noise. Pictures come in many forms: in -1..1 or 0..1, normalised for
-CLIP, clamped, in another resolution. So what came is compared with what could have come up to an
-affine map of each channel, where it is not clamped, at the middle of every latent pixel. The slope
-of that map says whether alpha_t and the autoencoder's scaling factor are where they belong.
+Ranking anything else ranks noise. What came is taken apart like a gradient, into x_t, the
+predictions and x, and compared with the rows of PICTURES. Pictures come in many forms: in -1..1 or
+0..1, normalised for CLIP, clamped, in another resolution. So each channel is centred, clamped
+elements do not count, and of every latent pixel the middle is taken. A picture that is still no
+combination of these vectors is called after the one that it is most like.
 """
 
 from __future__ import annotations
@@ -16,29 +17,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, alpha_at, alpha_sigma, normal
+from psd_mini.checks.exact_world import SCALING, normal
 from psd_mini.checks.grading.stand_ins import VAE
 from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Reading
-from psd_mini.checks.report import Report
+from psd_mini.checks.reading import Reading, fit
+from psd_mini.checks.report import Ok, Report
+from psd_mini.checks.tables import Row, fewest_slips, named
 from psd_mini.checks.trace import current, flows
-from psd_mini.sds import cfg
 
 X0_HAT = "(x_t - sigma_t eps_cfg)/alpha_t"
-NOISY = "the reward is shown the noisy x_t, which no reward model has ever seen"
-RENDER = "the reward is shown the render itself, which is the same for both noises"
+NOISY = "the reward is shown the noisy x_t, which it has never seen: denoise to x0_hat first"
+RENDER = "the reward is shown the render itself, the same for both noises: it must see x0_hat"
 UNGUIDED = "the reward is shown x0_hat without guidance, while the gradient is guided"
-SEEN = {  # what the reward may have been shown: what is wrong with it
-    "x0_hat": "",
-    "x0_hat times alpha_t": f"x0_hat is not divided by alpha_t: it is {X0_HAT}",
-    "x0_hat over alpha_t": f"x0_hat is divided by alpha_t twice: it is {X0_HAT}",
-    "x0_hat without guidance": UNGUIDED,
-    "the noisy x_t": f"{NOISY}: denoise to x0_hat first",
-    "x itself": f"{RENDER}: it must see x0_hat",
-    "something else": f"the reward is not shown x0_hat = {X0_HAT}",
-}
-# resizing costs some likeness; a slope is read where the correlation lacks nothing
-LIKE, EXACT = 0.9, 0.999
+UNDIVIDED = f"x0_hat is not divided by alpha_t: it is {X0_HAT}"
+DIVIDED_TWICE = f"x0_hat is divided by alpha_t twice: it is {X0_HAT}"
+OTHER = f"the reward is not shown x0_hat = {X0_HAT}"
+
+
+def _denoised(x_t: float, e: float, g: float) -> dict[str, float]:
+    """x_t and the guided prediction, each with its coefficient."""
+    return {"x_t": x_t, "cond": g * e, "uncond": (1 - g) * e}
+
+
+PICTURES = [  # of alpha_t, sigma_t, g: what the reward may have been shown
+    Row("x0_hat", lambda a, s, g: _denoised(1 / a, -s / a, g)),
+    Row("x0_hat times alpha_t", lambda a, s, g: _denoised(1, -s, g), UNDIVIDED),
+    Row("x0_hat over alpha_t", lambda a, s, g: _denoised(1 / a**2, -s / a**2, g), DIVIDED_TWICE),
+    Row("x0_hat without guidance", lambda a, s, g: _denoised(1 / a, -s / a, 1), UNGUIDED),
+    Row("without sigma_t", lambda a, s, g: _denoised(1, -1, g), f"{OTHER}: sigma_t is missing"),
+    Row("of abar_t", lambda a, s, g: _denoised(1, -s * s, g), f"{OTHER}: roots are missing"),
+    Row("swapped", lambda a, s, g: _denoised(1, -a, g), f"{OTHER}: alpha_t for sigma_t"),
+    Row("the noisy x_t", lambda a, s, g: {"x_t": 1}, NOISY),
+    Row("x itself", lambda a, s, g: {"x": 1}, RENDER),
+    Row("the prediction", lambda a, s, g: _denoised(0, 1, g), f"{OTHER} but a noise prediction"),
+]
+# resizing costs some likeness; a picture is a combination of vectors where nothing else is left
+LIKE, EXACT = 0.9, 3e-3
 
 
 def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -54,32 +68,128 @@ def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
 class Seen(NamedTuple):
     """A picture that the reward was shown.
 
-    name: what it is like, a key of SEEN. picture, noise: whose. likeness, slope: see `_alike`.
+    picture, noise: whose x0_hat it is. terms: its coefficients, None where it is no combination.
+    like: name of the row of PICTURES that it is like, where it has no coefficients.
     """
 
     score: float
-    name: str
     picture: int
     noise: int
-    likeness: float
-    slope: float
+    terms: dict[str, float] | None
+    like: str
 
 
 def seen_by_reward(trial: Trial) -> list[Seen]:
     """Everything that the reward was shown in a trial."""
-    candidates = []
-    for b, reading in enumerate(trial.readings):
-        candidates += [(name, b, i, latents) for name, i, latents in _candidates(reading)]
     found = []
     for images, values in trial.trace.rewarded:
         for image, value in zip(images.detach().double(), values.tolist(), strict=True):
-            best = max((_alike(image, z, linear=True), name, b, i) for name, b, i, z in candidates)
-            if not best[0][1]:  # no exact affine map: any function will do
-                best = max((_alike(image, z), name, b, i) for name, b, i, z in candidates)
-            (likeness, slope), name, b, i = best
-            name = name if likeness > LIKE else "something else"
-            found.append(Seen(value, name, b, i, likeness, slope))
+            found.append(_recognised(image, value, trial.readings))
     return found
+
+
+def _recognised(image: Tensor, score: float, readings: list[Reading]) -> Seen:
+    """Whose picture it is and what is in it: exactly, or by likeness."""
+    seen, rest, likeness = Seen(score, 0, 0, None, "something else"), EXACT, LIKE
+    places = [(b, i) for b, reading in enumerate(readings) for i in range(len(reading.groups))]
+    for b, i in places:
+        terms, left = _taken_apart(image, _vectors(readings[b], i))
+        if left < rest:
+            seen, rest = Seen(score, b, i, terms, ""), left
+    if seen.terms is not None:
+        return seen
+    for b, i in places:
+        for name, latents in _candidates(readings[b], i):
+            if (like := _likeness(image, latents)) > likeness:
+                seen, likeness = Seen(score, b, i, None, name), like
+    return seen
+
+
+def _vectors(reading: Reading, i: int) -> dict[str, Tensor]:
+    """What a picture of one noised version can be made of."""
+    group = reading.groups[i]
+    vectors = {label: e for label, e in group.eps_hat.items() if label in ("cond", "uncond")}
+    return vectors | {"x_t": group.x_t, "x": reading.x}
+
+
+def _candidates(reading: Reading, i: int) -> list[tuple[str, Tensor]]:
+    """Latents of the pictures that are told apart by likeness."""
+    group, vectors = reading.groups[i], _vectors(reading, i)
+    vectors.setdefault("uncond", vectors.get("cond", group.x_t))
+    found = []
+    for name in ("x0_hat", "x0_hat without guidance", "the noisy x_t", "x itself"):
+        latents = torch.zeros_like(reading.x)
+        for label, value in named(PICTURES, name).value(group.a or 1.0, group.s, reading.g).items():
+            latents = latents + value * vectors.get(label, 0 * group.x_t)
+        found.append((name, latents))
+    return found
+
+
+def _aligned(image: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A picture (C, H, W) and latents (4, h, w), or what they decode to, pixel by pixel.
+
+    Returns:
+        picture, latents (C, pixels), 1 where the picture is not clamped; None if they do not match.
+    """
+    if len(image) == 3:
+        latents = torch.einsum("lc,lhw->chw", VAE.mix, latents)
+    if image.ndim != 3 or len(image) != len(latents):
+        return None
+    if image.shape[-1] < latents.shape[-1]:
+        latents = F.interpolate(latents[None], size=image.shape[1:], mode="area")[0]
+    else:  # the decoder makes even blocks; the middle of one stays what it is in a resized picture
+        image = F.interpolate(image[None], size=latents.shape[1:], mode="nearest-exact")[0]
+    a, b = image.flatten(1), latents.flatten(1)
+    if a.shape[1] < 256:
+        return None
+    free = torch.ones_like(a)
+    # a channel's extreme value that comes more than once was clamped
+    for extreme in (a.amin(1, keepdim=True), a.amax(1, keepdim=True)):
+        there = a == extreme
+        free *= ~there | (there.sum(1, keepdim=True) == 1)
+    return a, b, free
+
+
+def _centred(v: Tensor, free: Tensor) -> Tensor:
+    """Each channel minus its mean, over the elements that count; 0 elsewhere."""
+    count = free.sum(1, keepdim=True).clamp(min=1)
+    return free * (v - (free * v).sum(1, keepdim=True) / count)
+
+
+def _taken_apart(image: Tensor, vectors: dict[str, Tensor]) -> tuple[dict[str, float], float]:
+    """Coefficients of a picture by vectors, and the relative rest."""
+    columns: list[Tensor] = []
+    target = image
+    for latents in vectors.values():
+        aligned = _aligned(image, latents)
+        if aligned is None or aligned[2].mean() < 0.01:
+            return {}, 1.0
+        picture, one, free = aligned
+        target = _centred(picture, free)
+        columns.append(_centred(one, free))
+    values, rest = fit(target, columns)
+    return dict(zip(vectors, values, strict=True)), rest
+
+
+def _likeness(image: Tensor, latents: Tensor) -> float:
+    """How well latents explain a picture: the larger of two.
+
+    The correlation where the picture is not clamped; and, for the same sign, the root of the share
+    of variance that any function of the latents, pixel by pixel, explains (correlation ratio).
+    """
+    aligned = _aligned(image, latents)
+    if aligned is None:
+        return 0.0
+    a, b, free = aligned
+    da, db = _centred(a, free), _centred(b, free)
+    covariance = (da * db).sum().item()
+    spread = max((da.norm() * db.norm()).item(), 1e-30)
+    correlation = covariance / spread if free.mean() > 0.01 else 0.0
+    # of a's variance, from 16 neighbours in the order of b
+    in_order = a.gather(1, b.argsort(1))[:, : a.shape[1] // 16 * 16].reshape(len(a), -1, 16)
+    total = in_order.flatten(1).var(1).sum().item()
+    explained = 1 - in_order.var(2).mean(1).sum().item() / max(total, 1e-30)
+    return max(correlation, max(explained, 0.0) ** 0.5 * (covariance > 0))
 
 
 def rewards_of(trial: Trial, shown: list[Seen]) -> list[Tensor | None]:
@@ -92,29 +202,22 @@ def rewards_of(trial: Trial, shown: list[Seen]) -> list[Tensor | None]:
     return found
 
 
-def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Reading, Tensor]]:
-    """Add the rows on what the reward saw; returns the readings with their groups' rewards."""
-    scored, names, slopes, decoded = [], set(), [], []
+def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tensor]]:
+    """Add the rows on what the reward saw; returns the trials with their noises' rewards."""
+    scored, parts, decoded, names = [], [], [], set()
     for trial in trials:
-        reading, all_seen = trial.readings[0], seen_by_reward(trial)
-        names |= {seen.name for seen in all_seen}
-        alpha_t = alpha_at(reading.t)
-        slopes += [(alpha_t, seen.slope) for seen in all_seen if seen.slope]
-        decoded += _decoded_slopes(trial)
-        rewards = rewards_of(trial, all_seen)[0]
+        shown = seen_by_reward(trial)
+        for seen in shown:
+            if seen.terms is None:
+                names.add(seen.like)
+            else:
+                parts.append((trial.readings[seen.picture], seen.noise, seen.terms))
+        decoded += _decoded(trial)
+        rewards = rewards_of(trial, shown)[0]
         if rewards is not None:
-            scored.append((reading, rewards))
-    names = {_sized(name, slopes) for name in names}
-    causes = [SEEN[name] for name in sorted(names) if SEEN[name]]
-    if not names:
-        causes = ["the reward is never asked"]
-    causes = causes or _scaled(decoded)
-    status = "note" if names == {"x0_hat without guidance"} else not causes
-    came = ", ".join(sorted(names)) or "nothing"
-    if names == {"x0_hat"} and not slopes:
-        came += ", its size cannot be read"
-    equation = "R_i = r(decode(x0_hat_i))"
-    report.add(status, "reward sees", came, "x0_hat", "; ".join(causes), equation)
+            scored.append((trial, rewards))
+    status, came, cause = _what_it_saw(parts, names, decoded)
+    report.add(status, "reward sees", came, "x0_hat", cause, "R_i = r(decode(x0_hat_i))")
     leaks = any(flows(images) for trial in trials for images, _ in trial.trace.rewarded)
     came = "differentiated" if leaks else "yes"
     cause = "the reward is differentiated: it should only be compared, under no_grad"
@@ -122,92 +225,77 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Reading, Ten
     return scored
 
 
-def _decoded_slopes(trial: Trial) -> list[float]:
-    """Size of every x0_hat that the autoencoder was given to decode."""
-    slopes = []
+Parts = list[tuple[Reading, int, dict[str, float]]]  # a picture's noised version, its terms
+
+
+def _what_it_saw(parts: Parts, names: set[str], decoded: Parts) -> tuple[Ok, str, str]:
+    """Status, what came and what is wrong with it."""
+    rows = [row for row in PICTURES if row.name in names]
+    if parts:
+        row = _row_of(parts)
+        rows.append(row or Row(_in_numbers(parts[0][2]), dict, OTHER))
+    if "something else" in names:
+        rows.append(Row("something else", dict, OTHER))
+    if not rows:
+        return False, "nothing", "the reward is never asked"
+    came = ", ".join(dict.fromkeys(row.name for row in rows))
+    causes = list(dict.fromkeys(row.cause for row in rows if row.cause))
+    if causes == [UNGUIDED]:
+        return "note", came, UNGUIDED
+    if not causes and not parts:
+        came += ", its size cannot be read"
+    size = _scale_of(PICTURES[0], decoded)
+    if not causes and size and abs(size * SCALING - 1) > 2e-2:
+        right = f"latents / {SCALING} is expected, the autoencoder's scaling factor"
+        causes = [f"vae.decode is given x0_hat times {size:.3g}: {right}"]
+    return not causes, came, "; ".join(causes)
+
+
+def _row_of(parts: Parts) -> Row | None:
+    """The row of PICTURES that all pictures are; of one size for all t, or else of any size."""
+    for spread in (2e-2, float("inf")):
+
+        def fits(row: Row, spread: float = spread) -> bool:
+            return _scale_of(row, parts, spread) is not None
+
+        if found := fewest_slips([PICTURES], fits):
+            return found[0]
+    return None
+
+
+def _scale_of(row: Row, parts: Parts, spread: float = 2e-2) -> float | None:
+    """By how much all these pictures are larger than the row's; None where they are others."""
+    sizes = []
+    for reading, noise, terms in parts:
+        group = reading.groups[noise]
+        wanted = row.value(group.a or 1e-30, group.s or 1e-30, reading.g)
+        if "uncond" in wanted and "uncond" not in terms:  # who asks one prompt has one prediction
+            wanted = wanted | {"cond": wanted["cond"] + wanted["uncond"], "uncond": 0.0}
+        keys = [*dict.fromkeys([*terms, *wanted])]
+        came = torch.tensor([terms.get(key, 0.0) for key in keys]).double()
+        wish = torch.tensor([wanted.get(key, 0.0) for key in keys]).double()
+        size = ((came * wish).sum() / wish.square().sum()).item()
+        slack = size * (1e-2 * wish.abs() + 2e-3 * wish.abs().max())
+        if size <= 0 or bool(((came - size * wish).abs() > slack).any()):
+            return None
+        sizes.append(size)
+    if not sizes or max(sizes) - min(sizes) > spread * max(sizes):
+        return None
+    return sizes[0]
+
+
+def _decoded(trial: Trial) -> Parts:
+    """What the autoencoder was given to decode."""
+    found = []
     for latents in trial.trace.decoded:
         for z in latents.detach().double():
-            candidates = _candidates(trial.readings[0])
-            (_, slope), name = max((_alike(z, c, linear=True), name) for name, _, c in candidates)
-            if slope and name.startswith("x0_hat"):
-                slopes.append(slope)
-    return slopes
-
-
-def _candidates(reading: Reading) -> list[tuple[str, int, Tensor]]:
-    """What a reward could be shown: (a key of SEEN, which noise, latents)."""
-    found = [("x itself", 0, reading.x)]
-    for i, group in enumerate(reading.groups):
-        alpha_t, sigma_t = alpha_sigma(round(group.t))
-        found.append(("the noisy x_t", i, group.x_t))
-        cond = group.eps_hat.get("cond")
-        if cond is not None:
-            guided = cfg(cond, group.eps_hat.get("uncond", cond), reading.g)
-            for name, e in (("x0_hat", guided), ("x0_hat without guidance", cond)):
-                found.append((name, i, (group.x_t - sigma_t * e) / alpha_t))
+            seen = _recognised(z, 0.0, trial.readings[:1])
+            if seen.terms is not None:
+                found.append((trial.readings[0], seen.noise, seen.terms))
     return found
 
 
-def _alike(image: Tensor, latents: Tensor, linear: bool = False) -> tuple[float, float]:
-    """How well a picture (C, H, W) is explained by latents (4, h, w), or by what they decode to.
-
-    Returns:
-        likeness: the larger of two: the correlation where the picture is not clamped, and the root
-            of the share of variance that any function of the latents, pixel by pixel, explains
-            (correlation ratio; not with linear=True).
-        slope: of the picture against the latents; 0 where it is not exact.
-    """
-    if len(image) == 3:
-        latents = torch.einsum("lc,lhw->chw", VAE.mix, latents)
-    if image.ndim != 3 or len(image) != len(latents):
-        return 0.0, 0.0
-    if image.shape[-1] < latents.shape[-1]:
-        latents = F.interpolate(latents[None], size=image.shape[1:], mode="area")[0]
-    else:  # the decoder makes even blocks; the middle of one stays what it is in a resized picture
-        image = F.interpolate(image[None], size=latents.shape[1:], mode="nearest-exact")[0]
-    a, b = image.flatten(1), latents.flatten(1)
-    if a.shape[1] < 256:
-        return 0.0, 0.0
-    free = torch.ones_like(a)
-    # a channel's extreme value that comes more than once was clamped
-    for extreme in (a.amin(1, keepdim=True), a.amax(1, keepdim=True)):
-        there = a == extreme
-        free *= ~there | (there.sum(1, keepdim=True) == 1)
-    count = free.sum(1, keepdim=True).clamp(min=1)
-    da, db = (free * (v - (free * v).sum(1, keepdim=True) / count) for v in (a, b))
-    covariance, variance = (da * db).sum().item(), db.square().sum().item()
-    spread = max((da.square().sum().item() * variance) ** 0.5, 1e-30)
-    correlation = covariance / spread if free.mean() > 0.01 else 0.0
-    slope = covariance / variance if correlation > EXACT else 0.0
-    if linear:
-        return correlation, slope
-    return max(correlation, _correlation_ratio(a, b) * (covariance > 0)), slope
-
-
-def _correlation_ratio(a: Tensor, b: Tensor) -> float:
-    """Root of the share of a's variance that any function of b explains, from 16 neighbours."""
-    in_order = a.gather(1, b.argsort(1))[:, : a.shape[1] // 16 * 16].reshape(len(a), -1, 16)
-    spread = in_order.flatten(1).var(1).sum().item()
-    explained = 1 - in_order.var(2).mean(1).sum().item() / max(spread, 1e-30)
-    return max(explained, 0.0) ** 0.5
-
-
-def _constant(slopes: list[float]) -> bool:
-    return bool(slopes) and max(slopes) - min(slopes) < 2e-2 * max(slopes)
-
-
-def _sized(name: str, slopes: list[tuple[float, float]]) -> str:
-    """Is x0_hat as large as it should be at every alpha_t? A common factor is fine."""
-    if name.startswith("x0_hat"):
-        for power, slip in ((0, name), (1, "x0_hat times alpha_t"), (-1, "x0_hat over alpha_t")):
-            if _constant([slope / alpha_t**power for alpha_t, slope in slopes]):
-                return slip
-    return name
-
-
-def _scaled(decoded: list[float]) -> list[str]:
-    """What the autoencoder decodes is x0_hat over its scaling factor."""
-    if not _constant(decoded) or abs(decoded[0] * SCALING - 1) < 2e-2:
-        return []
-    right = f"latents / {SCALING} is expected, the autoencoder's scaling factor"
-    return [f"vae.decode is given x0_hat times {decoded[0]:.3g}: {right}"]
+def _in_numbers(terms: dict[str, float]) -> str:
+    """Coefficients written out, "1.1 x_t -0.5 cond"."""
+    small = 1e-2 * max(map(abs, terms.values()))
+    return " ".join(f"{value:+.3g} {name}" for name, value in terms.items() if abs(value) > small)

@@ -1,4 +1,4 @@
-"""Checks of SDS, CSD and VSD gradients (see `scales`), and of classifier-free guidance.
+"""Checks of SDS, CSD and VSD gradients (see `directions`), and of classifier-free guidance.
 
 One reading of coefficients serves all three (see `reading`). A loss may stand for its gradient,
 summed over elements and divided by the batch or not.
@@ -6,25 +6,34 @@ summed over elements and divided by the batch or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.checks import diagnosis
 from psd_mini.checks import judging_draws as draws
+from psd_mini.checks.directions import (
+    CSD_METHOD,
+    GUIDED,
+    PREDICTIONS,
+    SDS_METHOD,
+    VSD_METHOD,
+    Method,
+)
 from psd_mini.checks.exact_world import SHAPE, normal
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
-from psd_mini.checks.grading.submission import answered, prepare
+from psd_mini.checks.grading.submission import COURSE, answered, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import basics, judge_gradient
+from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.scales import CSD_FORMULA, SDS_FORMULA, VSD_FORMULA, Formula
+from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
+from psd_mini.checks.tables import Row, fewest_slips
 
+Weighting = str | None
 # batch, g, t, seed: several noise levels, t = 500 twice with another picture
 G_AND_T = ((7.5, 500), (3.0, 250), (7.5, 90), (7.5, 750), (3.0, 930), (7.5, 500))
 ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
@@ -36,7 +45,9 @@ LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD 
 
 @validated
 @guarded("SDS")
-def check_sds(fn: Any, *, weighting: str | None = None, names: Names = None) -> Report:
+def check_sds(
+    fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
+) -> Report:
     """Is this an SDS gradient, and if not, what is it?
 
     Args:
@@ -44,25 +55,34 @@ def check_sds(fn: Any, *, weighting: str | None = None, names: Names = None) -> 
             for parameter names.
         weighting: "sds" (sigma_t^2), "uniform" (1) or "fantasia3d" (alpha_t sigma_t^2) if only that
             w(t) is right; None takes any.
+        gradient_scale: what a constant factor is (a mean for a sum, a missing 1/2): "report" calls
+            the gradient scaled, "ignore" right, "require" wrong.
         names: parameter -> key of `grading.names.NAMES`, for parameters with names of their own.
 
     Returns:
         A `Report`; it never raises, `report.require()` does.
     """
-    return _check_formula(SDS_FORMULA, fn, names, weighting)
+    return check_method(SDS_METHOD, fn, Scale(weighting, gradient_scale), names)
 
 
 @validated
 @guarded("CSD")
-def check_csd(fn: Any, *, weighting: str | None = None, names: Names = None) -> Report:
+def check_csd(
+    fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
+) -> Report:
     """Is this a CSD gradient? Arguments as in `check_sds`; a factor g in front is allowed."""
-    return _check_formula(CSD_FORMULA, fn, names, weighting)
+    return check_method(CSD_METHOD, fn, Scale(weighting, gradient_scale), names)
 
 
 @validated
 @guarded("VSD")
 def check_vsd(
-    fn: Any, *, train: Callable | None = None, weighting: str | None = None, names: Names = None
+    fn: Any,
+    *,
+    train: Callable | None = None,
+    weighting: Weighting = None,
+    gradient_scale: str = "report",
+    names: Names = None,
 ) -> Report:
     """Is this a VSD gradient? Against the exact score of a Gaussian law q of the renders.
 
@@ -70,41 +90,45 @@ def check_vsd(
         fn: as in `check_sds`; q's network is its parameter `unet_lora`, `unet_q`, `predict_q`, ...
         train: the training loss of q's network, fn(x, t, eps, unet_lora, ...), if it is to be
             checked too.
-        weighting, names: as in `check_sds`.
+        weighting, gradient_scale, names: as in `check_sds`.
     """
-    report = _check_formula(VSD_FORMULA, fn, names, weighting)
+    report = check_method(VSD_METHOD, fn, Scale(weighting, gradient_scale), names)
     if train is not None:
         _check_training(report, train, names)
     return report
 
 
-def known_weighting(weighting: str | None) -> None:
-    """Raise Unreadable for a weighting that nobody knows."""
-    if weighting not in (None, *diagnosis.W_FORMULAS):
-        known = ", ".join(diagnosis.W_FORMULAS)
-        raise Unreadable(f"weighting: {weighting!r} is not known; choose from {known}")
+def known_scale(scale: Scale) -> None:
+    """Raise Unreadable for a weighting or a policy that nobody knows."""
+    known_choice("weighting", scale.weighting, (None, *W_FORMULAS))
+    known_choice("gradient_scale", scale.policy, tuple(POLICIES))
 
 
-def _check_formula(formula: Formula, target: Any, names: Names, weighting: str | None) -> Report:
-    known_weighting(weighting)
-    report = Report(f"check of {formula.name}")
-    fn = prepare(target, (*formula.methods, formula.name.lower()), names)
+def check_method(
+    method: Method, target: Any, scale: Scale | None = None, names: Names = None
+) -> Report:
+    """Does a submission give the gradient of this method? Exceptions of its code are raised."""
+    scale = scale or Scale()
+    known_scale(scale)
+    report = Report(f"check of {method.name}")
+    name = method.name.lower()
+    fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
     prober = Prober(fn, names)
-    trials = [prober.run(*ONE_PICTURE[0])]
-    if not basics(report, trials[0], formula.equation):
+    runs = Runs([prober.run(*ONE_PICTURE[0])])
+    if not basics(report, runs.trials[0], method.equation):
         return report
-    trials += [prober.run(*plan) for plan in ONE_PICTURE[1:]]
-    limits = [prober.run(*plan) for plan in LIMITS]
+    runs.trials += [prober.run(*plan) for plan in ONE_PICTURE[1:]]
+    runs.takes_g = "guidance_scale" in keys(fn, names)
+    runs.limits = [prober.run(*plan) for plan in LIMITS]
     try:
-        batched, failure = [prober.run(*BATCH)], ""
+        runs.batched = [prober.run(*BATCH)]
     except Unreadable as error:
-        batched, failure = [], str(error)
-    takes_g = "guidance_scale" in keys(fn, names)
-    judge_gradient(report, formula, trials, limits, batched, takes_g, weighting)
-    draws.judge_noise(report, [*trials, *batched])
-    draws.judge_mean(report, formula, trials)
-    draws.judge_graph(report, trials)
-    draws.judge_batch(report, formula, batched, failure)
+        runs.failure = str(error)
+    readable = judge_gradient(report, method, runs, scale)
+    draws.judge_noise(report, [*runs.trials, *runs.batched])
+    draws.judge_graph(report, runs.trials)
+    if readable:
+        draws.judge_batch(report, method, runs.batched, runs.failure)
     return report
 
 
@@ -164,7 +188,7 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
             return report
         seen[g], rest = fit(result.double(), [cond, uncond])
         left = max(left, rest)
-    row, cause = diagnosis.guidance([(g, c, u) for g, (c, u) in seen.items()], 1e-2)
+    row, cause = _combination(seen)
     if left > 1e-2:
         row = f"{left:.0%} of it is not linear"
         cause = "guidance must be linear in the two predictions (was it rescaled?)"
@@ -176,6 +200,25 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
         report.add(right, f"g = {g:g}", came, wanted, "" if cause else "the limit is wrong")
     draws.judge_inputs(report, changed)
     return report
+
+
+def _combination(seen: Mapping[float, list[float]]) -> tuple[str, str]:
+    """Which row of PREDICTIONS gives these (c, u) at every g: its name and what is wrong."""
+
+    def fits(row: Row) -> bool:
+        for g, came in seen.items():
+            wanted = row.value(g)
+            for value, label in zip(came, ("cond", "uncond"), strict=True):
+                if row.free or abs(value - wanted[label]) > 1e-2 * (1 + abs(g)):
+                    return False
+        return True
+
+    found = fewest_slips([PREDICTIONS], fits)
+    if found is not None:
+        return found[0].name, "" if found[0].name == GUIDED else found[0].cause
+    g, (c, u) = next(iter(seen.items()))
+    came = f"{c:.3g} cond {u:+.3g} uncond"
+    return came, f"{came} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond (guidance)"
 
 
 def _guide(

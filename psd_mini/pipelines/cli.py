@@ -21,7 +21,7 @@ from psd_mini.schedule import WEIGHTINGS
 from psd_mini.world.prior import CONDITIONING
 
 CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
-CHOICES |= {"weighting": WEIGHTINGS}
+CHOICES |= {"weighting": WEIGHTINGS, "gradient_scale": ("ignore", "report", "require")}
 COUNTS: dict[str, Any] = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+"}
 PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result")
 # in a folder's name anyway, or nothing to do with the result
@@ -133,7 +133,8 @@ def run_check(args: argparse.Namespace) -> None:
     """Check submissions; see `checks.grading.command`."""
     from psd_mini.checks.grading.command import check
 
-    limits = {"timeout": args.timeout, "weighting": args.weighting, "memory": args.memory}
+    options = ("timeout", "weighting", "memory", "gradient_scale")
+    limits = {name: getattr(args, name) for name in options}
     check(args.paths, args.kind, args.json, **limits)
 
 

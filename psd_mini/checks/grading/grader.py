@@ -24,16 +24,17 @@ from typing import Any
 
 import torch
 
-from psd_mini.checks.diagnosis import W_FORMULAS
 from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.negative_embedding import check_negative_embedding
+from psd_mini.checks.noise_schedule import check_schedule
 from psd_mini.checks.preference import check_psd
-from psd_mini.checks.renderer_and_schedule import check_renderer, check_schedule
+from psd_mini.checks.renderer import check_renderer
 from psd_mini.checks.report import STATUSES, Report, Unreadable, in_capitals, no_answer
 from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
+from psd_mini.checks.sizes import W_FORMULAS
 
 Result = dict[str, Any]
 
@@ -129,6 +130,7 @@ def grade(
     workers: int | None = None,
     weighting: str | None = None,
     memory: float = 2.0,
+    gradient_scale: str = "report",
     on_result: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
     """Check a formula in other people's files, and name the mistakes.
@@ -147,6 +149,8 @@ def grade(
         weighting: the name of w(t) if only that one is right; by default any is.
         memory: GiB for each file, beyond what torch and the check take (Linux; elsewhere there is
             no limit).
+        gradient_scale: what a constant factor is (a mean for a sum, a missing 1/2), for kinds with
+            a w(t): ignore calls it right, report scaled (exit status 0), require wrong.
         on_result: called with the place in `paths` and the result, as they come.
 
     Returns:
@@ -159,7 +163,8 @@ def grade(
         OSError: this system cannot fork (Windows): call the check itself, `check_sds(fn)`, there.
     """
     _look_at_options(kind, weighting, timeout, memory)
-    options = {"weighting": weighting} if weighting else {}
+    options = {"weighting": weighting, "gradient_scale": gradient_scale}
+    options = options if kind in HAVE_WEIGHT else {}
     waiting, running = deque(enumerate(paths)), dict[int, Confined]()
     results: dict[int, Result] = {}
 

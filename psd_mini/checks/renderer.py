@@ -1,0 +1,238 @@
+"""Check of a renderer that composites density and colour along rays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from psd_mini._internal.arguments import validated
+from psd_mini.checks.exact_world import normal
+from psd_mini.checks.grading.names import Names, keys
+from psd_mini.checks.grading.submission import answered, environment, parts_of, prepare
+from psd_mini.checks.guard import guarded
+from psd_mini.checks.probe import Prober
+from psd_mini.checks.report import Report
+from psd_mini.checks.tables import Row, causes_of, fewest_slips
+
+RENDER = (
+    "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
+)
+RAYS, SAMPLES, BACKGROUND = 64, 12, 0.7
+
+
+def _shifted(passed: Tensor) -> Tensor:
+    """Exclusive cumulative product: what reaches sample i through those before it."""
+    return torch.cat((torch.ones_like(passed[:, :1]), torch.cumprod(passed, -1)[:, :-1]), -1)
+
+
+def _late(passed: Tensor) -> Tensor:
+    """The cumulative product shifted the wrong way: through those up to i + 1."""
+    through = torch.cumprod(passed, -1)
+    return torch.cat((through[:, 1:], torch.ones_like(through[:, :1])), -1)
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _left_by_sum(alpha: Tensor) -> Tensor:
+    return 1 - alpha.sum(-1, keepdim=True).clamp(max=1)
+
+
+def _before(delta: Tensor) -> Tensor:
+    """Widths one place late; the first sample has its own."""
+    return torch.cat((delta[:, :1], delta[:, :-1]), -1)
+
+
+NO_DELTA = "delta is missing: opacity must not depend on the number of samples"
+NO_ALPHA = "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho"
+FOG = "alpha = rho delta without the exponential: exact for thin fog only"
+SWAPPED = "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes"
+PREVIOUS = "delta is that of the previous sample: it is the width z_{i+1} - z_i of its own interval"
+ACTIVATED = "the density goes through a sigmoid: it is a density already"
+ALPHAS = [  # of density r, width d
+    Row("1 - exp(-rho delta)", lambda r, d: 1 - torch.exp(-r * d)),
+    Row("1 - exp(-rho)", lambda r, d: 1 - torch.exp(-r), NO_DELTA),
+    Row("rho", lambda r, d: r, NO_ALPHA),
+    Row("rho delta", lambda r, d: r * d, FOG),
+    Row("exp(-rho delta)", lambda r, d: torch.exp(-r * d), SWAPPED),
+    Row("delta rolled", lambda r, d: 1 - torch.exp(-r * d.roll(1, -1)), PREVIOUS),
+    Row("delta late", lambda r, d: 1 - torch.exp(-r * _before(d)), PREVIOUS),
+    Row("sigmoid", lambda r, d: 1 - torch.exp(-r.sigmoid() * d), ACTIVATED),
+]
+T_NO_DELTA = "delta is missing in the transmittance: T_i = exp(-sum rho_j delta_j)"
+PASSED = [  # of density, width, alpha: what each sample lets pass
+    Row("1 - alpha", lambda r, d, alpha: 1 - alpha),
+    Row("exp(-rho delta)", lambda r, d, alpha: torch.exp(-r * d)),
+    Row("exp(-rho)", lambda r, d, alpha: torch.exp(-r), T_NO_DELTA),
+]
+INCLUSIVE = "the transmittance is inclusive: sample i must not shadow itself"
+UNSHADOWED = "the transmittance is missing: samples behind others are not shadowed"
+REVERSED = "the order is reversed: transmittance comes from the far end"
+LATE = "the transmittance is shifted the wrong way: T_0 is 1"
+TRANSMITTANCE = [  # of what each sample lets pass
+    Row("before i", _shifted),
+    Row("up to i", lambda passed: torch.cumprod(passed, -1), INCLUSIVE),
+    Row("none", torch.ones_like, UNSHADOWED),
+    Row("behind i", lambda passed: _shifted(passed.flip(-1)).flip(-1), REVERSED),
+    Row("up to i + 1", _late, LATE),
+]
+TWICE = "premultiplied twice: the colour is multiplied by alpha twice"
+NORMALISED = "the weights are divided by their sum: empty rays become opaque"
+AVERAGED = "the mean over samples is taken: it must be their sum"
+MINUS = "the weights are T - alpha: they must be the product T alpha"
+WEIGHTS = [  # of transmittance, alpha
+    Row("T alpha", lambda light, alpha: light * alpha),
+    Row("T alpha^2", lambda light, alpha: light * alpha**2, TWICE),
+    Row("normalised", lambda light, alpha: _normalised(light * alpha), NORMALISED),
+    Row("mean", lambda light, alpha: light * alpha / alpha.shape[-1], AVERAGED),
+    Row("T - alpha", lambda light, alpha: light - alpha, MINUS),
+]
+NO_BACKGROUND = "no background: (1 - opacity) b is missing"
+IN_FULL = "the background is added in full: it must be multiplied by 1 - opacity"
+THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
+CLAMPED = "the opacity is a clamped sum of alphas: it is the sum of the weights T alpha"
+COVERED = "the background is multiplied by the opacity: it must be 1 - opacity"
+BACKGROUNDS = [  # of opacity, transmittance, alpha: how much of the background is seen
+    Row("1 - opacity", lambda opacity, light, alpha: 1 - opacity),
+    Row("T_end", lambda opacity, light, alpha: (light * (1 - alpha))[:, -1:]),
+    Row("none", lambda opacity, light, alpha: 0 * opacity, NO_BACKGROUND),
+    Row("in full", lambda opacity, light, alpha: 0 * opacity + 1, IN_FULL),
+    Row("T of the last", lambda opacity, light, alpha: light[:, -1:], THROUGH_LAST),
+    Row("clamped", lambda opacity, light, alpha: _left_by_sum(alpha), CLAMPED),
+    Row("opacity", lambda opacity, light, alpha: opacity, COVERED),
+]
+TOO_BRIGHT = "the colour goes through a sigmoid twice: it is in 0..1 already"
+COLOURS = [Row("colour", torch.clone), Row("sigmoid", torch.sigmoid, TOO_BRIGHT)]
+# the width of the last sample is anybody's choice, where only depths are given
+LAST_WIDTHS = [Row(f"{width:g}", lambda delta, w=width: w) for width in (0.1, 1e10, 1e3, 1.0, 0.0)]
+LAST_WIDTHS += [Row("as before", lambda delta: delta[:, -2:-1])]
+
+
+class Rays(NamedTuple):
+    """What a renderer is given: (N, S), but colour (N, S, 3)."""
+
+    rho: Tensor
+    colour: Tensor
+    delta: Tensor
+    z: Tensor
+
+
+def _rays(last_is_empty: bool) -> Rays:
+    """From empty rays to such that end inside matter."""
+    n, s = RAYS, SAMPLES
+    steps = torch.rand(n, s, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    z = 1 + torch.cumsum(0.05 + 0.2 * steps, -1)
+    delta = torch.cat((z[:, 1:] - z[:, :-1], torch.full((n, 1), 0.1).double()), -1)
+    colour = torch.rand(n, s, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rho = torch.linspace(0, 5, n).double()[:, None] * normal(n, s, seed=1).abs()
+    if last_is_empty:
+        rho[:, -1] = 0
+    return Rays(rho.requires_grad_(), colour, delta, z)
+
+
+@validated
+@guarded("the renderer")
+def check_renderer(fn: Any, *, names: Names = None) -> Report:
+    """Does fn(density (N, S), colour (N, S, 3), deltas (N, S), background) composite along rays?
+
+    The answer is rgb (N, 3), or weights (N, S), or both in a tuple. Who takes z_vals instead of
+    deltas makes deltas of them; the width of the last sample does not matter then. Without a
+    background parameter, black is expected.
+    """
+    fn = prepare(fn, ("render", "composite", "forward"), names)
+    report, asked = Report("check of the renderer"), keys(fn, names)
+    rays = _rays(last_is_empty="widths" not in asked)
+    target = _rendered(report, fn, names, rays)
+    if target is None:
+        return report
+    best = explain_picture(target, rays, "background" in asked, LAST_WIDTHS[:1])
+    if best is not None and "widths" not in asked and not causes_of(best):
+        filled = _rays(last_is_empty=False)
+        again = _rendered(report, fn, names, filled)
+        if again is not None:
+            behind = explain_picture(again, filled, "background" in asked, LAST_WIDTHS)
+            best = best if behind is None else behind
+    read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
+    causes = [f"it is none of the known slips; {tuple(target.shape)} came, read as {read}"]
+    if best is not None:
+        causes = causes_of(best)
+    came = "another" if causes else "as it should"
+    report.add(not causes, "compositing", came, "the formula", "; ".join(causes), RENDER)
+    if best is not None:
+        _judge_gradient(report, target, composited(target, rays, best[:6]), rays.rho)
+    return report
+
+
+def _rendered(report: Report, fn: Any, names: Names, rays: Rays) -> Tensor | None:
+    """rgb (N, 3), or weights (N, S); None, and a row that says why, where neither came."""
+    n, s = rays.rho.shape
+    # "sigma", "rgb" and "t" are other things to a renderer than to a denoiser
+    values: Any = {"density": rays.rho, "x": rays.rho}
+    values |= {"colour": rays.colour.clone(), "image": rays.colour.clone()}
+    values |= {"t": rays.z, "z_vals": rays.z, "widths": rays.delta, "background": BACKGROUND}
+    prober = Prober(fn, names)
+    prober.given = {k: v for k, v in values.items() if k not in environment()}
+    prober.given["device"] = torch.device("cpu")
+    answer, _ = prober.ask({})
+    answered(answer)
+    answer = list(answer.values()) if isinstance(answer, dict) else answer
+    tensors = [part for part in parts_of(answer) if isinstance(part, Tensor)]
+    for shape in ((n, 3), (n, s), (n, s, 1)):
+        for part in tensors:
+            if part.shape == shape:
+                return part.reshape(shape[:2])
+    came = ", ".join(str(tuple(part.shape)) for part in tensors) or type(answer).__name__
+    cause = f"it returned {came}, expected rgb (N, 3)"
+    report.add(False, "answer", came, f"rgb ({n}, 3) or weights ({n}, {s})", cause, RENDER)
+    return None
+
+
+def composited(target: Tensor, rays: Rays, rows: Sequence[Row]) -> Tensor:
+    """What one row of each table gives: rgb or weights, as the target is."""
+    alphas, passed, through, weights, background, colours = rows
+    alpha = alphas.value(rays.rho, rays.delta)
+    light = through.value(passed.value(rays.rho, rays.delta, alpha))
+    w = weights.value(light, alpha)
+    if target.shape[-1] != 3:
+        return w
+    behind = background.value(w.sum(-1, keepdim=True), light, alpha) * BACKGROUND
+    return torch.einsum("ns,nsc->nc", w, colours.value(rays.colour)) + behind
+
+
+def explain_picture(
+    target: Tensor, rays: Rays, takes_background: bool, last_widths: Sequence[Row]
+) -> tuple[Row, ...] | None:
+    """The rows with the fewest slips that give these rgb or weights."""
+    backgrounds, colours = BACKGROUNDS, COLOURS
+    if not takes_background:  # black, and nothing to be seen of it
+        backgrounds = [BACKGROUNDS[2]._replace(cause="")]
+    if target.shape[-1] != 3:
+        backgrounds, colours = BACKGROUNDS[:1], COLOURS[:1]
+    came = target.detach().double()
+
+    def fits(*rows: Row) -> bool:
+        delta = rays.delta.clone()
+        delta[:, -1:] = rows[6].value(rays.delta)
+        with torch.no_grad():
+            mine = composited(target, rays._replace(delta=delta), rows[:6])
+        return torch.allclose(came, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    tables = [ALPHAS, PASSED, TRANSMITTANCE, WEIGHTS, backgrounds, colours, last_widths]
+    return fewest_slips(tables, fits, most=2)
+
+
+def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -> None:
+    """Does autograd see through it as through the formula that gives the same numbers?"""
+    if not target.requires_grad:
+        cause = "no gradient reaches the density: detached, or under no_grad?"
+        report.add(False, "gradient", "None", "a gradient of the density", cause)
+        return
+    got = torch.autograd.grad(target.sum(), rho, retain_graph=True)[0]
+    want = torch.autograd.grad(mine.sum(), rho, retain_graph=True)[0]
+    same = torch.allclose(got[:, :-1], want[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True)
+    came = "as the formula's" if same else "another"
+    report.add(same, "gradient", came, "the formula's", "a part of it was detached")

@@ -1,0 +1,176 @@
+"""How large a gradient is: the tables of weights w(t) and of factors, and the policy on factors.
+
+Any positive w(t) is right. A constant factor beside it changes the learning rate and nothing else:
+it is "scaled", and it is named. A factor that depends on the batch or on the guidance scale is
+wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+from psd_mini.checks.exact_world import SHAPE, T, alpha_at, sigma_at
+from psd_mini.checks.levels import beta_at
+from psd_mini.checks.report import Ok, Unreadable
+from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips, products_of
+
+# the status of a constant factor, by policy
+POLICIES = {"ignore": "note", "report": "scaled", "require": "wrong"}
+# the names of `schedule.WEIGHTINGS` as formulas
+W_FORMULAS = {"sds": "sigma_t^2", "uniform": "1", "fantasia3d": "alpha_t sigma_t^2"}
+Sizes = Sequence[tuple[int, int, float, float]]  # t, batch, g, size of a gradient
+
+
+def known_choice(name: str, came: str | None, known: Sequence[str | None]) -> None:
+    """Raise Unreadable for a choice that nobody knows."""
+    if came not in known:
+        names = ", ".join(filter(None, known))
+        raise Unreadable(f"{name}: {came!r} is not known; choose from {names}")
+
+
+def _power(i: int, j: int) -> Row:
+    """alpha_t^i sigma_t^j."""
+    powers = [("alpha_t", i), ("sigma_t", j)]
+    parts = [name if p == 1 else f"{name}^{p}" for name, p in powers if p]
+    return Row(" ".join(parts) or "1", lambda t: alpha_at(t) ** i * sigma_at(t) ** j)
+
+
+_POWERS = sorted(product(range(-2, 3), range(-2, 5)), key=lambda p: abs(p[0]) + abs(p[1]))
+PER_STEP = "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cumprod"
+TAKEN_AT = "the weight is taken at t {0} 1: t is off by one"
+WEIGHTS = [  # w(t), the simple ones first
+    *(_power(i, j) for i, j in _POWERS),
+    Row("1 - alpha_t", lambda t: 1 - alpha_at(t)),
+    Row("t / T", lambda t: t / T),
+    Row("beta_t", beta_at, PER_STEP),
+    Row("sigma_{t+1}^2", lambda t: sigma_at(t + 1) ** 2, TAKEN_AT.format("+")),
+    Row("sigma_{t-1}^2", lambda t: sigma_at(t - 1) ** 2, TAKEN_AT.format("-")),
+]
+ALONE = "the gradient of one picture must not depend on how many there are"
+TWICE = "the factor 1/2 of 0.5 ||x - target||^2 is missing?"
+HALF = "one factor 1/2 too many?"
+
+
+def constants(shape: Sequence[int] = SHAPE) -> list[Row]:
+    """Factors that are the same for every t, batch and guidance scale; shape: of one picture."""
+    n, pixels, channels = math.prod(shape), math.prod(shape[1:]), shape[0]
+    mean = "mean over {} instead of sum?"
+    rows = [Row(f"1/{n}", lambda *_: 1 / n, mean.format("elements"))]
+    if 1 < pixels < n:
+        either = f"{mean} (or 4/{n}: a mean over elements, and a factor 1/2 missing twice?)"
+        rows.append(Row(f"1/{pixels}", lambda *_: 1 / pixels, either.format("pixels")))
+        rows.append(Row(f"1/{channels}", lambda *_: 1 / channels, mean.format("channels")))
+    return [*rows, Row("2", lambda *_: 2.0, TWICE), Row("1/2", lambda *_: 0.5, HALF)]
+
+
+def factors(style: str, free_g: bool = False) -> list[Row]:
+    """Factors of (t, batch, g). A "loss" may be divided by the batch, a "gradient" may not."""
+    by_g = "" if free_g else "multiplied by the guidance scale"
+    divided = "" if style == "loss" else f"divided by the batch: {ALONE}"
+    rows = [
+        Row("batch", lambda t, b, g: float(b), f"multiplied by the batch: {ALONE}"),
+        Row("g", lambda t, b, g: g, by_g),
+        Row("1/batch", lambda t, b, g: 1 / b, divided),
+    ]
+    if style == "loss":
+        twice = f"divided by the batch twice: {ALONE}"
+        rows.append(Row("1/batch^2", lambda t, b, g: 1 / b**2, twice))
+    return rows
+
+
+def explain(
+    seen: Sequence[tuple[tuple, float]], tables: Sequence[Table], tolerance: float = 1e-2
+) -> tuple[Row, ...] | None:
+    """One row of each table whose product is all these values; None where no rows are.
+
+    Args:
+        seen: (inputs, value) of every run.
+        tables: factors as functions of the inputs.
+        tolerance: relative.
+    """
+
+    def fits(*rows: Row) -> bool:
+        for inputs, value in seen:
+            wanted = math.prod(row.value(*inputs) for row in rows)
+            if not abs(value - wanted) < tolerance * abs(wanted):
+                return False
+        return True
+
+    return fewest_slips(tables, fits)
+
+
+def size(
+    seen: Sizes,
+    style: str,
+    tolerance: float,
+    weighting: str | None = None,
+    policy: str = "report",
+    free_g: bool = False,
+) -> tuple[Ok, str, str]:
+    """Which w(t) and which factors make these (t, batch, g, k), k the size against eps_hat - eps.
+
+    Args:
+        seen: timestep, batch, guidance scale and size of every picture.
+        style: "loss" or "gradient", see `factors`.
+        weighting: a key of `W_FORMULAS` if only that w(t) is right.
+        policy: a key of `POLICIES`: what a constant factor is.
+        free_g: a factor g is allowed.
+
+    Returns:
+        ok or the status, what came, the cause.
+    """
+    wanted = W_FORMULAS[weighting] if weighting else ""
+    weights = sorted(WEIGHTS, key=lambda row: row.name != wanted)
+    inputs = [((t, b, g), k) for t, b, g, k in seen]
+    tables = [_of_t(weights), products_of(constants(), 2), products_of(factors(style, free_g), 2)]
+    found = explain(inputs, tables, tolerance)
+    if found is not None:
+        weight, constant, factor = found
+        scaled = f"the size is {constant.name} times the reference: {constant.cause}"
+        wrong = causes_of((weight, factor))
+        name, scaled = weight.name, scaled if constant.cause else ""
+    elif (unknown := _unknown_constant(seen, weights, tolerance)) is not None:
+        name, scaled, wrong = *unknown, []
+    else:
+        return _unknown_size(seen, wanted)
+    if wanted not in ("", name):
+        wrong = [*wrong, f"w(t) = {name} came, w(t) = {wanted} is expected"]
+    status = "wrong" if wrong else POLICIES[policy] if scaled else "ok"
+    came = f"w(t) = {name}" + (", times a factor" if scaled or wrong else "")
+    return status, came, "; ".join(filter(None, [scaled, *wrong]))
+
+
+def _of_t(weights: Table) -> list[Row]:
+    """Weights as functions of (t, batch, g)."""
+    return [row._replace(value=lambda t, b, g, w=row.value: w(t)) for row in weights]
+
+
+def _unknown_constant(seen: Sizes, weights: Table, tolerance: float) -> tuple[str, str] | None:
+    """A weight that needs a constant that nobody knows: its name and words; None for no weight."""
+    for row in weights:
+        ratios = [k / max(row.value(t), 1e-30) for t, b, _, k in seen if b == 1]
+        if (
+            not row.cause
+            and len(ratios) > 1
+            and max(ratios) - min(ratios) < tolerance * max(ratios)
+        ):
+            return row.name, f"the size is {ratios[0]:.4g} times the reference"
+    return None
+
+
+def _unknown_size(seen: Sizes, wanted: str) -> tuple[Ok, str, str]:
+    """What `size` says where no known weight fits."""
+    logs: dict[int, set[float]] = {}
+    for t, b, _, k in seen:
+        if b == 1:
+            logs.setdefault(t, set()).add(round(math.log(abs(k)), 2))
+    if any(len(sizes) > 1 for sizes in logs.values()):
+        cause = "the size differs between pictures: was the gradient normalised or clipped?"
+        return not wanted and "note", "not a function of t alone", cause
+    values = ", ".join(f"{k:.3g} at t={t}" for t, _, _, k in seen[:3])
+    if wanted:
+        return False, values, f"w(t) = {wanted} is expected, and this is no multiple of it"
+    cause = "a weight w(t) that is not in the list; any positive function of t is allowed"
+    return "note", values, cause

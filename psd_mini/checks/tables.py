@@ -1,0 +1,86 @@
+"""The engine of the checks: tables of what code may compute, and a search for the fewest slips.
+
+Every part of a formula is a table. Its rows are the ways in which people write that part: right
+ones, and wrong ones with the words for what is wrong. A submission is explained by one row of every
+table. All combinations are compared with what the submission did, on the same draws, in the order
+of their slips; the first one that fits is the diagnosis. So two mistakes at once are both found,
+and a new mistake is one more row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations, product
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One way to compute one part of a formula.
+
+    name: how it is written. value: what it computes; its arguments depend on the table. cause: what
+    is wrong with it, "" where it is right. slips: how many mistakes it counts as, if it is wrong.
+    free: more vectors that come with it, in any amount (see `directions`).
+    """
+
+    name: str
+    value: Callable[..., Any]
+    cause: str = ""
+    slips: float = 1.0
+    free: Callable[..., list[Any]] | None = None
+
+
+Table = Sequence[Row]
+
+
+def slips_of(rows: Sequence[Row]) -> float:
+    """How many mistakes these rows are together."""
+    return sum(row.slips for row in rows if row.cause)
+
+
+def fewest_slips(
+    tables: Sequence[Table], fits: Callable[..., bool], most: float = 4.0
+) -> tuple[Row, ...] | None:
+    """One row of each table that fits, with the fewest slips; of several, the earlier rows.
+
+    Args:
+        tables: of the parts of a formula.
+        fits: called with one row of each table.
+        most: slips; combinations with more of them explain anything and are not tried.
+
+    Returns:
+        None where no combination fits.
+    """
+    for rows in sorted(product(*tables), key=slips_of):
+        if slips_of(rows) > most:
+            return None
+        if fits(*rows):
+            return rows
+    return None
+
+
+def causes_of(rows: Sequence[Row]) -> list[str]:
+    """What is wrong with these rows, in words."""
+    return [row.cause for row in rows if row.cause]
+
+
+def named(table: Table, name: str) -> Row:
+    """The row of this name."""
+    return next(row for row in table if row.name == name)
+
+
+def products_of(factors: Table, most: int = 3) -> list[Row]:
+    """Every product of at most so many different factors, as one table."""
+    rows = []
+    for n in range(most + 1):
+        for chosen in combinations(factors, n):
+            rows.append(_product(chosen))
+    return rows
+
+
+def _product(chosen: tuple[Row, ...]) -> Row:
+    def value(*inputs: Any) -> float:
+        return math.prod(row.value(*inputs) for row in chosen)
+
+    causes = causes_of(chosen)
+    return Row(" x ".join(row.name for row in chosen), value, "; ".join(causes), len(causes))
