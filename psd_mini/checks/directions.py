@@ -21,7 +21,7 @@ from torch import Tensor
 
 from psd_mini.checks.exact_world import SCHEDULE, T, alpha_sigma, embedding, exact_eps
 from psd_mini.checks.reading import Reading, Terms
-from psd_mini.checks.tables import Row, fewest_slips, named, slips_of
+from psd_mini.checks.tables import Row, Table, fewest_slips, named, slips_of
 
 Coefficients = dict[str, float]
 
@@ -226,16 +226,17 @@ def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
 def tables_of(method: Method) -> list[list[Row]]:
     """The four tables with the words of this method: its own rows are right."""
     general = method.words.get("predictions", "")
-    predictions, subtracted = [], []
-    for row in PREDICTIONS:
-        cause = method.words.get(row.name) or general or row.cause
-        right = row.name == method.predictions
-        predictions.append(row._replace(cause="" if right else cause))
-    for row in SUBTRACTED:
-        cause = method.words.get(row.name) or row.cause
-        right = row.name == method.subtracted
-        subtracted.append(row._replace(cause="" if right else cause))
+    predictions = _worded(PREDICTIONS, method.predictions, method.words, general)
+    subtracted = _worded(SUBTRACTED, method.subtracted, method.words, "")
     return [predictions, subtracted, PLACES, SIGNS]
+
+
+def _worded(table: Table, right: str, words: Mapping[str, str], general: str) -> list[Row]:
+    rows = []
+    for row in table:
+        cause = words.get(row.name) or general or row.cause
+        rows.append(row._replace(cause="" if row.name == right else cause))
+    return rows
 
 
 def _is_other(method: Method, tables: list[list[Row]]) -> list[tuple[Row, ...]]:

@@ -11,14 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from psd_mini.checks.directions import (
-    GUIDED,
-    PREDICTIONS,
-    Method,
-    explain_direction,
-    fit_rows,
-    reference,
-)
+from psd_mini.checks import directions
+from psd_mini.checks.directions import GUIDED, Method, fit_rows
 from psd_mini.checks.judging_draws import levels
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Reading, cosine
@@ -32,10 +26,8 @@ CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose th
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"
 NOT_DETACHED = "the gradient is exactly zero: was the target detached? x cancels in x - (x - G)"
-THROUGH_X_T = (
-    "the gradient flows through x_t, which brings an extra alpha_t: right, as a part of w(t)"
-)
-TWO_X_T = "the two predictions are not at the same x_t"
+THROUGH_X_T = "the gradient flows through x_t, which brings an extra alpha_t: a part of w(t)"
+TWO_X_T = "the two predictions are not at the same x_t: each must see the same noise, at the same t"
 
 
 class Scale(NamedTuple):
@@ -64,7 +56,8 @@ class Runs:
 
     @property
     def tolerance(self) -> float:
-        return 5 * max(trial.tolerance for trial in self.trials)
+        """Relative, of coefficients: larger in half precision."""
+        return max(trial.tolerance for trial in self.trials)
 
 
 def readings_of(trials: Sequence[Trial]) -> list[Reading]:
@@ -92,9 +85,11 @@ def judge_gradient(report: Report, method: Method, runs: Runs, scale: Scale) -> 
     """Direction, size and guidance, apart; False where they cannot be read."""
     readings = readings_of(runs.trials)
     if not runs.takes_g:
-        _take_own_guidance(readings + readings_of(runs.batched), runs.tolerance)
+        own = _own_guidance(readings, runs.tolerance)
+        for reading in readings + readings_of(runs.batched):
+            reading.g = own or reading.g
     blocked = _unreadable(runs, readings)
-    rows = None if blocked else explain_direction(method, readings, runs.tolerance)
+    rows = None if blocked else directions.explain_direction(method, readings, runs.tolerance)
     if rows is None:
         came = _terms(readings[0])
         cause = blocked or f"the gradient is {came} at g = {readings[0].g:g}; see the rows below"
@@ -106,16 +101,21 @@ def judge_gradient(report: Report, method: Method, runs: Runs, scale: Scale) -> 
     return True
 
 
-def _take_own_guidance(readings: list[Reading], tolerance: float) -> None:
-    """Where the guidance scale is not an argument, whatever it is will do, if it is one.
+def _own_guidance(readings: list[Reading], tolerance: float) -> float | None:
+    """Where the scale is not an argument, any one g >= 1 is right; None where there is none.
 
-    eps_hat = g cond + (1 - g) uncond has g = c / (c + u); a flipped one has u > 1.
+    eps_hat = g cond + (1 - g) uncond has g = c / (c + u); one with the two swapped has 1 - g there.
     """
+    scales = []
     for reading in readings:
         c, u = reading.total("cond"), reading.total("uncond")
-        if abs(c + u) > 0.05 * tolerance * max(abs(c), abs(u)):
-            own = c / (c + u)
-            reading.g = 1 - own if own < -tolerance else own if own > 1 - tolerance else reading.g
+        if abs(c + u) <= 0.2 * tolerance * max(abs(c), abs(u)):
+            return None
+        scales.append(c / (c + u))
+    if max(scales) - min(scales) > tolerance * (1 + abs(scales[0])):
+        return None
+    own = 1 - scales[0] if scales[0] < -tolerance else scales[0]
+    return own if own > 1 - tolerance else None
 
 
 def _unreadable(runs: Runs, readings: list[Reading]) -> str:
@@ -125,7 +125,7 @@ def _unreadable(runs: Runs, readings: list[Reading]) -> str:
     if all(map(_at_two_x_t, readings)):
         return TWO_X_T
     leftover = max(reading.leftover for reading in readings)
-    if leftover <= runs.tolerance:
+    if leftover <= 5 * runs.tolerance:
         return ""
     limit = _clamped_at(readings[0].gradient)
     return CLAMPED.format(limit) if limit else f"{leftover:.0%} {NOT_LINEAR}"
@@ -139,9 +139,9 @@ def _clamped_at(gradient: Tensor) -> float:
 
 
 def _at_two_x_t(reading: Reading) -> bool:
-    """Is each prediction asked for once, and no two of them at one x_t?"""
-    asked = [set(group.eps_hat) - {"q"} for group in reading.groups]
-    return len(set().union(*asked)) > 1 and all(len(labels) == 1 for labels in asked)
+    """Are there predictions of several kinds, and no two x_t have one kind in common?"""
+    asked = [label for group in reading.groups for label in group.eps_hat]
+    return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 
 def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
@@ -152,16 +152,15 @@ def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row
         fit = fit_rows(reading, rows)
         assert fit is not None
         weights = [abs(weight) for weight in fit.weights]
-        cosines.append(cosine(reading.gradient, reference(method, reading, weights)))
+        cosines.append(cosine(reading.gradient, directions.reference(method, reading, weights)))
     worst, causes = min(cosines), causes_of(rows[1:])
-    straight = worst > 1 - max(runs.tolerance, 1e-3) / 5
+    straight = worst > 1 - runs.tolerance
     came = f"cosine {worst:.4f}: {_terms(readings[0])}"
     status: bool | str = straight and not causes
     if status and any(trial.through_x_t() for trial in runs.trials):
         status, causes = "note", [THROUGH_X_T]
-    elif (
-        not straight and not causes_of(rows) and not any(cause for _, cause in levels(runs.trials))
-    ):
+    told = causes_of(rows) or [cause for _, cause in levels(runs.trials) if cause]
+    if not straight and not told:
         causes = [f"the gradient is {_terms(readings[0])}; see the rows below"]
     report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
 
@@ -177,7 +176,7 @@ def _judge_size(
             seen.append((reading.t, reading.batch, reading.g, abs(fit.size)))
     free_g = method.predictions != GUIDED
     style = runs.trials[0].style
-    ok, came, cause = size(seen, style, runs.tolerance, *scale, free_g)
+    ok, came, cause = size(seen, style, 5 * runs.tolerance, *scale, free_g)
     weight = W_FORMULAS.get(scale.weighting or "")
     expected = f"w(t) = {weight}" if weight else "any w(t) > 0"
     report.add(ok, "size", came, expected, cause, method.equation)
@@ -196,7 +195,7 @@ def _judge_guidance(report: Report, method: Method, runs: Runs, rows: tuple[Row,
     report.add(not cause, "guidance", name, method.predictions, cause)
     if not runs.takes_g or method.predictions != GUIDED or cause:
         return
-    unguided = named(PREDICTIONS, "cond")
+    unguided = named(directions.PREDICTIONS, "cond")
     for reading, wanted in zip(readings_of(runs.limits), ("cond", "uncond"), strict=False):
         status: bool | str = _gives(reading, rows, runs.tolerance)
         # some take g = 0 for no guidance
@@ -214,7 +213,7 @@ def _gives(reading: Reading, rows: Sequence[Row], tolerance: float) -> bool:
 
 def combination_of(reading: Reading, rows: Sequence[Row]) -> str:
     """The predictions in units of the gradient's size, "7.5 cond -6.5 uncond"."""
-    free = named(PREDICTIONS, "another combination")
+    free = named(directions.PREDICTIONS, "another combination")
     fit = fit_rows(reading, (free, *rows[1:])) or fit_rows(reading, rows)
     k = (fit.size if fit else 0.0) or 1.0
     c, u = reading.total("cond") / k, reading.total("uncond") / k

@@ -39,6 +39,7 @@ G_AND_T = ((7.5, 500), (3.0, 250), (7.5, 90), (7.5, 750), (3.0, 930), (7.5, 500)
 ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
+RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
 
@@ -191,7 +192,7 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
     row, cause = _combination(seen)
     if left > 1e-2:
         row = f"{left:.0%} of it is not linear"
-        cause = "guidance must be linear in the two predictions (was it rescaled?)"
+        cause = RESCALED
     wanted, equation = "uncond + g (cond - uncond)", "eps_hat = eps_neg + g (eps_cond - eps_neg)"
     report.add(not cause, "guidance", row, wanted, cause, equation)
     for g, wanted in ((1.0, "cond"), (0.0, "uncond")):
@@ -218,6 +219,8 @@ def _combination(seen: Mapping[float, list[float]]) -> tuple[str, str]:
         return found[0].name, "" if found[0].name == GUIDED else found[0].cause
     g, (c, u) = next(iter(seen.items()))
     came = f"{c:.3g} cond {u:+.3g} uncond"
+    if abs(c * (1 - g) - u * g) < 1e-2 * (abs(c) + abs(u)):
+        return came, RESCALED
     return came, f"{came} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond (guidance)"
 
 
