@@ -253,6 +253,23 @@ def reward_of_a_picture_without_sigma(
     return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (h[0] - h[1])
 
 
+@handed_in("psd", "wrong", "not shown x0_hat")
+def reward_of_a_picture_at_another_t(
+    x, t, eps_1, eps_2, predict_noise, cond, uncond, reward, guidance_scale, lam, alphas_cumprod
+):
+    """x0_hat with the levels of t - 100: the reward sees a picture that nobody predicted."""
+    (a, s), (a_2, s_2) = levels(alphas_cumprod, t), levels(alphas_cumprod, t - 100)
+    h, r = [], []
+    with torch.no_grad():
+        for eps in (eps_1, eps_2):
+            x_t = a * x + s * eps
+            u = predict_noise(x_t, t, uncond)
+            e = u + guidance_scale * (predict_noise(x_t, t, cond) - u)
+            r.append(reward((x_t - s_2 * e) / a_2).view(-1, 1, 1, 1))
+            h.append(e - eps)
+    return (h[0] + h[1]) / 2 + lam * torch.sign(r[0] - r[1]) * (h[0] - h[1])
+
+
 # ---------------------------------------------------------------------------------- other kinds
 
 
@@ -279,6 +296,38 @@ def width_of_the_previous_sample(density, colour, deltas, background):
     light = F.pad(passed.cumprod(-1), (1, 0), value=1.0)
     rgb = ((light[:, :-1] * (1 - passed))[..., None] * colour).sum(1)
     return rgb + light[:, -1:] * background
+
+
+def composed(weights=None, behind=None, shade=torch.sigmoid):
+    """A renderer with one piece replaced; of alpha, and of the light before each sample."""
+    weights = weights or (lambda light, alpha: light * alpha)
+    behind = behind or (lambda light, alpha: (light * (1 - alpha))[:, -1:])
+
+    def submission(density, colour, deltas, background):
+        alpha = 1 - torch.exp(-density * deltas)
+        light = F.pad((1 - alpha).cumprod(-1)[:, :-1], (1, 0), value=1.0)
+        rgb = (weights(light, alpha)[..., None] * shade(colour)).sum(1)
+        return rgb + behind(light, alpha) * background
+
+    return submission
+
+
+RENDERERS = {  # neighbours of a background that is seen through the last sample
+    "clamped sum": (
+        composed(None, lambda light, alpha: 1 - alpha.sum(-1, True).clamp(max=1), torch.clone),
+        "clamped sum of alphas",
+    ),
+    "T - alpha": (composed(torch.sub, None, torch.clone), "T - alpha"),
+    "mean": (
+        composed(lambda light, alpha: light * alpha / 12, None, torch.clone),
+        "mean over samples",
+    ),
+    "sigmoid twice": (composed(), "sigmoid twice"),
+    "opacity for transparency": (
+        composed(None, lambda light, alpha: (light * alpha).sum(-1, True), torch.clone),
+        "multiplied by the opacity",
+    ),
+}
 
 
 @handed_in("schedule", "right")

@@ -46,11 +46,11 @@ def test_the_mistake_is_named(name):
 def test_a_weighting_is_told_from_the_others(wanted, came):
     """Sizes from the schedule's w(t), also with a mean for a sum: two mistakes, two causes."""
     for factor, slip in ((1.0, ""), (1 / 16384, "mean over elements")):
-        sizes = factor * exact_world.SCHEDULE.weight(
+        measured = factor * exact_world.SCHEDULE.weight(
             TIMES, came, torch.zeros(4, dtype=torch.float64)
         )
         seen = [
-            (t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), sizes.flatten().tolist(), strict=True)
+            (t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), measured.flatten().tolist(), strict=True)
         ]
         status, _, cause = sizes.size(seen, "gradient", 1e-2, wanted)
         assert status == ("wrong" if wanted != came else "scaled" if slip else "ok")

@@ -2,9 +2,9 @@
 
 import pytest
 import submissions
-from submissions_tables import TABLES, formula, three_predictions
+from submissions_tables import RENDERERS, TABLES, formula, three_predictions
 
-from psd_mini.checks import check_psd, check_sds, directions, sizes
+from psd_mini.checks import check_psd, check_renderer, check_sds, directions, sizes
 from psd_mini.checks.directions import Method
 from psd_mini.checks.grading.grader import CHECKS
 from psd_mini.checks.sds import check_method
@@ -20,6 +20,13 @@ def test_verdict_and_words(name):
     assert report.status == status, report
     for word in words:
         assert word in "; ".join(report.causes), report
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_renderers(name):
+    submission, words = RENDERERS[name]
+    report = check_renderer(submission)
+    assert not report.ok and words in "; ".join(report.causes), report
 
 
 def test_the_fewest_slips_win_and_several_are_found():

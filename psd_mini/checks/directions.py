@@ -241,7 +241,7 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
 
 def _is_other(method: Method, tables: list[list[Row]]) -> list[tuple[Row, ...]]:
     """The right rows of the other methods, each as one slip of this one."""
-    found = []
+    found: list[tuple[Row, ...]] = []
     for other in METHODS:
         if other.name == method.name:
             continue

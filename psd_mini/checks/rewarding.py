@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, normal
+from psd_mini.checks.exact_world import SCALING, SHAPE, normal
 from psd_mini.checks.grading.stand_ins import VAE
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Reading, fit
@@ -91,16 +91,23 @@ def seen_by_reward(trial: Trial) -> list[Seen]:
 def _recognised(image: Tensor, score: float, readings: list[Reading]) -> Seen:
     """Whose picture it is and what is in it: exactly, or by likeness."""
     seen, rest, likeness = Seen(score, 0, 0, None, "something else"), EXACT, LIKE
+    if image.ndim != 3 or len(image) not in (3, 4) or image[0].numel() < 256:
+        return seen
+    picture, free = _pixels(image)
     places = [(b, i) for b, reading in enumerate(readings) for i in range(len(reading.groups))]
-    for b, i in places:
-        terms, left = _taken_apart(image, _vectors(readings[b], i))
+    for b, i in places if free.mean() > 0.01 else []:
+        vectors = _vectors(readings[b], i)
+        columns = [_centred(_decoded_as(image, z), free) for z in vectors.values()]
+        values, left = fit(_centred(picture, free), columns)
         if left < rest:
+            terms = dict(zip(vectors, values, strict=True))
             seen, rest = Seen(score, b, i, terms, ""), left
     if seen.terms is not None:
         return seen
     for b, i in places:
         for name, latents in _candidates(readings[b], i):
-            if (like := _likeness(image, latents)) > likeness:
+            like = _likeness(picture, _decoded_as(image, latents), free)
+            if like > likeness:
                 seen, likeness = Seen(score, b, i, None, name), like
     return seen
 
@@ -125,29 +132,29 @@ def _candidates(reading: Reading, i: int) -> list[tuple[str, Tensor]]:
     return found
 
 
-def _aligned(image: Tensor, latents: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """A picture (C, H, W) and latents (4, h, w), or what they decode to, pixel by pixel.
+def _pixels(image: Tensor) -> tuple[Tensor, Tensor]:
+    """A picture (C, H, W) as (C, pixels), at most one for each latent; 1 where it is not clamped.
 
-    Returns:
-        picture, latents (C, pixels), 1 where the picture is not clamped; None if they do not match.
+    The decoder makes even blocks: the middle of one stays what it is in a resized picture.
     """
-    if len(image) == 3:
-        latents = torch.einsum("lc,lhw->chw", VAE.mix, latents)
-    if image.ndim != 3 or len(image) != len(latents):
-        return None
-    if image.shape[-1] < latents.shape[-1]:
-        latents = F.interpolate(latents[None], size=image.shape[1:], mode="area")[0]
-    else:  # the decoder makes even blocks; the middle of one stays what it is in a resized picture
-        image = F.interpolate(image[None], size=latents.shape[1:], mode="nearest-exact")[0]
-    a, b = image.flatten(1), latents.flatten(1)
-    if a.shape[1] < 256:
-        return None
+    if image.shape[-1] > SHAPE[-1]:
+        image = F.interpolate(image[None], size=SHAPE[1:], mode="nearest-exact")[0]
+    a = image.flatten(1)
     free = torch.ones_like(a)
     # a channel's extreme value that comes more than once was clamped
     for extreme in (a.amin(1, keepdim=True), a.amax(1, keepdim=True)):
         there = a == extreme
         free *= ~there | (there.sum(1, keepdim=True) == 1)
-    return a, b, free
+    return a, free
+
+
+def _decoded_as(image: Tensor, latents: Tensor) -> Tensor:
+    """Latents (4, h, w), or what they decode to, as the pixels of this picture."""
+    if len(image) == 3:
+        latents = torch.einsum("lc,lhw->chw", VAE.mix, latents)
+    if image.shape[-1] < latents.shape[-1]:
+        latents = F.interpolate(latents[None], size=image.shape[1:], mode="area")[0]
+    return latents.flatten(1)
 
 
 def _centred(v: Tensor, free: Tensor) -> Tensor:
@@ -156,31 +163,12 @@ def _centred(v: Tensor, free: Tensor) -> Tensor:
     return free * (v - (free * v).sum(1, keepdim=True) / count)
 
 
-def _taken_apart(image: Tensor, vectors: dict[str, Tensor]) -> tuple[dict[str, float], float]:
-    """Coefficients of a picture by vectors, and the relative rest."""
-    columns: list[Tensor] = []
-    target = image
-    for latents in vectors.values():
-        aligned = _aligned(image, latents)
-        if aligned is None or aligned[2].mean() < 0.01:
-            return {}, 1.0
-        picture, one, free = aligned
-        target = _centred(picture, free)
-        columns.append(_centred(one, free))
-    values, rest = fit(target, columns)
-    return dict(zip(vectors, values, strict=True)), rest
-
-
-def _likeness(image: Tensor, latents: Tensor) -> float:
-    """How well latents explain a picture: the larger of two.
+def _likeness(a: Tensor, b: Tensor, free: Tensor) -> float:
+    """How well b (C, pixels) explains a picture a: the larger of two.
 
     The correlation where the picture is not clamped; and, for the same sign, the root of the share
     of variance that any function of the latents, pixel by pixel, explains (correlation ratio).
     """
-    aligned = _aligned(image, latents)
-    if aligned is None:
-        return 0.0
-    a, b, free = aligned
     da, db = _centred(a, free), _centred(b, free)
     covariance = (da * db).sum().item()
     spread = max((da.norm() * db.norm()).item(), 1e-30)

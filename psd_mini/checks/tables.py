@@ -83,4 +83,4 @@ def _product(chosen: tuple[Row, ...]) -> Row:
         return math.prod(row.value(*inputs) for row in chosen)
 
     causes = causes_of(chosen)
-    return Row(" x ".join(row.name for row in chosen), value, "; ".join(causes), len(causes))
+    return Row(" x ".join(row.name for row in chosen), value, "; ".join(causes), slips_of(chosen))
