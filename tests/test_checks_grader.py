@@ -189,6 +189,18 @@ def test_command_line(tmp_path, capsys):
     status, out = command(capsys, f"{file}:sds_gradient", "--weighting", "sds")
     assert status == 1 and "w(t) = sigma_t^2 is expected" in out
     assert command(capsys, file, "--kind", "cfg", "--weighting", "sds")[0] == 2
+    file.write_text(
+        GOOD.replace(
+            "u + guidance_scale * (c - u) - eps", "(u + guidance_scale * (c - u) - eps) / 7"
+        )
+    )
+    for policy, status, word in (
+        ("ignore", 0, "right"),
+        ("report", 0, "scaled"),
+        ("require", 1, "WRONG"),
+    ):
+        came, out = command(capsys, f"{file}:sds_gradient", "--gradient-scale", policy)
+        assert came == status and f"check of SDS: {word}" in out
     assert command(capsys, tmp_path, tmp_path / "none.py") == (2, "")  # nothing is graded
     assert "not a security sandbox" in " ".join(command(capsys, "--help")[1].split())
 

@@ -48,6 +48,7 @@ def test_the_fewest_slips_win_and_several_are_found():
 
 def test_products_count_their_slips():
     rows = products_of([Row("2", lambda: 2.0, "twice"), Row("5", lambda: 5.0, "five", 2)])
+    # exact: products of small whole numbers
     assert [(row.name, row.value(), slips_of([row])) for row in rows] == [
         ("", 1.0, 0),
         ("2", 2.0, 1),

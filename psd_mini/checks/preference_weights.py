@@ -130,7 +130,7 @@ def explain_pair(form: str, samples: Sequence[Sample]) -> Candidates:
         bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
     elif samples[0].lam is not None:
         pulls = [*PULLS, ANY_PULL._replace(cause=OWN_OMEGA, slips=1.5), NOTHING]
-    found = []
+    found: Candidates = []
     for rows in product(bases, pulls, SIDES, SIGNS):
         if _makes_sense(*rows):
             sizes = []
@@ -243,7 +243,8 @@ def _judge_strength(report: Report, rows: tuple[Row, ...], samples: Sequence[Sam
         report.add("note", "base", base.name, MEAN, f"{base.name} {FAIR}", EQUATION)
     if base.cause == NO_BASE:
         return
-    status, cause = not pull.cause, f"{pull.cause}, beside {base.name}"
+    status: Ok = not pull.cause
+    cause = f"{pull.cause}, beside {base.name}"
     if pull.name == ANY_PULL.name:
         once, twice = (_base_and_pull(samples[i], base, sign.value())[1] for i in (0, -1))
         ratio = twice / once
