@@ -1,6 +1,7 @@
 """The paper's two claims as experiments: their plan is tests/results/claims_plan.json.
 
     python tests/tools/claims.py sweep | main | dull-sweep | dull | rivals      resumable
+    python tests/tools/claims.py main 3                    seeds up to 3 only, and goes on later
 
 Every finished run is a line of tests/results/claims_NAME.jsonl. `claims_tables.py` makes the tables
 of tests/results/claims.md from these lines.
@@ -300,4 +301,6 @@ NAMES = {
 
 if __name__ == "__main__":
     jobs_of, worker = NAMES[sys.argv[1]]
-    run_jobs(jobs_of(), worker, RESULTS / f"claims_{sys.argv[1].replace('-', '_')}.jsonl")
+    last_seed = int(sys.argv[2]) if len(sys.argv) > 2 else max(PLAN["main"]["seeds"])
+    jobs = [job for job in jobs_of() if job["seed"] <= last_seed]
+    run_jobs(jobs, worker, RESULTS / f"claims_{sys.argv[1].replace('-', '_')}.jsonl")
