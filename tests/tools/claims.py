@@ -1,6 +1,6 @@
 """The paper's two claims as experiments: their plan is tests/results/claims_plan.json.
 
-    python tests/tools/claims.py sweep | main | dull-sweep | dull | rivals      resumable
+    python tests/tools/claims.py sweep | main | dull-sweep | dull | rivals | learned      resumable
     python tests/tools/claims.py main 3                    seeds up to 3 only, and goes on later
 
 Every finished run is a line of tests/results/claims_NAME.jsonl. `claims_tables.py` makes the tables
@@ -79,7 +79,7 @@ def method_of(name: str, weight: float | None, settings: dict[str, Any]) -> Any:
         return RewardSDS(over_views=True)
     if name == "exact":
         return Exact(beta=BETA)
-    return make_method(name, 1.0, weight)
+    return make_method(name, settings.get("guidance", 1.0), weight)
 
 
 class Reading:
@@ -123,10 +123,16 @@ def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
     trained = job.get("proxy", seed % 3)
     proxy = make_reward(f"proxy:{kind}-{trained}" if trained else f"proxy:{kind}")
     settings = dict(job.get("settings") or {})
-    method = method_of(job["method"], job["weight"], settings)
     times = {name: tuple(task[name]) for name in ("t_min", "t_max")}
     numbers: dict[str, Any] = {"steps": task["steps"], "seed": seed, **times}
-    prior = prior_of(1.0)
+    prior, plan = prior_of(1.0), PLAN["learned prior"]
+    if job.get("prior") == "learned":
+        from psd_mini.pretrained import make_prior
+
+        prior = make_prior("learned")
+        numbers |= {"resolution": plan["resolution"], "lr_scale": tuple(plan["lr_scale"])}
+        settings["guidance"] = plan["guidance"]
+    method = method_of(job["method"], job["weight"], settings)
     run = distill(field, prior, method, prompt, reward=proxy, progress=False, **numbers)
     pictures, found = judged(field)
     with torch.no_grad():
@@ -211,16 +217,19 @@ def sweep_jobs() -> list[dict[str, Any]]:
     return proxy_jobs(plan["prompts"], plan["seeds"], chosen)
 
 
+def best_weight(records: list[dict[str, Any]], weights: list[float], key: str) -> float:
+    """The weight whose records have the largest sum of `key`."""
+    return max(weights, key=lambda w: sum(r[key] for r in records if r["weight"] == w))
+
+
 def chosen_weights(records: list[dict[str, Any]], kind: str, task: str, method: str) -> list[float]:
     """The weights that the plan takes from the sweep: best by gold, best by proxy, the default."""
     mine = [r for r in records if (r["reward"], r["task"], r["method"]) == (kind, task, method)]
     weights = PLAN["sweep"]["weights"][method]
 
-    def best_by(key: str) -> float:
-        return max(weights, key=lambda w: sum(r[key] for r in mine if r["weight"] == w))
-
+    best = [best_weight(mine, weights, key) for key in ("gold_reward", "proxy_reward")]
     default = [DEFAULT_WEIGHT] if method == "psd" else []
-    return list(dict.fromkeys([best_by("gold_reward"), best_by("proxy_reward"), *default]))
+    return list(dict.fromkeys([*best, *default]))
 
 
 def main_jobs() -> list[dict[str, Any]]:
@@ -243,6 +252,30 @@ def main_jobs() -> list[dict[str, Any]]:
         return job["seed"] > 3, extra, job["seed"]
 
     return sorted(jobs, key=place)
+
+
+def learned_sweep_jobs() -> list[dict[str, Any]]:
+    plan = PLAN["learned prior"]["sweep"]
+    chosen = [(method, w) for method, weights in plan["weights"].items() for w in weights]
+    return in_learned_world(proxy_jobs(plan["prompts"], plan["seeds"], chosen))
+
+
+def learned_jobs() -> list[dict[str, Any]]:
+    path, plan = RESULTS / "claims_learned_sweep.jsonl", PLAN["learned prior"]
+    swept = run_jobs(learned_sweep_jobs(), proxy_run, path)
+    chosen: list[tuple[str, float | None]] = [("sds2", None)]
+    for method, weights in plan["sweep"]["weights"].items():
+        mine = [record for record in swept if record["method"] == method]
+        for key in ("gold_reward", "proxy_reward"):
+            chosen.append((method, best_weight(mine, weights, key)))
+    chosen = list(dict.fromkeys(chosen))
+    return in_learned_world(proxy_jobs(PLAN["prompts"], plan["seeds"], chosen))
+
+
+def in_learned_world(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs from nothing with the rugged proxy, for the learned prior."""
+    mine = [job for job in jobs if (job["task"], job["reward"]) == ("from nothing", "rugged")]
+    return [{**job, "prior": "learned"} for job in mine]
 
 
 def dull_sweep_jobs() -> list[dict[str, Any]]:
@@ -297,6 +330,7 @@ NAMES = {
     "dull-sweep": (dull_sweep_jobs, dull_run),
     "dull": (dull_jobs, dull_run),
     "rivals": (rival_jobs, proxy_run),
+    "learned": (learned_jobs, proxy_run),
 }
 
 if __name__ == "__main__":
