@@ -306,7 +306,8 @@ def dull_jobs() -> list[dict[str, Any]]:
 
 
 def rival_jobs() -> list[dict[str, Any]]:
-    """PSD read in other ways: one setting changed at a time, at the default weight."""
+    """PSD read in other ways, one setting changed at a time: at the default weight from nothing,
+    and in refining, where that does nothing, at 20, the best by gold in the sweep."""
     readings: list[dict[str, Any]] = [
         {},
         *({"omega": kind} for kind in ("gap", "bt", "gated")),
@@ -319,9 +320,10 @@ def rival_jobs() -> list[dict[str, Any]]:
         {"pair": "noise not subtracted"},
         {"base": "csd"},
     ]
-    jobs = proxy_jobs(PLAN["prompts"], [2, 3], [("psd", DEFAULT_WEIGHT)])
-    rugged = [job for job in jobs if job["reward"] == "rugged" and job["seed"] == 2]
-    return [{**job, "settings": reading} for job in rugged for reading in readings]
+    jobs = proxy_jobs(PLAN["prompts"], [2], [("psd", DEFAULT_WEIGHT), ("psd", 20.0)])
+    weights = {"from nothing": DEFAULT_WEIGHT, "refine": 20.0}
+    mine = [j for j in jobs if j["reward"] == "rugged" and j["weight"] == weights[j["task"]]]
+    return [{**job, "settings": reading} for job in mine for reading in readings]
 
 
 NAMES = {

@@ -160,18 +160,26 @@ def dull_verdicts(records: list[Record]) -> list[str]:
     return lines
 
 
-def rival_table(records: list[Record]) -> list[str]:
-    lines = [
-        "| reading | " + " | ".join(f"{task}, {kind}" for task, kind in worlds(records)) + " |",
-        "|---" * (1 + len(worlds(records))) + "|",
-    ]
-    for reading in dict.fromkeys(json.dumps(r["settings"]) for r in records):
-        cells = []
-        for mine in worlds(records).values():
-            own = [r for r in mine if json.dumps(r["settings"]) == reading]
-            cells.append(cell(own, "gold_reward") if own else "")
-        words = ", ".join(f"{k} {v}" for k, v in json.loads(reading).items()) or "the default"
-        lines.append(f"| {words} | {' | '.join(cells)} |")
+def rival_table(records: list[Record], judged: list[Record]) -> list[str]:
+    """Gold reward of every reading of PSD, and paired differences from runs of the same seed."""
+    lines = ["| task | reading | gold | minus the default | minus sds2 | minus pixel-clean |"]
+    lines.append("|---" * 6 + "|")
+    default = json.dumps({})
+    for world, mine in worlds(records).items():
+        of = defaultdict(list)
+        for record in mine:
+            of[json.dumps(record["settings"])].append(record)
+        others = settings_of(worlds(judged)[world])
+        pixel = max(weight for method, weight in others if method == "pixel-clean")
+        controls = (of[default], others["sds2", None], others["pixel-clean", pixel])
+        for reading, own in of.items():
+            words = ", ".join(f"{k} {v}" for k, v in json.loads(reading).items()) or "the default"
+            gaps = [difference(own, theirs, "gold_reward")[:2] for theirs in controls]
+            cells = [f"{gap:+.2f} ± {error:.2f}" for gap, error in gaps]
+            if reading == default:
+                cells[0] = ""
+            head = [world[0], words, cell(own, "gold_reward")]
+            lines.append(f"| {' | '.join([*head, *cells])} |")
     return lines
 
 
@@ -197,4 +205,4 @@ if __name__ == "__main__":
         print("\n" + "\n".join(dull_verdicts(records)))
     if records := read("rivals"):
         print("\n### Rival readings, gold reward\n")
-        print("\n".join(rival_table(records)))
+        print("\n".join(rival_table(records, judged)))
