@@ -24,9 +24,9 @@ from psd_mini.rewards import make_reward
 from psd_mini.sds import Context
 
 BETAS = torch.logspace(-2, 1, 19)
-LEVELS = (0.98, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2, 0.1)
-STEPS = (0, 40, 120)  # of SDS, before x is looked at
-PAIRS, AT_ONCE = 1024, 64
+LEVELS = (0.98, 0.95, 0.9, 0.7, 0.4, 0.1)
+STEPS = (0, 120)  # of SDS, before x is looked at
+PAIRS, AT_ONCE = 512, 64
 PROMPT = "a mushroom"
 
 
