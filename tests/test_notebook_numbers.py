@@ -185,3 +185,34 @@ def test_the_claims_in_notebooks_03_and_05_are_the_recorded_ones():
         mine = [r for r in claims_tables.read("dull") if r["variant"] == variants[name]]
         found = claims_tables.clustered(claims_tables.by_run(mine, "reward_of_best"))
         assert max(abs(a - b) for a, b in zip(found, said, strict=True)) < 0.00051
+
+
+def test_what_is_said_of_claim_1_is_what_the_records_say():
+    """Gold of psd minus gold of the pixel gradient, weights chosen by proxy or gold in the sweep."""
+    swept = [r for r in claims_tables.read("sweep") if r["weight"] is not None]
+    swept, judged = (claims_tables.worlds(r) for r in (swept, claims_tables.read("main")))
+    said = {}
+    for world, records in judged.items():
+        of, found = claims_tables.settings_of(records), []
+        for key in ("proxy_reward", "gold_reward"):
+            sides = [
+                of[m, claims_tables.best_by(swept[world], m, key)] for m in ("psd", "pixel-clean")
+            ]
+            gap, error, _, _ = claims_tables.difference(*sides, "gold_reward")
+            found.append((f"{gap:+.2f}", f"{error:.2f}"))
+        said[world] = found
+    nothing, refined = said["from nothing", "rugged"], said["refine", "rugged"]
+    smooth = said["refine", "smooth"]
+    by_proxy = [f"{gap} \\pm {error}" for gap, error in (nothing[0], smooth[0], refined[0])]
+    says("04_preference_score_distillation", *(f"${value}$" for value in by_proxy))
+    (gap, error), by_gold = nothing[0], nothing[1]
+    says(
+        "03_rewards_and_why_pixel_gradients_fail",
+        f"${gap.strip('+')} \\pm {error}$",
+        f"(${by_gold[0]} \\pm {by_gold[1]}$)",
+        f"${refined[0][0].strip('-')} \\pm {refined[0][1]}$",
+        f"${smooth[0][0].strip('+')} \\pm {smooth[0][1]}$",
+    )
+    readme = (ROOT / "README.md").read_text()
+    for gap, error in (nothing[0], smooth[0], refined[0]):
+        assert f"{gap} ± {error}" in readme
