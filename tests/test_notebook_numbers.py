@@ -131,10 +131,10 @@ def test_notebook_06_says_what_it_prints():
 
 @pytest.mark.notebooks
 def test_what_a_step_costs():
-    """README's table, and notebook 06's rows and its sentences on the parts."""
+    """The table of stable_diffusion.md, and notebook 06's rows and its sentences on the parts."""
     columns = flops.columns()
     table = "\n".join(flops.table(columns))
-    assert table in (ROOT / "README.md").read_text()
+    assert table in (ROOT / "tests" / "results" / "stable_diffusion.md").read_text()
     steps = {name: flops.steps(parts) for name, parts in columns.items()}
     rows = [
         f"| {name} | {' | '.join(f'{step[name]:.2f}' for step in steps.values())} |"
@@ -188,7 +188,7 @@ def test_the_claims_in_notebooks_03_and_05_are_the_recorded_ones():
 
 
 def test_what_is_said_of_claim_1_is_what_the_records_say():
-    """Gold of psd minus gold of the pixel gradient, weights chosen by proxy or gold in the sweep."""
+    """Gold of psd minus that of the pixel gradient; the sweep's proxy or gold chose the weights."""
     swept = [r for r in claims_tables.read("sweep") if r["weight"] is not None]
     swept, judged = (claims_tables.worlds(r) for r in (swept, claims_tables.read("main")))
     said = {}
