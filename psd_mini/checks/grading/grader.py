@@ -26,7 +26,8 @@ import torch
 
 from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
-from psd_mini.checks.grading.offline import offline_diffusers
+from psd_mini.checks.grading.missing import PACKAGE
+from psd_mini.checks.grading.offline import libraries_stood_in, offline_diffusers, stood_in
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.noise_schedule import check_schedule
@@ -99,20 +100,30 @@ def check_file(path: str, kind: str, **options: Any) -> Report:
     file, name = split(path)
     title = f"check of {kind}"
     try:
-        with offline_diffusers():
-            spec = importlib.util.spec_from_file_location(f"submission_{abs(hash(file))}", file)
-            if spec is None or spec.loader is None:
-                raise Unreadable(f"{os.path.basename(file)} is not a Python file")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            sys.path.insert(0, str(Path(file).resolve().parent))
-            spec.loader.exec_module(module)
-            target = find(module, name or None, kind)
-        return CHECKS[kind](target, **options)
+        with stood_in(Path(file).resolve().parent):
+            with offline_diffusers():
+                target = find(_imported(Path(file).resolve()), name or None, kind)
+                absent = ", ".join(libraries_stood_in())
+            report = CHECKS[kind](target, **options)
+        if absent:
+            report.add("note", "not installed", f"stood in for: {absent}")
+        return report
     except Unreadable as error:
         return no_answer(error.status, str(error), title)
     except (Exception, SystemExit) as error:
         return no_answer(status_of(error), f"it does not import: {describe(error)}", title)
+
+
+def _imported(file: Path) -> Any:
+    """The module in a file, in a package, so that relative imports find its neighbours."""
+    name = ".".join((*PACKAGE, f"submission_{abs(hash(file))}"))
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise Unreadable(f"{file.name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:

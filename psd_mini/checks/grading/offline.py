@@ -1,43 +1,50 @@
-"""`from_pretrained` without a network: diffusers' and transformers' names give the stand-ins.
+"""Imports without a network: stand-ins for diffusers, and for whatever is not installed.
 
-Importing the real diffusers costs seconds, a check should cost one. Inside the context both
-libraries are light modules whose attributes are the stand-ins, whether or not the real ones are
-installed. Code that imported the real ones earlier is served too: their loaded classes get the
-stand-ins' `from_pretrained`. All of it is undone on the way out.
+Importing the real diffusers costs seconds, a check should cost one. Inside `offline_diffusers` it,
+transformers and peft are light modules whose attributes are the stand-ins, whether or not the real
+ones are installed. Code that imported the real ones earlier is served too: their loaded classes get
+the stand-ins' `from_pretrained`. Inside `stood_in` a submission finds every other module that is
+not there, too. All of it is undone on the way out.
 """
 
 from __future__ import annotations
 
-import importlib
+import ast
+import builtins
 import importlib.abc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from itertools import product
-from types import ModuleType
+from pathlib import Path
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 from psd_mini.checks.grading import stand_ins
+from psd_mini.checks.grading.missing import PACKAGE, named, shown
 from psd_mini.checks.grading.stand_ins import Scheduler, StandIn
 
-LIBRARIES = ("diffusers", "transformers")
-STAND_INS: dict[str, Any] = {
-    name: getattr(stand_ins, stand_in)
-    for stand_in, names in {
-        "Pipeline": "StableDiffusionPipeline DiffusionPipeline StableDiffusionImg2ImgPipeline",
-        "Scheduler": "DDIMScheduler DDPMScheduler PNDMScheduler DPMSolverMultistepScheduler",
-        "UNet": "UNet2DConditionModel UNet2DModel",
-        "VAE": "AutoencoderKL AutoencoderTiny",
-        "Tokenizer": "CLIPTokenizer CLIPTokenizerFast AutoTokenizer",
-        "TextEncoder": "CLIPTextModel CLIPTextModelWithProjection",
-    }.items()
-    for name in names.split()
+LIBRARIES = ("diffusers", "transformers", "peft")
+STAND_INS: dict[str, Any] = {  # by a part of a class's name
+    "Pipeline": stand_ins.Pipeline,
+    "Scheduler": stand_ins.Scheduler,
+    "UNet": stand_ins.UNet,
+    "Autoencoder": stand_ins.VAE,
+    "Tokenizer": stand_ins.Tokenizer,
+    "TextModel": stand_ins.TextEncoder,
 }
 
 
+def stand_in_of(name: str) -> Any:
+    """The stand-in for a class of diffusers or transformers; None if there is none."""
+    for part, stand_in in STAND_INS.items():
+        if part in name and name[:1].isupper():
+            return stand_in
+    return None
+
+
 def _nothing(*_: Any, **__: Any) -> None:
-    """Functions of the libraries that no gradient needs, such as setting the verbosity."""
+    """Functions of diffusers that no gradient needs, such as setting the verbosity."""
 
 
 class _Light(ModuleType):
@@ -46,20 +53,42 @@ class _Light(ModuleType):
     __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            return sorted(_unbound(sys._getframe(1)))
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in STAND_INS or name[:1].isupper():
-            return STAND_INS.get(name, StandIn)
+        if self.__name__.split(".")[0] not in ("diffusers", "transformers"):
+            return named(self.__name__, name)
         if name in ("logging", "utils"):
             return importlib.import_module(f"{self.__name__}.{name}")
+        if name[:1].isupper():
+            return stand_in_of(name) or StandIn
         return _nothing
 
 
+def _unbound(frame: FrameType) -> set[str]:
+    """Names in a file that a star import may bring: neither there yet nor Python's own."""
+
+    def names_in(code: CodeType) -> set[str]:
+        found = set(code.co_names)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                found |= names_in(constant)
+        return found
+
+    return names_in(frame.f_code) - set(frame.f_globals) - set(dir(builtins))
+
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds every submodule of the two libraries."""
+    """Finds every submodule of LIBRARIES; or, for a folder, all that a file in it imports."""
+
+    def __init__(self, folder: str = ""):
+        self.folder = folder
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         light = fullname.split(".")[0] in LIBRARIES
+        if self.folder:
+            light = _is_needed(sys._getframe(1), self.folder)
         return ModuleSpec(fullname, self, is_package=True) if light else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -67,6 +96,51 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         pass
+
+
+def _is_needed(frame: FrameType | None, folder: str) -> bool:
+    """Does a file of this folder import, and not expect that it may fail?"""
+    while frame is not None and "importlib" in frame.f_code.co_filename:
+        frame = frame.f_back
+    if frame is None or not frame.f_code.co_filename.startswith(folder):
+        return False
+    for node in ast.walk(ast.parse(Path(frame.f_code.co_filename).read_bytes())):
+        if isinstance(node, ast.Try) and node.handlers:
+            handler = node.handlers[0]
+            gives_up = any(isinstance(part, ast.Raise) for part in ast.walk(handler))
+            if node.lineno <= frame.f_lineno < handler.lineno and not gives_up:
+                return False
+    return True
+
+
+@contextmanager
+def stood_in(folder: Path) -> Iterator[None]:
+    """Within it, imports of files in `folder` find a stand-in where they would find nothing."""
+    before = set(sys.modules)
+    for depth in range(len(PACKAGE)):
+        package = ModuleType(".".join(PACKAGE[: depth + 1]))
+        package.__path__ = [str(folder)] if depth + 1 == len(PACKAGE) else []
+        sys.modules[package.__name__] = package
+    finder = _Finder(str(folder))
+    sys.meta_path.append(finder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.meta_path.remove(finder)
+        for name in set(sys.modules) - before:
+            if name.startswith(PACKAGE[0]) or isinstance(sys.modules[name], _Light):
+                del sys.modules[name]
+
+
+def libraries_stood_in() -> list[str]:
+    """The modules, other than diffusers and transformers, that are not the real ones now."""
+    names = set()
+    for name, module in sys.modules.items():
+        if isinstance(module, _Light):
+            names.add(shown(name).split(".")[0])
+    return sorted(names - {"diffusers", "transformers"})
 
 
 @contextmanager
@@ -88,13 +162,16 @@ def offline_diffusers() -> Iterator[None]:
         undo.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
-    for module, (name, stand_in) in product(real.values(), STAND_INS.items()):
-        loaded = vars(module).get(name)
-        if isinstance(loaded, type) and not issubclass(loaded, StandIn | Scheduler):
-            for maker in ("from_pretrained", "from_config"):  # somebody may hold the class itself
-                patch(loaded, maker, getattr(stand_in, maker))
-        if module.__name__ in LIBRARIES:  # or the library
-            patch(module, name, stand_in)
+    for module in real.values():
+        for name in set(dir(module)):
+            loaded, stand_in = vars(module).get(name), stand_in_of(name)
+            if stand_in is None:
+                continue
+            if isinstance(loaded, type) and not issubclass(loaded, StandIn | Scheduler):
+                for maker in ("from_pretrained", "from_config"):  # somebody may hold the class itself
+                    patch(loaded, maker, getattr(stand_in, maker))
+            if module.__name__ in LIBRARIES:  # or the library
+                patch(module, name, stand_in)
     for name in real:
         del sys.modules[name]
     finder = _Finder()
