@@ -14,6 +14,7 @@ import re
 import sys
 import typing
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 import torch
@@ -103,6 +104,15 @@ def needed(what: Any) -> Unreadable:
 def shown(name: str) -> str:
     """A module's name as the submission has it, without `PACKAGE`."""
     return ".".join(part for part in name.split(".") if part not in PACKAGE)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Names of globals and attributes that a piece of code uses, functions within it too."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= names_in(constant)
+    return found
 
 
 def _calculate(self: Any, *_: Any) -> Any:

@@ -15,8 +15,9 @@ from psd_mini.checks.report import Unreadable
 # parameter -> key of NAMES, for parameters with names of their own
 Names = Mapping[str, str] | None
 NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
-    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs",
-    "image": "image images img imgs pred_rgb rgb rendered rendering renders pred_image",
+    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs x_start original_samples",
+    "image": "image images img imgs im pred_rgb rgb rendered rendering renders pred_image picture "
+    "x_aug",
     "t": "t timestep timesteps ts tt step time",
     "eps": "eps noise epsilon e gaussian_noise noises epsilons",
     "eps_1": "eps_1 eps1 noise_1 noise1 e1 e_1 eps_a noise_a",
@@ -29,7 +30,7 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "variational phi unet_psi psi",
     "cond": "cond text_embeddings text_emb embeddings prompt_embeds e_cond c y emb "
     "encoder_hidden_states emb_cond embedding text_embedding cond_embeddings cond_emb text_embeds "
-    "prompt_embedding positive y_emb text text_embeddings_cond",
+    "prompt_embedding positive pos y_emb text text_embeddings_cond",
     "uncond": "uncond uncond_embeddings text_embeddings_uncond uncond_emb null e_uncond e_neg "
     "uncond_embedding emb_uncond unconditional uncond_text_embeddings empty negative_prompt_embeds "
     "neg negative null_embedding uc neg_emb uncond_embeds",
@@ -46,11 +47,15 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "generator": "generator rng gen",
     "device": "device",
     "dtype": "dtype precision torch_dtype weights_dtype",
-    "args": "args opt cfg_args config hparams opts conf",
+    "args": "args opt cfg_args config hparams opts conf options settings params",
     "reward": "reward reward_fn reward_model r score_fn scorer",
     "preference_weight": "preference_weight lam lambda_ lmbda pref_weight lamb lambda_pref",
     "tau": "tau temperature",
     "prompt": "prompt prompts caption",
+    "prompt_utils": "prompt_utils prompt_processor",
+    "camera": "elevation azimuth camera_distances",
+    "iteration": "global_step iteration iter it epoch train_step",
+    "fp16": "fp16 half use_fp16",
     "betas": "betas beta",
     "num_train_timesteps": "num_train_timesteps n_steps num_steps",
     "density": "density densities sigma sigmas rho raw_density",

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from psd_mini.checks.grading import stand_ins
-from psd_mini.checks.grading.missing import PACKAGE, named, shown
+from psd_mini.checks.grading.missing import PACKAGE, named, names_in, shown
 from psd_mini.checks.grading.stand_ins import Scheduler, StandIn
 
 LIBRARIES = ("diffusers", "transformers", "peft")
@@ -68,15 +68,9 @@ class _Light(ModuleType):
 
 def _unbound(frame: FrameType) -> set[str]:
     """Names in a file that a star import may bring: neither there yet nor Python's own."""
+    used = {name for name in names_in(frame.f_code) if not name.startswith("_")}
+    return used - set(frame.f_globals) - set(dir(builtins))
 
-    def names_in(code: CodeType) -> set[str]:
-        found = set(code.co_names)
-        for constant in code.co_consts:
-            if isinstance(constant, CodeType):
-                found |= names_in(constant)
-        return found
-
-    return names_in(frame.f_code) - set(frame.f_globals) - set(dir(builtins))
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
