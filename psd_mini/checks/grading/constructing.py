@@ -12,13 +12,14 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from psd_mini.checks.exact_world import T
 from psd_mini.checks.grading.missing import names_in
-from psd_mini.checks.grading.names import Names, invoke, key_of, parameters
+from psd_mini.checks.grading.names import Names, invoke, key_of, keys, parameters
 from psd_mini.checks.grading.small_libraries import Settings
 
 PROMPT = "a red mushroom"
@@ -65,14 +66,14 @@ class Options(Settings):
     __gt__ = __le__ = __ge__ = __lt__
 
 
-GUIDANCE = Number(7.5)
+GUIDANCE, GUIDED = Number(7.5), r"\w*guid\w*|\w*cfg\w*|scale|s|g|w"
 OPTIONS: dict[str, Any] = {  # by what the whole name is like; the first decides
     r"guid\w*lora": 1.0,
     r"\w*rescale": 0.0,
     r"(lambda|lam|weight|w)_(sd|sds|psd|vsd|csd|guidance)|(grad|loss)_scale": 1.0,
     r"lam|lambda_?|lmbda|(lambda_)?pref\w*": 1.0,
     r"tau|temperature": 1.0,
-    r"\w*guid\w*|\w*cfg\w*|scale|s|g|w": GUIDANCE,
+    GUIDED: GUIDANCE,
     r"(t|time|\w*step|noise)_(min|lo|low)\w*|(min|lo|low)_(t|time|\w*step|noise)\w*": Time(0.02),
     r"(t|time|\w*step|noise)_(max|hi|high)\w*|(max|hi|high)_(t|time|\w*step|noise)(_\w*)?": Time(0.98),
     r"(t|time\w*|step|noise)_(range|bounds)": (Time(0.02), Time(0.98)),
@@ -106,6 +107,7 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
             that is a dataclass is made of its defaults.
         names: parameter -> key, for parameters with names of their own.
     """
+    OPTIONS[GUIDED] = GUIDANCE  # an earlier object may have changed it
     hints, given = {}, {}
     with suppress(Exception):  # annotations that need what is not there
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
@@ -115,16 +117,19 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
             continue
         required, default = parameter.default is parameter.empty, parameter.default
         key, hint = key_of(name, names, guess=required), hints.get(name)
-        if dataclasses.is_dataclass(hint) and (required or default is None):
+        simple = isinstance(default, str | float | int) and not required
+        if dataclasses.is_dataclass(hint):
             given[name] = construct(hint, {})  # type: ignore[arg-type]
-        elif not required and isinstance(default, str | float | int) and name not in ("device", "fp16"):
+        elif simple and key == "guidance_scale" and default >= 1:
+            given[name] = GUIDANCE
+        elif simple and key not in ("device", "fp16"):
             continue
-        elif texts and PROMPTS.fullmatch(name):
+        elif (texts and PROMPTS.fullmatch(name)) or (required and key not in values):
             given[name] = option(name)
-        elif key in values and name not in ("cfg", "config"):
+        elif name in ("cfg", "config"):
+            given[name] = Options()
+        elif key in values:
             given[name] = values[key]
-        elif required or name in ("cfg", "config", "fp16"):
-            given[name] = option(name) if name != "cfg" else Options()
     embeddings = {id(values[key]) for key in EMBEDDINGS if key in values}
     only = [name for name, value in given.items() if id(value) in embeddings]
     if len(only) == 1 and given[only[0]] is values["cond"]:  # diffusers stacks them
@@ -156,3 +161,47 @@ def make_ready(made: Any, methods: list[str], values: Mapping[str, Any]) -> None
         if given and None not in given.values():
             with suppress(Exception):
                 invoke(method, given)
+
+
+def with_guidance(method: Callable) -> Callable:
+    """A method of an object that was made here, with the guidance scale that it holds as argument.
+
+    It holds one in an attribute that its constructor filled with `GUIDANCE`, in a configuration,
+    or in `Options`. Otherwise the method comes back as it is.
+    """
+    made, signature = method.__self__, inspect.signature(method)  # type: ignore[attr-defined]
+    own = vars(made)
+    places = [(own, name) for name, value in own.items() if value is GUIDANCE]
+    places += _guidance_in(own)
+    if any(isinstance(value, Options) for value in own.values()) and not places:
+        used = [name for name in names_used(type(made)) if option(name) is GUIDANCE]
+        if used and not any(name in own for name in used):
+            places.append((OPTIONS, GUIDED))
+    if not places or "guidance_scale" in keys(method):
+        return method
+
+    def call(*args: Any, guidance_scale: float, **kwargs: Any) -> Any:
+        for holder, name in places:
+            holder[name] = Number(guidance_scale)
+        return method(*args, **kwargs)
+
+    g = inspect.Parameter("guidance_scale", inspect.Parameter.KEYWORD_ONLY)
+    more = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    call.__signature__ = signature.replace(parameters=[*more, g])  # type: ignore[attr-defined]
+    call.__self__ = made  # type: ignore[attr-defined]
+    return call
+
+
+def _guidance_in(holder: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Where the configurations in these attributes hold a guidance scale."""
+    places = []
+    for value in holder.values():
+        if dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace):
+            value = vars(value)
+        elif not isinstance(value, Settings) or isinstance(value, Options):
+            continue
+        for name, number in value.items():
+            if option(name) is GUIDANCE and isinstance(number, int | float) and number >= 1:
+                places.append((value, name))
+        places += _guidance_in(value)
+    return places

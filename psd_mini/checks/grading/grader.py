@@ -112,9 +112,9 @@ def check_file(path: str, kind: str, **options: Any) -> Report:
     file, name = split(path)
     title = f"check of {kind}"
     try:
-        with stood_in(Path(file).resolve().parent):
+        with stood_in(Path(file).resolve().parent) as others_need:
             with offline_diffusers():
-                target = find(_imported(Path(file).resolve()), name or None, kind)
+                target = find(_imported(Path(file).resolve(), others_need), name or None, kind)
                 absent = ", ".join(libraries_stood_in())
             report = CHECKS[kind](target, **options)
         if absent:
@@ -126,16 +126,21 @@ def check_file(path: str, kind: str, **options: Any) -> Report:
         return no_answer(status_of(error), f"it does not import: {describe(error)}", title)
 
 
-def _imported(file: Path) -> Any:
+def _imported(file: Path, others_need: set[str]) -> Any:
     """The module in a file, in a package, so that relative imports find its neighbours."""
     name = ".".join((*PACKAGE, f"submission_{abs(hash(file))}"))
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise Unreadable(f"{file.name} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    while True:
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+            return module
+        except ModuleNotFoundError as error:  # of a library that is there, in parts
+            if not error.name or error.name in others_need:
+                raise
+            others_need.add(error.name)
 
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:

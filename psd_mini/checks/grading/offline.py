@@ -77,12 +77,12 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds every submodule of LIBRARIES; or, for a folder, all that a file in it imports."""
 
     def __init__(self, folder: str = ""):
-        self.folder = folder
+        self.folder, self.others_need = folder, set[str]()
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         light = fullname.split(".")[0] in LIBRARIES
         if self.folder:
-            light = _is_needed(sys._getframe(1), self.folder)
+            light = fullname in self.others_need or _is_needed(sys._getframe(1), self.folder)
         return ModuleSpec(fullname, self, is_package=True) if light else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -108,8 +108,11 @@ def _is_needed(frame: FrameType | None, folder: str) -> bool:
 
 
 @contextmanager
-def stood_in(folder: Path) -> Iterator[None]:
-    """Within it, imports of files in `folder` find a stand-in where they would find nothing."""
+def stood_in(folder: Path) -> Iterator[set[str]]:
+    """Within it, imports of files in `folder` find a stand-in where they would find nothing.
+
+    The set is for names of modules that anybody finds.
+    """
     before = set(sys.modules)
     for depth in range(len(PACKAGE)):
         package = ModuleType(".".join(PACKAGE[: depth + 1]))
@@ -119,7 +122,7 @@ def stood_in(folder: Path) -> Iterator[None]:
     sys.meta_path.append(finder)
     sys.path.insert(0, str(folder))
     try:
-        yield
+        yield finder.others_need
     finally:
         sys.path.remove(str(folder))
         sys.meta_path.remove(finder)
