@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections import Counter, deque
@@ -27,7 +28,7 @@ import torch
 from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
 from psd_mini.checks.grading.missing import PACKAGE
-from psd_mini.checks.grading.offline import libraries_stood_in, offline_diffusers, stood_in
+from psd_mini.checks.grading.offline import offline_diffusers, stood_in
 from psd_mini.checks.grading.submission import COURSE
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.negative_embedding import check_negative_embedding
@@ -108,39 +109,42 @@ def _looks_like(name: str, value: Any, hints: Sequence[str]) -> bool:
 
 
 def check_file(path: str, kind: str, **options: Any) -> Report:
-    """Import "file.py" or "file.py:name" and check it, in this process, with these options."""
-    file, name = split(path)
+    """Import "file.py" or "file.py:name" and check it, in this process, with these options.
+
+    As long as it stops at a module that is not there, it goes on with a stand-in for that one.
+    """
+    name, file = split(path)[1], Path(split(path)[0]).resolve()
+    with stood_in(file.parent) as absent:
+        while True:
+            report = _check_once(file, name, kind, options)
+            stop = re.search(r"No module named '(\w+)", "; ".join(report.causes))
+            if stop is None or stop[1] in absent:
+                break
+            absent.add(stop[1])
+    if absent:
+        libraries = ", ".join(sorted(absent)).replace(PACKAGE[0], "its neighbours")
+        report.add("note", "not installed", f"stood in for: {libraries}")
+    return report
+
+
+def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Report:
+    """`check_file`, with the modules that there are."""
     title = f"check of {kind}"
     try:
-        with stood_in(Path(file).resolve().parent) as others_need:
-            with offline_diffusers():
-                target = find(_imported(Path(file).resolve(), others_need), name or None, kind)
-                absent = ", ".join(libraries_stood_in())
-            report = CHECKS[kind](target, **options)
-        if absent:
-            report.add("note", "not installed", f"stood in for: {absent}")
-        return report
+        with offline_diffusers():
+            called = ".".join((*PACKAGE, f"submission_{abs(hash(file))}"))
+            spec = importlib.util.spec_from_file_location(called, file)
+            if spec is None or spec.loader is None:
+                raise Unreadable(f"{file.name} is not a Python file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+            target = find(module, name or None, kind)
+        return CHECKS[kind](target, **options)
     except Unreadable as error:
         return no_answer(error.status, str(error), title)
     except (Exception, SystemExit) as error:
         return no_answer(status_of(error), f"it does not import: {describe(error)}", title)
-
-
-def _imported(file: Path, others_need: set[str]) -> Any:
-    """The module in a file, in a package, so that relative imports find its neighbours."""
-    name = ".".join((*PACKAGE, f"submission_{abs(hash(file))}"))
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise Unreadable(f"{file.name} is not a Python file")
-    while True:
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-            return module
-        except ModuleNotFoundError as error:  # of a library that is there, in parts
-            if not error.name or error.name in others_need:
-                raise
-            others_need.add(error.name)
 
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:

@@ -4,31 +4,32 @@ Most submissions import far more than their gradient needs: logging, pictures, a
 `utils`. Every name of a missing library is a class here, to derive from, to annotate and to
 decorate with; names in lower case are objects of such classes. Objects are false, and answer every
 attribute and call. What calculates with one has no answer, and the report says which one it was.
+The few parts that gradients do go through are in `PARTS`; they do what they should.
 """
 
 from __future__ import annotations
 
-import dis
 import inspect
 import re
-import sys
 import typing
 from contextlib import suppress
-from types import CodeType
+from functools import partial
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from psd_mini.checks.grading.small_libraries import PARTS
+from psd_mini.checks.grading.names import option
 from psd_mini.checks.report import Unreadable
 
 # the package that a submission is in, for `from ..utils import seed`
 PACKAGE = ("handed_in", "two_up", "one_up", "here")
-CONSTANTS = {"device": torch.device("cpu"), "dtype": torch.float32, "Tensor": torch.Tensor}
-# what is a base class of plain classes; all others may be parts of networks
-PLAIN = re.compile("Config|Mixin|Arg|Option|Setting|Output|Data|Object")
+# names of plain classes; all others may be parts of networks
+PLAIN = re.compile("Config|Mixin|Arg|Option|Setting|Output|Data|Object|^args$")
 OPERATIONS = "add radd sub rsub mul rmul truediv rtruediv matmul rmatmul pow rpow neg float int"
+ANSWERS = {"bool": False, "contains": False, "lt": False, "le": False, "gt": False, "ge": False}
 
 
 class Answering(type):
@@ -46,6 +47,8 @@ class Answering(type):
 class Missing(metaclass=Answering):
     """Something of a missing library, or a submission's class that is derived from it."""
 
+    device, dtype = torch.device("cpu"), torch.float32
+
     def __init__(self, *_: Any, **__: Any):
         super().__init__()
         if inspect.getattr_static(self, "configure", None):  # threestudio's objects
@@ -61,21 +64,17 @@ class Missing(metaclass=Answering):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_made_up(type(self)):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        decorated = len(args) == 1 and callable(args[0]) and not kwargs
+        decorated = len(args) == 1 and callable(args[0])
         return args[0] if decorated else self
 
-    def __iter__(self) -> Any:
-        frame = sys._getframe(1)
-        operation, count = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
-        if dis.opname[operation] != "UNPACK_SEQUENCE":  # model, preprocess = clip.load(...)
-            raise needed(self)
-        return iter([self] * count)
+    def __getitem__(self, name: Any) -> Any:
+        return getattr(self, name) if isinstance(name, str) else self
 
-    def __bool__(self) -> bool:
-        return False
+    def get(self, name: str, default: Any = None) -> Any:
+        return default
 
-    def __getitem__(self, _: Any) -> Any:
-        return self
+    def keys(self) -> tuple:
+        return ()
 
     def __enter__(self) -> Any:
         return self
@@ -83,22 +82,35 @@ class Missing(metaclass=Answering):
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def __lt__(self, _: Any) -> bool:
-        return False
-
-    __gt__ = __le__ = __ge__ = __contains__ = __lt__
-
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
-        raise needed(cls)
+        name = shown(f"{cls.__module__}.{cls.__name__}")
+        text = f"the gradient depends on {name}, which is not here: is it needed?"
+        raise Unreadable(text, verdict=False)
 
 
-def needed(what: Any) -> Unreadable:
-    """The error of a gradient that depends on a stand-in."""
-    cls = what if isinstance(what, type) else type(what)
-    name = shown(f"{cls.__module__}.{cls.__name__}")
-    text = f"the gradient depends on {name}, which is not here: write it without, or put it beside"
-    return Unreadable(text, verdict=False)
+for operation in OPERATIONS.split():
+    setattr(Missing, f"__{operation}__", lambda self, *_: self.__torch_function__())
+for question, answer in ANSWERS.items():
+    setattr(Missing, f"__{question}__", lambda *_, answer=answer: answer)
+
+
+def is_made_up(cls: type) -> bool:
+    """Is this a stand-in, and not a submission's class that is derived from one?"""
+    return isinstance(cls, Answering) and "made_up" in vars(cls)
+
+
+def named(library: str, name: str) -> Any:
+    """Whatever `library` has under this name."""
+    root = library.split(".")[0]
+    if name in typing.__all__ or name == "Tensor":  # which star imports bring
+        return getattr(typing, name, Tensor)
+    known = option(name) if root == "options" else PARTS.get(root, {}).get(name)
+    if known is not None:
+        return known
+    bases = (Missing,) if PLAIN.search(name) else (Missing, nn.Module)
+    made = Answering(name, bases, {"__module__": library, "made_up": True})
+    return made if name[:1].isupper() else made()
 
 
 def shown(name: str) -> str:
@@ -115,27 +127,41 @@ def names_in(code: CodeType) -> set[str]:
     return found
 
 
-def _calculate(self: Any, *_: Any) -> Any:
-    raise needed(self)
+def rearrange(x: Tensor, pattern: str, **sizes: int) -> Tensor:
+    """einops' rearrange and repeat: axes that are on the right only are new."""
+    from functorch.einops import rearrange as torchs
+
+    left, right = pattern.split("->")
+    new = [name for name in re.findall(r"[a-z]\w*", right) if not re.search(rf"\b{name}\b", left)]
+    x = x.expand(*(sizes.pop(name) for name in new), *x.shape)
+    return torchs(x, f"{' '.join(new)} {left} -> {right}", **sizes)
 
 
-for operation in OPERATIONS.split():
-    setattr(Missing, f"__{operation}__", _calculate)
+def resize(x: Tensor, size: Any, *_: Any, **__: Any) -> Tensor:
+    """(B, 3, H, W) in another size; one number is the shorter side."""
+    if isinstance(size, int):
+        size = [side * size // min(x.shape[-2:]) for side in x.shape[-2:]]
+    return F.interpolate(x, tuple(size), mode="bilinear", antialias=True)
 
 
-def is_made_up(cls: type) -> bool:
-    """Is this a stand-in, and not a submission's class that is derived from one?"""
-    return "made_up" in vars(cls)
+class Settings(dict):
+    """omegaconf's settings: nested dictionaries with attributes; of several, the last counts."""
+
+    def __init__(self, *parts: Any):
+        for part in parts:
+            for name, value in dict(part or {}).items():
+                nested = isinstance(value, dict)
+                self[name] = Settings(self.get(name), value) if nested else value
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"these settings have no {name}")
+        return self[name]
 
 
-def named(library: str, name: str) -> Any:
-    """Whatever `library` has under this name."""
-    if name in typing.__all__:  # which star imports bring
-        return getattr(typing, name)
-    known = CONSTANTS.get(name) or PARTS.get(library.split(".")[0], {}).get(name)
-    if known is not None:
-        return known
-    network = not PLAIN.search(name)
-    bases = (Missing, nn.Module) if network else (Missing,)
-    made = Answering(name, bases, {"__module__": library, "made_up": True})
-    return made if name[:1].isupper() else made()
+PARTS: dict[str, dict[str, Any]] = {  # by library
+    "einops": {"rearrange": rearrange, "repeat": rearrange},
+    "torchvision": {"resize": resize, "Resize": lambda size, **_: partial(resize, size=size)},
+    "omegaconf": {"OmegaConf": SimpleNamespace(create=Settings, merge=Settings)},
+    "peft": {"get_peft_model": lambda unet, *rest, **kw: (unet.add_adapter(*rest, **kw), unet)[1]},
+}

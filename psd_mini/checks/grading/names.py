@@ -7,9 +7,11 @@ from their parts (`FRAGMENTS`). A parameter that is not known and has no default
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from psd_mini.checks.exact_world import T
 from psd_mini.checks.report import Unreadable
 
 # parameter -> key of NAMES, for parameters with names of their own
@@ -82,6 +84,45 @@ FRAGMENTS = {
     "model": "predict_noise",
     "lam": "preference_weight",
 }
+
+
+class Time(float):
+    """A bound of t as a part of all steps; where an integer is expected, the step."""
+
+    def __index__(self) -> int:
+        return round(self * T)
+
+    __int__ = __index__
+
+
+PROMPT = "a red mushroom"
+# one object that is recognised where it is kept; options that hold it
+GUIDANCE, GUIDED = float("7.5"), r"\w*guid\w*|\w*cfg\w*|scale|s|g|w"
+BOUNDED = "(t|time|noise|\\w*step)"
+OPTIONS: dict[str, Any] = {  # what whole names are like: the value of such an option
+    r"guid\w*lora|(lam\w*|w\w*)_(sds?|psd|vsd|csd|guidance)|(grad|loss)_scale": 1.0,
+    r"lam|lambda_?|lmbda|(lambda_)?pref\w*|tau|temperature": 1.0,
+    r"\w*rescale": 0.0,
+    GUIDED: GUIDANCE,
+    rf"{BOUNDED}_(min|lo|low)\w*|(min|lo|low)_{BOUNDED}\w*": Time(0.02),
+    rf"{BOUNDED}_(max|hi|high)\w*|(max|hi|high)_{BOUNDED}\w*": Time(0.98),
+    rf"{BOUNDED}_(range|bounds)": (Time(0.02), Time(0.98)),
+    "neg\\w*": "",
+    "prompts?|texts?|caption": PROMPT,
+    "sd_version": "1.5",
+    "device": "cpu",
+    "[HW]": 64,
+    "batch|batch_size|rank|seed": 1,
+    "max_steps|(n|num|total)_(iters|steps)|iters": T,
+}
+
+
+def option(name: str, otherwise: Any = None) -> Any:
+    """The value of an option that nobody described, by its name."""
+    for pattern, value in OPTIONS.items():
+        if re.fullmatch(pattern, name):
+            return value
+    return otherwise
 
 
 def key_of(name: str, names: Names = None, guess: bool = True) -> str:

@@ -9,11 +9,10 @@ not there, too. All of it is undone on the way out.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import importlib.abc
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -21,7 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from psd_mini.checks.grading import stand_ins
-from psd_mini.checks.grading.missing import PACKAGE, named, names_in, shown
+from psd_mini.checks.grading.missing import PACKAGE, named, names_in
 from psd_mini.checks.grading.stand_ins import Scheduler, StandIn
 
 LIBRARIES = ("diffusers", "transformers", "peft")
@@ -72,17 +71,14 @@ def _unbound(frame: FrameType) -> set[str]:
     return used - set(frame.f_globals) - set(dir(builtins))
 
 
-
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds every submodule of LIBRARIES; or, for a folder, all that a file in it imports."""
+    """Finds every submodule of these libraries."""
 
-    def __init__(self, folder: str = ""):
-        self.folder, self.others_need = folder, set[str]()
+    def __init__(self, libraries: Container[str]):
+        self.libraries = libraries
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        light = fullname.split(".")[0] in LIBRARIES
-        if self.folder:
-            light = fullname in self.others_need or _is_needed(sys._getframe(1), self.folder)
+        light = fullname.split(".")[0] in self.libraries
         return ModuleSpec(fullname, self, is_package=True) if light else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -92,52 +88,28 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def _is_needed(frame: FrameType | None, folder: str) -> bool:
-    """Does a file of this folder import, and not expect that it may fail?"""
-    while frame is not None and "importlib" in frame.f_code.co_filename:
-        frame = frame.f_back
-    if frame is None or not frame.f_code.co_filename.startswith(folder):
-        return False
-    for node in ast.walk(ast.parse(Path(frame.f_code.co_filename).read_bytes())):
-        if isinstance(node, ast.Try) and node.handlers:
-            handler = node.handlers[0]
-            gives_up = any(isinstance(part, ast.Raise) for part in ast.walk(handler))
-            if node.lineno <= frame.f_lineno < handler.lineno and not gives_up:
-                return False
-    return True
-
-
 @contextmanager
 def stood_in(folder: Path) -> Iterator[set[str]]:
-    """Within it, imports of files in `folder` find a stand-in where they would find nothing.
+    """Within it, modules whose first name is in the set that it gives are found, if only in name.
 
-    The set is for names of modules that anybody finds.
+    Neighbours in `folder` are found too; `from .` means there.
     """
-    before = set(sys.modules)
+    absent: set[str] = set()
+    finder, before = _Finder(absent), set(sys.modules)
     for depth in range(len(PACKAGE)):
         package = ModuleType(".".join(PACKAGE[: depth + 1]))
         package.__path__ = [str(folder)] if depth + 1 == len(PACKAGE) else []
         sys.modules[package.__name__] = package
-    finder = _Finder(str(folder))
     sys.meta_path.append(finder)
     sys.path.insert(0, str(folder))
     try:
-        yield finder.others_need
+        yield absent
     finally:
         sys.path.remove(str(folder))
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:
             if name.startswith(PACKAGE[0]) or isinstance(sys.modules[name], _Light):
                 del sys.modules[name]
-
-
-def libraries_stood_in() -> list[str]:
-    """The modules, other than diffusers and transformers, that are not the real ones now."""
-    names = set()
-    for name, module in sys.modules.items():
-        if isinstance(module, _Light):
-            names.add(shown(name).split(".")[0])
-    return sorted(names - {"diffusers", "transformers"})
 
 
 @contextmanager
@@ -160,18 +132,16 @@ def offline_diffusers() -> Iterator[None]:
         setattr(owner, name, value)
 
     for module in real.values():
-        for name in set(dir(module)):
+        for name in filter(stand_in_of, dir(module)):
             loaded, stand_in = vars(module).get(name), stand_in_of(name)
-            if stand_in is None:
-                continue
             if isinstance(loaded, type) and not issubclass(loaded, StandIn | Scheduler):
-                for maker in ("from_pretrained", "from_config"):  # somebody may hold the class itself
+                for maker in ("from_pretrained", "from_config"):  # somebody may hold the class
                     patch(loaded, maker, getattr(stand_in, maker))
             if module.__name__ in LIBRARIES:  # or the library
                 patch(module, name, stand_in)
     for name in real:
         del sys.modules[name]
-    finder = _Finder()
+    finder = _Finder(LIBRARIES)
     sys.meta_path.insert(0, finder)
     try:
         yield

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.exact_world import T, embedding
-from psd_mini.checks.grading.constructing import PROMPT, Options, construct, make_ready, with_guidance
-from psd_mini.checks.grading.missing import Answering, is_made_up
-from psd_mini.checks.grading.names import KNOWN, Names, keys
+from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_guidance
+from psd_mini.checks.grading.missing import is_made_up
+from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.report import Unreadable
@@ -54,7 +54,7 @@ def environment() -> dict[str, Any]:
         "num_train_timesteps": T,
         "device": torch.device("cpu"),
         "dtype": number,
-        "args": Options(),
+        "args": ARGS,
         "fp16": False,
         "generator": None,
         "prompt": PROMPT,
@@ -98,14 +98,14 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
     if inspect.isroutine(target) or isinstance(target, partial):
         return target
     attributes = getattr(target, "__dict__", {})
-    own = {name for name, value in attributes.items() if inspect.isroutine(value)}
-    classes = [_methods(cls) for cls in type(target).__mro__ if not _foreign(cls)]
-    written = list(own.union(*classes))
-    chosen = _method(target, methods, written, classes)
+    written = [name for name, value in attributes.items() if inspect.isroutine(value)]
+    for cls in type(target).__mro__:
+        written += [] if _foreign(cls) else _methods(cls)
+    chosen = _method(target, methods, list(dict.fromkeys(written)))
     if made_here:
-        public = [name for name in written if not name.startswith("_") and name != chosen]
+        others = [name for name in written if not name.startswith("_") and name != chosen]
         with offline_diffusers():
-            make_ready(target, public, values)
+            make_ready(target, others, values)
         return with_guidance(getattr(target, chosen))
     return target if chosen == "__call__" else getattr(target, chosen)
 
@@ -118,30 +118,22 @@ def given_to_constructors() -> dict[str, Any]:
     return {"reward": reward} | {key: embedding(prompt, 1) for key, prompt in prompts.items()}
 
 
-def _method(
-    target: Any, methods: Sequence[str], written: Sequence[str], classes: Sequence[list[str]]
-) -> str:
-    """The name of the method that holds the gradient."""
-    for name in methods:
-        if name in written:
-            return name
-    for defined in classes:
-        public = [name for name in defined if not name.startswith("_")]
-        like = [name for name in public if any(word in name for word in methods)]
-        if len(like) == 1:
-            return like[0]
-    if "__call__" in written:
-        return "__call__"
-    asking = []  # for what is to be distilled
-    for defined in classes:
-        public = [name for name in defined if not name.startswith("_")]
-        if len(public) == 1:
-            return public[0]
-        asking += [name for name in public if {"x", "image"} & keys(getattr(target, name))]
-    if len(asking) == 1:
-        return asking[0]
-    known = ", ".join(methods)
-    name = type(target).__name__
+def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
+    """The name of the method that holds the gradient.
+
+    One of `methods`; or the only one that is called alike, or that there is, or that asks for what
+    is distilled.
+    """
+    public = [name for name in written if not name.startswith("_")]
+    like, asking = [], []
+    for name in public:
+        like += [name] if any(word in name for word in methods) else []
+        asking += [name] if {"x", "image"} & keys(getattr(target, name)) else []
+    exact = [name for name in methods if name in written]
+    for found in (exact[:1], like, {"__call__"} & set(written), public, asking):
+        if len(found) == 1:
+            return next(iter(found))
+    known, name = ", ".join(methods), type(target).__name__
     raise Unreadable(f"{name} has none of the methods {known}; hand in one: object.method")
 
 
@@ -154,8 +146,8 @@ def _methods(cls: type) -> list[str]:
 
 def _foreign(cls: type) -> bool:
     """Is this a base class of a library?"""
-    made_up = isinstance(cls, Answering) and is_made_up(cls)
-    return made_up or cls.__module__.split(".")[0] in FOREIGN or cls.__module__ == Pipeline.__module__
+    library = cls.__module__.split(".")[0] in FOREIGN or cls.__module__ == Pipeline.__module__
+    return library or is_made_up(cls)
 
 
 def answered(result: Any) -> None:
