@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from functorch.einops import rearrange as torchs_rearrange
 from torch import Tensor, nn
 
 from psd_mini.checks.grading.names import option
@@ -129,12 +130,10 @@ def names_in(code: CodeType) -> set[str]:
 
 def rearrange(x: Tensor, pattern: str, **sizes: int) -> Tensor:
     """einops' rearrange and repeat: axes that are on the right only are new."""
-    from functorch.einops import rearrange as torchs
-
     left, right = pattern.split("->")
     new = [name for name in re.findall(r"[a-z]\w*", right) if not re.search(rf"\b{name}\b", left)]
     x = x.expand(*(sizes.pop(name) for name in new), *x.shape)
-    return torchs(x, f"{' '.join(new)} {left} -> {right}", **sizes)
+    return torchs_rearrange(x, f"{' '.join(new)} {left} -> {right}", **sizes)
 
 
 def resize(x: Tensor, size: Any, *_: Any, **__: Any) -> Tensor:
