@@ -4,10 +4,12 @@ Each submission is a small file in a style of code in the wild; most of them are
 door that stays shut, and one that lets a mistake through, both show.
 """
 
+import re
+
 import pytest
 
 from psd_mini.checks.grading.grader import grade
-from psd_mini.checks.grading.names import GUIDANCE, option
+from psd_mini.checks.grading.names import HELD, option
 
 BODY = """
     t = torch.randint(20, 980, (len({x}),))
@@ -120,7 +122,6 @@ EINOPS = """
     x = rearrange(rearrange(x, "b c h w -> b (h w) c"), "b (h w) c -> b c h w", h=64)
     x = repeat(x, "b c h w -> b r c h w", r=2)[:, 0]"""
 NEEDED = "from utils import guided\n" + FUNCTION + "\n    return guided(unet, x) * x\n"
-SWAPPED = "self.opt.scale"
 RIGHT = {
     "a library": function("import kornia.geometry as K\nfrom loguru import logger"),
     "names that are used": function(
@@ -131,8 +132,8 @@ RIGHT = {
     "a decorator": function("from jaxtyping_of_mine import checked\n@checked"),
     "a decorator with arguments": function("import registry\n@registry.register('sds', level=1)"),
     "a fallback": function(
-        "try:\n    import xformers_of_mine\n    FAST = True\nexcept ImportError:\n    FAST = False\n"
-        "assert not FAST"
+        "try:\n    import fast_of_mine\n    HERE = True\nexcept ImportError:\n    HERE = False\n"
+        "assert not HERE"
     ),
     "a star": function("from utils import *\nsetup_logging(level)\nassert max(1, 2) == 2"),
     "imported late": function("", "\n    from torchvision import transforms\n    import wandb"),
@@ -159,7 +160,7 @@ RIGHT = {
         "        key = hf_key or {'1.5': 'a', '2.1': 'b'}[sd_version]\n        " + LOAD
     ),
     "guidance in the constructor": kept(
-        f"    def __init__(self, device='cuda', scale=100):\n        self.s = scale\n        {LOAD}",
+        f"    def __init__(self, device='cuda', scale=9):\n        self.s = scale\n        {LOAD}",
         s="self.s",
     ),
     "embeddings in the constructor": kept(
@@ -193,13 +194,13 @@ RIGHT = {
     "another method": kept(
         OPT + "    def noised(self, t):\n        return t\n", method="calculate_sds", x="x_start"
     ),
+    "tried out": function(
+        "def weight(t):\n    return t\n\ndef distance(x, y):\n    return x - y\n"
+    ).replace("def sds", "def guide"),
     "a call": kept(OPT + "    def info(self):\n        return 1\n", method="__call__"),
 }
 SLIPS = {  # source, words of the cause
-    "options, guidance": (
-        kept(OPT, s="(1 + self.opt.guidance)"),
-        "off by one|g \\+ 1",
-    ),
+    "options, guidance": (kept(OPT, s="(1 + self.opt.guidance)"), "off by one|g \\+ 1"),
     "dataclasses, guidance": (
         TREE + body(8, "latents", s="(1 + self.cfg.scale)", **PIPE),
         "off by one|g \\+ 1",
@@ -235,8 +236,6 @@ def test_right_code_is_called_right(results, name):
 @pytest.mark.parametrize("name", SLIPS)
 def test_a_door_lets_no_mistake_through(results, name):
     assert results[name]["status"] == "wrong"
-    import re
-
     assert re.search(SLIPS[name][1], "; ".join(results[name]["causes"])), results[name]["causes"]
 
 
@@ -255,7 +254,7 @@ def test_the_report_says_what_was_stood_in_for(results):
 
 def test_options_are_guessed_by_whole_names():
     for name in ("guidance", "guidance_scale", "cfg_scale", "scale"):
-        assert option(name) is GUIDANCE
+        assert option(name) is HELD["guidance_scale"][1]
     for name in ("rescale_factor", "max_grad_norm", "lambda_clip", "loss_fn", "weights"):
         assert option(name) is None
     assert option("min_step_percent") * 1000 == pytest.approx(20)

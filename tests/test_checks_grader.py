@@ -110,7 +110,7 @@ FILES = {  # source, status, words
     "empty.py": ("x = 1\n", NOT_RUN, "name it"),
     "no_such_name.py:sds": ("x = 1\n", NOT_RUN, "it has no 'sds'"),
     "several.py": (
-        GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n",
+        GOOD + "def a(x):\n    pass\n" + GOOD.replace("sds_gradient", "sds_other"),
         NOT_RUN,
         "name it",
     ),

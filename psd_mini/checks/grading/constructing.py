@@ -1,8 +1,8 @@
 """Making an object of a submitted class: what its constructor asks for, and what has to come first.
 
 A parameter gets what its name asks for; one with a simple default keeps that. Options (`opt`,
-`args`, `cfg`) answer to every name, with a value where `names.OPTIONS` knows one. A guidance scale
-that the object holds is varied as an argument would be.
+`args`, `cfg`) answer to every name, with a value where `names.OPTIONS` knows one. What the object
+holds of `names.HELD`, such as a guidance scale, is varied as an argument would be.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import torch
 
 from psd_mini.checks.grading.missing import named, names_in
 from psd_mini.checks.grading.names import (
-    GUIDANCE,
-    GUIDED,
+    HELD,
     OPTIONS,
     Names,
     invoke,
@@ -57,8 +56,8 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
         simple = isinstance(default, str | float | int)
         if dataclasses.is_dataclass(hints.get(name)):
             given[name] = construct(hints[name], {})
-        elif simple and key == "guidance_scale" and default >= 1:
-            given[name] = GUIDANCE
+        elif simple and key in HELD and default >= 1:
+            given[name] = HELD[key][1]
         elif (texts and PROMPTS.fullmatch(name) and required) or (required and key not in values):
             given[name] = option(name, ARGS)
         elif key in values and (not simple or key in ("device", "fp16")):
@@ -73,9 +72,10 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
 def names_used(cls: type) -> set[str]:
     """Names of globals and attributes in the methods of a class."""
     found: set[str] = set()
-    for method in vars(cls).values():
-        code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
-        found |= names_in(code) if code else set()
+    for base in cls.__mro__:
+        for method in vars(base).values() if base.__module__ == cls.__module__ else ():
+            code = getattr(inspect.unwrap(method), "__code__", None) if callable(method) else None
+            found |= names_in(code) if code else set()
     return found
 
 
@@ -97,44 +97,48 @@ def make_ready(made: Any, methods: list[str], values: Mapping[str, Any]) -> None
                 invoke(method, given)
 
 
-def with_guidance(method: Callable) -> Callable:
-    """A method of an object that was made here, with the guidance scale that it holds as argument.
+def with_held(made: Any, method: Callable) -> Callable:
+    """A method of an object that was made here, with what the object holds as further arguments.
 
-    It holds one in an attribute that its constructor filled with `GUIDANCE`, in a configuration,
-    or in `ARGS`. Otherwise the method comes back as it is.
+    It holds one in an attribute that its constructor filled with the value of `HELD`, in a
+    configuration, or in `ARGS`.
     """
-    made, signature = method.__self__, inspect.signature(method)  # type: ignore[attr-defined]
-    own = vars(made)
-    places = [(own, name) for name, value in own.items() if value is GUIDANCE] + _guidance_in(own)
-    used = [name for name in names_used(type(made)) if option(name) is GUIDANCE]
-    if not places and used and not own.keys() & used and any(v is ARGS for v in own.values()):
-        places.append((OPTIONS, GUIDED))
-    if not places or "guidance_scale" in keys(method):
-        return method
+    own, signature, used = vars(made), inspect.signature(method), names_used(type(made))
+    places, more = [], []
+    for key, (pattern, value) in HELD.items():
+        found = [(own, name) for name, kept in own.items() if kept is value] + _inside(own, value)
+        names = {name for name in used if option(name) is value}
+        if not found and names - own.keys() and any(kept is ARGS for kept in own.values()):
+            found = [(OPTIONS, pattern)]
+        if found and key not in keys(method):
+            places += [(key, *place) for place in found]
+            more.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value))
 
-    def call(*args: Any, guidance_scale: float, **kwargs: Any) -> Any:
-        for holder, name in places:
-            holder[name] = guidance_scale
+    def call(*args: Any, **kwargs: Any) -> Any:
+        asked = {
+            parameter.name: kwargs.pop(parameter.name, parameter.default) for parameter in more
+        }
+        for key, holder, name in places:
+            holder[name] = asked[key]
         try:
             return method(*args, **kwargs)
         finally:
-            OPTIONS[GUIDED] = GUIDANCE
+            OPTIONS.update(HELD.values())
 
-    g = inspect.Parameter("guidance_scale", inspect.Parameter.KEYWORD_ONLY)
     others = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    call.__signature__ = signature.replace(parameters=[*others, g])  # type: ignore[attr-defined]
+    call.__signature__ = signature.replace(parameters=others + more)  # type: ignore[attr-defined]
     call.__self__ = made  # type: ignore[attr-defined]
-    return call
+    return call if more else method
 
 
-def _guidance_in(holder: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Where the configurations in these attributes hold a guidance scale."""
+def _inside(holder: dict[str, Any], wanted: float) -> list[tuple[dict[str, Any], str]]:
+    """Where the configurations in these attributes hold the option that has the wanted value."""
     places = []
     for value in holder.values():
         if dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace | dict):
             inside = value if isinstance(value, dict) else vars(value)
             for name, number in inside.items():
-                if option(name) is GUIDANCE and isinstance(number, int | float) and number >= 1:
+                if option(name) is wanted and isinstance(number, int | float) and number >= 1:
                     places.append((inside, name))
-            places += _guidance_in(inside)
+            places += _inside(inside, wanted)
     return places

@@ -12,13 +12,14 @@ files), not a security sandbox.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import re
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,12 @@ HINTS = {  # words in a submission's name; otherwise the kind itself
 DAMAGED = "its report is missing or damaged: does it end its parent, or change json?"
 
 
-def find(module: Any, name: str | None, kind: str) -> Any:
+def find(module: Any, name: str | None, kind: str, options: Mapping[str, Any] = {}) -> Any:
     """The submission in a module: what is named, or what is called like `kind`, or the likely one.
 
-    It is likely if `kind` (or another of `HINTS`) is in its name, or in a method's; or if there is
-    only one in the file.
+    It is likely if `kind` (or another of `HINTS`) is in its name, or in a method's; or if it has a
+    method of `COURSE`; or if there is only one in the file. Of several, it is the only one that
+    a check, with these options, has something to say about.
 
     Raises:
         Unreadable: nothing, or several; the message lists what there is.
@@ -79,8 +81,9 @@ def find(module: Any, name: str | None, kind: str) -> Any:
     own = {}
     for key, value in vars(module).items():
         written_here = getattr(value, "__module__", None) == module.__name__
-        if callable(value) and written_here and not key.startswith("_") and not _is_a_part(value):
+        if callable(value) and written_here and not key.startswith("_"):
             own[key] = value
+    own = {key: value for key, value in own.items() if not _is_a_part(value)} or own
     called, hints = kind.replace("-", "_"), HINTS.get(kind, (kind,))
     likely = [key for key, value in own.items() if _looks_like(key, value, hints)]
     likely = likely or [key for key, value in own.items() if _looks_like("", value, COURSE)]
@@ -89,17 +92,18 @@ def find(module: Any, name: str | None, kind: str) -> Any:
     for chosen in ([key for key in own if key == called], likely, classes):
         if len(chosen) == 1:
             return own[chosen[0]]
+    judged = [key for key in likely if len(CHECKS[kind](own[key], **options).findings) > 1]
+    if len(judged) == 1:
+        return own[judged[0]]
     there = f"there are: {', '.join(own) or 'none'}"
     raise Unreadable(f"which one is it? Call it {called} or name it as file.py:name; {there}")
 
 
 def _is_a_part(value: Any) -> bool:
-    """A class that others use: a function for autograd, or one without methods (options)."""
-    if not isinstance(value, type):
-        return False
-    methods = [name for name, part in vars(value).items() if callable(part)]
-    without = {name for name in methods if not name.startswith("__") or name == "__call__"}
-    return issubclass(value, torch.autograd.Function) or not without
+    """A class that others use: a function for autograd, or options."""
+    if not isinstance(value, type) or issubclass(value, torch.autograd.Function):
+        return isinstance(value, type)
+    return dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
 
 
 def _looks_like(name: str, value: Any, hints: Sequence[str]) -> bool:
@@ -139,7 +143,7 @@ def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Re
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
-            target = find(module, name or None, kind)
+            target = find(module, name or None, kind, options)
         return CHECKS[kind](target, **options)
     except Unreadable as error:
         return no_answer(error.status, str(error), title)

@@ -96,14 +96,18 @@ class Time(float):
 
 
 PROMPT = "a red mushroom"
-# one object that is recognised where it is kept; options that hold it
-GUIDANCE, GUIDED = float("7.5"), r"\w*guid\w*|\w*cfg\w*|scale|s|g|w"
+# numbers that an object may hold: names of such an option, and the value that it gets, which is
+# recognised where it is kept
+HELD = {
+    "guidance_scale": (r"\w*guid\w*|\w*cfg\w*|scale|s|g|w", float("7.5")),
+    "preference_weight": (r"lam|lambda_?|lmbda|(lambda_)?pref\w*", float("1")),
+}
 BOUNDED = "(t|time|noise|\\w*step)"
 OPTIONS: dict[str, Any] = {  # what whole names are like: the value of such an option
     r"guid\w*lora|(lam\w*|w\w*)_(sds?|psd|vsd|csd|guidance)|(grad|loss)_scale": 1.0,
-    r"lam|lambda_?|lmbda|(lambda_)?pref\w*|tau|temperature": 1.0,
     r"\w*rescale": 0.0,
-    GUIDED: GUIDANCE,
+    **dict(HELD.values()),
+    "tau|temperature": 1.0,
     rf"{BOUNDED}_(min|lo|low)\w*|(min|lo|low)_{BOUNDED}\w*": Time(0.02),
     rf"{BOUNDED}_(max|hi|high)\w*|(max|hi|high)_{BOUNDED}\w*": Time(0.98),
     rf"{BOUNDED}_(range|bounds)": (Time(0.02), Time(0.98)),

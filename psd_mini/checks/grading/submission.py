@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.exact_world import T, embedding
-from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_guidance
+from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_held
 from psd_mini.checks.grading.missing import is_made_up
 from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
 from psd_mini.checks.grading.offline import offline_diffusers
@@ -106,7 +106,7 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
         others = [name for name in written if not name.startswith("_") and name != chosen]
         with offline_diffusers():
             make_ready(target, others, values)
-        return with_guidance(getattr(target, chosen))
+        return with_held(target, getattr(target, chosen))
     return target if chosen == "__call__" else getattr(target, chosen)
 
 
