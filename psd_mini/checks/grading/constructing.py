@@ -45,12 +45,12 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
         names: parameter -> key, for parameters with names of their own.
     """
     hints, given = {}, {}
+    if "cond" in values and "uncond" not in keys(cls, names):  # diffusers stacks them
+        values = {**values, "cond": torch.cat((values["uncond"], values["cond"]))}
     with suppress(Exception):  # annotations that need what is not there
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     texts = bool(ENCODES & names_used(cls))
     for name, parameter in parameters(cls).items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
         default, required = parameter.default, parameter.default is parameter.empty
         key = "args" if name == "cfg" else key_of(name, names, guess=required)
         simple = isinstance(default, str | float | int)
@@ -62,10 +62,6 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
             given[name] = option(name, ARGS)
         elif key in values and (not simple or key in ("device", "fp16")):
             given[name] = values[key]
-    prompts = [name for name, value in given.items() if value is values.get("uncond", ARGS)]
-    for name, value in given.items():
-        if value is values.get("cond") and not prompts:  # diffusers stacks them
-            given[name] = torch.cat((values["uncond"], values["cond"]))
     return invoke(cls, given)
 
 
@@ -85,11 +81,10 @@ def make_ready(made: Any, methods: list[str], values: Mapping[str, Any]) -> None
     for name in methods:
         method, given = getattr(made, name), {}
         for parameter, how in parameters(method).items():
-            required = how.default is how.empty and how.kind is how.POSITIONAL_OR_KEYWORD
             if texts and PROMPTS.fullmatch(parameter):
                 text = option(parameter)
                 given[parameter] = [text] if parameter.endswith("s") else text
-            elif required:
+            elif how.default is how.empty:
                 key = key_of(parameter)
                 given[parameter] = values[key] if key in (*EMBEDDINGS, "prompt") else None
         if given and None not in given.values():
@@ -103,7 +98,7 @@ def with_held(made: Any, method: Callable) -> Callable:
     It holds one in an attribute that its constructor filled with the value of `HELD`, in a
     configuration, or in `ARGS`.
     """
-    own, signature, used = vars(made), inspect.signature(method), names_used(type(made))
+    own, used = vars(made), names_used(type(made))
     places, more = [], []
     for key, (pattern, value) in HELD.items():
         found = [(own, name) for name, kept in own.items() if kept is value] + _inside(own, value)
@@ -125,8 +120,8 @@ def with_held(made: Any, method: Callable) -> Callable:
         finally:
             OPTIONS.update(HELD.values())
 
-    others = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    call.__signature__ = signature.replace(parameters=others + more)  # type: ignore[attr-defined]
+    taken = [*parameters(method).values(), *more]
+    call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     call.__self__ = made  # type: ignore[attr-defined]
     return call if more else method
 

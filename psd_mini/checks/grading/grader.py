@@ -2,11 +2,10 @@
 
     results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
 
-The processes are forked from one that has imported torch and holds light stand-ins for diffusers
-and transformers, so a submission costs milliseconds to start. Each runs in a copy of its folder and
-has a limit of time and of memory; its output is caught (see `isolation`). What it executes it
-executes with your rights: this is isolation from accidents (endless loops, exit, crashes, deleted
-files), not a security sandbox.
+The processes are forked from one that has imported torch, so a submission costs milliseconds to
+start. Each runs in a copy of its folder and has a limit of time and of memory; its output is caught
+(see `isolation`). What it executes it executes with your rights: this is isolation from accidents,
+not a security sandbox.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +62,19 @@ DAMAGED = "its report is missing or damaged: does it end its parent, or change j
 
 
 def find(module: Any, name: str | None, kind: str, options: Mapping[str, Any] = {}) -> Any:
-    """The submission in a module: what is named, or what is called like `kind`, or the likely one.
+    """The submission in a module: what is named, what is called like `kind`, or the likely one.
 
-    It is likely if `kind` (or another of `HINTS`) is in its name, or in a method's; or if it has a
-    method of `COURSE`; or if there is only one in the file. Of several, it is the only one that
-    a check, with these options, has something to say about.
+    It is likely with `kind` (or one of `HINTS`) in its name or a method's, or with a method of
+    `COURSE`, or alone. Of several, it is the only one that a check has something to say about.
 
     Raises:
         Unreadable: nothing, or several; the message lists what there is.
     """
     if name:
-        target = module
-        for part in name.split("."):
-            if not hasattr(target, part):
-                raise Unreadable(f"it has no {name!r}")
-            target = getattr(target, part)
-        return target
+        try:
+            return attrgetter(name)(module)
+        except AttributeError as error:
+            raise Unreadable(f"it has no {name!r}") from error
     own = {}
     for key, value in vars(module).items():
         written_here = getattr(value, "__module__", None) == module.__name__
@@ -85,9 +82,7 @@ def find(module: Any, name: str | None, kind: str, options: Mapping[str, Any] = 
             own[key] = value
     own = {key: value for key, value in own.items() if not _is_a_part(value)} or own
     called, hints = kind.replace("-", "_"), HINTS.get(kind, (kind,))
-    likely = [key for key, value in own.items() if _looks_like(key, value, hints)]
-    likely = likely or [key for key, value in own.items() if _looks_like("", value, COURSE)]
-    likely = likely or list(own)
+    likely = _like(own, hints) or _like(own, COURSE) or list(own)
     classes = [key for key in likely if isinstance(own[key], type)]
     for chosen in ([key for key in own if key == called], likely, classes):
         if len(chosen) == 1:
@@ -106,16 +101,19 @@ def _is_a_part(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
 
 
-def _looks_like(name: str, value: Any, hints: Sequence[str]) -> bool:
-    """Is one of the hints in the name, or in an attribute's?"""
-    names = " ".join((name, *getattr(value, "__dict__", {}))).lower()
-    return any(hint in names for hint in hints)
+def _like(own: Mapping[str, Any], hints: Sequence[str]) -> list[str]:
+    """Those with one of the hints in their name, or in a method's."""
+    found = []
+    for key, value in own.items():
+        names = " ".join((key, *getattr(value, "__dict__", {}))).lower()
+        found += [key] if any(hint in names for hint in hints) else []
+    return found
 
 
 def check_file(path: str, kind: str, **options: Any) -> Report:
     """Import "file.py" or "file.py:name" and check it, in this process, with these options.
 
-    As long as it stops at a module that is not there, it goes on with a stand-in for that one.
+    Where it stops at a module that is not there, it starts again with a stand-in for that one.
     """
     name, file = split(path)[1], Path(split(path)[0]).resolve()
     with stood_in(file.parent) as absent:
@@ -133,11 +131,9 @@ def check_file(path: str, kind: str, **options: Any) -> Report:
 
 def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Report:
     """`check_file`, with the modules that there are."""
-    title = f"check of {kind}"
     try:
         with offline_diffusers():
-            called = ".".join((*PACKAGE, f"submission_{abs(hash(file))}"))
-            spec = importlib.util.spec_from_file_location(called, file)
+            spec = importlib.util.spec_from_file_location(".".join((*PACKAGE, file.stem)), file)
             if spec is None or spec.loader is None:
                 raise Unreadable(f"{file.name} is not a Python file")
             module = importlib.util.module_from_spec(spec)
@@ -146,9 +142,10 @@ def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Re
             target = find(module, name or None, kind, options)
         return CHECKS[kind](target, **options)
     except Unreadable as error:
-        return no_answer(error.status, str(error), title)
+        return no_answer(error.status, str(error), f"check of {kind}")
     except (Exception, SystemExit) as error:
-        return no_answer(status_of(error), f"it does not import: {describe(error)}", title)
+        said = f"it does not import: {describe(error)}"
+        return no_answer(status_of(error), said, f"check of {kind}")
 
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:

@@ -138,12 +138,17 @@ def key_of(name: str, names: Names = None, guess: bool = True) -> str:
 
 
 def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
-    """What a function takes, by name. Raises Unreadable where Python cannot tell (C functions)."""
+    """What a function takes, by name, without *args and **kwargs.
+
+    Raises Unreadable where Python cannot tell (C functions).
+    """
     try:
-        return inspect.signature(fn).parameters
+        taken = inspect.signature(fn).parameters
     except (ValueError, TypeError) as error:
         text = f"its parameters cannot be read ({error}): wrap it in a plain function"
         raise Unreadable(text) from error
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: parameter for name, parameter in taken.items() if parameter.kind not in several}
 
 
 def keys(fn: Callable, names: Names = None) -> set[str]:
@@ -164,14 +169,10 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> d
     """
     given = {}
     for name, parameter in parameters(fn).items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
         required = parameter.default is parameter.empty
         key = key_of(name, names, guess=required)
         if key == "image" and "image" not in values:
             key = "x"
-        if name == "cfg" and "guidance_scale" not in values:  # a constructor's configuration
-            key = "args"
         if key in values:
             given[name] = values[key]
         elif required:

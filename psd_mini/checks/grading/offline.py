@@ -16,7 +16,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from psd_mini.checks.grading import stand_ins
@@ -52,8 +52,10 @@ class _Light(ModuleType):
     __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        if name == "__all__":
-            return sorted(_unbound(sys._getframe(1)))
+        if name == "__all__":  # whatever the file uses and has not got
+            frame = sys._getframe(1)
+            used = names_in(frame.f_code) - set(frame.f_globals) - set(dir(builtins))
+            return [name for name in used if not name.startswith("_")]
         if name.startswith("__"):
             raise AttributeError(name)
         if self.__name__.split(".")[0] not in ("diffusers", "transformers"):
@@ -63,12 +65,6 @@ class _Light(ModuleType):
         if name[:1].isupper():
             return stand_in_of(name) or StandIn
         return _nothing
-
-
-def _unbound(frame: FrameType) -> set[str]:
-    """Names in a file that a star import may bring: neither there yet nor Python's own."""
-    used = {name for name in names_in(frame.f_code) if not name.startswith("_")}
-    return used - set(frame.f_globals) - set(dir(builtins))
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

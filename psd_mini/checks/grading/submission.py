@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import T, embedding
+from psd_mini.checks.exact_world import PROMPTS, T, embedding
 from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_held
 from psd_mini.checks.grading.missing import is_made_up
 from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
@@ -36,14 +36,16 @@ FOREIGN = ("builtins", "abc", "typing", "torch", "lightning", "pytorch_lightning
 
 
 def environment() -> dict[str, Any]:
-    """What every submission may ask for: the pipeline and its parts, devices, schedules."""
+    """What every submission may ask for: the pipeline and its parts, prompts, devices, numbers."""
+    from psd_mini.checks.rewarding import reward  # which reads what a submission did
+
     pipe = Pipeline()
     schedule, q = pipe.scheduler, UNet(q=True)
     pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
     pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
     number = torch.float32
-    cond, uncond = embedding("cond", 1), embedding("uncond", 1)
+    cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
     stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
     return {name: getattr(pipe, name) for name in parts} | {
@@ -54,6 +56,7 @@ def environment() -> dict[str, Any]:
         "num_train_timesteps": T,
         "device": torch.device("cpu"),
         "dtype": number,
+        **{"cond": cond, "uncond": uncond, "n": n, "reward": reward},
         "args": ARGS,
         "fp16": False,
         "generator": None,
@@ -91,7 +94,7 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
     """
     made_here = isinstance(target, type)
     if made_here:
-        values = environment() | given_to_constructors()
+        values = environment()
         with offline_diffusers():
             bare = target.__init__ is object.__init__  # type: ignore[misc]
             target = target() if bare else construct(target, values, names)
@@ -108,14 +111,6 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
             make_ready(target, others, values)
         return with_held(target, getattr(target, chosen))
     return target if chosen == "__call__" else getattr(target, chosen)
-
-
-def given_to_constructors() -> dict[str, Any]:
-    """Embeddings of one prompt, and the reward."""
-    from psd_mini.checks.rewarding import reward  # which reads what a submission did
-
-    prompts = {"cond": "cond", "uncond": "uncond", "n": "negative"}
-    return {"reward": reward} | {key: embedding(prompt, 1) for key, prompt in prompts.items()}
 
 
 def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
