@@ -79,17 +79,17 @@ def make_ready(made: Any, methods: list[str], values: Mapping[str, Any]) -> None
     """Call those methods that take prompts or embeddings and nothing else: they keep them."""
     texts = bool(ENCODES & names_used(type(made)))
     for name in methods:
-        method, given = getattr(made, name), {}
-        for parameter, how in parameters(method).items():
-            if texts and PROMPTS.fullmatch(parameter):
-                text = option(parameter)
-                given[parameter] = [text] if parameter.endswith("s") else text
-            elif how.default is how.empty:
-                key = key_of(parameter)
-                given[parameter] = values[key] if key in (*EMBEDDINGS, "prompt") else None
-        if given and None not in given.values():
-            with suppress(Exception):
-                invoke(method, given)
+        given: dict[str, Any] = {}
+        with suppress(Exception):  # it was no such method
+            for parameter, how in parameters(getattr(made, name)).items():
+                if texts and PROMPTS.fullmatch(parameter):
+                    text = option(parameter)
+                    given[parameter] = [text] if parameter.endswith("s") else text
+                elif how.default is how.empty:
+                    key = key_of(parameter)
+                    given[parameter] = values[key] if key in (*EMBEDDINGS, "prompt") else None
+            if given and None not in given.values():
+                invoke(getattr(made, name), given)
 
 
 def with_held(made: Any, method: Callable) -> Callable:
@@ -98,7 +98,7 @@ def with_held(made: Any, method: Callable) -> Callable:
     It holds one in an attribute that its constructor filled with the value of `HELD`, in a
     configuration, or in `ARGS`.
     """
-    own, used = vars(made), names_used(type(made))
+    own, used = getattr(made, "__dict__", {}), names_used(type(made))
     places, more = [], []
     for key, (pattern, value) in HELD.items():
         found = [(own, name) for name, kept in own.items() if kept is value] + _inside(own, value)

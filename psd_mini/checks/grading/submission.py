@@ -120,14 +120,14 @@ def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
     is distilled.
     """
     public = [name for name in written if not name.startswith("_")]
-    like, asking = [], []
-    for name in public:
-        like += [name] if any(word in name for word in methods) else []
-        asking += [name] if {"x", "image"} & keys(getattr(target, name)) else []
+    like = [name for name in public if any(word in name for word in methods)]
     exact = [name for name in methods if name in written]
-    for found in (exact[:1], like, {"__call__"} & set(written), public, asking):
+    for found in (exact[:1], like, {"__call__"} & set(written), public):
         if len(found) == 1:
             return next(iter(found))
+    asking = [name for name in public if {"x", "image"} & keys(getattr(target, name))]
+    if len(asking) == 1:
+        return asking[0]
     known, name = ", ".join(methods), type(target).__name__
     raise Unreadable(f"{name} has none of the methods {known}; hand in one: object.method")
 
