@@ -3,9 +3,8 @@
     results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
 
 The processes are forked from one that has imported torch, so a submission costs milliseconds to
-start. Each runs in a copy of its folder and has a limit of time and of memory; its output is caught
-(see `isolation`). What it executes it executes with your rights: this is isolation from accidents,
-not a security sandbox.
+start, in a copy of its folder with a limit of time and of memory; its output is caught. What it
+executes it executes with your rights: this is isolation from accidents, not a security sandbox.
 """
 
 from __future__ import annotations
