@@ -223,7 +223,10 @@ def test_importing_the_package_does_not_import_the_checkers():
 
 def test_offline_reaches_classes_that_are_loaded_already(monkeypatch):
     """Classes and libraries that were imported before give stand-ins, within the context only."""
-    library, part = ModuleType("diffusers"), ModuleType("diffusers.schedulers")
+    lazy = type(
+        "Lazy", (ModuleType,), {"__dir__": lambda _: ["UNet2DConditionModel", *vars(library)]}
+    )
+    library, part = lazy("diffusers"), ModuleType("diffusers.schedulers")
 
     class ConfigMixin:
         @classmethod

@@ -57,7 +57,7 @@ FILES = {  # source, status, words
     "number.py": (HEAD + "def sds(x):\n    return x.sum().item()\n", WRONG, "Python number"),
     "detached.py": (HEAD + "def sds(x):\n    return x.detach().sum()\n", WRONG, "no gradient path"),
     "broken.py": ("\ndef sds(:\n", NOT_RUN, "SyntaxError (line 2)"),
-    "missing.py": ("import a_package_that_nobody_has\n", NOT_RUN, "does not import"),
+    "missing.py": ("import a_package_that_nobody_has\n", NOT_RUN, "there are: none"),
     "exits_on_import.py": (GOOD + "sys.exit(0)\n", NOT_RUN, "does not import"),
     "hard_exit.py": (HEAD + "def sds(x):\n    os._exit(0)\n", NOT_RUN, "ended the process"),
     "raises.py": (
@@ -66,9 +66,9 @@ FILES = {  # source, status, words
         "it raised RuntimeError (line 9 of sds)",
     ),
     "constructor.py": (
-        HEAD + "class Sds:\n    def __init__(self, wibble):\n        pass\n",
+        HEAD + "class Sds:\n    def __init__(self, wibble):\n        self.a = wibble + 1\n",
         NOT_RUN,
-        "'wibble' is not known",
+        "depends on options.args",
     ),
     "abstract.py": (
         HEAD
@@ -110,7 +110,7 @@ FILES = {  # source, status, words
     "empty.py": ("x = 1\n", NOT_RUN, "name it"),
     "no_such_name.py:sds": ("x = 1\n", NOT_RUN, "it has no 'sds'"),
     "several.py": (
-        GOOD + "def a(x):\n    pass\ndef b(x):\n    pass\ndef sds_other(x):\n    pass\n",
+        GOOD + "def a(x):\n    pass\n" + GOOD.replace("sds_gradient", "sds_other"),
         NOT_RUN,
         "name it",
     ),

@@ -70,7 +70,7 @@ BAD = {  # file name: source, status, words
 def psd_mini_check(*arguments, **options):
     """A process `psd-mini check` with strict output."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "psd_mini.pipelines.cli", "check", *map(os.fspath, arguments)]
+    command = [sys.executable, "-m", "psd_mini", "check", *map(os.fspath, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=environment, **pipes, **options)
 

@@ -149,7 +149,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         print(f"psd-mini: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -2,76 +2,45 @@
 
 Every folder of the corpus is given to `psd-mini check FOLDER --kind KIND --json`, as anybody would.
 A folder that the command does not get through is given file by file, and the report says so.
-Most submissions import a library that is not installed, and stop there. So all are checked a second
-time with empty libraries of these names on the path, to see what is behind that door.
-Verdict, diagnosis and doors come from verdicts.json. "scaled" has no status of its own in the
-checker: it counts as found where the status is "wrong" and the factor is named.
+Verdict, diagnosis and doors come from verdicts.json.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 
 CORPUS = Path(__file__).parent.parent / "corpus"
-TOOLS = Path(__file__).parent
-EMPTY_LIBRARY = """from corpus_world import FakeModule
-
-__getattr__ = FakeModule(__name__).__getattr__
-"""
 DETAILED = ("import", "ctor", "embeds", "image", "standin", "vsd", "scale", "hostile")
-COMMAND = "import sys; from psd_mini.pipelines.cli import main; main(sys.argv[1:])"
+JUDGED = ("right", "scaled", "wrong")
 
 
-def write_libraries(folder: Path) -> None:
-    """Empty packages for every library that a submission imports and that is not installed."""
-    imported = re.compile(r"^(?:from|import) ([a-z_][\w.]*)", re.MULTILINE)
-    for file in CORPUS.glob("*/*.py"):
-        if not file.is_file():
-            continue
-        for name in imported.findall(file.read_text(errors="replace")):
-            if importlib.util.find_spec(name.split(".")[0]) is None:
-                place = folder
-                for part in name.split("."):
-                    place = place / part
-                    place.mkdir(exist_ok=True)
-                    (place / "__init__.py").write_text(EMPTY_LIBRARY)
-
-
-def check(path: Path, kind: str, libraries: str) -> tuple[list[dict], str]:
+def check(path: Path, kind: str) -> tuple[list[dict], str]:
     """Results of the command line for a folder or a file, and what it said where there are none."""
-    places = [libraries, str(TOOLS)] if libraries else []
-    inherited = [os.environ[name] for name in ("PYTHONPATH",) if name in os.environ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places + inherited)}
     options = ["--kind", kind, "--json", "--timeout", "120"]
-    command = [sys.executable, "-c", COMMAND, "check", str(path), *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment
-    )
+    command = [sys.executable, "-m", "psd_mini", "check", str(path), *options]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     try:
         return json.loads(done.stdout), ""
     except json.JSONDecodeError:
         return [], (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 
-def results_of(table: dict[str, dict], libraries: str = "") -> tuple[dict[str, dict], list[str]]:
+def results_of(table: dict[str, dict]) -> tuple[dict[str, dict], list[str]]:
     """What came for every submission, by its name in the table; folders that had to be split."""
     came, notes = {}, []
     for folder in sorted({name.split("/")[0] for name in table}):
         names = [name for name in table if name.startswith(f"{folder}/")]
         kind = table[names[0]]["kind"]
-        found, error = check(CORPUS / folder, kind, libraries)
+        found, error = check(CORPUS / folder, kind)
         if error:
             notes.append(f"`{folder}` as a folder: {error}")
         for name in names:
-            rows = found if not error else check(CORPUS / name, kind, libraries)[0]
+            rows = found if not error else check(CORPUS / name, kind)[0]
             path = str(CORPUS / name)
             missing = {"status": "no result", "causes": []}
             came[name] = next((row for row in rows if row["path"] == path), missing)
@@ -83,8 +52,6 @@ def judged(row: dict, result: dict) -> tuple[bool, bool]:
     """Is the verdict right? Is the diagnosis clean: are all words of it there too?"""
     causes = "; ".join(result["causes"])
     named = all(re.search(words, causes, re.IGNORECASE) for words in row["words"])
-    if row["expected"] == "scaled":
-        return result["status"] == "wrong" and named, result["status"] == "wrong" and named
     same = result["status"] == row["expected"]
     return same, same and named
 
@@ -103,8 +70,8 @@ def summary(table: dict[str, dict], came: dict[str, dict]) -> list[str]:
         good = [judged(table[name], came[name]) for name in names]
         rows["right verdict"].append(share(sum(v for v, _ in good), len(names)))
         rows["clean diagnosis too"].append(share(sum(d for _, d in good), len(names)))
-        judgeable = [n for n in names if table[n]["expected"] in ("right", "scaled", "wrong")]
-        stuck = [n for n in judgeable if came[n]["status"] not in ("right", "wrong")]
+        judgeable = [n for n in names if table[n]["expected"] in JUDGED]
+        stuck = [n for n in judgeable if came[n]["status"] not in JUDGED]
         rows["could not run, though it can be judged"].append(share(len(stuck), len(judgeable)))
         right = [n for n in names if table[n]["expected"] == "right"]
         called_wrong = [n for n in right if came[n]["status"] == "wrong"]
@@ -152,26 +119,32 @@ def misses(table: dict[str, dict], came: dict[str, dict]) -> list[str]:
     return lines
 
 
-HEAD = """# The checker on submissions that it had never seen
+HEAD = """# The checker on tests/corpus
 
 Made by `python tests/tools/corpus_rates.py > tests/results/corpus.md`: tests/corpus through the
-command line, 120 s for each. A scaled gradient counts as found where the status is wrong and the
-factor is named: the checker has no status for it. A clean diagnosis is a right verdict, and all
-words that verdicts.json asks for. The labels that were corrected after the first run are listed in
-tests/corpus/README.md.
+command line, 120 s for each. A clean diagnosis is a right verdict, and all words that verdicts.json
+asks for. The labels that were corrected after the first run are listed in tests/corpus/README.md.
+
+The corpus was written before the checker was changed for it, and the table below has the rates of
+that first sight (where a scaled gradient counted as found if it was called wrong and the factor was
+named). Since then the checker was mended with the corpus at hand: the other numbers here are no
+longer those of code that it has never seen.
+
+| at first sight | all | by hand | from templates |
+|---|---|---|---|
+| right verdict | 88 of 205 (43%) | 88 of 142 (62%) | 0 of 63 (0%) |
+| clean diagnosis too | 83 of 205 (40%) | 83 of 142 (58%) | 0 of 63 (0%) |
+| could not run, though it can be judged | 115 of 189 (61%) | 52 of 126 (41%) | 63 of 63 (100%) |
+| right called wrong | 1 of 75 (1%) | 1 of 65 (2%) | 0 of 10 (0%) |
+| wrong or scaled called right | 1 of 114 (1%) | 1 of 61 (2%) | 0 of 53 (0%) |
+
+Now:
 """
-BEHIND = """
-# With the missing libraries in place
-
-Most submissions stop at their imports. Here all are checked again, with empty libraries of those
-names on the path: what is behind that door. Wrong VSD on one UNet is found for the wrong reason:
-the stand-in does not know adapters, so q is missing in the right ones too.
-"""
 
 
-def show(table: dict[str, dict], libraries: str = "") -> None:
+def show(table: dict[str, dict]) -> None:
     """Print rates and misses of one run."""
-    came, notes = results_of(table, libraries)
+    came, notes = results_of(table)
     kinds, doors, each = groups(table)
     print("".join(f"\n{note}; its files were given one by one.\n" for note in notes))
     print("\n".join(summary(table, came)))
@@ -187,10 +160,6 @@ def main() -> None:
     table = json.loads((CORPUS / "verdicts.json").read_text())
     print(HEAD)
     show(table)
-    with tempfile.TemporaryDirectory() as libraries:
-        write_libraries(Path(libraries))
-        print(BEHIND)
-        show(table, libraries)
 
 
 if __name__ == "__main__":

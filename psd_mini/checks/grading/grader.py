@@ -2,23 +2,24 @@
 
     results = grade(["a.py:my_sds", "b.py"], kind="sds")       # one row each, whatever they do
 
-The processes are forked from one that has imported torch and holds light stand-ins for diffusers
-and transformers, so a submission costs milliseconds to start. Each runs in a copy of its folder and
-has a limit of time and of memory; its output is caught (see `isolation`). What it executes it
-executes with your rights: this is isolation from accidents (endless loops, exit, crashes, deleted
-files), not a security sandbox.
+The processes are forked from one that has imported torch, so a submission costs milliseconds to
+start, in a copy of its folder with a limit of time and of memory; its output is caught. What it
+executes it executes with your rights: this is isolation from accidents, not a security sandbox.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import torch
 
 from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
-from psd_mini.checks.grading.offline import offline_diffusers
+from psd_mini.checks.grading.missing import PACKAGE
+from psd_mini.checks.grading.offline import offline_diffusers, stood_in
+from psd_mini.checks.grading.submission import COURSE
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.negative_embedding import check_negative_embedding
 from psd_mini.checks.noise_schedule import check_schedule
@@ -57,62 +60,91 @@ HINTS = {  # words in a submission's name; otherwise the kind itself
 DAMAGED = "its report is missing or damaged: does it end its parent, or change json?"
 
 
-def find(module: Any, name: str | None, kind: str) -> Any:
-    """The submission in a module: what is named, or what is called like `kind`, or the likely one.
+def find(module: Any, name: str | None, kind: str, options: Mapping[str, Any] = {}) -> Any:
+    """The submission in a module: what is named, what is called like `kind`, or the likely one.
 
-    It is likely if `kind` (or another of `HINTS`) is in its name, or in a method's; or if there is
-    only one in the file.
+    It is likely with `kind` (or one of `HINTS`) in its name or a method's, or with a method of
+    `COURSE`, or alone. Of several, it is the only one that a check has something to say about.
 
     Raises:
         Unreadable: nothing, or several; the message lists what there is.
     """
     if name:
-        target = module
-        for part in name.split("."):
-            if not hasattr(target, part):
-                raise Unreadable(f"it has no {name!r}")
-            target = getattr(target, part)
-        return target
+        try:
+            return attrgetter(name)(module)
+        except AttributeError as error:
+            raise Unreadable(f"it has no {name!r}") from error
     own = {}
     for key, value in vars(module).items():
         written_here = getattr(value, "__module__", None) == module.__name__
         if callable(value) and written_here and not key.startswith("_"):
             own[key] = value
+    own = {key: value for key, value in own.items() if not _is_a_part(value)} or own
     called, hints = kind.replace("-", "_"), HINTS.get(kind, (kind,))
-    likely = [key for key, value in own.items() if _looks_like(key, value, hints)] or list(own)
+    likely = _like(own, hints) or _like(own, COURSE) or list(own)
     classes = [key for key in likely if isinstance(own[key], type)]
     for chosen in ([key for key in own if key == called], likely, classes):
         if len(chosen) == 1:
             return own[chosen[0]]
+    judged = [key for key in likely if len(CHECKS[kind](own[key], **options).findings) > 1]
+    if len(judged) == 1:
+        return own[judged[0]]
     there = f"there are: {', '.join(own) or 'none'}"
     raise Unreadable(f"which one is it? Call it {called} or name it as file.py:name; {there}")
 
 
-def _looks_like(name: str, value: Any, hints: Sequence[str]) -> bool:
-    """Is one of the hints in the name, or in an attribute's?"""
-    names = " ".join((name, *getattr(value, "__dict__", {}))).lower()
-    return any(hint in names for hint in hints)
+def _is_a_part(value: Any) -> bool:
+    """A class that others use: a function for autograd, or options."""
+    if not isinstance(value, type) or issubclass(value, torch.autograd.Function):
+        return isinstance(value, type)
+    return dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
+
+
+def _like(own: Mapping[str, Any], hints: Sequence[str]) -> list[str]:
+    """Those with one of the hints in their name, or in a method's."""
+    found = []
+    for key, value in own.items():
+        names = " ".join((key, *getattr(value, "__dict__", {}))).lower()
+        found += [key] if any(hint in names for hint in hints) else []
+    return found
 
 
 def check_file(path: str, kind: str, **options: Any) -> Report:
-    """Import "file.py" or "file.py:name" and check it, in this process, with these options."""
-    file, name = split(path)
-    title = f"check of {kind}"
+    """Import "file.py" or "file.py:name" and check it, in this process, with these options.
+
+    Where it stops at a module that is not there, it starts again with a stand-in for that one.
+    """
+    name, file = split(path)[1], Path(split(path)[0]).resolve()
+    with stood_in(file.parent) as absent:
+        while True:
+            report = _check_once(file, name, kind, options)
+            stop = re.search(r"No module named '(\w+)", "; ".join(report.causes))
+            if stop is None or stop[1] in absent:
+                break
+            absent.add(stop[1])
+    if absent:
+        libraries = ", ".join(sorted(absent)).replace(PACKAGE[0], "its neighbours")
+        report.add("note", "not installed", f"stood in for: {libraries}")
+    return report
+
+
+def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Report:
+    """`check_file`, with the modules that there are."""
     try:
         with offline_diffusers():
-            spec = importlib.util.spec_from_file_location(f"submission_{abs(hash(file))}", file)
+            spec = importlib.util.spec_from_file_location(".".join((*PACKAGE, file.stem)), file)
             if spec is None or spec.loader is None:
-                raise Unreadable(f"{os.path.basename(file)} is not a Python file")
+                raise Unreadable(f"{file.name} is not a Python file")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
-            sys.path.insert(0, str(Path(file).resolve().parent))
             spec.loader.exec_module(module)
-            target = find(module, name or None, kind)
+            target = find(module, name or None, kind, options)
         return CHECKS[kind](target, **options)
     except Unreadable as error:
-        return no_answer(error.status, str(error), title)
+        return no_answer(error.status, str(error), f"check of {kind}")
     except (Exception, SystemExit) as error:
-        return no_answer(status_of(error), f"it does not import: {describe(error)}", title)
+        said = f"it does not import: {describe(error)}"
+        return no_answer(status_of(error), said, f"check of {kind}")
 
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:

@@ -7,16 +7,19 @@ from their parts (`FRAGMENTS`). A parameter that is not known and has no default
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from psd_mini.checks.exact_world import T
 from psd_mini.checks.report import Unreadable
 
 # parameter -> key of NAMES, for parameters with names of their own
 Names = Mapping[str, str] | None
 NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
-    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs",
-    "image": "image images img imgs pred_rgb rgb rendered rendering renders pred_image",
+    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs x_start original_samples",
+    "image": "image images img imgs im pred_rgb rgb rendered rendering renders pred_image picture "
+    "x_aug",
     "t": "t timestep timesteps ts tt step time",
     "eps": "eps noise epsilon e gaussian_noise noises epsilons",
     "eps_1": "eps_1 eps1 noise_1 noise1 e1 e_1 eps_a noise_a",
@@ -29,7 +32,7 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "variational phi unet_psi psi",
     "cond": "cond text_embeddings text_emb embeddings prompt_embeds e_cond c y emb "
     "encoder_hidden_states emb_cond embedding text_embedding cond_embeddings cond_emb text_embeds "
-    "prompt_embedding positive y_emb text text_embeddings_cond",
+    "prompt_embedding positive pos y_emb text text_embeddings_cond",
     "uncond": "uncond uncond_embeddings text_embeddings_uncond uncond_emb null e_uncond e_neg "
     "uncond_embedding emb_uncond unconditional uncond_text_embeddings empty negative_prompt_embeds "
     "neg negative null_embedding uc neg_emb uncond_embeds",
@@ -46,11 +49,15 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "generator": "generator rng gen",
     "device": "device",
     "dtype": "dtype precision torch_dtype weights_dtype",
-    "args": "args opt cfg_args config hparams opts conf",
+    "args": "args opt cfg_args config hparams opts conf options settings params",
     "reward": "reward reward_fn reward_model r score_fn scorer",
     "preference_weight": "preference_weight lam lambda_ lmbda pref_weight lamb lambda_pref",
     "tau": "tau temperature",
     "prompt": "prompt prompts caption",
+    "prompt_utils": "prompt_utils prompt_processor",
+    "camera": "elevation azimuth camera_distances",
+    "iteration": "global_step iteration iter it epoch train_step",
+    "fp16": "fp16 half use_fp16",
     "betas": "betas beta",
     "num_train_timesteps": "num_train_timesteps n_steps num_steps",
     "density": "density densities sigma sigmas rho raw_density",
@@ -79,6 +86,49 @@ FRAGMENTS = {
 }
 
 
+class Time(float):
+    """A bound of t as a part of all steps; where an integer is expected, the step."""
+
+    def __index__(self) -> int:
+        return round(self * T)
+
+    __int__ = __index__
+
+
+PROMPT = "a red mushroom"
+# numbers that an object may hold: names of such an option, and the value that it gets, which is
+# recognised where it is kept
+HELD = {
+    "guidance_scale": (r"\w*guid\w*|\w*cfg\w*|scale|s|g|w", float("7.5")),
+    "preference_weight": (r"lam|lambda_?|lmbda|(lambda_)?pref\w*", float("1")),
+}
+BOUNDED = "(t|time|noise|\\w*step)"
+OPTIONS: dict[str, Any] = {  # what whole names are like: the value of such an option
+    r"guid\w*lora|(lam\w*|w\w*)_(sds?|psd|vsd|csd|guidance)|(grad|loss)_scale": 1.0,
+    r"\w*rescale": 0.0,
+    **dict(HELD.values()),
+    "tau|temperature": 1.0,
+    rf"{BOUNDED}_(min|lo|low)\w*|(min|lo|low)_{BOUNDED}\w*": Time(0.02),
+    rf"{BOUNDED}_(max|hi|high)\w*|(max|hi|high)_{BOUNDED}\w*": Time(0.98),
+    rf"{BOUNDED}_(range|bounds)": (Time(0.02), Time(0.98)),
+    "neg\\w*": "",
+    "prompts?|texts?|caption": PROMPT,
+    "sd_version": "1.5",
+    "device": "cpu",
+    "[HW]": 64,
+    "batch|batch_size|rank|seed": 1,
+    "max_steps|(n|num|total)_(iters|steps)|iters": T,
+}
+
+
+def option(name: str, otherwise: Any = None) -> Any:
+    """The value of an option that nobody described, by its name."""
+    for pattern, value in OPTIONS.items():
+        if re.fullmatch(pattern, name):
+            return value
+    return otherwise
+
+
 def key_of(name: str, names: Names = None, guess: bool = True) -> str:
     """The key of NAMES that a parameter's name stands for; the name itself if nobody knows."""
     known = (names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower())
@@ -88,12 +138,17 @@ def key_of(name: str, names: Names = None, guess: bool = True) -> str:
 
 
 def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
-    """What a function takes, by name. Raises Unreadable where Python cannot tell (C functions)."""
+    """What a function takes, by name, without *args and **kwargs.
+
+    Raises Unreadable where Python cannot tell (C functions).
+    """
     try:
-        return inspect.signature(fn).parameters
+        taken = inspect.signature(fn).parameters
     except (ValueError, TypeError) as error:
         text = f"its parameters cannot be read ({error}): wrap it in a plain function"
         raise Unreadable(text) from error
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {name: parameter for name, parameter in taken.items() if parameter.kind not in several}
 
 
 def keys(fn: Callable, names: Names = None) -> set[str]:
@@ -114,14 +169,10 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> d
     """
     given = {}
     for name, parameter in parameters(fn).items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
         required = parameter.default is parameter.empty
         key = key_of(name, names, guess=required)
         if key == "image" and "image" not in values:
             key = "x"
-        if name == "cfg" and "guidance_scale" not in values:  # a constructor's configuration
-            key = "args"
         if key in values:
             given[name] = values[key]
         elif required:

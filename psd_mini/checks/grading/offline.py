@@ -1,43 +1,49 @@
-"""`from_pretrained` without a network: diffusers' and transformers' names give the stand-ins.
+"""Imports without a network: stand-ins for diffusers, and for whatever is not installed.
 
-Importing the real diffusers costs seconds, a check should cost one. Inside the context both
-libraries are light modules whose attributes are the stand-ins, whether or not the real ones are
-installed. Code that imported the real ones earlier is served too: their loaded classes get the
-stand-ins' `from_pretrained`. All of it is undone on the way out.
+Importing the real diffusers costs seconds, a check should cost one. Inside `offline_diffusers` it,
+transformers and peft are light modules whose attributes are the stand-ins, whether or not the real
+ones are installed. Code that imported the real ones earlier is served too: their loaded classes get
+the stand-ins' `from_pretrained`. Inside `stood_in` a submission finds every other module that is
+not there, too. All of it is undone on the way out.
 """
 
 from __future__ import annotations
 
-import importlib
+import builtins
 import importlib.abc
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from itertools import product
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from psd_mini.checks.grading import stand_ins
+from psd_mini.checks.grading.missing import PACKAGE, named, names_in
 from psd_mini.checks.grading.stand_ins import Scheduler, StandIn
 
-LIBRARIES = ("diffusers", "transformers")
-STAND_INS: dict[str, Any] = {
-    name: getattr(stand_ins, stand_in)
-    for stand_in, names in {
-        "Pipeline": "StableDiffusionPipeline DiffusionPipeline StableDiffusionImg2ImgPipeline",
-        "Scheduler": "DDIMScheduler DDPMScheduler PNDMScheduler DPMSolverMultistepScheduler",
-        "UNet": "UNet2DConditionModel UNet2DModel",
-        "VAE": "AutoencoderKL AutoencoderTiny",
-        "Tokenizer": "CLIPTokenizer CLIPTokenizerFast AutoTokenizer",
-        "TextEncoder": "CLIPTextModel CLIPTextModelWithProjection",
-    }.items()
-    for name in names.split()
+LIBRARIES = ("diffusers", "transformers", "peft")
+STAND_INS: dict[str, Any] = {  # by a part of a class's name
+    "Pipeline": stand_ins.Pipeline,
+    "Scheduler": stand_ins.Scheduler,
+    "UNet": stand_ins.UNet,
+    "Autoencoder": stand_ins.VAE,
+    "Tokenizer": stand_ins.Tokenizer,
+    "TextModel": stand_ins.TextEncoder,
 }
 
 
+def stand_in_of(name: str) -> Any:
+    """The stand-in for a class of diffusers or transformers; None if there is none."""
+    for part, stand_in in STAND_INS.items():
+        if part in name and name[:1].isupper():
+            return stand_in
+    return None
+
+
 def _nothing(*_: Any, **__: Any) -> None:
-    """Functions of the libraries that no gradient needs, such as setting the verbosity."""
+    """Functions of diffusers that no gradient needs, such as setting the verbosity."""
 
 
 class _Light(ModuleType):
@@ -46,20 +52,29 @@ class _Light(ModuleType):
     __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":  # whatever the file uses and has not got
+            frame = sys._getframe(1)
+            used = names_in(frame.f_code) - set(frame.f_globals) - set(dir(builtins))
+            return [name for name in used if not name.startswith("_")]
         if name.startswith("__"):
             raise AttributeError(name)
-        if name in STAND_INS or name[:1].isupper():
-            return STAND_INS.get(name, StandIn)
+        if self.__name__.split(".")[0] not in ("diffusers", "transformers"):
+            return named(self.__name__, name)
         if name in ("logging", "utils"):
             return importlib.import_module(f"{self.__name__}.{name}")
+        if name[:1].isupper():
+            return stand_in_of(name) or StandIn
         return _nothing
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds every submodule of the two libraries."""
+    """Finds every submodule of these libraries."""
+
+    def __init__(self, libraries: Container[str]):
+        self.libraries = libraries
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        light = fullname.split(".")[0] in LIBRARIES
+        light = fullname.split(".")[0] in self.libraries
         return ModuleSpec(fullname, self, is_package=True) if light else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -67,6 +82,30 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         pass
+
+
+@contextmanager
+def stood_in(folder: Path) -> Iterator[set[str]]:
+    """Within it, modules whose first name is in the set that it gives are found, if only in name.
+
+    Neighbours in `folder` are found too; `from .` means there.
+    """
+    absent: set[str] = set()
+    finder, before = _Finder(absent), set(sys.modules)
+    for depth in range(len(PACKAGE)):
+        package = ModuleType(".".join(PACKAGE[: depth + 1]))
+        package.__path__ = [str(folder)] if depth + 1 == len(PACKAGE) else []
+        sys.modules[package.__name__] = package
+    sys.meta_path.append(finder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield absent
+    finally:
+        sys.path.remove(str(folder))
+        sys.meta_path.remove(finder)
+        for name in set(sys.modules) - before:
+            if name.startswith(PACKAGE[0]) or isinstance(sys.modules[name], _Light):
+                del sys.modules[name]
 
 
 @contextmanager
@@ -88,16 +127,17 @@ def offline_diffusers() -> Iterator[None]:
         undo.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
-    for module, (name, stand_in) in product(real.values(), STAND_INS.items()):
-        loaded = vars(module).get(name)
-        if isinstance(loaded, type) and not issubclass(loaded, StandIn | Scheduler):
-            for maker in ("from_pretrained", "from_config"):  # somebody may hold the class itself
-                patch(loaded, maker, getattr(stand_in, maker))
-        if module.__name__ in LIBRARIES:  # or the library
-            patch(module, name, stand_in)
+    for module in real.values():
+        for name in filter(stand_in_of, dir(module)):
+            loaded, stand_in = vars(module).get(name), stand_in_of(name)
+            if isinstance(loaded, type) and not issubclass(loaded, StandIn | Scheduler):
+                for maker in ("from_pretrained", "from_config"):  # somebody may hold the class
+                    patch(loaded, maker, getattr(stand_in, maker))
+            if module.__name__ in LIBRARIES:  # or the library
+                patch(module, name, stand_in)
     for name in real:
         del sys.modules[name]
-    finder = _Finder()
+    finder = _Finder(LIBRARIES)
     sys.meta_path.insert(0, finder)
     try:
         yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import T
-from psd_mini.checks.grading.names import KNOWN, Names, arguments, invoke
+from psd_mini.checks.exact_world import PROMPTS, T, embedding
+from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_held
+from psd_mini.checks.grading.missing import is_made_up
+from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.report import Unreadable
@@ -26,21 +29,24 @@ from psd_mini.checks.report import Unreadable
 # methods that hold the gradient in classes of courses and public code
 COURSE = (
     *("sds_loss", "get_sds_loss", "train_step", "calc_sds_loss", "compute_loss", "loss"),
-    *("gradient", "forward"),
+    *("calc_grad", "compute_grad", "calculate_sds", "gradient", "training_step", "forward"),
 )
 # base classes of these are nobody's submission: torch.nn.Module has a `forward` that only raises
 FOREIGN = ("builtins", "abc", "typing", "torch", "lightning", "pytorch_lightning")
 
 
 def environment() -> dict[str, Any]:
-    """What every submission may ask for: the pipeline and its parts, devices, schedules."""
+    """What every submission may ask for: the pipeline and its parts, prompts, devices, numbers."""
+    from psd_mini.checks.rewarding import reward  # which reads what a submission did
+
     pipe = Pipeline()
     schedule, q = pipe.scheduler, UNet(q=True)
     pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
     pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
     number = torch.float32
-    settings = {"device": "cpu", "precision": number, "dtype": number, "fp16": False}
+    cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
+    stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
     return {name: getattr(pipe, name) for name in parts} | {
         "pipe": pipe,
@@ -50,9 +56,14 @@ def environment() -> dict[str, Any]:
         "num_train_timesteps": T,
         "device": torch.device("cpu"),
         "dtype": number,
-        "args": SimpleNamespace(**settings, guidance_scale=7.5),
+        **{"cond": cond, "uncond": uncond, "n": n, "reward": reward},
+        "args": ARGS,
+        "fp16": False,
         "generator": None,
-        "prompt": "a red mushroom",
+        "prompt": PROMPT,
+        "prompt_utils": SimpleNamespace(get_text_embeddings=lambda *_, **__: stacked),
+        "camera": torch.zeros(1),
+        "iteration": 100,
     }
 
 
@@ -81,26 +92,43 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
     Raises:
         Unreadable: nothing that can be called.
     """
-    if isinstance(target, type):
+    made_here = isinstance(target, type)
+    if made_here:
+        values = environment()
         with offline_diffusers():
             bare = target.__init__ is object.__init__  # type: ignore[misc]
-            target = invoke(target, {} if bare else arguments(target, environment(), names))
-    if inspect.isroutine(target) or hasattr(target, "func"):
+            target = target() if bare else construct(target, values, names)
+    if inspect.isroutine(target) or isinstance(target, partial):
         return target
     attributes = getattr(target, "__dict__", {})
-    written = {name for name, value in attributes.items() if inspect.isroutine(value)}
-    classes = [_methods(cls) for cls in type(target).__mro__ if not _foreign(cls)]
-    written = written.union(*classes)
-    for name in methods:
-        if name in written:
-            return getattr(target, name)
-    for defined in classes:
-        if (only := _only_one(defined, methods)) is not None:
-            return getattr(target, only)
-    if "__call__" in written:
-        return target
-    known = ", ".join(methods)
-    name = type(target).__name__
+    written = [name for name, value in attributes.items() if inspect.isroutine(value)]
+    for cls in type(target).__mro__:
+        written += [] if _foreign(cls) else _methods(cls)
+    chosen = _method(target, methods, list(dict.fromkeys(written)))
+    if made_here:
+        others = [name for name in written if not name.startswith("_") and name != chosen]
+        with offline_diffusers():
+            make_ready(target, others, values)
+        return with_held(target, getattr(target, chosen))
+    return target if chosen == "__call__" else getattr(target, chosen)
+
+
+def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
+    """The name of the method that holds the gradient.
+
+    One of `methods`; or the only one that is called alike, or that there is, or that asks for what
+    is distilled.
+    """
+    public = [name for name in written if not name.startswith("_")]
+    like = [name for name in public if any(word in name for word in methods)]
+    exact = [name for name in methods if name in written]
+    for found in (exact[:1], like, {"__call__"} & set(written), public):
+        if len(found) == 1:
+            return next(iter(found))
+    asking = [name for name in public if {"x", "image"} & keys(getattr(target, name))]
+    if len(asking) == 1:
+        return asking[0]
+    known, name = ", ".join(methods), type(target).__name__
     raise Unreadable(f"{name} has none of the methods {known}; hand in one: object.method")
 
 
@@ -113,14 +141,8 @@ def _methods(cls: type) -> list[str]:
 
 def _foreign(cls: type) -> bool:
     """Is this a base class of a library?"""
-    return cls.__module__.split(".")[0] in FOREIGN or cls.__module__ == Pipeline.__module__
-
-
-def _only_one(defined: Sequence[str], methods: Sequence[str]) -> str | None:
-    """The only public name that holds one of the words, or the only public name at all."""
-    public = [name for name in defined if not name.startswith("_")]
-    matching = [name for name in public if any(word in name for word in methods)] or public
-    return matching[0] if len(matching) == 1 else None
+    library = cls.__module__.split(".")[0] in FOREIGN or cls.__module__ == Pipeline.__module__
+    return library or is_made_up(cls)
 
 
 def answered(result: Any) -> None:
