@@ -115,6 +115,8 @@ class Prober:
         for form in self.forms:
             try:
                 trial = self._attempt(form, batch, g, t, seed)
+                if trial.trace.adapted:  # now the UNet knows from the start that it has adapters
+                    trial = self._attempt(form, batch, g, t, seed)
             except Unreadable as error:
                 if error.verdict:
                     raise

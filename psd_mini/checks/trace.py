@@ -47,6 +47,7 @@ class Trace(TorchFunctionMode):
         self.on_graph: list[Tensor] = []
         self.rewarded: list[tuple[Tensor, Tensor]] = []  # pictures and their scores
         self.recording = True
+        self.adapted = False  # a UNet's adapters were switched that nobody had added before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

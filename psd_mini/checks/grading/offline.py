@@ -27,7 +27,9 @@ STAND_INS: dict[str, Any] = {
     for stand_in, names in {
         "Pipeline": "StableDiffusionPipeline DiffusionPipeline StableDiffusionImg2ImgPipeline",
         "Scheduler": "DDIMScheduler DDPMScheduler PNDMScheduler DPMSolverMultistepScheduler",
+        "InverseScheduler": "DDIMInverseScheduler",
         "UNet": "UNet2DConditionModel UNet2DModel",
+        "LoRA": "LoRAAttnProcessor LoRAAttnProcessor2_0 LoRAXFormersAttnProcessor",
         "VAE": "AutoencoderKL AutoencoderTiny",
         "Tokenizer": "CLIPTokenizer CLIPTokenizerFast AutoTokenizer",
         "TextEncoder": "CLIPTextModel CLIPTextModelWithProjection",

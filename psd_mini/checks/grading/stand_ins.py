@@ -8,6 +8,8 @@ weights; `offline.offline_diffusers` hands them out in place of the real ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +33,7 @@ SWITCHES = ("enable_", "disable_", "set_", "fuse_", "unfuse_", "load_", "add_ada
 
 
 class Output(dict):
-    """Answers as `.sample`, `["sample"]` or `[0]`, like diffusers' BaseOutput."""
+    """Answers as `.sample`, `["sample"]` or `[0]`, like diffusers' BaseOutput; configurations."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -48,7 +50,7 @@ class Output(dict):
 class StandIn(nn.Module):
     """What all share: `from_pretrained`, dtype, device, and silence on SWITCHES."""
 
-    config: Any = SimpleNamespace()
+    config: Any = Output()
 
     def __init__(self, *_: Any, **__: Any):
         super().__init__()
@@ -76,24 +78,75 @@ class StandIn(nn.Module):
         return super().__getattr__(name)
 
 
+class LoRA(StandIn):
+    """LoRAAttnProcessor: an attention processor with an adapter."""
+
+
 class UNet(StandIn):
     """UNet2DConditionModel: unet(sample, timestep, encoder_hidden_states).sample is exact.
 
+    With adapters, switched as in diffusers and peft, it answers for the law of the renders (VSD's
+    second network) while they are on, and for the prior while they are off.
+
     Args:
-        q: True answers for the law of the renders (VSD's second network) instead of the prior; it
-            has a bias to train.
+        q: True for a second network, with adapters from the start and a bias to train.
     """
 
-    config = SimpleNamespace(sample_size=SHAPE[1], cross_attention_dim=WIDTH)
-    config.in_channels = config.out_channels = SHAPE[0]
-    config.prediction_type = "epsilon"
+    config = Output(sample_size=SHAPE[1], in_channels=SHAPE[0], out_channels=SHAPE[0])
+    config |= dict(cross_attention_dim=WIDTH, prediction_type="epsilon")
+    config |= dict(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
+    config |= dict.fromkeys(("addition_embed_type", "class_embed_type", "time_cond_proj_dim"))
     in_channels = SHAPE[0]
 
     def __init__(self, q: bool = False, **_: Any):
         super().__init__()
-        self.q = q
+        self.q, self.on = q, True  # are there adapters, and are they on?
         if q:
             self.bias = nn.Parameter(torch.zeros(1, *SHAPE))
+        blocks = ("down_blocks.0", "mid_block", "up_blocks.1")
+        self.attn_processors = {
+            f"{block}.attentions.0.transformer_blocks.0.{attention}.processor": StandIn()
+            for block in blocks
+            for attention in ("attn1", "attn2")
+        }
+
+    def add_adapter(self, *_: Any, **__: Any) -> None:
+        self.q = self.on = True
+
+    def set_attn_processor(self, processor: Any, *_: Any, **__: Any) -> None:
+        """One for all layers or one for each; those called LoRA have adapters."""
+        given = processor if isinstance(processor, dict) else {}
+        self.attn_processors = {n: given.get(n, processor) for n in self.attn_processors}
+        self.on = True
+        self.q = any("lora" in type(p).__name__.lower() for p in self.attn_processors.values())
+
+    def switch(self, on: bool) -> None:
+        """Turn the adapters on or off. Where none was added, the caller of the code has done so."""
+        current().adapted |= not self.q
+        self.q, self.on = True, on
+
+    def enable_adapters(self) -> None:
+        self.switch(True)
+
+    def disable_adapters(self) -> None:
+        self.switch(False)
+
+    enable_lora = enable_adapter_layers = enable_adapters
+    disable_lora = disable_adapter_layers = disable_adapters
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        before = self.on
+        self.switch(False)
+        try:
+            yield
+        finally:
+            self.on = before
+
+    def set_adapters(self, names: Any, weights: Any = 1.0) -> None:
+        self.switch(bool(names) and bool(torch.as_tensor(weights).any()))
+
+    set_adapter = set_adapters
 
     def forward(
         self,
@@ -101,13 +154,20 @@ class UNet(StandIn):
         timestep: Any,
         encoder_hidden_states: Tensor | None = None,
         *_: Any,
-        **kwargs: Any,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        added_cond_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+        **__: Any,
     ) -> Any:
         e, n = encoder_hidden_states, len(sample)
+        off = (cross_attention_kwargs or {}).get("scale", 1) == 0
+        if off and not self.q:
+            self.switch(True)
+        q = self.q and self.on and not off
         if sample.ndim != 4 or sample.shape[1] != SHAPE[0]:
             came = tuple(sample.shape)
             raise ValueError(f"the UNet expects latents (B, {SHAPE[0]}, h, w), got {came}")
-        if e is None and not self.q:
+        if e is None and not q:
             raise ValueError("the UNet needs encoder_hidden_states, the text embeddings")
         if e is not None and (e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH):
             expected, came = f"({n}, tokens, {WIDTH})", tuple(e.shape)
@@ -118,19 +178,20 @@ class UNet(StandIn):
                 raise ValueError(f"timestep: expected 1 or {n} values, got {len(asked)}")
             asked = asked.expand(n)
             e = None if e is None else e.expand(n, -1, -1)
-            eps_hat = exact_eps(sample, asked.round().clamp(0, T - 1).long(), e, self.q)
-            eps_hat = (eps_hat * self.gain + (self.bias if self.q else 0)).to(sample.dtype)
+            eps_hat = exact_eps(sample, asked.round().clamp(0, T - 1).long(), e, q)
+            eps_hat = (eps_hat * self.gain + (self.bias if q and hasattr(self, "bias") else 0)).to(sample.dtype)
             if eps_hat.requires_grad:
                 eps_hat.retain_grad()
-        current().calls.append(Call(sample, asked, e, eps_hat, "q" if self.q else "prior"))
-        return Output(sample=eps_hat) if kwargs.get("return_dict", True) else (eps_hat,)
+        current().calls.append(Call(sample, asked, e, eps_hat, "q" if q else "prior"))
+        return Output(sample=eps_hat) if return_dict else (eps_hat,)
 
 
 class Scheduler:
     """DDPM/DDIM scheduler with Stable Diffusion's betas."""
 
-    config = SimpleNamespace(num_train_timesteps=T, prediction_type="epsilon", steps_offset=1)
-    config.beta_schedule = "scaled_linear"
+    config = Output(num_train_timesteps=T, prediction_type="epsilon", steps_offset=1)
+    config |= dict(beta_schedule="scaled_linear", clip_sample=False)
+    prediction_type, upward = "epsilon", False
     num_train_timesteps, init_noise_sigma, order = T, 1.0, 1
 
     def __init__(self, *_: Any, **__: Any):
@@ -154,7 +215,8 @@ class Scheduler:
         return self
 
     def set_timesteps(self, steps: int, *_: Any, **__: Any) -> None:
-        self.timesteps = torch.arange(0, T, T // steps).flip(0)
+        upward = torch.arange(0, T, T // steps)
+        self.timesteps = upward if self.upward else upward.flip(0)
 
     def scale_model_input(self, sample: Tensor, *_: Any) -> Tensor:
         return sample
@@ -171,18 +233,26 @@ class Scheduler:
         """One deterministic DDIM step along `timesteps`; its pred_original_sample is x0_hat."""
         t = int(timestep)
         earlier = self.timesteps[self.timesteps < t]
-        abar = self.alphas_cumprod[t]
-        before = self.alphas_cumprod[earlier.max()] if len(earlier) else torch.tensor(1.0)
-        x0_hat = (sample - (1 - abar).sqrt() * model_output) / abar.sqrt()
-        previous = before.sqrt() * x0_hat + (1 - before).sqrt() * model_output
+        start = self.alphas_cumprod[t]
+        end = self.alphas_cumprod[earlier.max()] if len(earlier) else torch.tensor(1.0)
+        if self.upward:
+            start, end = end, start
+        x0_hat = (sample - (1 - start).sqrt() * model_output) / start.sqrt()
+        previous = end.sqrt() * x0_hat + (1 - end).sqrt() * model_output
         return Output(prev_sample=previous, pred_original_sample=x0_hat)
+
+
+class InverseScheduler(Scheduler):
+    """DDIMInverseScheduler: its steps add noise."""
+
+    upward = True
 
 
 class VAE(StandIn):
     """AutoencoderKL as a linear map: 8 x 8 pixels are averaged, 3 channels become 4, and back."""
 
-    config = SimpleNamespace(scaling_factor=SCALING, latent_channels=SHAPE[0], shift_factor=None)
-    config.block_out_channels = (1,) * 4
+    config = Output(scaling_factor=SCALING, latent_channels=SHAPE[0], shift_factor=None)
+    config |= dict(block_out_channels=(1,) * 4)
     mix = torch.linalg.qr(normal(4, 3, seed=41))[0]
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
@@ -216,7 +286,7 @@ class Tokenizer(StandIn):
 class TextEncoder(StandIn):
     """CLIPTextModel: a fixed table of numbers."""
 
-    config = SimpleNamespace(hidden_size=WIDTH, use_attention_mask=False)
+    config = Output(hidden_size=WIDTH, use_attention_mask=False)
     table = normal(997, WIDTH, seed=42).float()
 
     def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> Output:
