@@ -7,6 +7,7 @@ random numbers, turns what it raises into `Unreadable`, and has its gradient tak
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, SHAPE, embedding, normal, picture
+from psd_mini.checks.exact_world import SHAPE, embedding, normal, picture
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
+from psd_mini.checks.grading.stand_ins import name_second
 from psd_mini.checks.grading.submission import environment, gradient_of
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.reading import Reading, read
@@ -97,6 +99,7 @@ class Prober:
 
     def __init__(self, fn: Callable, names: Names = None, more: Mapping[str, Any] | None = None):
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
+        name_second(getattr(fn, "__self__", None))
         asked = keys(fn, names)
         images, stacked = "image" in asked, "guidance_scale" in asked
         # the most plausible form first, so that its error is the one that is shown
@@ -146,6 +149,8 @@ class Prober:
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
             before = {name: value.detach().clone() for name, value in tensors.items()}
             result = invoke(self.fn, passed)
+            if inspect.isfunction(result):  # it made the function: that one is called
+                result = invoke(result, self._passed(values, stacked, result))
             with trace.paused():
                 leaf = _entrance(x, trace)
                 gradient, style, loss = gradient_of(result, leaf)
@@ -153,8 +158,8 @@ class Prober:
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         latents = leaf.detach().double()
         if leaf is not x:  # what the autoencoder made of the picture
-            latents = latents * SCALING
-            gradient = gradient / (SCALING if style == "loss" else 1)
+            latents = latents * trace.scaling
+            gradient = gradient / (trace.scaling if style == "loss" else 1)
         half = any(call.x_t.dtype in HALF for call in trace.calls) or gradient.dtype in HALF
         gradient = gradient.detach().double()
         known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
@@ -166,12 +171,15 @@ class Prober:
         tolerance = 0.03 if half else 2e-3
         return Trial(g, gradient, style, loss, trace, readings, tolerance, changed)
 
-    def _passed(self, values: Values, stacked: bool) -> dict[str, Any]:
+    def _passed(
+        self, values: Values, stacked: bool, fn: Callable | None = None
+    ) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""
-        if {"eps_cond", "eps_uncond", "x_t"} & keys(self.fn, self.names):
+        fn = fn or self.fn
+        if {"eps_cond", "eps_uncond", "x_t"} & keys(fn, self.names):
             values = values | self._predicted(values)
         cond, uncond = values["cond"], values["uncond"]
-        passed = arguments(self.fn, values, self.names)
+        passed = arguments(fn, values, self.names)
         if not stacked or any(value is uncond for value in passed.values()):
             return passed
         both = torch.cat((uncond, cond))  # diffusers stacks the unconditional one first

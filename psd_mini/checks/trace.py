@@ -42,6 +42,7 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.encoded: list[Tensor] = []
+        self.scaling = 1.0  # of the autoencoder
         self.decoded: list[Tensor] = []
         self.draws: list[Tensor] = []
         self.on_graph: list[Tensor] = []

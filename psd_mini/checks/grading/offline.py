@@ -26,6 +26,7 @@ STAND_INS: dict[str, Any] = {
     name: getattr(stand_ins, stand_in)
     for stand_in, names in {
         "Pipeline": "StableDiffusionPipeline DiffusionPipeline StableDiffusionImg2ImgPipeline",
+        "PipelineXL": "StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline",
         "Scheduler": "DDIMScheduler DDPMScheduler PNDMScheduler DPMSolverMultistepScheduler",
         "InverseScheduler": "DDIMInverseScheduler",
         "UNet": "UNet2DConditionModel UNet2DModel",

@@ -27,8 +27,11 @@ from psd_mini.checks.exact_world import (
     exact_eps,
     normal,
 )
+from psd_mini.checks.grading.names import key_of
+from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, current
 
+OTHER_POOLED = "text_embeds belong to another prompt than encoder_hidden_states"
 SWITCHES = ("enable_", "disable_", "set_", "fuse_", "unfuse_", "load_", "add_adapter", "upcast_")
 
 
@@ -167,6 +170,10 @@ class UNet(StandIn):
         if sample.ndim != 4 or sample.shape[1] != SHAPE[0]:
             came = tuple(sample.shape)
             raise ValueError(f"the UNet expects latents (B, {SHAPE[0]}, h, w), got {came}")
+        pooled = (added_cond_kwargs or {}).get("text_embeds")
+        if e is not None and pooled is not None and pooled.shape == e[:, 0].shape:
+            if not torch.allclose(pooled, e.mean(1), atol=1e-3):
+                raise Unreadable(OTHER_POOLED, "wrong")
         if e is None and not q:
             raise ValueError("the UNet needs encoder_hidden_states, the text embeddings")
         if e is not None and (e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH):
@@ -184,6 +191,18 @@ class UNet(StandIn):
                 eps_hat.retain_grad()
         current().calls.append(Call(sample, asked, e, eps_hat, "q" if q else "prior"))
         return Output(sample=eps_hat) if return_dict else (eps_hat,)
+
+
+def name_second(owner: Any) -> None:
+    """A UNet of its own under one of q's names (unet_lora, pipe_lora, ...) is the second network."""
+    parts = dict(getattr(owner, "__dict__", {}))
+    named: dict[bool, set[UNet]] = {True: set(), False: set()}
+    for name, part in {**parts, **parts.get("_modules", {})}.items():
+        unet = part.unet if isinstance(part, Pipeline) else part
+        if isinstance(unet, UNet):
+            named[key_of(name) == "q"].add(unet)
+    for unet in named[True] - named[False]:
+        unet.q = True
 
 
 class Scheduler:
@@ -260,6 +279,7 @@ class VAE(StandIn):
         if latents.requires_grad:
             latents.retain_grad()
         current().encoded.append(latents)
+        current().scaling = self.config.scaling_factor
         law = SimpleNamespace(mean=latents, std=torch.zeros_like(latents))
         law.sample = law.mode = lambda *_: latents
         return Output(latent_dist=law) if return_dict else (law,)
@@ -303,8 +323,39 @@ class Pipeline(StandIn):
         self.text_encoder, self.tokenizer = TextEncoder(), Tokenizer()
         self.vae_scale_factor, self.safety_checker, self.feature_extractor = 8, None, None
 
+    @classmethod
+    def from_pretrained(cls, *name: Any, **kwargs: Any) -> StandIn:
+        xl = cls is Pipeline and "xl" in str(name[:1]).lower()
+        return super(Pipeline, PipelineXL if xl else cls).from_pretrained(*name, **kwargs)
+
     def encode_prompt(
         self, prompt: Any, *_: Any, negative_prompt: Any = "", **__: Any
     ) -> tuple[Tensor, Tensor]:
         prompts = (prompt or "", negative_prompt or "")
         return tuple(self.text_encoder(self.tokenizer(p).input_ids)[0] for p in prompts)  # type: ignore[return-value]
+
+    def enable_lora(self) -> None:
+        self.unet.switch(True)
+
+    def disable_lora(self) -> None:
+        self.unet.switch(False)
+
+    def set_adapters(self, names: Any, adapter_weights: Any = 1.0) -> None:
+        self.unet.set_adapters(names, adapter_weights)
+
+
+class PipelineXL(Pipeline):
+    """StableDiffusionXLPipeline: its prompts have pooled embeddings beside."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__()
+        self.unet.config = Output(UNet.config, addition_embed_type="text_time")
+        self.vae.config = Output(VAE.config, scaling_factor=0.13025)
+        self.text_encoder_2, self.tokenizer_2 = self.text_encoder, self.tokenizer
+
+    def encode_prompt(self, *prompt: Any, **more: Any) -> tuple[Tensor, ...]:
+        cond, uncond = super().encode_prompt(*prompt, **more)
+        return cond, uncond, cond.mean(1), uncond.mean(1)
+
+    def _get_add_time_ids(self, *sizes: Any, dtype: Any = None, **__: Any) -> Tensor:
+        return torch.tensor([[number for size in sizes for number in size]], dtype=dtype)
