@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from psd_mini.checks.grading.stand_ins import (
     InverseScheduler,
@@ -209,3 +210,101 @@ def test_sdxl():
     assert type(Pipeline.from_pretrained("stabilityai/sd-turbo")) is Pipeline
     assert check_sds(XL).ok, check_sds(XL)
     assert "another prompt" in str(check_sds(OtherPooled))
+
+
+def sds_of(to_bchw):
+    """SDS of pictures that `to_bchw` turns into (B, 3, H, W)."""
+
+    def sds(image, unet, vae, scheduler, text_embeddings, uncond_embeddings, guidance_scale, H, W):
+        picture = F.interpolate(to_bchw(image, H, W), (512, 512), mode="bilinear")
+        z = vae.encode(2 * picture - 1).latent_dist.sample() * vae.config.scaling_factor
+        x_t, t, noise = noised(z, scheduler)
+        with torch.no_grad():
+            cond = unet(x_t, t, text_embeddings).sample
+            uncond = unet(x_t, t, uncond_embeddings).sample
+        return ((uncond + guidance_scale * (cond - uncond) - noise) * z).sum() / len(z)
+
+    return sds
+
+
+def one_picture(image, *_):
+    assert image.ndim == 3 and image.shape[-1] == 3
+    return image.permute(2, 0, 1)[None]
+
+
+def of_rays(pattern):
+    def to_bchw(rays, h, w):
+        n, channels = rays.shape
+        return {
+            "(h w) c -> 1 c h w": lambda: rays.T.reshape(1, channels, h, w),
+            "(h w) c -> 1 c w h": lambda: rays.T.reshape(1, channels, h, w).mT,
+            "(h w c) -> 1 c h w": lambda: rays.reshape(1, channels, h, w),
+        }[pattern]()
+
+    return to_bchw
+
+
+PICTURES = {  # right, and neighbours that mix the picture up
+    "(B, 3, H, W)": (lambda image, *_: image, lambda image, *_: image.mT),
+    "(B, H, W, 3)": (
+        lambda image, *_: image.permute(0, 3, 1, 2),
+        lambda image, *_: image.permute(0, 3, 2, 1),
+    ),
+    "(H, W, 3)": (
+        one_picture,
+        lambda image, *_: one_picture(image).mT,
+        lambda image, h, w: image.reshape(one_picture(image).shape),
+    ),
+    "rays": (
+        of_rays("(h w) c -> 1 c h w"),
+        of_rays("(h w) c -> 1 c w h"),
+        of_rays("(h w c) -> 1 c h w"),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", PICTURES)
+def test_pictures_in_every_layout(layout):
+    right, *wrong = PICTURES[layout]
+    report = check_sds(sds_of(right))
+    assert report.ok, report
+    for to_bchw in wrong:
+        report = check_sds(sds_of(to_bchw))
+        assert report.status == "wrong" and "use permute" in str(report).replace("\n   ", " ")
+
+
+class Rays:
+    """H and W stand in the object, and are not 512."""
+
+    def __init__(self, pipe, H=48, W=64):
+        self.pipe, self.H, self.W = pipe, H, W
+
+    def shape(self):
+        return 1, self.H, self.W, 3
+
+    def sds_loss(self, rgb, text_embeddings, uncond_embeddings, guidance_scale):
+        unet, vae, scheduler = self.pipe.unet, self.pipe.vae, self.pipe.scheduler
+        assert rgb.ndim == 2
+        fn = sds_of(lambda *_: rgb.view(self.shape()).permute(0, 3, 1, 2))
+        embeddings = text_embeddings, uncond_embeddings
+        return fn(rgb, unet, vae, scheduler, *embeddings, guidance_scale, 0, 0)
+
+
+class RaysByColumns(Rays):
+    def shape(self):
+        return 1, self.W, self.H, 3
+
+
+def test_rays_of_a_picture_that_the_object_knows():
+    assert check_sds(Rays).ok, check_sds(Rays)
+    assert check_sds(RaysByColumns).status == "wrong"
+
+
+def a_typo(image, unet):
+    a_typo.calls += 1
+    return imagee.sum()  # noqa: F821
+
+
+def test_another_form_is_not_tried_where_it_cannot_help():
+    a_typo.calls = 0
+    assert "imagee" in str(check_sds(a_typo)) and a_typo.calls == 1

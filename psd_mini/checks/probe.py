@@ -15,20 +15,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from psd_mini.checks.exact_world import SHAPE, embedding, normal, picture
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
-from psd_mini.checks.grading.stand_ins import name_second
+from psd_mini.checks.grading.stand_ins import VAE, name_second
 from psd_mini.checks.grading.submission import environment, gradient_of
 from psd_mini.checks.guard import describe, status_of
-from psd_mini.checks.reading import Reading, read
+from psd_mini.checks.reading import Reading, cosine, read
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
 Values = dict[str, Any]  # by the keys of `NAMES`
-Form = tuple[bool, bool]  # pictures instead of latents, stacked embeddings
+Form = tuple[str, bool]  # a key of LAYOUTS or "" for latents; stacked embeddings
+# how code may take pictures, made of (B, 3, H, W); those without B hold one
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "(B, 3, H, W)": lambda pictures: pictures,
+    "(B, H, W, 3)": lambda pictures: pictures.movedim(1, -1),
+    "(H, W, 3)": lambda pictures: pictures[0].movedim(0, -1),
+    "(H W, 3)": lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+}
+# what a submission raises whatever the form of its input is
+NOT_THE_FORM = (NameError, AttributeError, KeyError, ImportError, OSError, MemoryError, SystemExit)
+TURNED = "the picture that it encodes has its rows and columns swapped, or its pixels mixed up by"
+TURNED += " view or reshape: use permute"
 
 
 @dataclass
@@ -59,16 +71,19 @@ class Trial:
         return any(flows(call.eps_hat) for call in self.trace.calls)
 
 
-def given(batch: int, seed: int, images: bool = False) -> Values:
+def given(batch: int, seed: int, layout: str = "", size: tuple[int, int] = (512, 512)) -> Values:
     """What is drawn for one call: latents x (or pictures) with gradients, embeddings, noises."""
-    x = picture(batch, seed, (3, 512, 512)) / 4 if images else picture(batch, seed)
-    values: Values = {"x": x.float().requires_grad_()}
+    x = picture(batch, seed)
+    if layout:
+        pictures = picture(batch, seed, (3, *size)).float() / 4
+        x = LAYOUTS[layout](pictures).clone(memory_format=torch.contiguous_format)
+    values: Values = {"x": x.float().requires_grad_(), "H": size[0], "W": size[1]}
     for key, prompt in (("cond", "cond"), ("uncond", "uncond"), ("n", "negative")):
         values[key] = embedding(prompt, batch)
     for i, name in enumerate(("eps", "eps_1", "eps_2")):
         values[name] = normal(batch, *SHAPE, seed=1000 + 10 * seed + i).float()
-    if images:
-        values["image"] = values["x"]
+    if layout:
+        values |= {"image": values["x"], "pictures": pictures}
     return values
 
 
@@ -84,7 +99,8 @@ def traced(seed: int) -> Iterator[Trace]:
     except Unreadable:
         raise
     except (Exception, SystemExit) as error:
-        raise Unreadable(describe(error), status_of(error), verdict=False) from error
+        verdict = isinstance(error, NOT_THE_FORM) or "allocate memory" in str(error)
+        raise Unreadable(describe(error), status_of(error), verdict) from error
     finally:
         random.setstate(state)
 
@@ -101,10 +117,10 @@ class Prober:
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
         name_second(getattr(fn, "__self__", None))
         asked = keys(fn, names)
-        images, stacked = "image" in asked, "guidance_scale" in asked
-        # the most plausible form first, so that its error is the one that is shown
-        self.forms: list[Form] = [(images, stacked), (images, not stacked)]
-        self.forms += [(not images, stacked), (not images, not stacked)]
+        stacked, self.size = "guidance_scale" in asked, _size_of(getattr(fn, "__self__", None))
+        layouts = [*LAYOUTS, ""] if "image" in asked else ["", *LAYOUTS]
+        # the most plausible form first
+        self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
 
     def run(
         self, batch: int = 1, g: float = 7.5, t: tuple[int, ...] = (500,), seed: int = 0
@@ -114,7 +130,7 @@ class Prober:
         Raises:
             Unreadable: it failed, or its answer cannot be read.
         """
-        failures = []
+        failures: dict[int, Unreadable] = {}  # by how far it came
         for form in self.forms:
             try:
                 trial = self._attempt(form, batch, g, t, seed)
@@ -123,11 +139,11 @@ class Prober:
             except Unreadable as error:
                 if error.verdict:
                     raise
-                failures.append(error)
+                failures.setdefault(self.reached, error)
             else:
                 self.forms = [form]
                 return trial
-        raise failures[0]
+        raise failures[max(failures)]
 
     def ask(self, values: Mapping[str, Any]) -> tuple[Any, Trace]:
         """Call with these values on top of the environment; the answer as it is.
@@ -139,8 +155,11 @@ class Prober:
             return invoke(self.fn, arguments(self.fn, {**self.given, **values}, self.names)), trace
 
     def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
-        images, stacked = form
-        drawn = given(batch, seed, images)
+        layout, stacked = form
+        self.reached = 0
+        if batch > 1 and layout.find("B") < 0 <= layout.find("H"):
+            raise Unreadable(f"it takes one picture {layout}", verdict=False)
+        drawn = given(batch, seed, layout, self.size)
         x = drawn["x"]
         values = {**self.given, **drawn, "guidance_scale": g}
         values["t"] = torch.tensor((t * batch)[:batch])
@@ -148,11 +167,16 @@ class Prober:
             passed = self._passed(values, stacked)
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
             before = {name: value.detach().clone() for name, value in tensors.items()}
-            result = invoke(self.fn, passed)
+            try:
+                result = invoke(self.fn, passed)
+            finally:
+                self.reached = len(trace.calls) + len(trace.encoded)
             if inspect.isfunction(result):  # it made the function: that one is called
                 result = invoke(result, self._passed(values, stacked, result))
             with trace.paused():
-                leaf = _entrance(x, trace)
+                leaf = _entrance(x, trace, bool(layout))
+                if layout and len(self.forms) > 1 and _is_turned(drawn["pictures"], leaf.detach()):
+                    raise Unreadable(TURNED, "wrong", verdict=False)
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
         changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -171,9 +195,7 @@ class Prober:
         tolerance = 0.03 if half else 2e-3
         return Trial(g, gradient, style, loss, trace, readings, tolerance, changed)
 
-    def _passed(
-        self, values: Values, stacked: bool, fn: Callable | None = None
-    ) -> dict[str, Any]:
+    def _passed(self, values: Values, stacked: bool, fn: Callable | None = None) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""
         fn = fn or self.fn
         if {"eps_cond", "eps_uncond", "x_t"} & keys(fn, self.names):
@@ -194,12 +216,38 @@ class Prober:
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
 
 
-def _entrance(x: Tensor, trace: Trace) -> Tensor:
+def _size_of(owner: Any) -> tuple[int, int]:
+    """H and W that an object or its configuration holds: rays alone do not tell them."""
+    for place in (owner, *getattr(owner, "__dict__", {}).values()):
+        size = [getattr(place, name, None) for name in ("H", "W")]
+        if all(type(number) is int and 8 <= number <= 1024 for number in size):
+            return tuple(size)
+    return 512, 512
+
+
+def _is_turned(pictures: Tensor, encoded: Tensor) -> bool:
+    """Were the pictures transposed, or mixed up by a reshape, before they were encoded?"""
+    b, c, h, w = pictures.shape
+    rays = pictures.movedim(1, -1)
+    mixed = (rays.reshape(b, c, h, w), pictures.view(b, h, w, c).movedim(-1, 1))
+    likeness = []
+    if h != w:
+        mixed += (rays.reshape(b, w, h, c).movedim(-1, 1),)
+    for candidate in (pictures, pictures.mT, *mixed):
+        latents = VAE().latents(F.interpolate(candidate, (512, 512), mode="bilinear"))
+        if latents.shape != encoded.shape:
+            return False
+        pair = [z.double() - z.double().mean((2, 3), keepdim=True) for z in (latents, encoded)]
+        likeness.append(cosine(*pair))
+    return max(likeness[1:]) > 0.9 > likeness[0]
+
+
+def _entrance(x: Tensor, trace: Trace, images: bool) -> Tensor:
     """Where the gradient should arrive: at x, or at what the autoencoder made of a picture x."""
     if not trace.encoded:
         return x
     if not trace.encoded[-1].requires_grad:
-        if x.shape[1] != 3:
+        if not images:
             return x
         text = "the latents were encoded under no_grad: no gradient can reach the picture"
         raise Unreadable(text, "wrong")

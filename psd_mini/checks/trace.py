@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 RANDOM = {"randn", "randn_like", "normal", "normal_", "rand", "rand_like", "uniform_"}
 # intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
 KEPT = 400
+CHANNELS = 64  # of what is resized, at most: more of them are rows of a picture, and take seconds
 
 
 @dataclass
@@ -51,9 +52,12 @@ class Trace(TorchFunctionMode):
         self.adapted = False  # a UNet's adapters were switched that nobody had added before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "interpolate" and args and args[0].ndim == 4 and args[0].shape[1] > CHANNELS:
+            raise ValueError(f"(B, C, H, W) is resized, {tuple(args[0].shape)} came: no picture")
         out = func(*args, **(kwargs or {}))
         if self.recording and isinstance(out, Tensor) and out.is_floating_point() and out.ndim:
-            if getattr(func, "__name__", "") in RANDOM and len(self.draws) < KEPT:
+            if name in RANDOM and len(self.draws) < KEPT:
                 self.draws.append(out.detach().clone())
             elif out.requires_grad and not out.is_leaf and len(self.on_graph) < KEPT:
                 out.retain_grad()

@@ -186,7 +186,9 @@ class UNet(StandIn):
             asked = asked.expand(n)
             e = None if e is None else e.expand(n, -1, -1)
             eps_hat = exact_eps(sample, asked.round().clamp(0, T - 1).long(), e, q)
-            eps_hat = (eps_hat * self.gain + (self.bias if q and hasattr(self, "bias") else 0)).to(sample.dtype)
+            eps_hat = (eps_hat * self.gain + (self.bias if q and hasattr(self, "bias") else 0)).to(
+                sample.dtype
+            )
             if eps_hat.requires_grad:
                 eps_hat.retain_grad()
         current().calls.append(Call(sample, asked, e, eps_hat, "q" if q else "prior"))
@@ -274,8 +276,11 @@ class VAE(StandIn):
     config |= dict(block_out_channels=(1,) * 4)
     mix = torch.linalg.qr(normal(4, 3, seed=41))[0]
 
+    def latents(self, x: Tensor) -> Tensor:
+        return torch.einsum("lc,bchw->blhw", self.mix.to(x), F.avg_pool2d(x, 8)) / SCALING
+
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        latents = torch.einsum("lc,bchw->blhw", self.mix.to(x), F.avg_pool2d(x, 8)) / SCALING
+        latents = self.latents(x)
         if latents.requires_grad:
             latents.retain_grad()
         current().encoded.append(latents)
