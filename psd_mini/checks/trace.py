@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, allclose
 from torch.overrides import TorchFunctionMode
 
 RANDOM = {"randn", "randn_like", "normal", "normal_", "rand", "rand_like", "uniform_"}
@@ -102,6 +102,6 @@ def flows_through(trace: Trace, values: list[Tensor]) -> bool:
             for value in values:
                 if value.shape != tensor.shape:
                     continue
-                if torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5):
+                if allclose(tensor, value.to(tensor.dtype), rtol=1e-5):
                     return True
     return False
