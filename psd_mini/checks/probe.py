@@ -25,17 +25,18 @@ from psd_mini.checks.grading.submission import environment, gradient_of
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.reading import Reading, cosine, read
 from psd_mini.checks.report import Unreadable
-from psd_mini.checks.trace import Trace, flows, flows_through
+from psd_mini.checks.trace import Call, Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
 Values = dict[str, Any]  # by the keys of `NAMES`
 Form = tuple[str, bool]  # a key of LAYOUTS or "" for latents; stacked embeddings
+RAYS = "(H W, 3)"
 # how code may take pictures, made of (B, 3, H, W); those without B hold one
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "(B, 3, H, W)": lambda pictures: pictures,
     "(B, H, W, 3)": lambda pictures: pictures.movedim(1, -1),
     "(H, W, 3)": lambda pictures: pictures[0].movedim(0, -1),
-    "(H W, 3)": lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+    RAYS: lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
 }
 # what a submission raises whatever the form of its input is
 NOT_THE_FORM = (NameError, AttributeError, KeyError, ImportError, OSError, MemoryError, SystemExit)
@@ -115,6 +116,7 @@ class Prober:
 
     def __init__(self, fn: Callable, names: Names = None, more: Mapping[str, Any] | None = None):
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
+        self.asked: list[Call] = []  # what the last attempt asked of the UNet
         name_second(getattr(fn, "__self__", None))
         asked = keys(fn, names)
         stacked, self.size = "guidance_scale" in asked, _size_of(getattr(fn, "__self__", None))
@@ -139,7 +141,7 @@ class Prober:
             except Unreadable as error:
                 if error.verdict:
                     raise
-                failures.setdefault(self.reached, error)
+                failures.setdefault(len(self.asked), error)
             else:
                 self.forms = [form]
                 return trial
@@ -156,10 +158,10 @@ class Prober:
 
     def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
         layout, stacked = form
-        self.reached = 0
+        size = self.size if layout == RAYS else (512, 512)
         if batch > 1 and layout.find("B") < 0 <= layout.find("H"):
             raise Unreadable(f"it takes one picture {layout}", verdict=False)
-        drawn = given(batch, seed, layout, self.size)
+        drawn = given(batch, seed, layout, size)
         x = drawn["x"]
         values = {**self.given, **drawn, "guidance_scale": g}
         values["t"] = torch.tensor((t * batch)[:batch])
@@ -167,15 +169,13 @@ class Prober:
             passed = self._passed(values, stacked)
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
             before = {name: value.detach().clone() for name, value in tensors.items()}
-            try:
-                result = invoke(self.fn, passed)
-            finally:
-                self.reached = len(trace.calls) + len(trace.encoded)
+            self.asked = trace.calls
+            result = invoke(self.fn, passed)
             if inspect.isfunction(result):  # it made the function: that one is called
                 result = invoke(result, self._passed(values, stacked, result))
             with trace.paused():
                 leaf = _entrance(x, trace, bool(layout))
-                if layout and len(self.forms) > 1 and _is_turned(drawn["pictures"], leaf.detach()):
+                if len(self.forms) > 1 and _is_turned(drawn.get("pictures"), leaf.detach()):
                     raise Unreadable(TURNED, "wrong", verdict=False)
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
@@ -219,24 +219,23 @@ class Prober:
 def _size_of(owner: Any) -> tuple[int, int]:
     """H and W that an object or its configuration holds: rays alone do not tell them."""
     for place in (owner, *getattr(owner, "__dict__", {}).values()):
-        size = [getattr(place, name, None) for name in ("H", "W")]
+        height = None if isinstance(place, Tensor) else getattr(place, "H", None)
+        size = height, getattr(place, "W", None)
         if all(type(number) is int and 8 <= number <= 1024 for number in size):
-            return tuple(size)
+            return size
     return 512, 512
 
 
-def _is_turned(pictures: Tensor, encoded: Tensor) -> bool:
+def _is_turned(pictures: Tensor | None, encoded: Tensor) -> bool:
     """Were the pictures transposed, or mixed up by a reshape, before they were encoded?"""
+    if pictures is None or len(pictures) != len(encoded) or encoded.shape[1:] != SHAPE:
+        return False
     b, c, h, w = pictures.shape
     rays = pictures.movedim(1, -1)
     mixed = (rays.reshape(b, c, h, w), pictures.view(b, h, w, c).movedim(-1, 1))
     likeness = []
-    if h != w:
-        mixed += (rays.reshape(b, w, h, c).movedim(-1, 1),)
-    for candidate in (pictures, pictures.mT, *mixed):
+    for candidate in (pictures, pictures.mT, *mixed, rays.reshape(b, w, h, c).movedim(-1, 1)):
         latents = VAE().latents(F.interpolate(candidate, (512, 512), mode="bilinear"))
-        if latents.shape != encoded.shape:
-            return False
         pair = [z.double() - z.double().mean((2, 3), keepdim=True) for z in (latents, encoded)]
         likeness.append(cosine(*pair))
     return max(likeness[1:]) > 0.9 > likeness[0]

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from psd_mini.checks.exact_world import PROMPT_TOKENS, SCALING, SCHEDULE, SHAPE, WIDTH, T, normal
 from psd_mini.checks.grading.names import key_of
-from psd_mini.checks.grading.unet import LoRA, Output, StandIn, UNet
+from psd_mini.checks.grading.unet import LoRA as LoRA
+from psd_mini.checks.grading.unet import Output, StandIn, UNet
 from psd_mini.checks.trace import current
-
-__all__ = ["LoRA", "StandIn", "UNet"]
 
 
 class Scheduler:

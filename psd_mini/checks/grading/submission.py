@@ -113,7 +113,7 @@ def _methods(cls: type) -> list[str]:
 
 def _foreign(cls: type) -> bool:
     """Is this a base class of a library?"""
-    return cls.__module__.split(".")[0] in FOREIGN or cls.__module__ == Pipeline.__module__
+    return cls.__module__.split(".")[0] in FOREIGN or issubclass(UNet, cls) or cls is Pipeline
 
 
 def _only_one(defined: Sequence[str], methods: Sequence[str]) -> str | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
-from itertools import product
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from psd_mini.checks.trace import Call, current
 
 OTHER_POOLED = "text_embeds belong to another prompt than encoder_hidden_states"
 SWITCHES = ("enable_", "disable_", "set_", "fuse_", "unfuse_", "load_", "add_adapter", "upcast_")
-BLOCKS = ("down_blocks.0", "mid_block", "up_blocks.1")
 PROCESSORS = [  # names of some of the attention layers
     f"{block}.attentions.0.transformer_blocks.0.{attention}.processor"
-    for block, attention in product(BLOCKS, ("attn1", "attn2"))
+    for block in ("down_blocks.0", "mid_block", "up_blocks.1")
+    for attention in ("attn1", "attn2")
 ]
 
 
@@ -112,12 +111,11 @@ class UNet(StandIn):
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        before = self.on
         self.switch(False)
         try:
             yield
         finally:
-            self.on = before
+            self.switch(True)
 
     def set_adapters(self, names: Any, weights: Any = 1.0) -> None:
         self.switch(bool(names) and bool(torch.as_tensor(weights).any()))
