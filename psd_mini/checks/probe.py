@@ -100,8 +100,9 @@ def traced(seed: int) -> Iterator[Trace]:
     except Unreadable:
         raise
     except (Exception, SystemExit) as error:
-        verdict = isinstance(error, NOT_THE_FORM) or "allocate memory" in str(error)
-        raise Unreadable(describe(error), status_of(error), verdict) from error
+        text = describe(error)
+        verdict = isinstance(error, NOT_THE_FORM) or "allocate memory" in text
+        raise Unreadable(text, status_of(error), verdict) from error
     finally:
         random.setstate(state)
 
@@ -174,9 +175,9 @@ class Prober:
             if inspect.isfunction(result):  # it made the function: that one is called
                 result = invoke(result, self._passed(values, stacked, result))
             with trace.paused():
+                if layout and len(self.forms) > 1:
+                    _look_at_encoded(drawn["pictures"], trace)
                 leaf = _entrance(x, trace, bool(layout))
-                if len(self.forms) > 1 and _is_turned(drawn.get("pictures"), leaf.detach()):
-                    raise Unreadable(TURNED, "wrong", verdict=False)
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
         changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -226,19 +227,21 @@ def _size_of(owner: Any) -> tuple[int, int]:
     return 512, 512
 
 
-def _is_turned(pictures: Tensor | None, encoded: Tensor) -> bool:
-    """Were the pictures transposed, or mixed up by a reshape, before they were encoded?"""
-    if pictures is None or len(pictures) != len(encoded) or encoded.shape[1:] != SHAPE:
-        return False
-    b, c, h, w = pictures.shape
+def _look_at_encoded(pictures: Tensor, trace: Trace) -> None:
+    """Raise where pictures were not encoded, or transposed or mixed up by a reshape before."""
+    if not trace.encoded:
+        raise Unreadable("it takes pictures and does not encode them", verdict=False)
+    encoded, (b, c, h, w) = trace.encoded[-1].detach(), pictures.shape
     rays = pictures.movedim(1, -1)
     mixed = (rays.reshape(b, c, h, w), pictures.view(b, h, w, c).movedim(-1, 1))
     likeness = []
     for candidate in (pictures, pictures.mT, *mixed, rays.reshape(b, w, h, c).movedim(-1, 1)):
         latents = VAE().latents(F.interpolate(candidate, (512, 512), mode="bilinear"))
-        pair = [z.double() - z.double().mean((2, 3), keepdim=True) for z in (latents, encoded)]
-        likeness.append(cosine(*pair))
-    return max(likeness[1:]) > 0.9 > likeness[0]
+        if latents.shape == encoded.shape:
+            pair = [z.double() - z.double().mean((2, 3), keepdim=True) for z in (latents, encoded)]
+            likeness.append(cosine(*pair))
+    if likeness and max(likeness) > 0.9 > likeness[0]:
+        raise Unreadable(TURNED, "wrong", verdict=False)
 
 
 def _entrance(x: Tensor, trace: Trace, images: bool) -> Tensor:
