@@ -308,3 +308,36 @@ def a_typo(image, unet):
 def test_another_form_is_not_tried_where_it_cannot_help():
     a_typo.calls = 0
     assert "imagee" in str(check_sds(a_typo)) and a_typo.calls == 1
+
+
+class Inverted:
+    """The noise of x_t is what DDIM inversion gives, and a fresh one is subtracted."""
+
+    def __init__(self, pipe):
+        self.unet, self.inverse = pipe.unet, InverseScheduler.from_config(pipe.scheduler.config)
+        self.inverse.set_timesteps(4)
+
+    @torch.no_grad()
+    def sds_loss(self, z, text_embeddings, uncond_embeddings, guidance_scale):
+        x_t = z.detach()
+        for t in self.inverse.timesteps[:3]:  # t = 0 has no noise yet
+            x_t = self.inverse.step(self.unet(x_t, t, uncond_embeddings).sample, t, x_t).prev_sample
+        cond, uncond = (self.unet(x_t, t, e).sample for e in (text_embeddings, uncond_embeddings))
+        return uncond + guidance_scale * (cond - uncond) - torch.randn_like(z)
+
+
+def test_a_noise_of_inversion_is_no_fresh_one():
+    assert check_sds(Inverted).status == "wrong"
+
+
+@torch.no_grad()
+def of_the_first_picture(x, unet, scheduler, text_embeddings, uncond_embeddings, guidance_scale):
+    """In a batch it asks about one picture only."""
+    x_t, t, noise = noised(x[:1], scheduler)
+    cond, uncond = (unet(x_t, t, e[:1]).sample for e in (text_embeddings, uncond_embeddings))
+    return (uncond + guidance_scale * (cond - uncond) - noise).expand_as(x)
+
+
+def test_pictures_that_nothing_was_asked_about():
+    report = check_sds(of_the_first_picture)
+    assert report.status == "wrong" and "batch of 3" in str(report), report

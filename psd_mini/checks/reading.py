@@ -42,7 +42,7 @@ class Group:
     eps_hat: dict[str, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     a: float = 0.0
-    s: float = 0.0
+    s: float = 1e-9  # never 0, so that rows may divide by it
     eps: Tensor | None = None
     noise: int = 0
     ratio: float = 1.0
