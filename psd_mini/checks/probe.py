@@ -188,11 +188,7 @@ class Prober:
         half = any(call.x_t.dtype in HALF for call in trace.calls) or gradient.dtype in HALF
         gradient = gradient.detach().double()
         known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
-        noises = []
-        for name in ("eps", "eps_1", "eps_2"):
-            if any(drawn[name] is value for value in passed.values()):
-                noises.append(drawn[name].double())
-        readings = read(g, latents, gradient, trace, known, noises)
+        readings = read(g, latents, gradient, trace, known, _noises_in(passed, drawn))
         tolerance = 0.03 if half else 2e-3
         return Trial(g, gradient, style, loss, trace, readings, tolerance, changed)
 
@@ -215,6 +211,12 @@ class Prober:
             x_t = values["scheduler"].add_noise(values["x"], values["eps"], t)
             cond, uncond = (unet(x_t, t, values[k]).sample for k in ("cond", "uncond"))
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
+
+
+def _noises_in(passed: Values, drawn: Values) -> list[Tensor]:
+    """The given noises that a submission asked for."""
+    given = [drawn[name] for name in ("eps", "eps_1", "eps_2")]
+    return [eps.double() for eps in given if any(eps is value for value in passed.values())]
 
 
 def _size_of(owner: Any) -> tuple[int, int]:
