@@ -171,6 +171,7 @@ def _look_at(sample: Tensor, e: Tensor | None, pooled: Tensor | None) -> None:
     if e is not None and (e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH):
         expected, came = f"({n}, tokens, {WIDTH})", tuple(e.shape)
         raise ValueError(f"encoder_hidden_states: expected {expected}, got {came}")
-    both = e is not None and pooled is not None and pooled.shape == e[:, 0].shape
-    if both and not torch.allclose(pooled, e.mean(1), atol=1e-3):
+    if e is None or pooled is None or pooled.shape != e[:, 0].shape:
+        return
+    if not torch.allclose(pooled, e.mean(1), atol=1e-3):
         raise Unreadable(OTHER_POOLED, "wrong")
