@@ -210,7 +210,7 @@ def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
     for i, group in enumerate(reading.groups):
         columns.append(_placed(reading, i, coefficients(rows, reading.g, group.a, group.s)))
     columns += _free_columns(reading, rows)
-    if not all(columns[:n]):
+    if not n or not all(columns[:n]):
         return None
     keys = list(dict.fromkeys([*reading.terms, *(key for column in columns for key in column)]))
     matrix = torch.tensor([[c.get(key, 0.0) for c in columns] for key in keys]).double()

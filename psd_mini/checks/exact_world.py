@@ -31,8 +31,9 @@ T = SCHEDULE.num_timesteps
 PROMPTS = ("cond", "uncond", "negative")
 
 
+@lru_cache(maxsize=16)
 def normal(*shape: int, seed: int) -> Tensor:
-    """Standard normal numbers in float64 that depend on the seed only."""
+    """Standard normal numbers in float64 that depend on the seed only; not to be changed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 

@@ -31,6 +31,7 @@ USUAL_REASONS = [
     ("nonetype", NOT_READY),
     ("memoryerror", "it takes more memory than a submission is given"),
     ("can't allocate memory", "it takes more memory than a submission is given"),
+    ("file too large", "it prints or writes more than a submission is given"),
     ("graph a second time", "it back-propagates the same graph twice"),
 ]
 

@@ -7,6 +7,7 @@ random numbers, turns what it raises into `Unreadable`, and has its gradient tak
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,19 +15,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, SHAPE, embedding, normal, picture
+from psd_mini.checks.exact_world import SHAPE, embedding, normal, picture
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
+from psd_mini.checks.grading.stand_ins import VAE, name_second
 from psd_mini.checks.grading.submission import environment, gradient_of
 from psd_mini.checks.guard import describe, status_of
-from psd_mini.checks.reading import Reading, read
+from psd_mini.checks.reading import Reading, cosine, read
 from psd_mini.checks.report import Unreadable
-from psd_mini.checks.trace import Trace, flows, flows_through
+from psd_mini.checks.trace import Call, Trace, flows, flows_through
 
 HALF = (torch.float16, torch.bfloat16)
 Values = dict[str, Any]  # by the keys of `NAMES`
-Form = tuple[bool, bool]  # pictures instead of latents, stacked embeddings
+Form = tuple[str, bool]  # a key of LAYOUTS or "" for latents; stacked embeddings
+RAYS = "(H W, 3)"
+# how code may take pictures, made of (B, 3, H, W); those without B hold one
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "(B, 3, H, W)": lambda pictures: pictures,
+    "(B, H, W, 3)": lambda pictures: pictures.movedim(1, -1),
+    "(H, W, 3)": lambda pictures: pictures[0].movedim(0, -1),
+    RAYS: lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+}
+# what a submission raises whatever the form of its input is
+NOT_THE_FORM = (NameError, AttributeError, KeyError, ImportError, OSError, MemoryError, SystemExit)
+TURNED = "the picture that it encodes has its rows and columns swapped, or its pixels mixed up by"
+TURNED += " view or reshape: use permute"
 
 
 @dataclass
@@ -57,16 +72,19 @@ class Trial:
         return any(flows(call.eps_hat) for call in self.trace.calls)
 
 
-def given(batch: int, seed: int, images: bool = False) -> Values:
+def given(batch: int, seed: int, layout: str = "", size: tuple[int, int] = (512, 512)) -> Values:
     """What is drawn for one call: latents x (or pictures) with gradients, embeddings, noises."""
-    x = picture(batch, seed, (3, 512, 512)) / 4 if images else picture(batch, seed)
-    values: Values = {"x": x.float().requires_grad_()}
+    x = picture(batch, seed)
+    if layout:
+        pictures = picture(batch, seed, (3, *size)).float() / 4
+        x = LAYOUTS[layout](pictures).clone(memory_format=torch.contiguous_format)
+    values: Values = {"x": x.float().requires_grad_(), "H": size[0], "W": size[1]}
     for key, prompt in (("cond", "cond"), ("uncond", "uncond"), ("n", "negative")):
         values[key] = embedding(prompt, batch)
     for i, name in enumerate(("eps", "eps_1", "eps_2")):
         values[name] = normal(batch, *SHAPE, seed=1000 + 10 * seed + i).float()
-    if images:
-        values["image"] = values["x"]
+    if layout:
+        values |= {"image": values["x"], "pictures": pictures}
     return values
 
 
@@ -82,7 +100,9 @@ def traced(seed: int) -> Iterator[Trace]:
     except Unreadable:
         raise
     except (Exception, SystemExit) as error:
-        raise Unreadable(describe(error), status_of(error), verdict=False) from error
+        text = describe(error)
+        verdict = isinstance(error, NOT_THE_FORM) or "allocate memory" in text
+        raise Unreadable(text, status_of(error), verdict) from error
     finally:
         random.setstate(state)
 
@@ -97,11 +117,13 @@ class Prober:
 
     def __init__(self, fn: Callable, names: Names = None, more: Mapping[str, Any] | None = None):
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
+        self.asked: list[Call] = []  # what the last attempt asked of the UNet
+        name_second(getattr(fn, "__self__", None))
         asked = keys(fn, names)
-        images, stacked = "image" in asked, "guidance_scale" in asked
-        # the most plausible form first, so that its error is the one that is shown
-        self.forms: list[Form] = [(images, stacked), (images, not stacked)]
-        self.forms += [(not images, stacked), (not images, not stacked)]
+        stacked, self.size = "guidance_scale" in asked, _size_of(getattr(fn, "__self__", None))
+        layouts = [*LAYOUTS, ""] if "image" in asked else ["", *LAYOUTS]
+        # the most plausible form first
+        self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
 
     def run(
         self, batch: int = 1, g: float = 7.5, t: tuple[int, ...] = (500,), seed: int = 0
@@ -111,18 +133,20 @@ class Prober:
         Raises:
             Unreadable: it failed, or its answer cannot be read.
         """
-        failures = []
+        failures: dict[int, Unreadable] = {}  # by how far it came
         for form in self.forms:
             try:
                 trial = self._attempt(form, batch, g, t, seed)
+                if trial.trace.adapted:  # now the UNet knows from the start that it has adapters
+                    trial = self._attempt(form, batch, g, t, seed)
             except Unreadable as error:
                 if error.verdict:
                     raise
-                failures.append(error)
+                failures.setdefault(len(self.asked), error)
             else:
                 self.forms = [form]
                 return trial
-        raise failures[0]
+        raise failures[max(failures)]
 
     def ask(self, values: Mapping[str, Any]) -> tuple[Any, Trace]:
         """Call with these values on top of the environment; the answer as it is.
@@ -134,8 +158,11 @@ class Prober:
             return invoke(self.fn, arguments(self.fn, {**self.given, **values}, self.names)), trace
 
     def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
-        images, stacked = form
-        drawn = given(batch, seed, images)
+        layout, stacked = form
+        size = self.size if layout == RAYS else (512, 512)
+        if batch > 1 and layout.find("B") < 0 <= layout.find("H"):
+            raise Unreadable(f"it takes one picture {layout}", verdict=False)
+        drawn = given(batch, seed, layout, size)
         x = drawn["x"]
         values = {**self.given, **drawn, "guidance_scale": g}
         values["t"] = torch.tensor((t * batch)[:batch])
@@ -143,33 +170,35 @@ class Prober:
             passed = self._passed(values, stacked)
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
             before = {name: value.detach().clone() for name, value in tensors.items()}
+            self.asked = trace.calls
             result = invoke(self.fn, passed)
+            if inspect.isfunction(result):  # it made the function: that one is called
+                result = invoke(result, self._passed(values, stacked, result))
             with trace.paused():
-                leaf = _entrance(x, trace)
+                if layout and len(self.forms) > 1:
+                    _look_at_encoded(drawn["pictures"], trace)
+                leaf = _entrance(x, trace, bool(layout))
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         latents = leaf.detach().double()
         if leaf is not x:  # what the autoencoder made of the picture
-            latents = latents * SCALING
-            gradient = gradient / (SCALING if style == "loss" else 1)
+            latents = latents * trace.scaling
+            gradient = gradient / (trace.scaling if style == "loss" else 1)
         half = any(call.x_t.dtype in HALF for call in trace.calls) or gradient.dtype in HALF
         gradient = gradient.detach().double()
         known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
-        noises = []
-        for name in ("eps", "eps_1", "eps_2"):
-            if any(drawn[name] is value for value in passed.values()):
-                noises.append(drawn[name].double())
-        readings = read(g, latents, gradient, trace, known, noises)
+        readings = read(g, latents, gradient, trace, known, _noises_in(passed, drawn))
         tolerance = 0.03 if half else 2e-3
         return Trial(g, gradient, style, loss, trace, readings, tolerance, changed)
 
-    def _passed(self, values: Values, stacked: bool) -> dict[str, Any]:
+    def _passed(self, values: Values, stacked: bool, fn: Callable | None = None) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""
-        if {"eps_cond", "eps_uncond", "x_t"} & keys(self.fn, self.names):
+        fn = fn or self.fn
+        if {"eps_cond", "eps_uncond", "x_t"} & keys(fn, self.names):
             values = values | self._predicted(values)
         cond, uncond = values["cond"], values["uncond"]
-        passed = arguments(self.fn, values, self.names)
+        passed = arguments(fn, values, self.names)
         if not stacked or any(value is uncond for value in passed.values()):
             return passed
         both = torch.cat((uncond, cond))  # diffusers stacks the unconditional one first
@@ -184,12 +213,45 @@ class Prober:
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
 
 
-def _entrance(x: Tensor, trace: Trace) -> Tensor:
+def _noises_in(passed: Values, drawn: Values) -> list[Tensor]:
+    """The given noises that a submission asked for."""
+    given = [drawn[name] for name in ("eps", "eps_1", "eps_2")]
+    return [eps.double() for eps in given if any(eps is value for value in passed.values())]
+
+
+def _size_of(owner: Any) -> tuple[int, int]:
+    """H and W that an object or its configuration holds: rays alone do not tell them."""
+    for place in (owner, *getattr(owner, "__dict__", {}).values()):
+        height = None if isinstance(place, Tensor) else getattr(place, "H", None)
+        size = height, getattr(place, "W", None)
+        if all(type(number) is int and 8 <= number <= 1024 for number in size):
+            return size
+    return 512, 512
+
+
+def _look_at_encoded(pictures: Tensor, trace: Trace) -> None:
+    """Raise where pictures were not encoded, or transposed or mixed up by a reshape before."""
+    if not trace.encoded:
+        raise Unreadable("it takes pictures and does not encode them", verdict=False)
+    encoded, (b, c, h, w) = trace.encoded[-1].detach(), pictures.shape
+    rays = pictures.movedim(1, -1)
+    mixed = (rays.reshape(b, c, h, w), pictures.view(b, h, w, c).movedim(-1, 1))
+    likeness = []
+    for candidate in (pictures, pictures.mT, *mixed, rays.reshape(b, w, h, c).movedim(-1, 1)):
+        latents = VAE().latents(F.interpolate(candidate, (512, 512), mode="bilinear"))
+        if latents.shape == encoded.shape:
+            pair = [z.double() - z.double().mean((2, 3), keepdim=True) for z in (latents, encoded)]
+            likeness.append(cosine(*pair))
+    if likeness and max(likeness) > 0.9 > likeness[0]:
+        raise Unreadable(TURNED, "wrong", verdict=False)
+
+
+def _entrance(x: Tensor, trace: Trace, images: bool) -> Tensor:
     """Where the gradient should arrive: at x, or at what the autoencoder made of a picture x."""
     if not trace.encoded:
         return x
     if not trace.encoded[-1].requires_grad:
-        if x.shape[1] != 3:
+        if not images:
             return x
         text = "the latents were encoded under no_grad: no gradient can reach the picture"
         raise Unreadable(text, "wrong")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, allclose
 from torch.nn.functional import normalize
 
 from psd_mini.checks.exact_world import alpha_sigma, sigma_at
@@ -42,7 +42,7 @@ class Group:
     eps_hat: dict[str, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     a: float = 0.0
-    s: float = 0.0
+    s: float = 1e-9  # never 0, so that rows may divide by it
     eps: Tensor | None = None
     noise: int = 0
     ratio: float = 1.0
@@ -76,7 +76,7 @@ class Reading:
     def group_at(self, t: float, x_t: Tensor) -> Group:
         """The group with this t and x_t; a new one if there is none."""
         for group in self.groups:
-            if group.t == t and torch.allclose(group.x_t, x_t, rtol=1e-4, atol=1e-5):
+            if group.t == t and allclose(group.x_t, x_t, rtol=1e-4, atol=1e-5):
                 return group
         self.groups.append(Group(t, x_t))
         return self.groups[-1]
@@ -151,7 +151,7 @@ def _labels(call: Call, known: Embeddings) -> list[str]:
     table.append(("uncond", TextEncoder.table[ord(" ")].double()))
     labels = []
     for row in call.embeddings.detach().double():
-        near = (name for name, e in table if torch.allclose(row, e.expand_as(row), atol=2e-3))
+        near = (name for name, e in table if allclose(row, e.expand_as(row), atol=2e-3))
         labels.append(next(near, ""))
     return labels
 

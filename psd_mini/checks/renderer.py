@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, allclose
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import normal
@@ -219,7 +219,7 @@ def explain_picture(
         delta[:, -1:] = rows[6].value(rays.delta)
         with torch.no_grad():
             mine = composited(target, rays._replace(delta=delta), rows[:6])
-        return torch.allclose(came, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
+        return allclose(came, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
 
     tables = [ALPHAS, PASSED, TRANSMITTANCE, WEIGHTS, backgrounds, colours, last_widths]
     return fewest_slips(tables, fits, most=2)
@@ -233,6 +233,6 @@ def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -
         return
     got = torch.autograd.grad(target.sum(), rho, retain_graph=True)[0]
     want = torch.autograd.grad(mine.sum(), rho, retain_graph=True)[0]
-    same = torch.allclose(got[:, :-1], want[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True)
+    same = allclose(got[:, :-1], want[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True)
     came = "as the formula's" if same else "another"
     report.add(same, "gradient", came, "the formula's", "a part of it was detached")

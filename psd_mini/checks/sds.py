@@ -40,6 +40,7 @@ ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
+SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
 
@@ -128,6 +129,9 @@ def check_method(
     readable = judge_gradient(report, method, runs, scale)
     draws.judge_noise(report, [*runs.trials, *runs.batched])
     draws.judge_graph(report, runs.trials)
+    asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
+    if not report.ok and asked.count("q") > asked.count("prior") > 0:
+        report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
     if readable:
         draws.judge_batch(report, method, runs.batched, runs.failure)
     return report

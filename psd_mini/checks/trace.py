@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, allclose
 from torch.overrides import TorchFunctionMode
 
 RANDOM = {"randn", "randn_like", "normal", "normal_", "rand", "rand_like", "uniform_"}
 # intermediate tensors that are remembered, so that a submission that loops cannot fill the memory
 KEPT = 400
+CHANNELS = 64  # of what is resized, at most: more of them are rows of a picture, and take seconds
 
 
 @dataclass
@@ -42,16 +43,21 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.encoded: list[Tensor] = []
+        self.scaling = 1.0  # of the autoencoder
         self.decoded: list[Tensor] = []
         self.draws: list[Tensor] = []
         self.on_graph: list[Tensor] = []
         self.rewarded: list[tuple[Tensor, Tensor]] = []  # pictures and their scores
         self.recording = True
+        self.adapted = False  # a UNet's adapters were switched that nobody had added before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "interpolate" and args and args[0].ndim == 4 and args[0].shape[1] > CHANNELS:
+            raise ValueError(f"(B, C, H, W) is resized, {tuple(args[0].shape)} came: no picture")
         out = func(*args, **(kwargs or {}))
         if self.recording and isinstance(out, Tensor) and out.is_floating_point() and out.ndim:
-            if getattr(func, "__name__", "") in RANDOM and len(self.draws) < KEPT:
+            if name in RANDOM and len(self.draws) < KEPT:
                 self.draws.append(out.detach().clone())
             elif out.requires_grad and not out.is_leaf and len(self.on_graph) < KEPT:
                 out.retain_grad()
@@ -96,6 +102,6 @@ def flows_through(trace: Trace, values: list[Tensor]) -> bool:
             for value in values:
                 if value.shape != tensor.shape:
                     continue
-                if torch.allclose(tensor, value.to(tensor.dtype), rtol=1e-5):
+                if allclose(tensor, value.to(tensor.dtype), rtol=1e-5):
                     return True
     return False

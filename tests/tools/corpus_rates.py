@@ -40,10 +40,10 @@ def results_of(table: dict[str, dict]) -> tuple[dict[str, dict], list[str]]:
         if error:
             notes.append(f"`{folder}` as a folder: {error}")
         for name in names:
-            rows = found if not error else check(CORPUS / name, kind)[0]
-            path = str(CORPUS / name)
-            missing = {"status": "no result", "causes": []}
-            came[name] = next((row for row in rows if row["path"] == path), missing)
+            rows, said = [row for row in found if row["path"] == str(CORPUS / name)], ""
+            if not rows:  # the folder as a whole failed, or does not count it as a submission
+                rows, said = check(CORPUS / name, kind)
+            came[name] = rows[0] if rows else {"status": "could not run", "causes": [said]}
         print(folder, file=sys.stderr)
     return came, notes
 

@@ -86,7 +86,9 @@ def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, Resu
         done[i] = result
         bar.update()
         while table and shown in done:
-            bar.write(_printable(line(done[shown], width)), file=sys.stdout)
+            row = line(done[shown], width)  # one row, whatever characters are in the file's name
+            row = "".join(c if c.isprintable() else repr(c)[1:-1] for c in row)
+            bar.write(_printable(row), file=sys.stdout)
             sys.stdout.flush()
             shown += 1
 

@@ -273,7 +273,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def expand(path: str) -> Iterator[str]:
-    """A file as it is, a folder as all its .py files in order.
+    """A file as it is, a folder as all its .py files in order (no hidden ones, as "._x.py").
 
     Raises:
         ValueError: for what is not there.
@@ -281,7 +281,7 @@ def expand(path: str) -> Iterator[str]:
     if not os.path.exists(split(path)[0]):
         raise ValueError(f"path: there is no {path!r}; expected file.py, file.py:name or a folder")
     if os.path.isdir(path):
-        yield from (str(p) for p in sorted(Path(path).glob("*.py")))
+        yield from (str(p) for p in sorted(Path(path).glob("[!.]*.py")) if p.is_file())
     else:
         yield path
 

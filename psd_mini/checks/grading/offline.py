@@ -25,8 +25,11 @@ from psd_mini.checks.grading.stand_ins import Scheduler, StandIn
 
 LIBRARIES = ("diffusers", "transformers", "peft")
 STAND_INS: dict[str, Any] = {  # by a part of a class's name
+    "XL": stand_ins.PipelineXL,
     "Pipeline": stand_ins.Pipeline,
+    "InverseScheduler": stand_ins.InverseScheduler,
     "Scheduler": stand_ins.Scheduler,
+    "LoRA": stand_ins.LoRA,
     "UNet": stand_ins.UNet,
     "Autoencoder": stand_ins.VAE,
     "Tokenizer": stand_ins.Tokenizer,

@@ -13,124 +13,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from psd_mini.checks.exact_world import (
-    PROMPT_TOKENS,
-    SCALING,
-    SCHEDULE,
-    SHAPE,
-    WIDTH,
-    T,
-    exact_eps,
-    normal,
-)
-from psd_mini.checks.trace import Call, current
-
-SWITCHES = ("enable_", "disable_", "set_", "fuse_", "unfuse_", "load_", "add_adapter", "upcast_")
-
-
-class Output(dict):
-    """Answers as `.sample`, `["sample"]` or `[0]`, like diffusers' BaseOutput."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise AttributeError(f"this output has {', '.join(self)}, not {name}")
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.to_tuple()[key] if isinstance(key, int | slice) else super().__getitem__(key)
-
-    def to_tuple(self) -> tuple:
-        return tuple(self.values())
-
-
-class StandIn(nn.Module):
-    """What all share: `from_pretrained`, dtype, device, and silence on SWITCHES."""
-
-    config: Any = SimpleNamespace()
-
-    def __init__(self, *_: Any, **__: Any):
-        super().__init__()
-        # weights that ask for gradients, as the real ones do
-        self.gain = nn.Parameter(torch.ones(()))
-
-    @classmethod
-    def from_pretrained(cls, *_: Any, **kwargs: Any) -> StandIn:
-        part, dtype = cls(), kwargs.get("torch_dtype", kwargs.get("dtype"))
-        return part.to(dtype) if isinstance(dtype, torch.dtype) else part
-
-    from_config = from_single_file = from_pretrained
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.gain.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.gain.device
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith(SWITCHES):
-            return lambda *_, **__: None
-        return super().__getattr__(name)
-
-
-class UNet(StandIn):
-    """UNet2DConditionModel: unet(sample, timestep, encoder_hidden_states).sample is exact.
-
-    Args:
-        q: True answers for the law of the renders (VSD's second network) instead of the prior; it
-            has a bias to train.
-    """
-
-    config = SimpleNamespace(sample_size=SHAPE[1], cross_attention_dim=WIDTH)
-    config.in_channels = config.out_channels = SHAPE[0]
-    config.prediction_type = "epsilon"
-    in_channels = SHAPE[0]
-
-    def __init__(self, q: bool = False, **_: Any):
-        super().__init__()
-        self.q = q
-        if q:
-            self.bias = nn.Parameter(torch.zeros(1, *SHAPE))
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Any,
-        encoder_hidden_states: Tensor | None = None,
-        *_: Any,
-        **kwargs: Any,
-    ) -> Any:
-        e, n = encoder_hidden_states, len(sample)
-        if sample.ndim != 4 or sample.shape[1] != SHAPE[0]:
-            came = tuple(sample.shape)
-            raise ValueError(f"the UNet expects latents (B, {SHAPE[0]}, h, w), got {came}")
-        if e is None and not self.q:
-            raise ValueError("the UNet needs encoder_hidden_states, the text embeddings")
-        if e is not None and (e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH):
-            expected, came = f"({n}, tokens, {WIDTH})", tuple(e.shape)
-            raise ValueError(f"encoder_hidden_states: expected {expected}, got {came}")
-        with current().paused():
-            asked = torch.as_tensor(timestep).detach().double().reshape(-1)
-            if len(asked) not in (1, n):
-                raise ValueError(f"timestep: expected 1 or {n} values, got {len(asked)}")
-            asked = asked.expand(n)
-            e = None if e is None else e.expand(n, -1, -1)
-            eps_hat = exact_eps(sample, asked.round().clamp(0, T - 1).long(), e, self.q)
-            eps_hat = (eps_hat * self.gain + (self.bias if self.q else 0)).to(sample.dtype)
-            if eps_hat.requires_grad:
-                eps_hat.retain_grad()
-        current().calls.append(Call(sample, asked, e, eps_hat, "q" if self.q else "prior"))
-        return Output(sample=eps_hat) if kwargs.get("return_dict", True) else (eps_hat,)
+from psd_mini.checks.exact_world import PROMPT_TOKENS, SCALING, SCHEDULE, SHAPE, WIDTH, T, normal
+from psd_mini.checks.grading.names import key_of
+from psd_mini.checks.grading.unet import LoRA as LoRA
+from psd_mini.checks.grading.unet import Output, StandIn, UNet
+from psd_mini.checks.trace import current
 
 
 class Scheduler:
     """DDPM/DDIM scheduler with Stable Diffusion's betas."""
 
-    config = SimpleNamespace(num_train_timesteps=T, prediction_type="epsilon", steps_offset=1)
-    config.beta_schedule = "scaled_linear"
+    config = Output(num_train_timesteps=T, prediction_type="epsilon", steps_offset=1)
+    config |= dict(beta_schedule="scaled_linear", clip_sample=False)
+    prediction_type, upward = "epsilon", False
     num_train_timesteps, init_noise_sigma, order = T, 1.0, 1
 
     def __init__(self, *_: Any, **__: Any):
@@ -154,7 +51,8 @@ class Scheduler:
         return self
 
     def set_timesteps(self, steps: int, *_: Any, **__: Any) -> None:
-        self.timesteps = torch.arange(0, T, T // steps).flip(0)
+        upward = torch.arange(0, T, T // steps)
+        self.timesteps = upward if self.upward else upward.flip(0)
 
     def scale_model_input(self, sample: Tensor, *_: Any) -> Tensor:
         return sample
@@ -171,25 +69,37 @@ class Scheduler:
         """One deterministic DDIM step along `timesteps`; its pred_original_sample is x0_hat."""
         t = int(timestep)
         earlier = self.timesteps[self.timesteps < t]
-        abar = self.alphas_cumprod[t]
-        before = self.alphas_cumprod[earlier.max()] if len(earlier) else torch.tensor(1.0)
-        x0_hat = (sample - (1 - abar).sqrt() * model_output) / abar.sqrt()
-        previous = before.sqrt() * x0_hat + (1 - before).sqrt() * model_output
+        start = self.alphas_cumprod[t]
+        end = self.alphas_cumprod[earlier.max()] if len(earlier) else torch.tensor(1.0)
+        if self.upward:
+            start, end = end, start
+        x0_hat = (sample - (1 - start).sqrt() * model_output) / start.sqrt()
+        previous = end.sqrt() * x0_hat + (1 - end).sqrt() * model_output
         return Output(prev_sample=previous, pred_original_sample=x0_hat)
+
+
+class InverseScheduler(Scheduler):
+    """DDIMInverseScheduler: its steps add noise."""
+
+    upward = True
 
 
 class VAE(StandIn):
     """AutoencoderKL as a linear map: 8 x 8 pixels are averaged, 3 channels become 4, and back."""
 
-    config = SimpleNamespace(scaling_factor=SCALING, latent_channels=SHAPE[0], shift_factor=None)
-    config.block_out_channels = (1,) * 4
+    config = Output(scaling_factor=SCALING, latent_channels=SHAPE[0], shift_factor=None)
+    config |= dict(block_out_channels=(1,) * 4)
     mix = torch.linalg.qr(normal(4, 3, seed=41))[0]
 
+    def latents(self, x: Tensor) -> Tensor:
+        return torch.einsum("lc,bchw->blhw", self.mix.to(x), F.avg_pool2d(x, 8)) / SCALING
+
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
-        latents = torch.einsum("lc,bchw->blhw", self.mix.to(x), F.avg_pool2d(x, 8)) / SCALING
+        latents = self.latents(x)
         if latents.requires_grad:
             latents.retain_grad()
         current().encoded.append(latents)
+        current().scaling = self.config.scaling_factor
         law = SimpleNamespace(mean=latents, std=torch.zeros_like(latents))
         law.sample = law.mode = lambda *_: latents
         return Output(latent_dist=law) if return_dict else (law,)
@@ -216,7 +126,7 @@ class Tokenizer(StandIn):
 class TextEncoder(StandIn):
     """CLIPTextModel: a fixed table of numbers."""
 
-    config = SimpleNamespace(hidden_size=WIDTH, use_attention_mask=False)
+    config = Output(hidden_size=WIDTH, use_attention_mask=False)
     table = normal(997, WIDTH, seed=42).float()
 
     def forward(self, input_ids: Tensor, *_: Any, **__: Any) -> Output:
@@ -231,10 +141,47 @@ class Pipeline(StandIn):
         super().__init__()
         self.unet, self.vae, self.scheduler = UNet(), VAE(), Scheduler()
         self.text_encoder, self.tokenizer = TextEncoder(), Tokenizer()
+        self.enable_lora, self.disable_lora = self.unet.enable_lora, self.unet.disable_lora
+        self.set_adapters = self.unet.set_adapters
         self.vae_scale_factor, self.safety_checker, self.feature_extractor = 8, None, None
+
+    @classmethod
+    def from_pretrained(cls, *name: Any, **kwargs: Any) -> StandIn:
+        xl = cls is Pipeline and "xl" in str(name[:1]).lower()
+        return super(Pipeline, PipelineXL if xl else cls).from_pretrained(*name, **kwargs)
 
     def encode_prompt(
         self, prompt: Any, *_: Any, negative_prompt: Any = "", **__: Any
     ) -> tuple[Tensor, Tensor]:
         prompts = (prompt or "", negative_prompt or "")
         return tuple(self.text_encoder(self.tokenizer(p).input_ids)[0] for p in prompts)  # type: ignore[return-value]
+
+
+class PipelineXL(Pipeline):
+    """StableDiffusionXLPipeline: its prompts have pooled embeddings beside."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__()
+        self.unet.config = Output(UNet.config, addition_embed_type="text_time")
+        self.vae.config = Output(VAE.config, scaling_factor=0.13025)
+        self.text_encoder_2, self.tokenizer_2 = self.text_encoder, self.tokenizer
+
+    def encode_prompt(self, *prompt: Any, **more: Any) -> tuple[Tensor, ...]:
+        cond, uncond = super().encode_prompt(*prompt, **more)
+        return cond, uncond, cond.mean(1), uncond.mean(1)
+
+    def _get_add_time_ids(self, *sizes: Any, dtype: Any = None, **__: Any) -> Tensor:
+        return torch.tensor([[number for size in sizes for number in size]], dtype=dtype)
+
+
+def name_second(owner: Any) -> None:
+    """A UNet of its own under one of q's names (unet_lora, pipe_q, ...) is the second network."""
+    parts = getattr(owner, "__dict__", {})
+    unets = {}
+    for name, part in [*parts.items(), *parts.get("_modules", {}).items()]:
+        unet = part.unet if isinstance(part, Pipeline) else part
+        if isinstance(unet, UNet):
+            unets[name] = unet
+    first = [unet for name, unet in unets.items() if key_of(name) != "q"]
+    for unet in unets.values():
+        unet.q = unet.q or unet not in first

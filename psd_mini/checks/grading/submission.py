@@ -141,8 +141,8 @@ def _methods(cls: type) -> list[str]:
 
 def _foreign(cls: type) -> bool:
     """Is this a base class of a library?"""
-    library = cls.__module__.split(".")[0] in FOREIGN or cls.__module__ == Pipeline.__module__
-    return library or is_made_up(cls)
+    own = (Pipeline.__module__, UNet.__module__)
+    return cls.__module__.split(".")[0] in FOREIGN or cls.__module__ in own or is_made_up(cls)
 
 
 def answered(result: Any) -> None:
