@@ -12,6 +12,7 @@ ProlificDreamer, arXiv 2305.16213, eq. 10.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -19,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCHEDULE, T, alpha_sigma, embedding, exact_eps
 from psd_mini.checks.reading import Reading, Terms
 from psd_mini.checks.tables import Row, Table, fewest_slips, named, slips_of
 
@@ -134,71 +134,37 @@ SIGNS = [Row("descent", lambda: 1), Row("ascent", lambda: -1, ASCENT)]
 class Fit(NamedTuple):
     """One picture's gradient as a combination of rows.
 
-    weights: size of the gradient of every noised version. free: amounts of the rows' free
-    vectors. rest: what is not explained, in units of the largest weight.
+    weights: size of the gradient of every noised version. rest: what is not explained, in units of
+    the largest weight.
     """
 
     weights: list[float]
-    free: list[float]
     rest: float
-
-    @property
-    def size(self) -> float:
-        return sum(self.weights)
 
 
 def coefficients(rows: Sequence[Row], g: float, a: float, s: float) -> Coefficients:
     """What rows of (PREDICTIONS, SUBTRACTED, PLACES) bring together, for one x_t."""
     predictions, subtracted, place = rows[:3]
-    total: Coefficients = {}
+    total: Coefficients = defaultdict(float)
     for part in (predictions.value(g), subtracted.value(a, s, g), place.value(a, s)):
         for label, value in part.items():
-            total[label] = total.get(label, 0.0) + value
+            total[label] += value
     return total
 
 
-def _placed(reading: Reading, number: int, parts: Coefficients) -> Terms:
-    """Coefficients of one x_t as terms of the whole picture."""
-    terms: Terms = {}
-
-    def add(key: tuple[str, int], value: float) -> None:
-        terms[key] = terms.get(key, 0.0) + value
-
-    for label, value in parts.items():
-        if label == "noise":
-            _add_noise(reading, number, value, add)
-        elif label == "mean noise":
-            for i in range(len(reading.groups)):
-                _add_noise(reading, i, value / len(reading.groups), add)
-        else:
-            add((label, 0 if label in ("other", "x") else number), value)
+def _placed(reading: Reading, parts: Mapping[int, Coefficients]) -> Terms:
+    """Coefficients of each x_t, by its number, as terms of the whole picture."""
+    terms: Terms = defaultdict(float)
+    for number, row in parts.items():
+        for label, value in row.items():
+            if label in ("noise", "mean noise"):
+                noised = [reading.groups[number]] if label == "noise" else reading.groups
+                for group in noised:  # without any noise in x_t, the one that was drawn
+                    key = ("other", 0) if group.eps is None else ("noise", group.noise)
+                    terms[key] += value * group.ratio / len(noised)
+            else:
+                terms[label, 0 if label in ("other", "x") else number] += value
     return terms
-
-
-def _add_noise(reading: Reading, number: int, value: float, add) -> None:
-    """The noise of one x_t; without any in x_t, the noise that was drawn."""
-    group = reading.groups[number]
-    if group.eps is None:
-        add(("other", 0), value)
-    else:
-        add(("noise", group.noise), value * group.ratio)
-
-
-def _free_columns(reading: Reading, rows: Sequence[Row]) -> list[Terms]:
-    """The vectors that come in any amount: for each x_t, those of a place for all x_t together."""
-    columns = []
-    predictions, subtracted, place = rows[:3]
-    for i, group in enumerate(reading.groups):
-        free = predictions.free(reading.g) if predictions.free else []
-        free = free + (subtracted.free(group.a, group.s, reading.g) if subtracted.free else [])
-        columns += [_placed(reading, i, parts) for parts in free]
-    if place.free and reading.groups:
-        together: Terms = {}
-        for i, group in enumerate(reading.groups):
-            for key, value in _placed(reading, i, place.free(group.a, group.s)[0]).items():
-                together[key] = together.get(key, 0.0) + value
-        columns.append(together)
-    return columns
 
 
 def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
@@ -206,21 +172,27 @@ def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
 
     None where the rows bring nothing that could have a size.
     """
-    n, columns = len(reading.groups), []
+    predictions, subtracted, place = rows[:3]
+    columns, free, entering, g = [], [], {}, reading.g
     for i, group in enumerate(reading.groups):
-        columns.append(_placed(reading, i, coefficients(rows, reading.g, group.a, group.s)))
-    columns += _free_columns(reading, rows)
-    if not all(columns[:n]):
+        a, s = group.a, group.s
+        columns.append(_placed(reading, {i: coefficients(rows, g, a, s)}))
+        for parts in (*predictions.free(g), *subtracted.free(a, s, g)):
+            free.append(_placed(reading, {i: parts}))
+        for parts in place.free(a, s):
+            entering[i] = parts
+    if not all(columns):
         return None
+    n, columns = len(columns), [*columns, *free, _placed(reading, entering)]
     keys = list(dict.fromkeys([*reading.terms, *(key for column in columns for key in column)]))
     matrix = torch.tensor([[c.get(key, 0.0) for c in columns] for key in keys]).double()
     target = torch.tensor([reading.terms.get(key, 0.0) for key in keys]).double()
     found = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0]
     # guided predictions come with coefficients of g
-    units = torch.tensor([1 + abs(reading.g) * (k in ("cond", "uncond")) for k, _ in keys])
+    units = torch.tensor([1 + abs(g) * (k in ("cond", "uncond")) for k, _ in keys])
     largest = found[:n].abs().max().clamp(min=1e-30)
     rest = ((matrix @ found - target).abs() / units / largest).max().item()
-    return Fit(found[:n].tolist(), found[n:].tolist(), rest)
+    return Fit(found[:n].tolist(), rest)
 
 
 def tables_of(method: Method) -> list[list[Row]]:
@@ -239,17 +211,11 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
     return rows
 
 
-def _is_other(method: Method, tables: list[list[Row]]) -> list[tuple[Row, ...]]:
-    """The right rows of the other methods, each as one slip of this one."""
-    found: list[tuple[Row, ...]] = []
-    for other in METHODS:
-        if other.name == method.name:
-            continue
-        words = method.words.get(other.name, f"this is {other.name}, not {method.name}")
-        predictions = named(tables[0], other.predictions)._replace(cause="")
-        subtracted = named(tables[1], other.subtracted)._replace(cause=words)
-        found.append((predictions, subtracted, PLACES[0], SIGNS[0]))
-    return found
+def right_rows(method: Method) -> tuple[Row, ...]:
+    """What is right for a method: a row of each of the four tables."""
+    predictions = named(PREDICTIONS, method.predictions)._replace(cause="")
+    subtracted = named(SUBTRACTED, method.subtracted)._replace(cause="")
+    return predictions, subtracted, PLACES[0], SIGNS[0]
 
 
 def explain_direction(
@@ -273,33 +239,23 @@ def explain_direction(
         return True
 
     tables = tables_of(method)
-    best = fewest_slips(tables if signed else [*tables[:3], SIGNS[:1]], fits)
-    if signed and (best is None or slips_of(best) >= 1):
-        for rows in _is_other(method, tables):
-            if fits(*rows):
-                return rows
-    return best
+    rows = fewest_slips(tables if signed else [*tables[:3], SIGNS[:1]], fits)
+    if signed and (rows is None or slips_of(rows) >= 1):
+        for other in METHODS:  # the right rows of another method are one slip
+            predictions, subtracted, *rest = right_rows(other)
+            if other.name != method.name and fits(predictions, subtracted, *rest):
+                words = method.words.get(other.name, f"this is {other.name}, not {method.name}")
+                return predictions, subtracted._replace(cause=words), *rest
+    return rows
 
 
 def reference(method: Method, reading: Reading, weights: Sequence[float]) -> Tensor:
-    """The exact gradient of one picture for the draws that were seen, up to a positive factor.
+    """The exact gradient of one picture at the x_t that it asked about, up to a positive factor.
 
-    weights: of its noised versions; the predictions are those of the world and not those that the
-    submission was given.
+    weights: of its noised versions.
     """
-    tables = tables_of(method)
-    rows = [named(tables[0], method.predictions), named(tables[1], method.subtracted), PLACES[0]]
-    total = torch.zeros_like(reading.x)
+    total, rows = torch.zeros_like(reading.x), right_rows(method)
     for group, weight in zip(reading.groups, weights, strict=True):
-        t = torch.tensor([round(group.t)]).clamp(0, T - 1)
-        alpha_t, sigma_t = alpha_sigma(round(group.t))
-        noise = torch.zeros_like(reading.x) if group.eps is None else group.eps
-        x_t = SCHEDULE.add_noise(reading.x[None], noise, t)
-        vectors = {"noise": noise, "mean noise": noise}
-        for prompt in ("cond", "uncond"):
-            e = group.embeddings.get(prompt, embedding(prompt, 1)[0])
-            vectors[prompt] = exact_eps(x_t, t, e[None])[0]
-        vectors["q"] = exact_eps(x_t, t, None, q=True)[0]
-        for label, value in coefficients(rows, reading.g, alpha_t, sigma_t).items():
-            total = total + weight * value * vectors[label]
+        for label, value in coefficients(rows, reading.g, group.a, group.s).items():
+            total = total + weight * value * group.vector(label)
     return total

@@ -24,8 +24,7 @@ from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import reward
-from psd_mini.checks.sizes import explain
-from psd_mini.checks.tables import Row, causes_of, products_of
+from psd_mini.checks.tables import Row, best_explanation, causes_of, products_of
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
@@ -43,8 +42,6 @@ SLIPS = [  # factors of (g, t, batch)
     Row("alpha_t", lambda g, t, b: alpha_at(t), "x0_hat is not divided by alpha_t"),
     Row("1 / alpha_t", lambda g, t, b: 1 / alpha_at(t), "x0_hat is divided by alpha_t twice"),
     Row("1 / sigma_t", lambda g, t, b: 1 / sigma_at(t), NO_SIGMA),
-    Row("2", lambda *_: 2.0, "twice the reference"),
-    Row("1/2", lambda *_: 0.5, "half the reference"),
 ]
 
 
@@ -104,10 +101,10 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     straight, came = min(cosines) > 0.999, f"cosine {min(cosines):.4f}"
     report.add(straight, "direction", came, "cosine 1", cause, EQUATION)
     if straight:
-        rows = explain(seen, [products_of(SLIPS)])
-        cause = "the size is wrong" if rows is None else "; ".join(causes_of(rows))
-        came = f"{seen[0][1]:.4g} of the reference"
-        report.add(not cause, "size", came, "1", cause, EQUATION)
+        rows, came = best_explanation(seen, [products_of(SLIPS)]), f"{seen[0][1]:.4g}"
+        cause = f"the size is {came} times the reference"
+        cause = cause if rows is None else "; ".join(causes_of(rows))
+        report.add(not cause, "size", f"{came} of the reference", "1", cause, EQUATION)
     return report
 
 

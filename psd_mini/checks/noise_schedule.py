@@ -1,22 +1,114 @@
-"""Check of a noise schedule, or of a way to add noise."""
+"""How signal and noise are mixed: the tables of a and s in x_t = a x + s eps, and their check."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.checks.exact_world import SHAPE, T, normal, picture
+from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
 from psd_mini.checks.grading.names import Names, keys
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging_draws import judge_normal
-from psd_mini.checks.levels import NOISE, SIGNAL, SIGNAL_OF_A_TABLE, level
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report, Unreadable
+from psd_mini.checks.tables import Row, Table, best_explanation
+
+
+def beta_at(t: int) -> float:
+    """beta_t = 1 - abar_t / abar_{t-1}, the noise of one step."""
+    return 1 - (alpha_at(t) / alpha_at(t - 1)) ** 2 if t > 0 else sigma_at(0) ** 2
+
+
+def _product_of_betas(t: int) -> float:
+    return math.prod(map(beta_at, range(t + 1)))
+
+
+ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
+STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
+OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
+SHIFT = OFF_BY_ONE + ": the {} level is that of t {} 1"
+SWAP = "alpha_t and sigma_t are swapped"
+UNSCALED = "latents were not multiplied by vae.config.scaling_factor"
+OVER_BETA = "the product is over beta and not over 1 - beta"
+REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
+NO_ROOT = "the square root is missing: sigma_t is sqrt(1 - abar_t)"
+ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
+SIGNAL = [  # a in x_t = a x + s eps; the first row is right
+    Row("sqrt(abar_t)", alpha_at),
+    Row("abar_t", lambda t: alpha_at(t) ** 2, ROOT),
+    Row("alpha_{t-1}", lambda t: alpha_at(t - 1), SHIFT.format("signal", "-")),
+    Row("alpha_{t+1}", lambda t: alpha_at(t + 1), SHIFT.format("signal", "+")),
+    Row("sqrt(1 - abar_t)", sigma_at, SWAP),
+    Row("1 - abar_t", lambda t: sigma_at(t) ** 2, f"{SWAP}, and {ROOT}"),
+    Row("sqrt(1 - beta_t)", lambda t: (1 - beta_at(t)) ** 0.5, STEP),
+    Row("1 - beta_t", lambda t: 1 - beta_at(t), f"{STEP}; {ROOT}"),
+    Row("1", lambda t: 1.0, "x is not scaled by alpha_t"),
+    Row("0", lambda t: 0.0, "x is not in x_t: the UNet was asked about pure noise"),
+    Row("alpha_t / scaling", lambda t: alpha_at(t) / SCALING, UNSCALED),
+    Row("sqrt(prod beta_s)", lambda t: _product_of_betas(t) ** 0.5, OVER_BETA),
+    Row("alpha_{T-1-t}", lambda t: alpha_at(T - 1 - t), REVERSED),
+]
+# 1 - prod beta_s is nearly 1: whoever makes a table of abar_t means this, who mixes x does not
+SIGNAL_OF_A_TABLE = [
+    SIGNAL[0],
+    Row("sqrt(1 - prod beta_s)", lambda t: (1 - _product_of_betas(t)) ** 0.5, OVER_BETA),
+    *SIGNAL[1:],
+]
+NOISE = [  # s in x_t = a x + s eps; the first row is right
+    Row("sqrt(1 - abar_t)", sigma_at),
+    Row("1 - abar_t", lambda t: sigma_at(t) ** 2, NO_ROOT),
+    Row("0", lambda t: 0.0, "no noise was added: the UNet must see x_t = alpha_t x + sigma_t eps"),
+    Row("sigma_{t-1}", lambda t: sigma_at(t - 1), SHIFT.format("noise", "-")),
+    Row("sigma_{t+1}", lambda t: sigma_at(t + 1), SHIFT.format("noise", "+")),
+    Row("sqrt(abar_t)", alpha_at, SWAP),
+    Row("abar_t", lambda t: alpha_at(t) ** 2, f"{SWAP}, and {ROOT}"),
+    Row("sqrt(beta_t)", lambda t: beta_at(t) ** 0.5, STEP),
+    Row("beta_t", beta_at, f"{STEP}; the square root is missing"),
+    Row("1 - alpha_t", lambda t: 1 - alpha_at(t), ONE_MINUS_ALPHA),
+    Row("1", lambda t: 1.0, "the noise is not scaled by sigma_t"),
+]
+
+
+def level(table: Table, seen: Sequence[tuple[int, float]], tolerance: float) -> tuple[str, str]:
+    """Which row of SIGNAL or NOISE gives these (t, value): its name and what is wrong with it.
+
+    Where none does: numbers and a general cause.
+    """
+    found = best_explanation([((t,), value) for t, value in seen], [table], tolerance, floor=0.02)
+    if found is not None:
+        return found[0].name, found[0].cause
+    right = table[0]
+
+    def error(pair: tuple[int, float]) -> tuple[bool, float]:
+        t, value = pair
+        return math.isnan(value), abs(value - right.value(t))
+
+    t, worst = max(seen, key=error)
+    cause = f"{worst:.4g} came at t = {t}, expected {right.name} = {right.value(t):.4g}"
+    return f"{worst:.4g} at t = {t}", cause
+
+
+def judge_normal(report: Report, noises: list[Tensor]) -> None:
+    """Mean, standard deviation and kurtosis of all noises together."""
+    if not noises:
+        return
+    e = torch.cat([noise.flatten() for noise in noises])
+    mean, std = e.mean().item(), e.std().item()
+    kurtosis = (((e - mean) / std) ** 4).mean().item()
+    slack = 8 / len(e) ** 0.5 + 2e-3
+    normal = abs(mean) < slack and abs(std - 1) < slack and abs(kurtosis - 3) < 10 * slack
+    cause = "it is not N(0, I)"
+    if abs(kurtosis - 1.8) < 0.05:
+        cause = "uniform instead of normal noise (rand for randn?)"
+    came = f"mean {mean:.2f}, std {std:.2f}, kurtosis {kurtosis:.2f}"
+    report.add(normal, "noise", came, "0, 1, 3", cause, "eps ~ N(0, I)")
+
 
 TIMES = (1, 30, 200, 500, 800, 990)
 EQUATION = "abar_t = prod_{s<=t} (1 - beta_s)"
@@ -27,8 +119,6 @@ NOT_GIVEN = "it adds a noise of its own and ignores the one that it is given"
 @guarded("the schedule")
 def check_schedule(fn: Any, *, names: Names = None) -> Report:
     """Is this noise schedule, or this way to add noise, right?
-
-    In all forms x_t = a x + s eps, and the tables of `levels` know a and s.
 
     Args:
         fn: of betas (T,): returns abar (T,), or (alpha, sigma), sqrt(abar) and sqrt(1 - abar); or
@@ -44,7 +134,7 @@ def check_schedule(fn: Any, *, names: Names = None) -> Report:
         seen, signal = _tabulated(Prober(fn, names)), SIGNAL_OF_A_TABLE
     levels = zip(*seen, strict=True)  # of a table of abar alone, there is no noise
     for row, table, values in zip(("signal", "noise"), (signal, NOISE), levels, strict=False):
-        name, cause = level(table, zip(TIMES, values, strict=True), 1e-3)
+        name, cause = level(table, list(zip(TIMES, values, strict=True)), 1e-3)
         report.add(not cause, row, name, table[0].name, cause, EQUATION)
     judge_normal(report, noises)
     if noises and "eps" in asked:

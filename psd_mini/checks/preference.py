@@ -148,7 +148,7 @@ def _judge_residuals(report: Report, trials: list[Trial]) -> tuple[Row, ...] | N
     combination, causes = "no", [JACOBIAN] if jacobian else []
     if rows is not None:
         combination, causes = rows[0].name, [row.cause for row in rows[1:] if row.cause]
-        if rows[0].free:
+        if rows[0].slips > 1:  # its numbers are all that is known
             combination = combination_of(readings[0], rows)
             unlike = any(_guided_unlike(reading) for reading in readings)
             words = f"{combination} came at g = {readings[0].g:g} (guidance)"

@@ -17,6 +17,7 @@ from psd_mini.checks import judging_draws as draws
 from psd_mini.checks.directions import (
     CSD_METHOD,
     GUIDED,
+    OWN_GUIDANCE,
     PREDICTIONS,
     SDS_METHOD,
     VSD_METHOD,
@@ -31,7 +32,7 @@ from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
-from psd_mini.checks.tables import Row, fewest_slips
+from psd_mini.checks.tables import best_explanation
 
 Weighting = str | None
 # batch, g, t, seed: several noise levels, t = 500 twice with another picture
@@ -39,6 +40,7 @@ G_AND_T = ((7.5, 500), (3.0, 250), (7.5, 90), (7.5, 750), (3.0, 930), (7.5, 500)
 ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
+PAIR = ("cond", "uncond")
 RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
@@ -206,15 +208,13 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
 def _combination(seen: Mapping[float, list[float]]) -> tuple[str, str]:
     """Which row of PREDICTIONS gives these (c, u) at every g: its name and what is wrong."""
 
-    def fits(row: Row) -> bool:
-        for g, came in seen.items():
-            wanted = row.value(g)
-            for value, label in zip(came, ("cond", "uncond"), strict=True):
-                if row.free or abs(value - wanted[label]) > 1e-2 * (1 + abs(g)):
-                    return False
-        return True
-
-    found = fewest_slips([PREDICTIONS], fits)
+    observed, table = [], []
+    for g, values in seen.items():
+        observed += [((g, label), value) for label, value in zip(PAIR, values, strict=True)]
+    for row in PREDICTIONS:
+        if row.cause != OWN_GUIDANCE:
+            table.append(row._replace(value=lambda g, label, row=row: row.value(g)[label]))
+    found = best_explanation(observed, [table], floor=1.0)
     if found is not None:
         return found[0].name, "" if found[0].name == GUIDED else found[0].cause
     g, (c, u) = next(iter(seen.items()))

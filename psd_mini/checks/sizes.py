@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from itertools import product
 
 from psd_mini.checks.exact_world import SHAPE, T, alpha_at, sigma_at
-from psd_mini.checks.levels import beta_at
+from psd_mini.checks.noise_schedule import beta_at
 from psd_mini.checks.report import Ok, Unreadable
-from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips, products_of
+from psd_mini.checks.tables import Row, causes_of, fewest_slips, products_of
 
 # the status of a constant factor, by policy
 POLICIES = {"ignore": "note", "report": "scaled", "require": "wrong"}
@@ -65,6 +65,9 @@ def constants(shape: Sequence[int] = SHAPE) -> list[Row]:
     return [*rows, Row("2", lambda *_: 2.0, TWICE), Row("1/2", lambda *_: 0.5, HALF)]
 
 
+ANY_CONSTANT = Row("any", lambda: None, "it is a constant of its own", slips=2.5)
+
+
 def factors(style: str, free_g: bool = False) -> list[Row]:
     """Factors of (t, batch, g). A "loss" may be divided by the batch, a "gradient" may not."""
     by_g = "" if free_g else "multiplied by the guidance scale"
@@ -78,27 +81,6 @@ def factors(style: str, free_g: bool = False) -> list[Row]:
         twice = f"divided by the batch twice: {ALONE}"
         rows.append(Row("1/batch^2", lambda t, b, g: 1 / b**2, twice))
     return rows
-
-
-def explain(
-    seen: Sequence[tuple[tuple, float]], tables: Sequence[Table], tolerance: float = 1e-2
-) -> tuple[Row, ...] | None:
-    """One row of each table whose product is all these values; None where no rows are.
-
-    Args:
-        seen: (inputs, value) of every run.
-        tables: factors as functions of the inputs.
-        tolerance: relative.
-    """
-
-    def fits(*rows: Row) -> bool:
-        for inputs, value in seen:
-            wanted = math.prod(row.value(*inputs) for row in rows)
-            if not abs(value - wanted) < tolerance * abs(wanted):
-                return False
-        return True
-
-    return fewest_slips(tables, fits)
 
 
 def size(
@@ -123,41 +105,32 @@ def size(
     """
     wanted = W_FORMULAS[weighting] if weighting else ""
     weights = sorted(WEIGHTS, key=lambda row: row.name != wanted)
-    inputs = [((t, b, g), k) for t, b, g, k in seen]
-    tables = [_of_t(weights), products_of(constants(), 2), products_of(factors(style, free_g), 2)]
-    found = explain(inputs, tables, tolerance)
-    if found is not None:
-        weight, constant, factor = found
-        scaled = f"the size is {constant.name} times the reference: {constant.cause}"
-        wrong = causes_of((weight, factor))
-        name, scaled = weight.name, scaled if constant.cause else ""
-    elif (unknown := _unknown_constant(seen, weights, tolerance)) is not None:
-        name, scaled, wrong = *unknown, []
-    else:
+    known = [*products_of(constants(), 2), *([ANY_CONSTANT] if len(seen) > 1 else [])]
+
+    def fits(weight: Row, constant: Row, factor: Row) -> bool:
+        ratios = []
+        for t, b, g, k in seen:
+            ratios.append(k / max(weight.value(t) * factor.value(t, b, g), 1e-30))
+        expected = ratios[0] if constant is ANY_CONSTANT else constant.value()
+        # written so that NaN does not fit
+        return all(abs(ratio - expected) <= tolerance * expected for ratio in ratios)
+
+    found = fewest_slips([weights, known, products_of(factors(style, free_g), 2)], fits)
+    if found is None:
         return _unknown_size(seen, wanted)
-    if wanted not in ("", name):
-        wrong = [*wrong, f"w(t) = {name} came, w(t) = {wanted} is expected"]
+    weight, constant, factor = found
+    scaled, wrong = "", causes_of((weight, factor))
+    if constant is ANY_CONSTANT:
+        t, b, g, k = seen[0]
+        ratio = k / (weight.value(t) * factor.value(t, b, g))
+        scaled = f"the size is {ratio:.4g} times the reference"
+    elif constant.cause:
+        scaled = f"the size is {constant.name} times the reference: {constant.cause}"
+    if wanted not in ("", weight.name):
+        wrong.append(f"w(t) = {weight.name} came, w(t) = {wanted} is expected")
     status = "wrong" if wrong else POLICIES[policy] if scaled else "ok"
-    came = f"w(t) = {name}" + (", times a factor" if scaled or wrong else "")
+    came = f"w(t) = {weight.name}" + (", times a factor" if scaled or wrong else "")
     return status, came, "; ".join(filter(None, [scaled, *wrong]))
-
-
-def _of_t(weights: Table) -> list[Row]:
-    """Weights as functions of (t, batch, g)."""
-    return [row._replace(value=lambda t, b, g, w=row.value: w(t)) for row in weights]
-
-
-def _unknown_constant(seen: Sizes, weights: Table, tolerance: float) -> tuple[str, str] | None:
-    """A weight that needs a constant that nobody knows: its name and words; None for no weight."""
-    for row in weights:
-        ratios = [k / max(row.value(t), 1e-30) for t, b, _, k in seen if b == 1]
-        if (
-            not row.cause
-            and len(ratios) > 1
-            and max(ratios) - min(ratios) < tolerance * max(ratios)
-        ):
-            return row.name, f"the size is {ratios[0]:.4g} times the reference"
-    return None
 
 
 def _unknown_size(seen: Sizes, wanted: str) -> tuple[Ok, str, str]:

@@ -27,10 +27,11 @@ class Row(NamedTuple):
     value: Callable[..., Any]
     cause: str = ""
     slips: float = 1.0
-    free: Callable[..., list[Any]] | None = None
+    free: Callable[..., list[Any]] = lambda *_: []
 
 
 Table = Sequence[Row]
+Observed = Sequence[tuple[tuple, float]]  # (inputs, value) of every run
 
 
 def slips_of(rows: Sequence[Row]) -> float:
@@ -57,6 +58,27 @@ def fewest_slips(
         if fits(*rows):
             return rows
     return None
+
+
+def best_explanation(
+    observed: Observed, tables: Sequence[Table], tolerance: float = 1e-2, floor: float = 0.0
+) -> tuple[Row, ...] | None:
+    """The rows with the fewest slips whose product is every observed number; None where none are.
+
+    Args:
+        observed: numbers, with the inputs that rows are functions of.
+        tolerance: relative; of `floor` where a number is smaller.
+    """
+
+    def fits(*rows: Row) -> bool:
+        for inputs, value in observed:
+            wanted = math.prod(row.value(*inputs) for row in rows)
+            # written so that NaN does not fit
+            if not abs(value - wanted) <= tolerance * max(abs(wanted), floor):
+                return False
+        return True
+
+    return fewest_slips(tables, fits)
 
 
 def causes_of(rows: Sequence[Row]) -> list[str]:
