@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
@@ -33,7 +34,7 @@ from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
 from psd_mini.checks.sds import known_scale
-from psd_mini.checks.sizes import known_choice
+from psd_mini.checks.sizes import known_choice, size
 from psd_mini.checks.tables import Row
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
@@ -59,6 +60,7 @@ def check_psd(
     fn: Any,
     *,
     form: str = "psd",
+    omega: str | None = None,
     weighting: str | None = None,
     gradient_scale: str = "report",
     names: Names = None,
@@ -70,6 +72,7 @@ def check_psd(
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
             preference_weight, tau; a function, class or object.
         form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
+        omega: "hard", "gap" or "bt" if only that one is right; None takes any.
         weighting, gradient_scale: as in `check_sds`.
         names: parameter -> key of `grading.names.NAMES`.
 
@@ -77,6 +80,7 @@ def check_psd(
         A `Report`. The temperature tau, where asked for, is 1.
     """
     known_choice("form", form, tuple(weights.FORMS))
+    known_choice("omega", omega, (None, *weights.OMEGAS))
     scale = Scale(weighting, gradient_scale)
     known_scale(scale)
     report = Report(f"check of {form}")
@@ -91,16 +95,20 @@ def check_psd(
     scored = judge_reward(report, trials)
     rows = _judge_residuals(report, trials)
     samples = []
-    asked = "preference_weight" in keys(prober.fn, names)
+    lam = LAMBDA if "preference_weight" in keys(prober.fn, names) else None
     for trial, rewards in scored:
-        lam = LAMBDA if asked else None
         samples.append(_sample(trial, rewards, rows, lam))
-    if samples and asked and form == "psd":
-        more["preference_weight"] = 2 * LAMBDA
-        twice = Prober(submission, names, more).run(*PAIRS[0])
-        samples.append(_sample(twice, scored[0][1], rows, 2 * LAMBDA))
+    if samples and lam and form == "psd":
+        prober.given["preference_weight"] = 2 * lam
+        samples.append(_sample(prober.run(*PAIRS[0]), scored[0][1], rows, 2 * lam))
+        prober.given["preference_weight"] = lam
     samples = [sample for sample in samples if len(sample.rewards) > 1]
-    weights.judge_weights(report, form, samples, trials[0].style, scale)
+
+    def judged(sizes: list[float]) -> weights.Judged:
+        seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
+        return size(seen, trials[0].style, 1e-2, *scale)
+
+    weights.judge_weights(report, form, samples, judged, omega)
     _judge_batch(report, prober, form, rows)
     draws.judge_noise(report, trials)
     draws.judge_graph(report, trials)
@@ -123,7 +131,8 @@ def _sample(
     trial: Trial, rewards: Tensor, rows: tuple[Row, ...] | None, lam: float | None
 ) -> weights.Sample:
     reading = trial.readings[0]
-    return weights.Sample(reading.t, lam, rewards.tolist(), weights_of(reading, rows))
+    found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
+    return weights.Sample(reading.t, lam, rewards, found)
 
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
