@@ -12,10 +12,10 @@ ProlificDreamer, arXiv 2305.16213, eq. 10.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,9 @@ CSD_METHOD = Method("CSD", f"G = w(t) ({DIFFERENCE})", DIFFERENCE, "nothing", wo
 SDS_NOT_VSD = "the noise is subtracted instead of q's prediction: this is SDS, not VSD"
 VSD_WORDS = {"SDS": SDS_NOT_VSD, "CSD": NO_Q, "nothing": NO_Q}
 VSD_METHOD = Method("VSD", f"G = w(t) ({GUIDED} - eps_q)", GUIDED, "- eps_q", words=VSD_WORDS)
+CFG_WORDS = {"CSD": "only the difference cond - uncond is used"}
+CFG_EQUATION = "eps_hat = eps_neg + g (eps_cond - eps_neg)"
+CFG_METHOD = Method("classifier-free guidance", CFG_EQUATION, GUIDED, "nothing", words=CFG_WORDS)
 METHODS = [SDS_METHOD, CSD_METHOD, VSD_METHOD]
 
 S_PLUS_1 = "your scale acts as g + 1 (DreamFusion's convention, s+1): start from uncond, not cond"
@@ -131,17 +134,6 @@ ASCENT = "the sign is flipped: descent along it would climb (ascent)"
 SIGNS = [Row("descent", lambda: 1), Row("ascent", lambda: -1, ASCENT)]
 
 
-class Fit(NamedTuple):
-    """One picture's gradient as a combination of rows.
-
-    weights: size of the gradient of every noised version. rest: what is not explained, in units of
-    the largest weight.
-    """
-
-    weights: list[float]
-    rest: float
-
-
 def coefficients(rows: Sequence[Row], g: float, a: float, s: float) -> Coefficients:
     """What rows of (PREDICTIONS, SUBTRACTED, PLACES) bring together, for one x_t."""
     predictions, subtracted, place = rows[:3]
@@ -167,10 +159,14 @@ def _placed(reading: Reading, parts: Mapping[int, Coefficients]) -> Terms:
     return terms
 
 
-def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
+def fit_rows(
+    reading: Reading, rows: Sequence[Row], tolerance: float = math.inf
+) -> list[float] | None:
     """Least squares of a picture's terms by one row each of PREDICTIONS, SUBTRACTED, PLACES.
 
-    None where the rows bring nothing that could have a size.
+    Returns:
+        The size of the gradient of every noised version. None where the rows bring nothing that
+        could have a size, or where more is left than `tolerance`, in units of the largest size.
     """
     predictions, subtracted, place = rows[:3]
     columns, free, entering, g = [], [], {}, reading.g
@@ -192,7 +188,7 @@ def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
     units = torch.tensor([1 + abs(g) * (k in ("cond", "uncond")) for k, _ in keys])
     largest = found[:n].abs().max().clamp(min=1e-30)
     rest = ((matrix @ found - target).abs() / units / largest).max().item()
-    return Fit(found[:n].tolist(), rest)
+    return found[:n].tolist() if rest <= tolerance else None
 
 
 def tables_of(method: Method) -> list[list[Row]]:
@@ -230,10 +226,10 @@ def explain_direction(
     def fits(*rows: Row) -> bool:
         sign = rows[3].value()
         for reading in readings:
-            found = fit_rows(reading, rows)
-            if found is None or found.rest > tolerance:
+            weights = fit_rows(reading, rows, tolerance)
+            if weights is None:
                 return False
-            towards = [sign * weight for weight in found.weights]
+            towards = [sign * weight for weight in weights]
             if signed and min(towards) < -tolerance * max(towards):
                 return False
         return True

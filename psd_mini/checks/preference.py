@@ -93,23 +93,17 @@ def check_psd(
     trials += [prober.run(*plan) for plan in PAIRS[1:]]
     _judge_pair(report, trials)
     scored = judge_reward(report, trials)
-    rows = _judge_residuals(report, trials)
-    samples = []
-    lam = LAMBDA if "preference_weight" in keys(prober.fn, names) else None
-    for trial, rewards in scored:
-        samples.append(_sample(trial, rewards, rows, lam))
-    if samples and lam and form == "psd":
-        prober.given["preference_weight"] = 2 * lam
-        samples.append(_sample(prober.run(*PAIRS[0]), scored[0][1], rows, 2 * lam))
-        prober.given["preference_weight"] = lam
-    samples = [sample for sample in samples if len(sample.rewards) > 1]
+    jacobian = any(trial.through_unet() for trial in trials)
+    rows = _judge_residuals(report, trials, jacobian)
+    if not jacobian:  # otherwise no weight can be read
+        samples = _samples(prober, form, scored, rows)
 
-    def judged(sizes: list[float]) -> weights.Judged:
-        seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
-        return size(seen, trials[0].style, 1e-2, *scale)
+        def judged(sizes: list[float]) -> weights.Judged:
+            seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
+            return size(seen, trials[0].style, 1e-2, *scale)
 
-    weights.judge_weights(report, form, samples, judged, omega)
-    _judge_batch(report, prober, form, rows)
+        weights.judge_weights(report, form, samples, judged, omega)
+        _judge_batch(report, prober, form, rows)
     draws.judge_noise(report, trials)
     draws.judge_graph(report, trials)
     return report
@@ -117,22 +111,31 @@ def check_psd(
 
 def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
     """W_i of every noised version; without rows, the sum of its predictions' coefficients."""
-    fit = fit_rows(reading, rows) if rows else None
-    if fit is not None:
-        return fit.weights
-    found = [0.0] * len(reading.groups)
-    for (label, number), value in reading.terms.items():
-        if label in ("cond", "uncond"):
-            found[number] += value
+    found = fit_rows(reading, rows) if rows else None
+    if found is None:
+        found = [0.0] * len(reading.groups)
+        for (label, number), value in reading.terms.items():
+            found[number] += value if label in ("cond", "uncond") else 0.0
     return found
 
 
-def _sample(
-    trial: Trial, rewards: Tensor, rows: tuple[Row, ...] | None, lam: float | None
-) -> weights.Sample:
-    reading = trial.readings[0]
-    found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
-    return weights.Sample(reading.t, lam, rewards, found)
+def _samples(
+    prober: Prober, form: str, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
+) -> list[weights.Sample]:
+    """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
+    samples = []
+    asked = "preference_weight" in keys(prober.fn, prober.names)
+    plan = [(trial, rewards, LAMBDA if asked else None) for trial, rewards in scored]
+    if plan and asked and form == "psd":
+        prober.given["preference_weight"] = 2 * LAMBDA
+        plan.append((prober.run(*PAIRS[0]), scored[0][1], 2 * LAMBDA))
+        prober.given["preference_weight"] = LAMBDA
+    for trial, rewards, lam in plan:
+        if len(rewards) > 1:
+            reading = trial.readings[0]
+            found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
+            samples.append(weights.Sample(reading.t, lam, rewards, found))
+    return samples
 
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
@@ -148,11 +151,10 @@ def _judge_pair(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 
-def _judge_residuals(report: Report, trials: list[Trial]) -> tuple[Row, ...] | None:
+def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> tuple[Row, ...] | None:
     """Is every term a residual, eps_cfg - eps_i, with the same guidance? Returns its rows."""
     readings = [trial.readings[0] for trial in trials]
     leftover = max(reading.leftover for reading in readings)
-    jacobian = any(trial.through_unet() for trial in trials)
     rows = None if jacobian else explain_direction(RESIDUALS, readings, TOLERANCE, signed=False)
     combination, causes = "no", [JACOBIAN] if jacobian else []
     if rows is not None:

@@ -107,6 +107,15 @@ def cosine(u: Tensor, v: Tensor) -> float:
     return ((u * v).sum() / (u.norm() * v.norm()).clamp(min=1e-30)).item()
 
 
+def in_numbers(terms: Mapping[str, float], small: float = 1e-2) -> str:
+    """Coefficients written out, "+1.1 x_t -0.5 cond"; `small`, relative, is left out."""
+    smallest, words = small * max(map(abs, terms.values())), []
+    for name, value in terms.items():
+        if abs(value) > smallest:
+            words.append(f"{value:+.3g} {name}")
+    return " ".join(words)
+
+
 def read(
     g: float, x: Tensor, gradient: Tensor, trace: Trace, known: Embeddings, eps: list[Tensor]
 ) -> list[Reading]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import normal
@@ -28,25 +29,6 @@ def _shifted(passed: Tensor) -> Tensor:
     return torch.cat((torch.ones_like(passed[:, :1]), torch.cumprod(passed, -1)[:, :-1]), -1)
 
 
-def _late(passed: Tensor) -> Tensor:
-    """The cumulative product shifted the wrong way: through those up to i + 1."""
-    through = torch.cumprod(passed, -1)
-    return torch.cat((through[:, 1:], torch.ones_like(through[:, :1])), -1)
-
-
-def _normalised(weights: Tensor) -> Tensor:
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def _left_by_sum(alpha: Tensor) -> Tensor:
-    return 1 - alpha.sum(-1, keepdim=True).clamp(max=1)
-
-
-def _before(delta: Tensor) -> Tensor:
-    """Widths one place late; the first sample has its own."""
-    return torch.cat((delta[:, :1], delta[:, :-1]), -1)
-
-
 NO_DELTA = "delta is missing: opacity must not depend on the number of samples"
 NO_ALPHA = "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho"
 FOG = "alpha = rho delta without the exponential: exact for thin fog only"
@@ -60,7 +42,6 @@ ALPHAS = [  # of density r, width d
     Row("rho delta", lambda r, d: r * d, FOG),
     Row("exp(-rho delta)", lambda r, d: torch.exp(-r * d), SWAPPED),
     Row("delta rolled", lambda r, d: 1 - torch.exp(-r * d.roll(1, -1)), PREVIOUS),
-    Row("delta late", lambda r, d: 1 - torch.exp(-r * _before(d)), PREVIOUS),
     Row("sigmoid", lambda r, d: 1 - torch.exp(-r.sigmoid() * d), ACTIVATED),
 ]
 T_NO_DELTA = "delta is missing in the transmittance: T_i = exp(-sum rho_j delta_j)"
@@ -72,13 +53,11 @@ PASSED = [  # of density, width, alpha: what each sample lets pass
 INCLUSIVE = "the transmittance is inclusive: sample i must not shadow itself"
 UNSHADOWED = "the transmittance is missing: samples behind others are not shadowed"
 REVERSED = "the order is reversed: transmittance comes from the far end"
-LATE = "the transmittance is shifted the wrong way: T_0 is 1"
 TRANSMITTANCE = [  # of what each sample lets pass
     Row("before i", _shifted),
     Row("up to i", lambda passed: torch.cumprod(passed, -1), INCLUSIVE),
     Row("none", torch.ones_like, UNSHADOWED),
     Row("behind i", lambda passed: _shifted(passed.flip(-1)).flip(-1), REVERSED),
-    Row("up to i + 1", _late, LATE),
 ]
 TWICE = "premultiplied twice: the colour is multiplied by alpha twice"
 NORMALISED = "the weights are divided by their sum: empty rays become opaque"
@@ -87,7 +66,7 @@ MINUS = "the weights are T - alpha: they must be the product T alpha"
 WEIGHTS = [  # of transmittance, alpha
     Row("T alpha", lambda light, alpha: light * alpha),
     Row("T alpha^2", lambda light, alpha: light * alpha**2, TWICE),
-    Row("normalised", lambda light, alpha: _normalised(light * alpha), NORMALISED),
+    Row("normalised", lambda light, alpha: normalize(light * alpha, p=1, dim=-1), NORMALISED),
     Row("mean", lambda light, alpha: light * alpha / alpha.shape[-1], AVERAGED),
     Row("T - alpha", lambda light, alpha: light - alpha, MINUS),
 ]
@@ -102,14 +81,17 @@ BACKGROUNDS = [  # of opacity, transmittance, alpha: how much of the background 
     Row("none", lambda opacity, light, alpha: 0 * opacity, NO_BACKGROUND),
     Row("in full", lambda opacity, light, alpha: 0 * opacity + 1, IN_FULL),
     Row("T of the last", lambda opacity, light, alpha: light[:, -1:], THROUGH_LAST),
-    Row("clamped", lambda opacity, light, alpha: _left_by_sum(alpha), CLAMPED),
+    Row("clamped", lambda opacity, light, alpha: 1 - alpha.sum(-1, True).clamp(max=1), CLAMPED),
     Row("opacity", lambda opacity, light, alpha: opacity, COVERED),
 ]
 TOO_BRIGHT = "the colour goes through a sigmoid twice: it is in 0..1 already"
 COLOURS = [Row("colour", torch.clone), Row("sigmoid", torch.sigmoid, TOO_BRIGHT)]
 # the width of the last sample is anybody's choice, where only depths are given
 LAST_WIDTHS = [Row(f"{width:g}", lambda delta, w=width: w) for width in (0.1, 1e10, 1e3, 1.0, 0.0)]
-LAST_WIDTHS += [Row("as before", lambda delta: delta[:, -2:-1])]
+LAST_WIDTHS += [
+    Row("as before", lambda delta: delta[:, -2:-1]),
+    Row("any", lambda delta: None, "rays whose last sample is empty tell the rest", 1.25),
+]
 
 
 class Rays(NamedTuple):
@@ -121,16 +103,15 @@ class Rays(NamedTuple):
     z: Tensor
 
 
-def _rays(last_is_empty: bool) -> Rays:
-    """From empty rays to such that end inside matter."""
+def _rays() -> Rays:
+    """From empty rays to such that end inside matter; the last sample of every second is empty."""
     n, s = RAYS, SAMPLES
     steps = torch.rand(n, s, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     z = 1 + torch.cumsum(0.05 + 0.2 * steps, -1)
     delta = torch.cat((z[:, 1:] - z[:, :-1], torch.full((n, 1), 0.1).double()), -1)
     colour = torch.rand(n, s, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     rho = torch.linspace(0, 5, n).double()[:, None] * normal(n, s, seed=1).abs()
-    if last_is_empty:
-        rho[:, -1] = 0
+    rho[::2, -1] = 0
     return Rays(rho.requires_grad_(), colour, delta, z)
 
 
@@ -145,21 +126,16 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     """
     fn = prepare(fn, ("render", "composite", "forward"), names)
     report, asked = Report("check of the renderer"), keys(fn, names)
-    rays = _rays(last_is_empty="widths" not in asked)
+    rays = _rays()
     target = _rendered(report, fn, names, rays)
     if target is None:
         return report
-    best = explain_picture(target, rays, "background" in asked, LAST_WIDTHS[:1])
-    if best is not None and "widths" not in asked and not causes_of(best):
-        filled = _rays(last_is_empty=False)
-        again = _rendered(report, fn, names, filled)
-        if again is not None:
-            behind = explain_picture(again, filled, "background" in asked, LAST_WIDTHS)
-            best = best if behind is None else behind
+    last_widths = LAST_WIDTHS[:1] if "widths" in asked else LAST_WIDTHS
+    best = explain_picture(target, rays, "background" in asked, last_widths)
     read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
     causes = [f"it is none of the known slips; {tuple(target.shape)} came, read as {read}"]
     if best is not None:
-        causes = causes_of(best)
+        causes = causes_of(best[:6])
     came = "another" if causes else "as it should"
     report.add(not causes, "compositing", came, "the formula", "; ".join(causes), RENDER)
     if best is not None:
@@ -215,14 +191,15 @@ def explain_picture(
     came = target.detach().double()
 
     def fits(*rows: Row) -> bool:
-        delta = rays.delta.clone()
-        delta[:, -1:] = rows[6].value(rays.delta)
+        delta, last = rays.delta.clone(), rows[6].value(rays.delta)
+        told = slice(None) if last is not None else slice(0, None, 2)  # by rays that end empty
+        delta[:, -1:] = 0.1 if last is None else last
         with torch.no_grad():
             mine = composited(target, rays._replace(delta=delta), rows[:6])
-        return torch.allclose(came, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
+        return torch.allclose(came[told], mine[told], rtol=1e-4, atol=1e-5, equal_nan=True)
 
     tables = [ALPHAS, PASSED, TRANSMITTANCE, WEIGHTS, backgrounds, colours, last_widths]
-    return fewest_slips(tables, fits, most=2)
+    return fewest_slips(tables, fits, most=2.25)
 
 
 def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -> None:
@@ -233,6 +210,8 @@ def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -
         return
     got = torch.autograd.grad(target.sum(), rho, retain_graph=True)[0]
     want = torch.autograd.grad(mine.sum(), rho, retain_graph=True)[0]
-    same = torch.allclose(got[:, :-1], want[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True)
+    # where nobody's last width matters
+    got, want = got[::2, :-1], want[::2, :-1]
+    same = torch.allclose(got, want, rtol=1e-3, atol=1e-5, equal_nan=True)
     came = "as the formula's" if same else "another"
     report.add(same, "gradient", came, "the formula's", "a part of it was detached")

@@ -20,7 +20,7 @@ from torch import Tensor
 from psd_mini.checks.exact_world import SCALING, SHAPE, normal
 from psd_mini.checks.grading.stand_ins import VAE
 from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Reading, fit
+from psd_mini.checks.reading import Reading, fit, in_numbers
 from psd_mini.checks.report import Ok, Report
 from psd_mini.checks.tables import Row, fewest_slips, named
 from psd_mini.checks.trace import current, flows
@@ -106,7 +106,7 @@ def _recognised(image: Tensor, score: float, readings: list[Reading]) -> Seen:
         return seen
     for b, i in places:
         for name, latents in _candidates(readings[b], i):
-            like = _likeness(picture, _decoded_as(image, latents), free)
+            like = _likeness(picture, _decoded_as(image, latents))
             if like > likeness:
                 seen, likeness = Seen(score, b, i, None, name), like
     return seen
@@ -163,21 +163,18 @@ def _centred(v: Tensor, free: Tensor) -> Tensor:
     return free * (v - (free * v).sum(1, keepdim=True) / count)
 
 
-def _likeness(a: Tensor, b: Tensor, free: Tensor) -> float:
-    """How well b (C, pixels) explains a picture a: the larger of two.
+def _likeness(a: Tensor, b: Tensor) -> float:
+    """How well b (C, pixels) explains a picture a.
 
-    The correlation where the picture is not clamped; and, for the same sign, the root of the share
-    of variance that any function of the latents, pixel by pixel, explains (correlation ratio).
+    The root of the share of variance that any function of the latents, pixel by pixel, explains
+    (correlation ratio, from 16 neighbours in the order of b); 0 where they fall together.
     """
-    da, db = _centred(a, free), _centred(b, free)
-    covariance = (da * db).sum().item()
-    spread = max((da.norm() * db.norm()).item(), 1e-30)
-    correlation = covariance / spread if free.mean() > 0.01 else 0.0
-    # of a's variance, from 16 neighbours in the order of b
     in_order = a.gather(1, b.argsort(1))[:, : a.shape[1] // 16 * 16].reshape(len(a), -1, 16)
     total = in_order.flatten(1).var(1).sum().item()
     explained = 1 - in_order.var(2).mean(1).sum().item() / max(total, 1e-30)
-    return max(correlation, max(explained, 0.0) ** 0.5 * (covariance > 0))
+    everywhere = torch.ones_like(a)
+    rising = (_centred(a, everywhere) * _centred(b, everywhere)).sum().item() > 0
+    return max(explained, 0.0) ** 0.5 * rising
 
 
 def rewards_of(trial: Trial, shown: list[Seen]) -> list[Tensor | None]:
@@ -221,7 +218,7 @@ def _what_it_saw(parts: Parts, names: set[str], decoded: Parts) -> tuple[Ok, str
     rows = [row for row in PICTURES if row.name in names]
     if parts:
         row = _row_of(parts)
-        rows.append(row or Row(_in_numbers(parts[0][2]), dict, OTHER))
+        rows.append(row or Row(in_numbers(parts[0][2]), dict, OTHER))
     if "something else" in names:
         rows.append(Row("something else", dict, OTHER))
     if not rows:
@@ -259,12 +256,11 @@ def _scale_of(row: Row, parts: Parts, spread: float = 2e-2) -> float | None:
         wanted = row.value(group.a or 1e-30, group.s or 1e-30, reading.g)
         if "uncond" in wanted and "uncond" not in terms:  # who asks one prompt has one prediction
             wanted = wanted | {"cond": wanted["cond"] + wanted["uncond"], "uncond": 0.0}
-        keys = [*dict.fromkeys([*terms, *wanted])]
+        keys = list(dict.fromkeys([*terms, *wanted]))
         came = torch.tensor([terms.get(key, 0.0) for key in keys]).double()
         wish = torch.tensor([wanted.get(key, 0.0) for key in keys]).double()
-        size = ((came * wish).sum() / wish.square().sum()).item()
-        slack = size * (1e-2 * wish.abs() + 2e-3 * wish.abs().max())
-        if size <= 0 or bool(((came - size * wish).abs() > slack).any()):
+        (size,), left = fit(came, [wish])
+        if size <= 0 or left > 1e-2:
             return None
         sizes.append(size)
     if not sizes or max(sizes) - min(sizes) > spread * max(sizes):
@@ -281,9 +277,3 @@ def _decoded(trial: Trial) -> Parts:
             if seen.terms is not None:
                 found.append((trial.readings[0], seen.noise, seen.terms))
     return found
-
-
-def _in_numbers(terms: dict[str, float]) -> str:
-    """Coefficients written out, "1.1 x_t -0.5 cond"."""
-    small = 1e-2 * max(map(abs, terms.values()))
-    return " ".join(f"{value:+.3g} {name}" for name, value in terms.items() if abs(value) > small)
