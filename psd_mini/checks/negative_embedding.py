@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.checks.exact_world import SCHEDULE, alpha_at, embedding, exact_eps, sigma_at
+from psd_mini.checks.exact_world import SCHEDULE, embedding, exact_eps
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
+from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine, fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import reward
-from psd_mini.checks.tables import Row, best_explanation, causes_of, products_of
+from psd_mini.checks.tables import best_explanation, causes_of, formulas, products_of
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
@@ -33,20 +34,15 @@ AT_ONE = "at g = 1 the negative embedding has no influence: the factor is g - 1,
 OTHER_LOSS = "it is not the gradient of this loss"
 NOT_IN_LOSS = "the gradient is exactly zero: is n in the loss at all?"
 EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
-SUMMED = "the sum over pictures instead of the mean: multiplied by the batch"
-CLIMBS = "the sign is flipped: n would move to where the reward is lower"
-G_FOR_G_1 = "the factor g stands where g - 1 should: cond + g (cond - n)?"
-N_ALONE = "x0_hat is made of eps(n) alone, not of the guided prediction"
-NO_SIGMA = "sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t"
-SLIPS = [  # factors of (g, t, batch)
-    Row("batch", lambda g, t, b: float(b), SUMMED),
-    Row("-1", lambda *_: -1.0, CLIMBS),
-    Row("g / (g - 1)", lambda g, t, b: g / (g - 1), G_FOR_G_1),
-    Row("1 / (1 - g)", lambda g, t, b: 1 / (1 - g), N_ALONE),
-    Row("alpha_t", lambda g, t, b: alpha_at(t), "x0_hat is not divided by alpha_t"),
-    Row("1 / alpha_t", lambda g, t, b: 1 / alpha_at(t), "x0_hat is divided by alpha_t twice"),
-    Row("1 / sigma_t", lambda g, t, b: 1 / sigma_at(t), NO_SIGMA),
-]
+SLIPS = {  # factors
+    "batch": "the sum over pictures instead of the mean: multiplied by the batch",
+    "-1": "the sign is flipped: n would move to where the reward is lower",
+    "g / (g - 1)": "the factor g stands where g - 1 should: cond + g (cond - n)?",
+    "1 / (1 - g)": "x0_hat is made of eps(n) alone, not of the guided prediction",
+    "alpha_t": "x0_hat is not divided by alpha_t",
+    "1 / alpha_t": "x0_hat is divided by alpha_t twice",
+    "1 / sigma_t": "sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t",
+}
 
 
 @validated
@@ -96,7 +92,8 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     cause = OTHER_LOSS if max(sizes.values()) > 0 else NOT_IN_LOSS
     report.add(straight, "direction", came, "cosine 1", cause, EQUATION)
     if straight:
-        rows, came = best_explanation(seen, [products_of(SLIPS)]), f"{seen[0][1]:.4g}"
+        factors, came = formulas("g, t, batch", SLIPS, LEVELS), f"{seen[0][1]:.4g}"
+        rows = best_explanation(seen, [products_of(factors)])
         cause = f"the size is {came} times the reference"
         cause = cause if rows is None else "; ".join(causes_of(rows))
         report.add(not cause, "size", f"{came} of the reference", "1", cause, EQUATION)

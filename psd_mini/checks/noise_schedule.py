@@ -17,62 +17,68 @@ from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.tables import Row, Table, best_explanation
+from psd_mini.checks.tables import Table, best_explanation, formulas
+
+
+def abar_at(t: int) -> float:
+    """abar_t of one timestep."""
+    return alpha_at(t) ** 2
 
 
 def beta_at(t: int) -> float:
     """beta_t = 1 - abar_t / abar_{t-1}, the noise of one step."""
-    return 1 - (alpha_at(t) / alpha_at(t - 1)) ** 2 if t > 0 else sigma_at(0) ** 2
+    return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
 
 
-def _product_of_betas(t: int) -> float:
+def prod_beta_at(t: int) -> float:
+    """The product of beta_0 to beta_t."""
     return math.prod(map(beta_at, range(t + 1)))
 
 
+# of t, in formulas
+LEVELS = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at, "T": T}
+LEVELS |= {"prod_beta": prod_beta_at, "sqrt": math.sqrt, "scaling": SCALING}
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
 SHIFT = OFF_BY_ONE + ": the {} level is that of t {} 1"
 SWAP = "alpha_t and sigma_t are swapped"
-UNSCALED = "latents were not multiplied by vae.config.scaling_factor"
 OVER_BETA = "the product is over beta and not over 1 - beta"
-REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
-NO_ROOT = "the square root is missing: sigma_t is sqrt(1 - abar_t)"
 ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
-SIGNAL = [  # a in x_t = a x + s eps; the first row is right
-    Row("sqrt(abar_t)", alpha_at),
-    Row("abar_t", lambda t: alpha_at(t) ** 2, ROOT),
-    Row("alpha_{t-1}", lambda t: alpha_at(t - 1), SHIFT.format("signal", "-")),
-    Row("alpha_{t+1}", lambda t: alpha_at(t + 1), SHIFT.format("signal", "+")),
-    Row("sqrt(1 - abar_t)", sigma_at, SWAP),
-    Row("1 - abar_t", lambda t: sigma_at(t) ** 2, f"{SWAP}, and {ROOT}"),
-    Row("sqrt(1 - beta_t)", lambda t: (1 - beta_at(t)) ** 0.5, STEP),
-    Row("1 - beta_t", lambda t: 1 - beta_at(t), f"{STEP}; {ROOT}"),
-    Row("1", lambda t: 1.0, "x is not scaled by alpha_t"),
-    Row("0", lambda t: 0.0, "x is not in x_t: the UNet was asked about pure noise"),
-    Row("alpha_t / scaling", lambda t: alpha_at(t) / SCALING, UNSCALED),
-    Row("sqrt(prod beta_s)", lambda t: _product_of_betas(t) ** 0.5, OVER_BETA),
-    Row("alpha_{T-1-t}", lambda t: alpha_at(T - 1 - t), REVERSED),
-]
+SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
+    "sqrt(abar_t)": "",
+    "abar_t": ROOT,
+    "alpha_{t-1}": SHIFT.format("signal", "-"),
+    "alpha_{t+1}": SHIFT.format("signal", "+"),
+    "sqrt(1 - abar_t)": SWAP,
+    "1 - abar_t": f"{SWAP}, and {ROOT}",
+    "sqrt(1 - beta_t)": STEP,
+    "1 - beta_t": f"{STEP}; {ROOT}",
+    "1": "x is not scaled by alpha_t",
+    "0": "x is not in x_t: the UNet was asked about pure noise",
+    "alpha_t / scaling": "latents were not multiplied by vae.config.scaling_factor",
+    "sqrt(prod_beta_t)": OVER_BETA,
+    "alpha_{T-1-t}": "the schedule is reversed: t = 0 must be the cleanest",
+}
+NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
+    "sqrt(1 - abar_t)": "",
+    "1 - abar_t": "the square root is missing: sigma_t is sqrt(1 - abar_t)",
+    "0": "no noise was added: the UNet must see x_t = alpha_t x + sigma_t eps",
+    "sigma_{t-1}": SHIFT.format("noise", "-"),
+    "sigma_{t+1}": SHIFT.format("noise", "+"),
+    "sqrt(abar_t)": SWAP,
+    "abar_t": f"{SWAP}, and {ROOT}",
+    "sqrt(beta_t)": STEP,
+    "beta_t": f"{STEP}; the square root is missing",
+    "1 - alpha_t": ONE_MINUS_ALPHA,
+    "1": "the noise is not scaled by sigma_t",
+}
+
+
+SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNAL_FORMULAS, NOISE_FORMULAS))
 # 1 - prod beta_s is nearly 1: whoever makes a table of abar_t means this, who mixes x does not
-SIGNAL_OF_A_TABLE = [
-    SIGNAL[0],
-    Row("sqrt(1 - prod beta_s)", lambda t: (1 - _product_of_betas(t)) ** 0.5, OVER_BETA),
-    *SIGNAL[1:],
-]
-NOISE = [  # s in x_t = a x + s eps; the first row is right
-    Row("sqrt(1 - abar_t)", sigma_at),
-    Row("1 - abar_t", lambda t: sigma_at(t) ** 2, NO_ROOT),
-    Row("0", lambda t: 0.0, "no noise was added: the UNet must see x_t = alpha_t x + sigma_t eps"),
-    Row("sigma_{t-1}", lambda t: sigma_at(t - 1), SHIFT.format("noise", "-")),
-    Row("sigma_{t+1}", lambda t: sigma_at(t + 1), SHIFT.format("noise", "+")),
-    Row("sqrt(abar_t)", alpha_at, SWAP),
-    Row("abar_t", lambda t: alpha_at(t) ** 2, f"{SWAP}, and {ROOT}"),
-    Row("sqrt(beta_t)", lambda t: beta_at(t) ** 0.5, STEP),
-    Row("beta_t", beta_at, f"{STEP}; the square root is missing"),
-    Row("1 - alpha_t", lambda t: 1 - alpha_at(t), ONE_MINUS_ALPHA),
-    Row("1", lambda t: 1.0, "the noise is not scaled by sigma_t"),
-]
+ONE_MINUS = formulas("t", {"sqrt(1 - prod_beta_t)": OVER_BETA}, LEVELS)
+SIGNAL_OF_A_TABLE = [SIGNAL[0], *ONE_MINUS, *SIGNAL[1:]]
 
 
 def level(table: Table, seen: Sequence[tuple[int, float]], tolerance: float) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import normal
@@ -16,7 +15,7 @@ from psd_mini.checks.grading.submission import answered, environment, parts_of, 
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
-from psd_mini.checks.tables import Row, causes_of, fewest_slips
+from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, named
 
 RENDER = (
     "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -24,68 +23,65 @@ RENDER = (
 RAYS, SAMPLES, BACKGROUND = 64, 12, 0.7
 
 
-def _shifted(passed: Tensor) -> Tensor:
+def before(passed: Tensor) -> Tensor:
     """Exclusive cumulative product: what reaches sample i through those before it."""
     return torch.cat((torch.ones_like(passed[:, :1]), torch.cumprod(passed, -1)[:, :-1]), -1)
 
 
-NO_DELTA = "delta is missing: opacity must not depend on the number of samples"
-NO_ALPHA = "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho"
-FOG = "alpha = rho delta without the exponential: exact for thin fog only"
-SWAPPED = "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes"
 PREVIOUS = "delta is that of the previous sample: it is the width z_{i+1} - z_i of its own interval"
-ACTIVATED = "the density goes through a sigmoid: it is a density already"
-ALPHAS = [  # of density r, width d
-    Row("1 - exp(-rho delta)", lambda r, d: 1 - torch.exp(-r * d)),
-    Row("1 - exp(-rho)", lambda r, d: 1 - torch.exp(-r), NO_DELTA),
-    Row("rho", lambda r, d: r, NO_ALPHA),
-    Row("rho delta", lambda r, d: r * d, FOG),
-    Row("exp(-rho delta)", lambda r, d: torch.exp(-r * d), SWAPPED),
-    Row("delta rolled", lambda r, d: 1 - torch.exp(-r * d.roll(1, -1)), PREVIOUS),
-    Row("sigmoid", lambda r, d: 1 - torch.exp(-r.sigmoid() * d), ACTIVATED),
-]
-T_NO_DELTA = "delta is missing in the transmittance: T_i = exp(-sum rho_j delta_j)"
-PASSED = [  # of density, width, alpha: what each sample lets pass
-    Row("1 - alpha", lambda r, d, alpha: 1 - alpha),
-    Row("exp(-rho delta)", lambda r, d, alpha: torch.exp(-r * d)),
-    Row("exp(-rho)", lambda r, d, alpha: torch.exp(-r), T_NO_DELTA),
-]
-INCLUSIVE = "the transmittance is inclusive: sample i must not shadow itself"
-UNSHADOWED = "the transmittance is missing: samples behind others are not shadowed"
-REVERSED = "the order is reversed: transmittance comes from the far end"
-TRANSMITTANCE = [  # of what each sample lets pass
-    Row("before i", _shifted),
-    Row("up to i", lambda passed: torch.cumprod(passed, -1), INCLUSIVE),
-    Row("none", torch.ones_like, UNSHADOWED),
-    Row("behind i", lambda passed: _shifted(passed.flip(-1)).flip(-1), REVERSED),
-]
-TWICE = "premultiplied twice: the colour is multiplied by alpha twice"
-NORMALISED = "the weights are divided by their sum: empty rays become opaque"
-AVERAGED = "the mean over samples is taken: it must be their sum"
-MINUS = "the weights are T - alpha: they must be the product T alpha"
-WEIGHTS = [  # of transmittance, alpha
-    Row("T alpha", lambda light, alpha: light * alpha),
-    Row("T alpha^2", lambda light, alpha: light * alpha**2, TWICE),
-    Row("normalised", lambda light, alpha: normalize(light * alpha, p=1, dim=-1), NORMALISED),
-    Row("mean", lambda light, alpha: light * alpha / alpha.shape[-1], AVERAGED),
-    Row("T - alpha", lambda light, alpha: light - alpha, MINUS),
-]
-NO_BACKGROUND = "no background: (1 - opacity) b is missing"
-IN_FULL = "the background is added in full: it must be multiplied by 1 - opacity"
-THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
 CLAMPED = "the opacity is a clamped sum of alphas: it is the sum of the weights T alpha"
-COVERED = "the background is multiplied by the opacity: it must be 1 - opacity"
-BACKGROUNDS = [  # of opacity, transmittance, alpha: how much of the background is seen
-    Row("1 - opacity", lambda opacity, light, alpha: 1 - opacity),
-    Row("T_end", lambda opacity, light, alpha: (light * (1 - alpha))[:, -1:]),
-    Row("none", lambda opacity, light, alpha: 0 * opacity, NO_BACKGROUND),
-    Row("in full", lambda opacity, light, alpha: 0 * opacity + 1, IN_FULL),
-    Row("T of the last", lambda opacity, light, alpha: light[:, -1:], THROUGH_LAST),
-    Row("clamped", lambda opacity, light, alpha: 1 - alpha.sum(-1, True).clamp(max=1), CLAMPED),
-    Row("opacity", lambda opacity, light, alpha: opacity, COVERED),
-]
-TOO_BRIGHT = "the colour goes through a sigmoid twice: it is in 0..1 already"
-COLOURS = [Row("colour", torch.clone), Row("sigmoid", torch.sigmoid, TOO_BRIGHT)]
+NORMALISED = "the weights are divided by their sum: empty rays become opaque"
+THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
+NAMES = {  # in formulas
+    **{"before": before, "exp": torch.exp, "sigmoid": torch.sigmoid, "ones_like": torch.ones_like},
+    "rolled": lambda delta: delta.roll(1, -1),
+    "up_to": lambda passed: torch.cumprod(passed, -1),
+    "behind": lambda passed: before(passed.flip(-1)).flip(-1),
+    "total": lambda weights: weights.sum(-1, keepdim=True),
+    "last": lambda values: values[:, -1:],
+}
+TABLES = {  # by what formulas are of; the first one is right
+    "rho, delta": {  # alpha
+        "1 - exp(-rho delta)": "",
+        "1 - exp(-rho)": "delta is missing: opacity must not depend on the number of samples",
+        "rho": "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho",
+        "rho delta": "alpha = rho delta without the exponential: exact for thin fog only",
+        "exp(-rho delta)": "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes",
+        "1 - exp(-rho rolled(delta))": PREVIOUS,
+        "1 - exp(-sigmoid(rho) delta)": "the density goes through a sigmoid: it is one already",
+    },
+    "rho, delta, alpha": {  # what each sample lets pass
+        "1 - alpha": "",
+        "exp(-rho delta)": "",
+        "exp(-rho)": "delta is missing in the transmittance: T_i = exp(-sum rho_j delta_j)",
+    },
+    "passed": {  # T, the transmittance
+        "before(passed)": "",
+        "up_to(passed)": "the transmittance is inclusive: sample i must not shadow itself",
+        "ones_like(passed)": "the transmittance is missing: samples behind others are not shadowed",
+        "behind(passed)": "the order is reversed: transmittance comes from the far end",
+    },
+    "T, alpha": {  # weights
+        "T alpha": "",
+        "T alpha^2": "premultiplied twice: the colour is multiplied by alpha twice",
+        "T alpha / total(T alpha)": NORMALISED,
+        "T alpha / alpha.shape[-1]": "the mean over samples is taken: it must be their sum",
+        "T - alpha": "the weights are T - alpha: they must be the product T alpha",
+    },
+    "opacity, T, alpha": {  # how much of the background is seen
+        "1 - opacity": "",
+        "last(T (1 - alpha))": "",
+        "0 opacity": "no background: (1 - opacity) b is missing",
+        "0 opacity + 1": "the background is added in full: it must be multiplied by 1 - opacity",
+        "last(T)": THROUGH_LAST,
+        "1 - total(alpha).clamp(max=1)": CLAMPED,
+        "opacity": "the background is multiplied by the opacity: it must be 1 - opacity",
+    },
+    "colour": {
+        "colour": "",
+        "sigmoid(colour)": "the colour goes through a sigmoid twice: it is in 0..1 already",
+    },
+}
 # the width of the last sample is anybody's choice, where only depths are given
 LAST_WIDTHS = [Row(f"{width:g}", lambda delta, w=width: w) for width in (0.1, 1e10, 1e3, 1.0, 0.0)]
 LAST_WIDTHS += [
@@ -183,11 +179,11 @@ def explain_picture(
     target: Tensor, rays: Rays, takes_background: bool, last_widths: Sequence[Row]
 ) -> tuple[Row, ...] | None:
     """The rows with the fewest slips that give these rgb or weights."""
-    backgrounds, colours = BACKGROUNDS, COLOURS
+    tables = [formulas(arguments, rows, NAMES) for arguments, rows in TABLES.items()]
     if not takes_background:  # black, and nothing to be seen of it
-        backgrounds = [BACKGROUNDS[2]._replace(cause="")]
+        tables[4] = [named(tables[4], "0 opacity")._replace(cause="")]
     if target.shape[-1] != 3:
-        backgrounds, colours = BACKGROUNDS[:1], COLOURS[:1]
+        tables[4:] = [tables[4][:1], tables[5][:1]]
     came = target.detach().double()
 
     def fits(*rows: Row) -> bool:
@@ -198,8 +194,7 @@ def explain_picture(
             mine = composited(target, rays._replace(delta=delta), rows[:6])
         return torch.allclose(came[told], mine[told], rtol=1e-4, atol=1e-5, equal_nan=True)
 
-    tables = [ALPHAS, PASSED, TRANSMITTANCE, WEIGHTS, backgrounds, colours, last_widths]
-    return fewest_slips(tables, fits, most=2.25)
+    return fewest_slips([*tables, last_widths], fits, most=2.25)
 
 
 def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -> None:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from itertools import product
 
-from psd_mini.checks.exact_world import SHAPE, T, alpha_at, sigma_at
-from psd_mini.checks.noise_schedule import beta_at
+from psd_mini.checks.exact_world import SHAPE
+from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.report import Ok, Unreadable
-from psd_mini.checks.tables import Row, causes_of, fewest_slips, products_of
+from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, products_of
 
 # the status of a constant factor, by policy
 POLICIES = {"ignore": "note", "report": "scaled", "require": "wrong"}
@@ -30,24 +30,22 @@ def known_choice(name: str, came: str | None, known: Sequence[str | None]) -> No
         raise Unreadable(f"{name}: {came!r} is not known; choose from {names}")
 
 
-def _power(i: int, j: int) -> Row:
+def _power(i: int, j: int) -> str:
     """alpha_t^i sigma_t^j."""
     powers = [("alpha_t", i), ("sigma_t", j)]
-    parts = [name if p == 1 else f"{name}^{p}" for name, p in powers if p]
-    return Row(" ".join(parts) or "1", lambda t: alpha_at(t) ** i * sigma_at(t) ** j)
+    return " ".join(name if p == 1 else f"{name}^{p}" for name, p in powers if p) or "1"
 
 
 _POWERS = sorted(product(range(-2, 3), range(-2, 5)), key=lambda p: abs(p[0]) + abs(p[1]))
-PER_STEP = "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cumprod"
-TAKEN_AT = "the weight is taken at t {0} 1: t is off by one"
-WEIGHTS = [  # w(t), the simple ones first
-    *(_power(i, j) for i, j in _POWERS),
-    Row("1 - alpha_t", lambda t: 1 - alpha_at(t)),
-    Row("t / T", lambda t: t / T),
-    Row("beta_t", beta_at, PER_STEP),
-    Row("sigma_{t+1}^2", lambda t: sigma_at(t + 1) ** 2, TAKEN_AT.format("+")),
-    Row("sigma_{t-1}^2", lambda t: sigma_at(t - 1) ** 2, TAKEN_AT.format("-")),
-]
+WEIGHTS = {  # w(t), the simple ones first
+    **{_power(i, j): "" for i, j in _POWERS},
+    "1 - alpha_t": "",
+    "t / T": "",
+    "beta_t": "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cumprod",
+    "sigma_{t+1}^2": "the weight is taken at t + 1: t is off by one",
+    "sigma_{t-1}^2": "the weight is taken at t - 1: t is off by one",
+}
+WEIGHTS_OF_T = formulas("t", WEIGHTS, LEVELS)
 ALONE = "the gradient of one picture must not depend on how many there are"
 TWICE = "the factor 1/2 of 0.5 ||x - target||^2 is missing?"
 HALF = "one factor 1/2 too many?"
@@ -72,15 +70,10 @@ def factors(style: str, free_g: bool = False) -> list[Row]:
     """Factors of (t, batch, g). A "loss" may be divided by the batch, a "gradient" may not."""
     by_g = "" if free_g else "multiplied by the guidance scale"
     divided = "" if style == "loss" else f"divided by the batch: {ALONE}"
-    rows = [
-        Row("batch", lambda t, b, g: float(b), f"multiplied by the batch: {ALONE}"),
-        Row("g", lambda t, b, g: g, by_g),
-        Row("1/batch", lambda t, b, g: 1 / b, divided),
-    ]
+    rows = {"batch": f"multiplied by the batch: {ALONE}", "g": by_g, "1/batch": divided}
     if style == "loss":
-        twice = f"divided by the batch twice: {ALONE}"
-        rows.append(Row("1/batch^2", lambda t, b, g: 1 / b**2, twice))
-    return rows
+        rows["1/batch^2"] = f"divided by the batch twice: {ALONE}"
+    return formulas("t, batch, g", rows, {})
 
 
 def size(
@@ -104,7 +97,7 @@ def size(
         ok or the status, what came, the cause.
     """
     wanted = W_FORMULAS[weighting] if weighting else ""
-    weights = sorted(WEIGHTS, key=lambda row: row.name != wanted)
+    weights = sorted(WEIGHTS_OF_T, key=lambda row: row.name != wanted)
     known = [*products_of(constants(), 2), *([ANY_CONSTANT] if len(seen) > 1 else [])]
 
     def fits(weight: Row, constant: Row, factor: Row) -> bool:

@@ -10,7 +10,8 @@ and a new mistake is one more row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -31,6 +32,28 @@ class Row(NamedTuple):
 
 
 Table = Sequence[Row]
+
+
+def formulas(arguments: str, rows: Mapping[str, str], names: Mapping[str, Any]) -> list[Row]:
+    """Rows from {formula: what is wrong with it}, "" where it is right.
+
+    A formula is written as on paper and computed as it stands: "T alpha^2" is T times alpha
+    squared, alpha_t and alpha_{t-1} are a function alpha of t. (Only text of this package is
+    evaluated, nothing that was handed in.)
+
+    Args:
+        arguments: of the rows' `value`, "t".
+        names: all else that formulas contain, functions and numbers.
+    """
+    table = []
+    for formula, cause in rows.items():
+        code = re.sub(r"_t\b", "(t)", formula.replace("^", "**"))
+        code = re.sub(r"_\{(.*?)\}", r"(\1)", code)
+        code = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", code)
+        table.append(Row(formula, eval(f"lambda {arguments}: {code}", dict(names)), cause))
+    return table
+
+
 Observed = Sequence[tuple[tuple, float]]  # (inputs, value) of every run
 
 
