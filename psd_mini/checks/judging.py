@@ -20,7 +20,9 @@ from psd_mini.checks.sizes import W_FORMULAS, size
 from psd_mini.checks.tables import Row, causes_of, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
-NOT_LINEAR = "of it is no combination of predictions, noise and x: a part is not linear in them"
+NOT_LINEAR = (
+    "of it is no combination of predictions, noise and x: not linear in them (was it rescaled?)"
+)
 CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose their direction"
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"

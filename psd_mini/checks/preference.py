@@ -51,7 +51,7 @@ EQUATION, WORDS = "h_i = eps_cfg(x_t^i) - eps_i", {"nothing": BARE, "another ter
 RESIDUALS = Method("pair", EQUATION, GUIDED, "- eps", WORDS)
 ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
 ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"
-OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
+OTHERS = "in a batch the winners are not those of the rewards: are pictures or rewards mixed?"
 
 
 @validated
@@ -102,8 +102,8 @@ def check_psd(
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
             return size(seen, trials[0].style, 1e-2, *scale)
 
-        weights.judge_weights(report, form, samples, judged, omega)
-        _judge_batch(report, prober, form, rows)
+        found = weights.judge_weights(report, form, samples, judged, omega)
+        _judge_batch(report, prober, rows, found)
     draws.judge_noise(report, trials)
     draws.judge_graph(report, trials)
     return report
@@ -124,18 +124,24 @@ def _samples(
 ) -> list[weights.Sample]:
     """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
     samples = []
-    asked = "preference_weight" in keys(prober.fn, prober.names)
-    plan = [(trial, rewards, LAMBDA if asked else None) for trial, rewards in scored]
-    if plan and asked and form == "psd":
+    for trial, rewards in scored:
+        samples.append(_sample(prober, trial.readings[0], rewards, rows))
+    if samples and samples[0].lam and form == "psd":
         prober.given["preference_weight"] = 2 * LAMBDA
-        plan.append((prober.run(*PAIRS[0]), scored[0][1], 2 * LAMBDA))
+        twice = prober.run(*PAIRS[0]).readings[0]
+        samples.append(_sample(prober, twice, scored[0][1], rows))
         prober.given["preference_weight"] = LAMBDA
-    for trial, rewards, lam in plan:
-        if len(rewards) > 1:
-            reading = trial.readings[0]
-            found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
-            samples.append(weights.Sample(reading.t, lam, rewards, found))
-    return samples
+    return [sample for sample in samples if len(sample.rewards) > 1]
+
+
+def _sample(
+    prober: Prober, reading: Reading, rewards: Tensor, rows: tuple[Row, ...] | None
+) -> weights.Sample:
+    """The rewards and weights of one picture, and the preference weight if it was asked for."""
+    asked = "preference_weight" in keys(prober.fn, prober.names)
+    lam = prober.given["preference_weight"] if asked else None
+    found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
+    return weights.Sample(reading.t, lam, rewards, found)
 
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
@@ -183,37 +189,42 @@ def _guided_unlike(reading: Reading) -> bool:
     return max(scales) - min(scales) > 0.1
 
 
-def _judge_batch(report: Report, prober: Prober, form: str, rows: tuple[Row, ...] | None) -> None:
-    """Two pictures at once with different winners: who decides for whom?"""
-    for seed in range(10, 20):
+def _judge_batch(
+    report: Report, prober: Prober, rows: tuple[Row, ...] | None, explained: tuple[Row, ...] | None
+) -> None:
+    """Two pictures at once, with different winners: who decides for whom?
+
+    explained: the rows that explain the weights of one picture; of pairs there are four.
+    """
+    for seed in range(10, 40):
         try:
             trial = prober.run(2, 7.5, (500,), seed)
         except Unreadable as error:
             report.add("note", "batch of 2", str(error), "as for one picture", ONE_ONLY)
             return
-        rewards = rewards_of(trial, seen_by_reward(trial))
-        gaps = [r[0] - r[1] for r in rewards if r is not None and len(r) == 2]
-        if form not in ("psd", "dreamdpo") or len(gaps) != 2:
+        samples, scores = [], rewards_of(trial, seen_by_reward(trial))
+        for reading, rewards in zip(trial.readings, scores, strict=True):
+            if rewards is not None and len(rewards) == 2:
+                samples.append(_sample(prober, reading, rewards, rows))
+        if explained is None or len(explained) != 4 or len(samples) != 2:
             return  # weights of more noises, or other rows say what is wrong
-        if gaps[0] * gaps[1] < 0:
-            _judge_winners(report, trial, [gap.item() for gap in gaps], rows)
+        # the mean decides as the second picture would: not as the first one
+        if samples[0].gap * samples[1].gap < 0 and abs(samples[0].gap) < abs(samples[1].gap):
+            _judge_winners(report, samples, explained)
             return
 
 
-def _judge_winners(
-    report: Report, trial: Trial, gaps: list[float], rows: tuple[Row, ...] | None
-) -> None:
+def _judge_winners(report: Report, samples: list[weights.Sample], rows: tuple[Row, ...]) -> None:
     """Each picture decides for itself, or the mean of their rewards for both."""
-    pulls = []
-    for reading in trial.readings:
-        first, second = weights_of(reading, rows)
-        pulls.append(first - second)
-    own = all(pull * gap > 0 for pull, gap in zip(pulls, gaps, strict=True))
-    together = all(pull * (gaps[0] + gaps[1]) > 0 for pull in pulls)
+    mean = (samples[0].rewards + samples[1].rewards) / 2
+    of_any_size = (rows[0], weights.ANY_PULL, *rows[2:])
+    own, together = True, rows[1].name not in (weights.THE_PAIR.name, weights.NO_PULL_ROW.name)
+    for sample in samples:
+        own &= weights.size_by(sample, rows) is not None
+        together &= weights.size_by(sample._replace(rewards=mean), of_any_size) is not None
     expected, cause = "each picture's own winner", OTHERS
     came = expected if own else "other winners"
     if together and not own:
         came, cause = "one winner for all", ONE_WINNER
-    lenient = together or not report.ok
-    status = own or ("note" if lenient else False)
+    status = own or ("note" if together or not report.ok else False)
     report.add(status, "batch of 2", came, expected, "" if own else cause)

@@ -151,6 +151,12 @@ def weights_by(sample: Sample, *rows: Row) -> list[Tensor]:
     return [sign.value() * (weights + size * towards)]
 
 
+def size_by(sample: Sample, rows: Sequence[Row]) -> float | None:
+    """How many times the weights that these rows give came; None where others came."""
+    (k, *pull), left = fit(sample.weights, weights_by(sample, *rows))
+    return None if left > 1e-2 or k <= 0 or min(pull, default=k) < 1e-2 * k else k
+
+
 def explain_weights(
     tables: Sequence[Table], samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
 ) -> tuple[tuple[Row, ...], Judged] | None:
@@ -166,10 +172,9 @@ def explain_weights(
             return None
         sizes = []
         for sample in samples:
-            (k, *pull), left = fit(sample.weights, weights_by(sample, *rows))
-            if left > 1e-2 or k <= 0 or min(pull, default=k) < 1e-2 * k:
+            if (size := size_by(sample, rows)) is None:
                 return None
-            sizes.append(k)
+            sizes.append(size)
         return judged(sizes)
 
     def fits(*rows: Row) -> bool:
@@ -186,12 +191,12 @@ def judge_weights(
     samples: Sequence[Sample],
     judged: Callable[[list[float]], Judged],
     omega_asked: str | None,
-) -> None:
-    """Add the rows on W_i(R)."""
+) -> tuple[Row, ...] | None:
+    """Add the rows on W_i(R); returns what explains the weights."""
     if not samples:
         cause = "no pair with rewards: see the rows above"
         report.add(False, "weights", "cannot be read", "weights of residuals", cause)
-        return
+        return None
     weights = [round(value, 3) for value in samples[0].weights.tolist()]
     rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
     came, pair = f"{weights} for rewards {rewards}", form in ("psd", "dreamdpo")
@@ -203,7 +208,7 @@ def judge_weights(
         best = explain_weights(_tables(form, omega_asked, known_weight), samples, judged)
     if best is None:
         report.add(False, "weights", came, FORMS[form], cause, EQUATION)
-        return
+        return None
     rows, (status, size, factor) = best
     wrong = causes_of(rows)
     if pair and rows[1] is not NO_PULL_ROW:  # its strength has a row of its own
@@ -212,6 +217,7 @@ def judge_weights(
     report.add(not wrong and status, "weights", f"{came}; {size}", FORMS[form], causes, EQUATION)
     if form == "psd" and known_weight and NO_PULL not in wrong:
         _judge_strength(report, rows, samples, bool(omega_asked))
+    return rows
 
 
 def _judge_strength(
