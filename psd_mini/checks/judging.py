@@ -141,7 +141,9 @@ def _clamped_at(gradient: Tensor) -> float:
 
 def _at_two_x_t(reading: Reading) -> bool:
     """Are there predictions of several kinds, and no two x_t have one kind in common?"""
-    asked = [label for group in reading.groups for label in group.eps_hat]
+    asked: list[str] = []
+    for group in reading.groups:
+        asked += group.eps_hat
     return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 

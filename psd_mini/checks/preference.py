@@ -35,7 +35,7 @@ from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
 from psd_mini.checks.sds import known_scale
 from psd_mini.checks.sizes import known_choice, size
-from psd_mini.checks.tables import Row
+from psd_mini.checks.tables import Row, causes_of
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
 LAMBDA = 0.7  # preference_weight in most trials
@@ -146,9 +146,11 @@ def _sample(
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
     """Several noises of one picture, at one t."""
-    groups = [trial.readings[0].groups for trial in trials]
-    counts = {len(noised) for noised in groups}
-    same_t = all(len({group.t for group in noised}) == 1 for noised in groups)
+    counts, same_t = set(), True
+    for trial in trials:
+        groups = trial.readings[0].groups
+        counts.add(len(groups))
+        same_t &= len({group.t for group in groups}) == 1
     cause = SAME_NOISE if counts == {1} else ""
     if not same_t:
         cause = TWO_TIMES
@@ -164,7 +166,7 @@ def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> tup
     rows = None if jacobian else explain_direction(RESIDUALS, readings, TOLERANCE, signed=False)
     combination, causes = "no", [JACOBIAN] if jacobian else []
     if rows is not None:
-        combination, causes = rows[0].name, [row.cause for row in rows[1:] if row.cause]
+        combination, causes = rows[0].name, causes_of(rows[1:])
         if rows[0].slips > 1:  # its numbers are all that is known
             combination = combination_of(readings[0], rows)
             unlike = any(_guided_unlike(reading) for reading in readings)

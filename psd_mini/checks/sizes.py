@@ -100,13 +100,17 @@ def size(
     weights = sorted(WEIGHTS_OF_T, key=lambda row: row.name != wanted)
     known = [*products_of(constants(), 2), *([ANY_CONSTANT] if len(seen) > 1 else [])]
 
+    def ratio(weight: Row, factor: Row, t: int, b: int, g: float, k: float) -> float:
+        return k / max(weight.value(t) * factor.value(t, b, g), 1e-30)
+
     def fits(weight: Row, constant: Row, factor: Row) -> bool:
-        ratios = []
-        for t, b, g, k in seen:
-            ratios.append(k / max(weight.value(t) * factor.value(t, b, g), 1e-30))
-        expected = ratios[0] if constant is ANY_CONSTANT else constant.value()
-        # written so that NaN does not fit
-        return all(abs(ratio - expected) <= tolerance * expected for ratio in ratios)
+        expected = ratio(weight, factor, *seen[0])
+        if constant is not ANY_CONSTANT:
+            expected = constant.value()
+        for run in seen:  # written so that NaN does not fit
+            if not abs(ratio(weight, factor, *run) - expected) <= tolerance * expected:
+                return False
+        return True
 
     found = fewest_slips([weights, known, products_of(factors(style, free_g), 2)], fits)
     if found is None:
@@ -114,9 +118,7 @@ def size(
     weight, constant, factor = found
     scaled, wrong = "", causes_of((weight, factor))
     if constant is ANY_CONSTANT:
-        t, b, g, k = seen[0]
-        ratio = k / (weight.value(t) * factor.value(t, b, g))
-        scaled = f"the size is {ratio:.4g} times the reference"
+        scaled = f"the size is {ratio(weight, factor, *seen[0]):.4g} times the reference"
     elif constant.cause:
         scaled = f"the size is {constant.name} times the reference: {constant.cause}"
     if wanted not in ("", weight.name):
