@@ -162,7 +162,9 @@ def fit_rows(
         could have a size, or where more is left than `tolerance`, in units of the largest size.
     """
     predictions, subtracted, place = rows[:3]
-    columns, free, entering, g = [], [], {}, reading.g
+    columns: list[Terms] = []
+    free: list[Terms] = []
+    entering, g = dict[int, Tensor](), reading.g
     for i, group in enumerate(reading.groups):
         a, s = group.a, group.s
         columns.append(_placed(reading, {i: coefficients(rows, g, a, s)}))

@@ -60,7 +60,8 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     report = Report("check of the negative embedding")
     fn = prepare(fn, ("negative_loss", "loss", "forward"), names)
     seen: list[tuple[tuple, float]] = []  # (g, t, batch), ratio to the reference
-    sizes, cosines, leaks = {}, [], set[str]()
+    sizes, leaks = dict[float, float](), set[str]()
+    cosines: list[float] = []
     for g, t, batch in ((7.5, 500, 1), (3.0, 300, 1), (3.0, 500, 2), (1.0, 500, 1)):
         values = given(batch, 1) | {"t": torch.full((batch,), t), "guidance_scale": g}
         values["n"] = values["uncond"] = embedding("negative", 1).requires_grad_()

@@ -36,7 +36,13 @@ def prod_beta_at(t: int) -> float:
 
 
 # of t, in formulas
-LEVELS = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at, "T": T}
+LEVELS: dict[str, Any] = {
+    "abar": abar_at,
+    "alpha": alpha_at,
+    "sigma": sigma_at,
+    "beta": beta_at,
+    "T": T,
+}
 LEVELS |= {"prod_beta": prod_beta_at, "sqrt": math.sqrt, "scaling": SCALING}
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"

@@ -72,7 +72,8 @@ def check_psd(
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
             preference_weight, tau; a function, class or object.
         form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
-        omega: "hard", "gap" or "bt" if only that one is right; None takes any.
+        omega: "hard", "gap" or "bt" if only that one is right; None takes any. Where
+            preference_weight is no parameter, the kind cannot be told.
         weighting, gradient_scale: as in `check_sds`.
         names: parameter -> key of `grading.names.NAMES`.
 

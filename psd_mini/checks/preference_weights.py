@@ -182,7 +182,8 @@ def explain_weights(
         return found is not None and rows[-1].value(found[0], found[2])
 
     rows = fewest_slips([*tables, SIZES], fits, most=6)
-    return rows and (rows[:-1], size_of(*rows[:-1]))
+    size = size_of(*rows[:-1]) if rows else None
+    return (rows[:-1], size) if rows and size else None
 
 
 def judge_weights(

@@ -32,7 +32,7 @@ PREVIOUS = "delta is that of the previous sample: it is the width z_{i+1} - z_i 
 CLAMPED = "the opacity is a clamped sum of alphas: it is the sum of the weights T alpha"
 NORMALISED = "the weights are divided by their sum: empty rays become opaque"
 THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
-NAMES = {  # in formulas
+NAMES: dict[str, Any] = {  # in formulas
     **{"before": before, "exp": torch.exp, "sigmoid": torch.sigmoid, "ones_like": torch.ones_like},
     "rolled": lambda delta: delta.roll(1, -1),
     "up_to": lambda passed: torch.cumprod(passed, -1),

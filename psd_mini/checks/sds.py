@@ -167,7 +167,7 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
 
     Names of other kinds are taken by place: prompt, empty prompt, scale.
     """
-    fn, changed = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward")), set()
+    fn, changed = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward")), set[str]()
 
     def guided(x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
         result, modified = _guide(fn, eps_cond, eps_uncond, guidance_scale, names)
