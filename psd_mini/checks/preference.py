@@ -51,7 +51,7 @@ EQUATION, WORDS = "h_i = eps_cfg(x_t^i) - eps_i", {"nothing": BARE, "another ter
 RESIDUALS = Method("pair", EQUATION, GUIDED, "- eps", WORDS)
 ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
 ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"
-OTHERS = "in a batch the winners are not those of the rewards: are pictures or rewards mixed?"
+OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
 
 
 @validated
@@ -225,7 +225,7 @@ def _judge_winners(report: Report, samples: list[weights.Sample], rows: tuple[Ro
     for sample in samples:
         own &= weights.size_by(sample, rows) is not None
         together &= weights.size_by(sample._replace(rewards=mean), of_any_size) is not None
-    expected, cause = "each picture's own winner", OTHERS
+    expected, cause = "as each picture alone", OTHERS
     came = expected if own else "other winners"
     if together and not own:
         came, cause = "one winner for all", ONE_WINNER
