@@ -13,25 +13,30 @@ How a check works, and where:
     probe               runs the code, guard turns what it raises into a row
     reading             takes its gradient apart into the vectors that it is made of
     tables              is the engine: one row of every table, with the fewest slips, explains it
-    directions, levels, sizes, rewarding, preference_weights, renderer
+    directions, noise_schedule, sizes, rewarding, preference_weights, renderer
                         hold the tables: what people write, right or wrong, in rows
     judging             writes the rows of a report (report); checks never raise
 
-A gradient is G = w(t) sign (predictions + what is subtracted), with the residual at x. A new method
-names the rows that are right; five lines are enough:
+A gradient is G = w(t) sign (predictions + what is subtracted), with the residual at x. Each part is
+a table, {formula: what is wrong with it}. A formula is written as on paper, and computed; all
+combinations of rows are tried, and the one with the fewest mistakes is the diagnosis.
+
+A new mistake is one line of a table. In `directions.SUBTRACTED_FORMULAS`, of the vectors and of
+alpha, sigma and g:
+
+    "- eps / 3": "only a third of the noise is subtracted",
+
+It is then found alone and beside every other slip, for every method. A new method names the rows
+that are right; five lines are enough:
 
     from psd_mini.checks.directions import Method
     from psd_mini.checks.sds import check_method
-    toy = Method("toy", "G = w(t) (cond - eps_q)", predictions="cond", subtracted="- eps_q")
+    equation = "G = w(t) (cond - eps_q)"
+    toy = Method("toy", equation, predictions="cond", subtracted="- eps_q")
     print(check_method(toy, my_function))
 
-A new mistake is one more row of a table: a name, what it computes, the words for it. In
-`directions.SUBTRACTED`, of alpha_t, sigma_t and g:
-
-    Row("- eps / 3", lambda a, s, g: {"noise": -1 / 3}, "only a third of the noise is subtracted")
-
-It is then found alone and beside every other slip, for every method. Constant factors are a matter
-of policy, see `sizes`.
+What a size other than w(t) means is a matter of policy, see `sizes`. A check of another kind is the
+same in small: `renderer` and `negative_embedding` are a table each, and a search in it.
 
 `derivation` compares gradients that exist on paper only; `grading.grader` checks folders.
 """

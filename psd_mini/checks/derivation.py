@@ -20,9 +20,10 @@ from psd_mini.checks.directions import ASCENT
 from psd_mini.checks.exact_world import picture
 from psd_mini.checks.grading.submission import gradient_of
 from psd_mini.checks.guard import guarded
+from psd_mini.checks.reading import cosine, fit
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.sizes import constants, explain, factors
-from psd_mini.checks.tables import products_of
+from psd_mini.checks.sizes import constants, factors
+from psd_mini.checks.tables import best_explanation, products_of
 from psd_mini.mixture import GaussianMixture
 from psd_mini.sds import Context
 
@@ -236,15 +237,15 @@ def check_gradient(
 
 def _judge_against(report: Report, got: Tensor, want: Tensor, batch: int, tolerance: float) -> None:
     """Rows on the direction and the size of a gradient beside another."""
-    ratio = ((got * want).sum() / want.square().sum()).item()
-    cosine = ratio * want.norm().item() / got.norm().item()
-    cause = ASCENT if cosine < -1 + tolerance else "another direction"
-    report.add(cosine > 1 - tolerance, "direction", f"cosine {cosine:.5f}", "cosine 1", cause)
-    if abs(cosine) < 1 - tolerance:
+    (ratio,), _ = fit(got, [want])
+    along = cosine(got, want)
+    cause = ASCENT if along < -1 + tolerance else "another direction"
+    report.add(along > 1 - tolerance, "direction", f"cosine {along:.5f}", "cosine 1", cause)
+    if abs(along) < 1 - tolerance:
         return  # sizes of different directions do not compare
     size = f"{abs(ratio):.4g}"
     slips = [*constants((got.numel(), 1, 1)), *factors("gradient")[::2]]
-    rows = explain([((1, batch, 1.0), abs(ratio))], [products_of(slips)], tolerance)
+    rows = best_explanation([((1, batch, 1.0), abs(ratio))], [products_of(slips)], tolerance)
     cause = "a factor is missing, or one too many" if rows is None else rows[0].cause
     name = size if rows is None else rows[0].name
     words = f"the size is {name} times the reference: {cause}"

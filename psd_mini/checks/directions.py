@@ -2,8 +2,8 @@
 
     G = w(t) sign ( row of PREDICTIONS + row of SUBTRACTED ), the residual at a row of PLACES
 
-A row says which coefficients it brings: `noise` stands for the eps that is in x_t, `mean noise` for
-the mean of the noises of a pair, `other` for a noise that is in no x_t, `x` for the picture. Each
+Rows are formulas: eps stands for the noise that is in x_t, mean_eps for the mean of the noises of a
+pair, another_noise for one that is in no x_t, eps_q for q's prediction, x for the picture. Each
 noised version of the picture has a size of its own, w(t) times its weight; least squares finds it.
 
 Sources of the methods: DreamFusion, arXiv 2209.14988, eq. 3; CSD, arXiv 2310.19415, eq. 9;
@@ -12,18 +12,16 @@ ProlificDreamer, arXiv 2305.16213, eq. 10.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCHEDULE, T, alpha_sigma, embedding, exact_eps
 from psd_mini.checks.reading import Reading, Terms
-from psd_mini.checks.tables import Row, Table, fewest_slips, named, slips_of
-
-Coefficients = dict[str, float]
+from psd_mini.checks.tables import Row, Table, fewest_slips, formulas, named, slips_of
 
 
 @dataclass(frozen=True)
@@ -50,177 +48,142 @@ CSD_METHOD = Method("CSD", f"G = w(t) ({DIFFERENCE})", DIFFERENCE, "nothing", wo
 SDS_NOT_VSD = "the noise is subtracted instead of q's prediction: this is SDS, not VSD"
 VSD_WORDS = {"SDS": SDS_NOT_VSD, "CSD": NO_Q, "nothing": NO_Q}
 VSD_METHOD = Method("VSD", f"G = w(t) ({GUIDED} - eps_q)", GUIDED, "- eps_q", words=VSD_WORDS)
+CFG_WORDS = {"CSD": "only the difference cond - uncond is used"}
+CFG_EQUATION = "eps_hat = eps_neg + g (eps_cond - eps_neg)"
+CFG_METHOD = Method("classifier-free guidance", CFG_EQUATION, GUIDED, "nothing", words=CFG_WORDS)
 METHODS = [SDS_METHOD, CSD_METHOD, VSD_METHOD]
 
 S_PLUS_1 = "your scale acts as g + 1 (DreamFusion's convention, s+1): start from uncond, not cond"
 CHUNKS = (
     "cond and uncond are swapped (order of the chunks?): flipped guidance, away from the prompt"
 )
-FLIPPED = "flipped guidance sign: it goes away from the prompt"
-PLAIN = "the guidance scale is ignored: this is the conditional prediction, g = 1"
-NO_PROMPT = "only the unconditional prediction is used: the prompt has no influence"
-S_MINUS_1 = "the scale behaves as s-1: g - 1 was taken for g"
-IN_FRONT = "the unconditional prediction in front is missing"
-ONLY_DIFFERENCE = "only the difference cond - uncond is used"
+# what predictions and noises are made of, by the labels of `reading`
+LABELS = ("cond", "uncond", "q", "noise", "mean noise", "other", "x")
+NAMES = ("cond", "uncond", "eps_q", "eps", "mean_eps", "another_noise", "x")  # in formulas
+VECTORS = dict(zip(NAMES, torch.eye(len(NAMES), dtype=torch.float64), strict=True))
+VECTORS["nothing"] = 0 * VECTORS["x"]
+COND, UNCOND, Q, EPS, _, OTHER, X, NOTHING = VECTORS.values()
 OWN_GUIDANCE = "guidance"  # the numbers say the rest
-
-
-def _pair(c: float, u: float) -> Coefficients:
-    return {"cond": c, "uncond": u}
-
-
-PREDICTIONS = [  # of the guidance scale g: the combination of predictions
-    Row(GUIDED, lambda g: _pair(g, 1 - g), "the predictions are guided"),
-    Row(DIFFERENCE, lambda g: _pair(1, -1), ONLY_DIFFERENCE),
-    Row("cond + g (cond - uncond)", lambda g: _pair(1 + g, -g), S_PLUS_1),
-    Row("cond + g (uncond - cond)", lambda g: _pair(1 - g, g), CHUNKS),
-    Row("uncond - g (cond - uncond)", lambda g: _pair(-g, 1 + g), FLIPPED),
-    Row("cond", lambda g: _pair(1, 0), PLAIN),
-    Row("uncond", lambda g: _pair(0, 1), NO_PROMPT),
-    Row("g (cond - uncond)", lambda g: _pair(g, -g), IN_FRONT),
-    Row("(g - 1) cond + (2 - g) uncond", lambda g: _pair(g - 1, 2 - g), S_MINUS_1),
+PREDICTION_FORMULAS = {  # of the guidance scale g: the combination of predictions
+    GUIDED: "the predictions are guided",
+    DIFFERENCE: "only the difference cond - uncond is used",
+    "cond + g (cond - uncond)": S_PLUS_1,
+    "cond + g (uncond - cond)": CHUNKS,
+    "uncond - g (cond - uncond)": "flipped guidance sign: it goes away from the prompt",
+    "cond": "the guidance scale is ignored: this is the conditional prediction, g = 1",
+    "uncond": "only the unconditional prediction is used: the prompt has no influence",
+    "g (cond - uncond)": "the unconditional prediction in front is missing",
+    "(g - 1) cond + (2 - g) uncond": "the scale behaves as s-1: g - 1 was taken for g",
+}
+PREDICTIONS = [
+    *formulas("g", PREDICTION_FORMULAS, VECTORS),
     # any guidance, and any combination at all
-    Row("guidance of its own", lambda g: _pair(0, 1), OWN_GUIDANCE, 1.5, lambda g: [_pair(1, -1)]),
-    Row("another combination", lambda g: {}, OWN_GUIDANCE, 2, lambda g: [_pair(1, 0), _pair(0, 1)]),
+    Row("guidance of its own", lambda g: UNCOND, OWN_GUIDANCE, 1.5, lambda g: [COND - UNCOND]),
+    Row("another combination", lambda g: NOTHING, OWN_GUIDANCE, 2, lambda g: [COND, UNCOND]),
 ]
 
 ALONE = "the noise is not subtracted: G is the noise prediction alone (same mean, other variance)"
-ADDED = "the {} is added instead of subtracted"
-REDRAWN = "the noise was redrawn: the one that is subtracted is not the one in x_t"
-TWICE = "the noise is subtracted twice: it stands in the gradient with the factor 2"
 GUIDED_NOISE = "the noise is multiplied by g: it stands inside the guidance, and belongs outside"
 FOR_BOTH = "eps_cond is subtracted where another term belongs: is the same network used for both?"
-FROM_X = "it contains the picture itself: x is subtracted where the noise belongs"
 NO_SIGMA = "the noise carries a sigma_t that the prediction has not: x0_hat without its sigma_t?"
 NO_ALPHA = "it contains the picture itself: x0_hat is not divided by alpha_t"
 NO_ROOTS = "it contains the picture itself: x0_hat is made with abar_t, its square root is missing"
 BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's prediction only"
 RAW = "the noise is not subtracted in the preference term: raw form, eps_hat of winner minus loser"
 OTHER_TERM = "what is subtracted from the predictions is another term, or of another size"
-ANY_TERM: list[Coefficients] = [{"q": -1}, {"noise": -1}, {"other": -1}]
-SUBTRACTED = [  # of alpha_t, sigma_t and g: what is subtracted from the predictions
-    Row("- eps", lambda a, s, g: {"noise": -1}, "the noise is subtracted"),
-    Row("- eps_q", lambda a, s, g: {"q": -1}, "q's prediction is subtracted"),
-    Row("- mean of the noises", lambda a, s, g: {"mean noise": -1}, RAW),
-    Row("nothing", lambda a, s, g: {}, ALONE),
-    Row("+ eps", lambda a, s, g: {"noise": 1}, ADDED.format("noise")),
-    Row("+ eps_q", lambda a, s, g: {"q": 1}, ADDED.format("second prediction")),
-    Row("- another noise", lambda a, s, g: {"other": -1}, REDRAWN),
-    Row("- 2 eps", lambda a, s, g: {"noise": -2}, TWICE),
-    Row("- g eps", lambda a, s, g: {"noise": -g}, GUIDED_NOISE),
-    Row("- eps_cond", lambda a, s, g: {"cond": -1}, FOR_BOTH),
-    Row("- x", lambda a, s, g: {"x": -1}, FROM_X),
-    # (x - x0_hat) a / s with a wrong x0_hat: (x_t - eps_hat) / a, x_t - s eps_hat, or
-    # (x_t - s^2 eps_hat) / a^2
-    Row("x0_hat without sigma_t", lambda a, s, g: {"noise": -s}, NO_SIGMA),
-    Row("x0_hat alpha_t", lambda a, s, g: {"noise": -1, "x": (1 - a) / s}, NO_ALPHA),
-    Row("x0_hat of abar", lambda a, s, g: {"noise": -a / s, "x": a * (a - 1) / s**2}, NO_ROOTS),
-    Row("- eps_q - eps", lambda a, s, g: {}, BESIDE_Q, 1.5, lambda a, s, g: ANY_TERM[:2]),
-    Row("another term", lambda a, s, g: {}, OTHER_TERM, 2, lambda a, s, g: ANY_TERM),
+
+
+SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the predictions
+    "- eps": "the noise is subtracted",
+    "- eps_q": "q's prediction is subtracted",
+    "- mean_eps": RAW,
+    "nothing": ALONE,
+    "+ eps": "the noise is added instead of subtracted",
+    "+ eps_q": "the second prediction is added instead of subtracted",
+    "- another_noise": "the noise was redrawn: the one that is subtracted is not the one in x_t",
+    "- 2 eps": "the noise is subtracted twice: it stands in the gradient with the factor 2",
+    "- g eps": GUIDED_NOISE,
+    "- cond": FOR_BOTH,
+    "- x": "it contains the picture itself: x is subtracted where the noise belongs",
+    # (x - x0_hat) alpha / sigma with a wrong x0_hat: (x_t - eps_hat) / alpha,
+    # x_t - sigma eps_hat, or (x_t - sigma^2 eps_hat) / alpha^2
+    "- sigma eps": NO_SIGMA,
+    "- eps + (1 - alpha) / sigma x": NO_ALPHA,
+    "- alpha / sigma eps - alpha (1 - alpha) / sigma^2 x": NO_ROOTS,
+}
+SUBTRACTED = [
+    *formulas("alpha, sigma, g", SUBTRACTED_FORMULAS, VECTORS),
+    Row("- eps_q - eps", lambda a, s, g: NOTHING, BESIDE_Q, 1.5, lambda a, s, g: [Q, EPS]),
+    Row("another term", lambda a, s, g: NOTHING, OTHER_TERM, 2, lambda a, s, g: [Q, EPS, OTHER]),
 ]
 
 AT_X_T = "the residual is taken at x_t instead of x: the target is made of x_t, so x - x_t enters"
 WITH_X = "it contains the picture itself: x0_hat or the target is not what it should be"
 PLACES = [  # of alpha_t and sigma_t: where the residual is taken; free is what else enters
-    Row("at x", lambda a, s: {}),
+    Row("at x", lambda a, s: NOTHING),
     # x - x_t = (1 - a) x - s eps
-    Row("at x_t", lambda a, s: {}, AT_X_T, 1, lambda a, s: [{"x": 1 - a, "noise": -s}]),
-    Row("with x", lambda a, s: {}, WITH_X, 2, lambda a, s: [{"x": 1.0}]),
+    Row("at x_t", lambda a, s: NOTHING, AT_X_T, 1, lambda a, s: [(1 - a) * X - s * EPS]),
+    Row("with x", lambda a, s: NOTHING, WITH_X, 2, lambda a, s: [X]),
 ]
 ASCENT = "the sign is flipped: descent along it would climb (ascent)"
 SIGNS = [Row("descent", lambda: 1), Row("ascent", lambda: -1, ASCENT)]
 
 
-class Fit(NamedTuple):
-    """One picture's gradient as a combination of rows.
-
-    weights: size of the gradient of every noised version. free: amounts of the rows' free
-    vectors. rest: what is not explained, in units of the largest weight.
-    """
-
-    weights: list[float]
-    free: list[float]
-    rest: float
-
-    @property
-    def size(self) -> float:
-        return sum(self.weights)
-
-
-def coefficients(rows: Sequence[Row], g: float, a: float, s: float) -> Coefficients:
-    """What rows of (PREDICTIONS, SUBTRACTED, PLACES) bring together, for one x_t."""
+def coefficients(rows: Sequence[Row], g: float, a: float, s: float) -> Tensor:
+    """What rows of (PREDICTIONS, SUBTRACTED, PLACES) bring together for one x_t, by LABELS."""
     predictions, subtracted, place = rows[:3]
-    total: Coefficients = {}
-    for part in (predictions.value(g), subtracted.value(a, s, g), place.value(a, s)):
-        for label, value in part.items():
-            total[label] = total.get(label, 0.0) + value
-    return total
+    return predictions.value(g) + subtracted.value(a, s, g) + place.value(a, s)
 
 
-def _placed(reading: Reading, number: int, parts: Coefficients) -> Terms:
-    """Coefficients of one x_t as terms of the whole picture."""
-    terms: Terms = {}
-
-    def add(key: tuple[str, int], value: float) -> None:
-        terms[key] = terms.get(key, 0.0) + value
-
-    for label, value in parts.items():
-        if label == "noise":
-            _add_noise(reading, number, value, add)
-        elif label == "mean noise":
-            for i in range(len(reading.groups)):
-                _add_noise(reading, i, value / len(reading.groups), add)
-        else:
-            add((label, 0 if label in ("other", "x") else number), value)
+def _placed(reading: Reading, parts: Mapping[int, Tensor]) -> Terms:
+    """Coefficients (by LABELS) of each x_t, by its number, as terms of the whole picture."""
+    terms: Terms = defaultdict(float)
+    for number, row in parts.items():
+        for label, value in zip(LABELS, row.tolist(), strict=True):
+            if value == 0:
+                continue
+            if label in ("noise", "mean noise"):
+                noised = [reading.groups[number]] if label == "noise" else reading.groups
+                for group in noised:  # without any noise in x_t, the one that was drawn
+                    key = ("other", 0) if group.eps is None else ("noise", group.noise)
+                    terms[key] += value * group.ratio / len(noised)
+            else:
+                terms[label, 0 if label in ("other", "x") else number] += value
     return terms
 
 
-def _add_noise(reading: Reading, number: int, value: float, add) -> None:
-    """The noise of one x_t; without any in x_t, the noise that was drawn."""
-    group = reading.groups[number]
-    if group.eps is None:
-        add(("other", 0), value)
-    else:
-        add(("noise", group.noise), value * group.ratio)
-
-
-def _free_columns(reading: Reading, rows: Sequence[Row]) -> list[Terms]:
-    """The vectors that come in any amount: for each x_t, those of a place for all x_t together."""
-    columns = []
-    predictions, subtracted, place = rows[:3]
-    for i, group in enumerate(reading.groups):
-        free = predictions.free(reading.g) if predictions.free else []
-        free = free + (subtracted.free(group.a, group.s, reading.g) if subtracted.free else [])
-        columns += [_placed(reading, i, parts) for parts in free]
-    if place.free and reading.groups:
-        together: Terms = {}
-        for i, group in enumerate(reading.groups):
-            for key, value in _placed(reading, i, place.free(group.a, group.s)[0]).items():
-                together[key] = together.get(key, 0.0) + value
-        columns.append(together)
-    return columns
-
-
-def fit_rows(reading: Reading, rows: Sequence[Row]) -> Fit | None:
+def fit_rows(
+    reading: Reading, rows: Sequence[Row], tolerance: float = math.inf
+) -> list[float] | None:
     """Least squares of a picture's terms by one row each of PREDICTIONS, SUBTRACTED, PLACES.
 
-    None where the rows bring nothing that could have a size.
+    Returns:
+        The size of the gradient of every noised version. None where the rows bring nothing that
+        could have a size, or where more is left than `tolerance`, in units of the largest size.
     """
-    n, columns = len(reading.groups), []
+    predictions, subtracted, place = rows[:3]
+    columns: list[Terms] = []
+    free: list[Terms] = []
+    entering, g = dict[int, Tensor](), reading.g
     for i, group in enumerate(reading.groups):
-        columns.append(_placed(reading, i, coefficients(rows, reading.g, group.a, group.s)))
-    columns += _free_columns(reading, rows)
-    if not n or not all(columns[:n]):
+        a, s = group.a, group.s
+        columns.append(_placed(reading, {i: coefficients(rows, g, a, s)}))
+        for parts in (*predictions.free(g), *subtracted.free(a, s, g)):
+            free.append(_placed(reading, {i: parts}))
+        for parts in place.free(a, s):
+            entering[i] = parts
+    if not columns or not all(columns):
         return None
+    n, columns = len(columns), [*columns, *free, _placed(reading, entering)]
     keys = list(dict.fromkeys([*reading.terms, *(key for column in columns for key in column)]))
     matrix = torch.tensor([[c.get(key, 0.0) for c in columns] for key in keys]).double()
     target = torch.tensor([reading.terms.get(key, 0.0) for key in keys]).double()
     found = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd").solution[:, 0]
     # guided predictions come with coefficients of g
-    units = torch.tensor([1 + abs(reading.g) * (k in ("cond", "uncond")) for k, _ in keys])
+    units = torch.tensor([1 + abs(g) * (k in ("cond", "uncond")) for k, _ in keys])
     largest = found[:n].abs().max().clamp(min=1e-30)
     rest = ((matrix @ found - target).abs() / units / largest).max().item()
-    return Fit(found[:n].tolist(), found[n:].tolist(), rest)
+    return found[:n].tolist() if rest <= tolerance else None
 
 
 def tables_of(method: Method) -> list[list[Row]]:
@@ -239,17 +202,11 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
     return rows
 
 
-def _is_other(method: Method, tables: list[list[Row]]) -> list[tuple[Row, ...]]:
-    """The right rows of the other methods, each as one slip of this one."""
-    found: list[tuple[Row, ...]] = []
-    for other in METHODS:
-        if other.name == method.name:
-            continue
-        words = method.words.get(other.name, f"this is {other.name}, not {method.name}")
-        predictions = named(tables[0], other.predictions)._replace(cause="")
-        subtracted = named(tables[1], other.subtracted)._replace(cause=words)
-        found.append((predictions, subtracted, PLACES[0], SIGNS[0]))
-    return found
+def right_rows(method: Method) -> tuple[Row, ...]:
+    """What is right for a method: a row of each of the four tables."""
+    predictions = named(PREDICTIONS, method.predictions)._replace(cause="")
+    subtracted = named(SUBTRACTED, method.subtracted)._replace(cause="")
+    return predictions, subtracted, PLACES[0], SIGNS[0]
 
 
 def explain_direction(
@@ -264,42 +221,34 @@ def explain_direction(
     def fits(*rows: Row) -> bool:
         sign = rows[3].value()
         for reading in readings:
-            found = fit_rows(reading, rows)
-            if found is None or found.rest > tolerance:
+            weights = fit_rows(reading, rows, tolerance)
+            if weights is None:
                 return False
-            towards = [sign * weight for weight in found.weights]
+            towards = [sign * weight for weight in weights]
             if signed and min(towards) < -tolerance * max(towards):
                 return False
         return True
 
     tables = tables_of(method)
-    best = fewest_slips(tables if signed else [*tables[:3], SIGNS[:1]], fits)
-    if signed and (best is None or slips_of(best) >= 1):
-        for rows in _is_other(method, tables):
-            if fits(*rows):
-                return rows
-    return best
+    rows = fewest_slips(tables if signed else [*tables[:3], SIGNS[:1]], fits)
+    if signed and (rows is None or slips_of(rows) >= 1):
+        for other in METHODS:  # the right rows of another method are one slip
+            predictions, subtracted, *rest = right_rows(other)
+            if other.name != method.name and fits(predictions, subtracted, *rest):
+                words = method.words.get(other.name, f"this is {other.name}, not {method.name}")
+                return predictions, subtracted._replace(cause=words), *rest
+    return rows
 
 
 def reference(method: Method, reading: Reading, weights: Sequence[float]) -> Tensor:
-    """The exact gradient of one picture for the draws that were seen, up to a positive factor.
+    """The exact gradient of one picture at the x_t that it asked about, up to a positive factor.
 
-    weights: of its noised versions; the predictions are those of the world and not those that the
-    submission was given.
+    weights: of its noised versions.
     """
-    tables = tables_of(method)
-    rows = [named(tables[0], method.predictions), named(tables[1], method.subtracted), PLACES[0]]
-    total = torch.zeros_like(reading.x)
+    total, rows = torch.zeros_like(reading.x), right_rows(method)
     for group, weight in zip(reading.groups, weights, strict=True):
-        t = torch.tensor([round(group.t)]).clamp(0, T - 1)
-        alpha_t, sigma_t = alpha_sigma(round(group.t))
-        noise = torch.zeros_like(reading.x) if group.eps is None else group.eps
-        x_t = SCHEDULE.add_noise(reading.x[None], noise, t)
-        vectors = {"noise": noise, "mean noise": noise}
-        for prompt in ("cond", "uncond"):
-            e = group.embeddings.get(prompt, embedding(prompt, 1)[0])
-            vectors[prompt] = exact_eps(x_t, t, e[None])[0]
-        vectors["q"] = exact_eps(x_t, t, None, q=True)[0]
-        for label, value in coefficients(rows, reading.g, alpha_t, sigma_t).items():
-            total = total + weight * value * vectors[label]
+        parts = coefficients(rows, reading.g, group.a, group.s).tolist()
+        for label, value in zip(LABELS, parts, strict=True):
+            if value:
+                total = total + weight * value * group.vector(label)
     return total

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from psd_mini.checks import directions
 from psd_mini.checks.directions import GUIDED, Method, fit_rows
-from psd_mini.checks.judging_draws import levels
 from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Reading, cosine
+from psd_mini.checks.reading import Reading, cosine, in_numbers
 from psd_mini.checks.report import Report
 from psd_mini.checks.sizes import W_FORMULAS, size
 from psd_mini.checks.tables import Row, causes_of, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
-NOT_LINEAR = "of it is no combination of predictions, noise and x: a part is not linear in them"
+NOT_LINEAR = (
+    "of it is no combination of predictions, noise and x: not linear in them (was it rescaled?)"
+)
 CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose their direction"
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"
@@ -140,7 +141,9 @@ def _clamped_at(gradient: Tensor) -> float:
 
 def _at_two_x_t(reading: Reading) -> bool:
     """Are there predictions of several kinds, and no two x_t have one kind in common?"""
-    asked = [label for group in reading.groups for label in group.eps_hat]
+    asked: list[str] = []
+    for group in reading.groups:
+        asked += group.eps_hat
     return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 
@@ -149,19 +152,13 @@ def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row
     readings = readings_of(runs.trials)
     cosines = []
     for reading in readings:
-        fit = fit_rows(reading, rows)
-        assert fit is not None
-        weights = [abs(weight) for weight in fit.weights]
-        cosines.append(cosine(reading.gradient, directions.reference(method, reading, weights)))
+        exact = directions.reference(method, reading, fit_rows(reading, rows) or [])
+        cosines.append(cosine(reading.gradient, rows[3].value() * exact))
     worst, causes = min(cosines), causes_of(rows[1:])
-    straight = worst > 1 - runs.tolerance
-    came = f"cosine {worst:.4f}: {_terms(readings[0])}"
-    status: bool | str = straight and not causes
+    status: bool | str = worst > 1 - runs.tolerance and not causes
     if status and any(trial.through_x_t() for trial in runs.trials):
         status, causes = "note", [THROUGH_X_T]
-    told = causes_of(rows) or [cause for _, cause in levels(runs.trials) if cause]
-    if not straight and not told:
-        causes = [f"the gradient is {_terms(readings[0])}; see the rows below"]
+    came = f"cosine {worst:.4f}: {_terms(readings[0])}"
     report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
 
 
@@ -171,9 +168,9 @@ def _judge_size(
     """w(t), and the factors beside it."""
     seen = []
     for reading in readings_of(runs.trials) + readings_of(runs.batched):
-        fit = fit_rows(reading, rows)
-        if fit is not None and fit.rest < runs.tolerance:
-            seen.append((reading.t, reading.batch, reading.g, abs(fit.size)))
+        weights = fit_rows(reading, rows, runs.tolerance)
+        if weights is not None:
+            seen.append((reading.t, reading.batch, reading.g, abs(sum(weights))))
     free_g = method.predictions != GUIDED
     style = runs.trials[0].style
     ok, came, cause = size(seen, style, 5 * runs.tolerance, *scale, free_g)
@@ -188,34 +185,29 @@ def _judge_guidance(report: Report, method: Method, runs: Runs, rows: tuple[Row,
     name, cause = combination.name, combination.cause
     if not runs.takes_g and name == GUIDED:
         name = f"a fixed g = {readings[0].g:.3g}"
-    elif combination.free and cause:
+    elif cause and combination.slips > 1:  # its numbers are all that is known
         name = combination_of(readings[0], rows)
         g = readings[0].g
         cause = f"{name} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond ({cause})"
     report.add(not cause, "guidance", name, method.predictions, cause)
-    if not runs.takes_g or method.predictions != GUIDED or cause:
+    if not runs.takes_g or method.predictions != GUIDED or cause or rows[1].cause:
         return
-    unguided = named(directions.PREDICTIONS, "cond")
+    unguided = (named(directions.PREDICTIONS, "cond"), *rows[1:])
     for reading, wanted in zip(readings_of(runs.limits), ("cond", "uncond"), strict=False):
-        status: bool | str = _gives(reading, rows, runs.tolerance)
+        status: bool | str = fit_rows(reading, rows, runs.tolerance) is not None
         # some take g = 0 for no guidance
-        if not status and reading.g == 0 and _gives(reading, (unguided, *rows[1:]), runs.tolerance):
+        if not status and reading.g == 0 and fit_rows(reading, unguided, runs.tolerance):
             status = "note"
         cause = f"at g = {reading.g:g} guidance must reduce to one prediction"
         came = combination_of(reading, rows)
         report.add(status, f"guidance at g = {reading.g:g}", came, wanted, cause)
 
 
-def _gives(reading: Reading, rows: Sequence[Row], tolerance: float) -> bool:
-    fit = fit_rows(reading, rows)
-    return fit is not None and fit.rest < tolerance
-
-
 def combination_of(reading: Reading, rows: Sequence[Row]) -> str:
     """The predictions in units of the gradient's size, "7.5 cond -6.5 uncond"."""
     free = named(directions.PREDICTIONS, "another combination")
-    fit = fit_rows(reading, (free, *rows[1:])) or fit_rows(reading, rows)
-    k = (fit.size if fit else 0.0) or 1.0
+    weights = fit_rows(reading, (free, *rows[1:])) or fit_rows(reading, rows) or []
+    k = sum(weights) or 1.0
     c, u = reading.total("cond") / k, reading.total("uncond") / k
     return f"{c:.3g} cond {u:+.3g} uncond"
 
@@ -224,6 +216,4 @@ def _terms(r: Reading) -> str:
     """The gradient written out, "+7.5 eps_cond -6.5 eps_uncond -1 eps"."""
     labels = {"eps_cond": "cond", "eps_uncond": "uncond", "eps_negative": "negative"}
     labels |= {"eps": "noise", "eps_q": "q", "another noise": "other", "x": "x"}
-    terms = {name: r.total(label) for name, label in labels.items()}
-    small = 1e-3 * max(map(abs, terms.values()))
-    return " ".join(f"{value:+.3g} {name}" for name, value in terms.items() if abs(value) > small)
+    return in_numbers({name: r.total(label) for name, label in labels.items()}, 1e-3)

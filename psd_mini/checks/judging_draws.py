@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from psd_mini.checks.directions import Method, reference
 from psd_mini.checks.exact_world import T
-from psd_mini.checks.levels import NOISE, SIGNAL, level
+from psd_mini.checks.noise_schedule import NOISE, SIGNAL, judge_normal, level
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Group, cosine
 from psd_mini.checks.report import Report
@@ -52,22 +49,6 @@ def judge_noise(report: Report, trials: list[Trial]) -> None:
     whole = all(0 <= t <= T - 1 and t == round(t) for t in asked)
     came = f"{min(asked):g}..{max(asked):g}"
     report.add(whole, "t", came, f"integers in 0..{T - 1}", NOT_WHOLE)
-
-
-def judge_normal(report: Report, noises: list[Tensor]) -> None:
-    """Mean, standard deviation and kurtosis of all noises together."""
-    if not noises:
-        return
-    e = torch.cat([noise.flatten() for noise in noises])
-    mean, std = e.mean().item(), e.std().item()
-    kurtosis = (((e - mean) / std) ** 4).mean().item()
-    slack = 8 / len(e) ** 0.5 + 2e-3
-    normal = abs(mean) < slack and abs(std - 1) < slack and abs(kurtosis - 3) < 10 * slack
-    cause = "it is not N(0, I)"
-    if abs(kurtosis - 1.8) < 0.05:
-        cause = "uniform instead of normal noise (rand for randn?)"
-    came = f"mean {mean:.2f}, std {std:.2f}, kurtosis {kurtosis:.2f}"
-    report.add(normal, "noise", came, "0, 1, 3", cause, "eps ~ N(0, I)")
 
 
 def judge_graph(report: Report, trials: list[Trial]) -> None:

@@ -16,36 +16,33 @@ import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
-from psd_mini.checks.exact_world import SCHEDULE, alpha_at, embedding, exact_eps, sigma_at
+from psd_mini.checks.exact_world import SCHEDULE, embedding, exact_eps
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
+from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Prober, given
-from psd_mini.checks.reading import cosine
+from psd_mini.checks.reading import cosine, fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import reward
-from psd_mini.checks.sizes import explain
-from psd_mini.checks.tables import Row, causes_of, products_of
+from psd_mini.checks.tables import best_explanation, causes_of, formulas, products_of
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
+NO_GRADIENT = "n receives no gradient ({}): is it under no_grad, or is the loss detached?"
+AT_ONE = "at g = 1 the negative embedding has no influence: the factor is g - 1, not g"
+OTHER_LOSS = "it is not the gradient of this loss"
+NOT_IN_LOSS = "the gradient is exactly zero: is n in the loss at all?"
 EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
-SUMMED = "the sum over pictures instead of the mean: multiplied by the batch"
-CLIMBS = "the sign is flipped: n would move to where the reward is lower"
-G_FOR_G_1 = "the factor g stands where g - 1 should: cond + g (cond - n)?"
-N_ALONE = "x0_hat is made of eps(n) alone, not of the guided prediction"
-NO_SIGMA = "sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t"
-SLIPS = [  # factors of (g, t, batch)
-    Row("batch", lambda g, t, b: float(b), SUMMED),
-    Row("-1", lambda *_: -1.0, CLIMBS),
-    Row("g / (g - 1)", lambda g, t, b: g / (g - 1), G_FOR_G_1),
-    Row("1 / (1 - g)", lambda g, t, b: 1 / (1 - g), N_ALONE),
-    Row("alpha_t", lambda g, t, b: alpha_at(t), "x0_hat is not divided by alpha_t"),
-    Row("1 / alpha_t", lambda g, t, b: 1 / alpha_at(t), "x0_hat is divided by alpha_t twice"),
-    Row("1 / sigma_t", lambda g, t, b: 1 / sigma_at(t), NO_SIGMA),
-    Row("2", lambda *_: 2.0, "twice the reference"),
-    Row("1/2", lambda *_: 0.5, "half the reference"),
-]
+SLIPS = {  # factors
+    "batch": "the sum over pictures instead of the mean: multiplied by the batch",
+    "-1": "the sign is flipped: n would move to where the reward is lower",
+    "g / (g - 1)": "the factor g stands where g - 1 should: cond + g (cond - n)?",
+    "1 / (1 - g)": "x0_hat is made of eps(n) alone, not of the guided prediction",
+    "alpha_t": "x0_hat is not divided by alpha_t",
+    "1 / alpha_t": "x0_hat is divided by alpha_t twice",
+    "1 / sigma_t": "sigma_t is missing in x0_hat: (x_t - sigma_t eps)/alpha_t",
+}
 
 
 @validated
@@ -63,9 +60,8 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     report = Report("check of the negative embedding")
     fn = prepare(fn, ("negative_loss", "loss", "forward"), names)
     seen: list[tuple[tuple, float]] = []  # (g, t, batch), ratio to the reference
+    sizes, leaks = dict[float, float](), set[str]()
     cosines: list[float] = []
-    leaks: set[str] = set()
-    largest = at_one = 0.0
     for g, t, batch in ((7.5, 500, 1), (3.0, 300, 1), (3.0, 500, 2), (1.0, 500, 1)):
         values = given(batch, 1) | {"t": torch.full((batch,), t), "guidance_scale": g}
         values["n"] = values["uncond"] = embedding("negative", 1).requires_grad_()
@@ -79,35 +75,29 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
         gradient = _gradient_in(values["n"], answer)
         if gradient is None or not bool(gradient.isfinite().all()):
             came = "None" if gradient is None else "NaN or infinity"
-            why = "is eps(x_t; n) computed under no_grad, or the loss detached?"
-            cause = f"n receives no gradient ({came}): {why}"
-            report.add(False, "gradient", came, "a gradient of n's shape", cause, EQUATION)
+            report.add(False, "gradient", came, "of n's shape", NO_GRADIENT.format(came), EQUATION)
             return report
         leaks |= {name for name in ("x", "cond") if flows(values[name])}
-        largest = max(largest, gradient.abs().max().item())
-        if g == 1:
-            at_one = gradient.abs().max().item()
-        else:
+        sizes[g] = gradient.abs().max().item()
+        if g != 1:
             exact = _exact_negative(values, g)
-            seen.append(((g, t, batch), ((gradient * exact).sum() / exact.square().sum()).item()))
+            (ratio,), _ = fit(gradient, [exact])
+            seen.append(((g, t, batch), ratio))
             cosines.append(abs(cosine(gradient, exact)))
-    zero = at_one <= 1e-3 * largest
-    cause = "at g = 1 the negative embedding has no influence: the factor is g - 1, not g"
-    came, equation = "zero" if zero else "not zero", "d x0_hat/dn carries g - 1"
-    report.add(zero, "g = 1", came, "zero", cause, equation)
-    moved = sorted(leaks)
+    zero, moved = sizes[1.0] <= 1e-3 * max(sizes.values()), sorted(leaks)
+    came = "zero" if zero else "not zero"
+    report.add(zero, "g = 1", came, "zero", AT_ONE, "d x0_hat/dn carries g - 1")
     cause = f"a gradient leaks into {' and '.join(moved)}: only n may move; detach the rest"
     report.add(not leaks, "what else moves", ", ".join(moved) or "nothing", "nothing", cause)
-    cause = "it is not the gradient of this loss"
-    if largest == 0:
-        cause = "the gradient is exactly zero: is n in the loss at all?"
     straight, came = min(cosines) > 0.999, f"cosine {min(cosines):.4f}"
+    cause = OTHER_LOSS if max(sizes.values()) > 0 else NOT_IN_LOSS
     report.add(straight, "direction", came, "cosine 1", cause, EQUATION)
     if straight:
-        rows = explain(seen, [products_of(SLIPS)])
-        cause = "the size is wrong" if rows is None else "; ".join(causes_of(rows))
-        came = f"{seen[0][1]:.4g} of the reference"
-        report.add(not cause, "size", came, "1", cause, EQUATION)
+        factors, came = formulas("g, t, batch", SLIPS, LEVELS), f"{seen[0][1]:.4g}"
+        rows = best_explanation(seen, [products_of(factors)])
+        cause = f"the size is {came} times the reference"
+        cause = cause if rows is None else "; ".join(causes_of(rows))
+        report.add(not cause, "size", f"{came} of the reference", "1", cause, EQUATION)
     return report
 
 

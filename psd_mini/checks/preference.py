@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
@@ -33,8 +34,8 @@ from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
 from psd_mini.checks.sds import known_scale
-from psd_mini.checks.sizes import known_choice
-from psd_mini.checks.tables import Row
+from psd_mini.checks.sizes import known_choice, size
+from psd_mini.checks.tables import Row, causes_of
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
 LAMBDA = 0.7  # preference_weight in most trials
@@ -59,6 +60,7 @@ def check_psd(
     fn: Any,
     *,
     form: str = "psd",
+    omega: str | None = None,
     weighting: str | None = None,
     gradient_scale: str = "report",
     names: Names = None,
@@ -70,6 +72,8 @@ def check_psd(
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
             preference_weight, tau; a function, class or object.
         form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
+        omega: "hard", "gap" or "bt" if only that one is right; None takes any. Where
+            preference_weight is no parameter, the kind cannot be told.
         weighting, gradient_scale: as in `check_sds`.
         names: parameter -> key of `grading.names.NAMES`.
 
@@ -77,6 +81,7 @@ def check_psd(
         A `Report`. The temperature tau, where asked for, is 1.
     """
     known_choice("form", form, tuple(weights.FORMS))
+    known_choice("omega", omega, (None, *weights.OMEGAS))
     scale = Scale(weighting, gradient_scale)
     known_scale(scale)
     report = Report(f"check of {form}")
@@ -89,19 +94,17 @@ def check_psd(
     trials += [prober.run(*plan) for plan in PAIRS[1:]]
     _judge_pair(report, trials)
     scored = judge_reward(report, trials)
-    rows = _judge_residuals(report, trials)
-    samples = []
-    asked = "preference_weight" in keys(prober.fn, names)
-    for trial, rewards in scored:
-        lam = LAMBDA if asked else None
-        samples.append(_sample(trial, rewards, rows, lam))
-    if samples and asked and form == "psd":
-        more["preference_weight"] = 2 * LAMBDA
-        twice = Prober(submission, names, more).run(*PAIRS[0])
-        samples.append(_sample(twice, scored[0][1], rows, 2 * LAMBDA))
-    samples = [sample for sample in samples if len(sample.rewards) > 1]
-    weights.judge_weights(report, form, samples, trials[0].style, scale)
-    _judge_batch(report, prober, form, rows)
+    jacobian = any(trial.through_unet() for trial in trials)
+    rows = _judge_residuals(report, trials, jacobian)
+    if not jacobian:  # otherwise no weight can be read
+        samples = _samples(prober, form, scored, rows)
+
+        def judged(sizes: list[float]) -> weights.Judged:
+            seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
+            return size(seen, trials[0].style, 1e-2, *scale)
+
+        found = weights.judge_weights(report, form, samples, judged, omega)
+        _judge_batch(report, prober, rows, found)
     draws.judge_noise(report, trials)
     draws.judge_graph(report, trials)
     return report
@@ -109,28 +112,46 @@ def check_psd(
 
 def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
     """W_i of every noised version; without rows, the sum of its predictions' coefficients."""
-    fit = fit_rows(reading, rows) if rows else None
-    if fit is not None:
-        return fit.weights
-    found = [0.0] * len(reading.groups)
-    for (label, number), value in reading.terms.items():
-        if label in ("cond", "uncond"):
-            found[number] += value
+    found = fit_rows(reading, rows) if rows else None
+    if found is None:
+        found = [0.0] * len(reading.groups)
+        for (label, number), value in reading.terms.items():
+            found[number] += value if label in ("cond", "uncond") else 0.0
     return found
 
 
+def _samples(
+    prober: Prober, form: str, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
+) -> list[weights.Sample]:
+    """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
+    samples = []
+    for trial, rewards in scored:
+        samples.append(_sample(prober, trial.readings[0], rewards, rows))
+    if samples and samples[0].lam and form == "psd":
+        prober.given["preference_weight"] = 2 * LAMBDA
+        twice = prober.run(*PAIRS[0]).readings[0]
+        samples.append(_sample(prober, twice, scored[0][1], rows))
+        prober.given["preference_weight"] = LAMBDA
+    return [sample for sample in samples if len(sample.rewards) > 1]
+
+
 def _sample(
-    trial: Trial, rewards: Tensor, rows: tuple[Row, ...] | None, lam: float | None
+    prober: Prober, reading: Reading, rewards: Tensor, rows: tuple[Row, ...] | None
 ) -> weights.Sample:
-    reading = trial.readings[0]
-    return weights.Sample(reading.t, lam, rewards.tolist(), weights_of(reading, rows))
+    """The rewards and weights of one picture, and the preference weight if it was asked for."""
+    asked = "preference_weight" in keys(prober.fn, prober.names)
+    lam = prober.given["preference_weight"] if asked else None
+    found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
+    return weights.Sample(reading.t, lam, rewards, found)
 
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
     """Several noises of one picture, at one t."""
-    groups = [trial.readings[0].groups for trial in trials]
-    counts = {len(noised) for noised in groups}
-    same_t = all(len({group.t for group in noised}) == 1 for noised in groups)
+    counts, same_t = set(), True
+    for trial in trials:
+        groups = trial.readings[0].groups
+        counts.add(len(groups))
+        same_t &= len({group.t for group in groups}) == 1
     cause = SAME_NOISE if counts == {1} else ""
     if not same_t:
         cause = TWO_TIMES
@@ -139,16 +160,15 @@ def _judge_pair(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 
-def _judge_residuals(report: Report, trials: list[Trial]) -> tuple[Row, ...] | None:
+def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> tuple[Row, ...] | None:
     """Is every term a residual, eps_cfg - eps_i, with the same guidance? Returns its rows."""
     readings = [trial.readings[0] for trial in trials]
     leftover = max(reading.leftover for reading in readings)
-    jacobian = any(trial.through_unet() for trial in trials)
     rows = None if jacobian else explain_direction(RESIDUALS, readings, TOLERANCE, signed=False)
     combination, causes = "no", [JACOBIAN] if jacobian else []
     if rows is not None:
-        combination, causes = rows[0].name, [row.cause for row in rows[1:] if row.cause]
-        if rows[0].free:
+        combination, causes = rows[0].name, causes_of(rows[1:])
+        if rows[0].slips > 1:  # its numbers are all that is known
             combination = combination_of(readings[0], rows)
             unlike = any(_guided_unlike(reading) for reading in readings)
             words = f"{combination} came at g = {readings[0].g:g} (guidance)"
@@ -172,37 +192,42 @@ def _guided_unlike(reading: Reading) -> bool:
     return max(scales) - min(scales) > 0.1
 
 
-def _judge_batch(report: Report, prober: Prober, form: str, rows: tuple[Row, ...] | None) -> None:
-    """Two pictures at once with different winners: who decides for whom?"""
-    for seed in range(10, 20):
+def _judge_batch(
+    report: Report, prober: Prober, rows: tuple[Row, ...] | None, explained: tuple[Row, ...] | None
+) -> None:
+    """Two pictures at once, with different winners: who decides for whom?
+
+    explained: the rows that explain the weights of one picture; of pairs there are four.
+    """
+    for seed in range(10, 40):
         try:
             trial = prober.run(2, 7.5, (500,), seed)
         except Unreadable as error:
             report.add("note", "batch of 2", str(error), "as for one picture", ONE_ONLY)
             return
-        rewards = rewards_of(trial, seen_by_reward(trial))
-        gaps = [r[0] - r[1] for r in rewards if r is not None and len(r) == 2]
-        if form not in ("psd", "dreamdpo") or len(gaps) != 2:
+        samples, scores = [], rewards_of(trial, seen_by_reward(trial))
+        for reading, rewards in zip(trial.readings, scores, strict=True):
+            if rewards is not None and len(rewards) == 2:
+                samples.append(_sample(prober, reading, rewards, rows))
+        if explained is None or len(explained) != 4 or len(samples) != 2:
             return  # weights of more noises, or other rows say what is wrong
-        if gaps[0] * gaps[1] < 0:
-            _judge_winners(report, trial, [gap.item() for gap in gaps], rows)
+        # the mean decides as the second picture would: not as the first one
+        if samples[0].gap * samples[1].gap < 0 and abs(samples[0].gap) < abs(samples[1].gap):
+            _judge_winners(report, samples, explained)
             return
 
 
-def _judge_winners(
-    report: Report, trial: Trial, gaps: list[float], rows: tuple[Row, ...] | None
-) -> None:
+def _judge_winners(report: Report, samples: list[weights.Sample], rows: tuple[Row, ...]) -> None:
     """Each picture decides for itself, or the mean of their rewards for both."""
-    pulls = []
-    for reading in trial.readings:
-        first, second = weights_of(reading, rows)
-        pulls.append(first - second)
-    own = all(pull * gap > 0 for pull, gap in zip(pulls, gaps, strict=True))
-    together = all(pull * (gaps[0] + gaps[1]) > 0 for pull in pulls)
-    expected, cause = "each picture's own winner", OTHERS
+    mean = (samples[0].rewards + samples[1].rewards) / 2
+    of_any_size = (rows[0], weights.ANY_PULL, *rows[2:])
+    own, together = True, rows[1].name not in (weights.THE_PAIR.name, weights.NO_PULL_ROW.name)
+    for sample in samples:
+        own &= weights.size_by(sample, rows) is not None
+        together &= weights.size_by(sample._replace(rewards=mean), of_any_size) is not None
+    expected, cause = "as each picture alone", OTHERS
     came = expected if own else "other winners"
     if together and not own:
         came, cause = "one winner for all", ONE_WINNER
-    lenient = together or not report.ok
-    status = own or ("note" if lenient else False)
+    status = own or ("note" if together or not report.ok else False)
     report.add(status, "batch of 2", came, expected, "" if own else cause)

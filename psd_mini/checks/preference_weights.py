@@ -10,22 +10,23 @@ Each part is a table. RewardSDS has a rule for any number of noises, which is on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from psd_mini.checks.directions import ASCENT, SIGNS
+from psd_mini.checks.directions import SIGNS
 from psd_mini.checks.exact_world import sigma_at
-from psd_mini.checks.judging import Scale
+from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Ok, Report
-from psd_mini.checks.sizes import size
-from psd_mini.checks.tables import Row, causes_of, slips_of
+from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips
 from psd_mini.methods.rewardsds import reward_weights
 from psd_mini.psd import omega
 
+OMEGAS = ("hard", "gap", "bt")
 EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
 FORMS = {  # the weights that are expected, by form
     "psd": "1/2 +- lambda omega(R_1 - R_2)",
@@ -35,16 +36,16 @@ FORMS = {  # the weights that are expected, by form
 
 
 class Sample(NamedTuple):
-    """One picture: t, preference weight (None if not asked for), and of N noises both numbers."""
+    """One picture: t, preference weight (None if not asked for), rewards and weights (N,)."""
 
     t: int
     lam: float | None
-    rewards: list[float]
-    weights: list[float]
+    rewards: Tensor
+    weights: Tensor
 
     @property
     def gap(self) -> float:
-        return self.rewards[0] - self.rewards[1]
+        return (self.rewards[0] - self.rewards[1]).item()
 
 
 @lru_cache
@@ -86,158 +87,148 @@ SIDES = [  # of gap: which of the two is pulled to
 ]
 
 
-def _known_pulls() -> list[Row]:
-    """lambda omega, perhaps times sigma_t, and twice or half of it: of (t, lambda, |gap|)."""
+def known_pulls(asked: str | None) -> list[Row]:
+    """lambda omega, perhaps times sigma_t, and twice or half of it: of (t, lambda, |gap|).
+
+    asked: the kind of omega that is right; None where all are.
+    """
     rows = []
-    kinds, factors = ("hard", "gap", "bt"), ((1.0, ""), (2.0, "twice"), (0.5, "half"))
-    for kind, by_sigma, (factor, word) in product(kinds, (False, True), factors):
+    factors = ((1.0, ""), (2.0, "twice"), (0.5, "half"))
+    for kind, by_sigma, (factor, word) in product(OMEGAS, (False, True), factors):
 
         def pull(t: int, lam: float, gap: float, kind=kind, by_sigma=by_sigma, factor=factor):
             return factor * lam * _omega(gap, kind) * (sigma_at(t) if by_sigma else 1.0)
 
         cause = f"the preference term is {word} lambda omega (h_1 - h_2)" if word else ""
+        if kind != (asked or kind):
+            cause = cause or f"omega is {kind}, {asked} is asked for"
         rows.append(Row(f"{factor:g} lambda omega, {kind}", pull, cause))
     return rows
 
 
-# sizes that are read off, not compared
-ANY_PULL = Row("no omega that is known", lambda t, lam, gap: None)
-NOTHING = Row("nothing", lambda t, lam, gap: 0.0, NO_PULL)
-PULLS = _known_pulls()
+# None: the size of the pull is read off, not compared
+ANY_PULL = Row("no omega that is known", lambda t, lam, gap: None, OWN_OMEGA, slips=1.5)
+NO_PULL_ROW = Row("nothing", lambda t, lam, gap: 0.0, NO_PULL)
+THE_PAIR = Row("the pair alone", lambda t, lam, gap: 1.0)
+SIZES = [  # of the status and the cause by `sizes.size`: no w(t) at all speaks against the rows
+    Row("a known w(t)", lambda status, cause: not cause),
+    Row("a factor", lambda status, cause: status != "note", "a factor"),
+    Row("any", lambda status, cause: True, "no w(t) that is known", slips=1.5),
+]
+Judged = tuple[Ok, str, str]  # by `sizes.size`
 
 
-def _base_and_pull(sample: Sample, base: Row, sign: int) -> tuple[float, float]:
-    """k and m of W_1 = k (base_1 + m), W_2 = k (base_2 - m).
-
-    Without a base k is |m| and m is 1 or -1.
-    """
-    first, second = (sign * weight for weight in sample.weights)
-    b_1, b_2 = base.value(sample.gap)
-    if b_1 + b_2 == 0:
-        k = abs(first - second) / 2
-        return (k, (first - second) / 2 / k) if abs(first + second) < 1e-2 * k else (0.0, 0.0)
-    k = (first + second) / (b_1 + b_2)
-    return k, (first - second - k * (b_1 - b_2)) / 2 / k if k else 0.0
-
-
-Candidates = list[tuple[tuple[Row, ...], list[float]]]  # rows that fit, and the sizes k
-
-
-def explain_pair(form: str, samples: Sequence[Sample]) -> Candidates:
-    """All rows (of BASES, PULLS, SIDES, SIGNS) that give these weights, and the sizes k."""
-    bases, pulls = BASES, [ANY_PULL, NOTHING]
+def _tables(form: str, omega_asked: str | None, known_weight: bool) -> list[list[Row]]:
+    """(BASES, PULLS, SIGNS, SIDES) for pairs; (rules, SIGNS) for RewardSDS."""
+    if form not in ("psd", "dreamdpo"):
+        rules = [
+            Row(form, lambda r: reward_weights(r[:, None], form)[:, 0]),
+            Row("worst", lambda r: reward_weights(-r[:, None], form)[:, 0], WORST),
+            Row("exp", torch.exp, UNNORMALISED),
+            Row("rewards", torch.clone, UNNORMALISED),
+            Row("even", lambda r: r**0 / len(r), EVEN),
+        ]
+        return [rules, SIGNS]
+    bases, pulls = BASES, [ANY_PULL._replace(cause="")]
     if form == "dreamdpo":
         bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
-    elif samples[0].lam is not None:
-        pulls = [*PULLS, ANY_PULL._replace(cause=OWN_OMEGA, slips=1.5), NOTHING]
-    found: Candidates = []
-    for rows in product(bases, pulls, SIDES, SIGNS):
-        if _makes_sense(*rows):
-            sizes = []
-            for sample in samples:
-                sizes.append(_size_of(sample, rows))
-                if sizes[-1] == 0:
-                    break
-            else:
-                found.append((rows, sizes))
-    return found
+    elif known_weight:
+        pulls = [*known_pulls(omega_asked), ANY_PULL]
+    return [bases, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
 
 
-def _makes_sense(base: Row, pull: Row, side: Row, sign: Row) -> bool:
-    """Without a pull nobody wins; without a base the pull is all there is, and so is its sign."""
-    alone = base.value(1.0) == (0.0, 0.0)
-    if pull.name == NOTHING.name:
-        return not side.cause and not alone
-    return not alone or (pull.name == ANY_PULL.name and not sign.cause)
+def weights_by(sample: Sample, *rows: Row) -> list[Tensor]:
+    """The weights that these rows give; and the direction of a pull whose size is free."""
+    if len(rows) == 2:
+        rule, sign = rows
+        return [sign.value() * rule.value(sample.rewards)]
+    base, pull, sign, side = rows
+    towards = side.value(sample.gap) * torch.tensor([1.0, -1.0]).double()
+    weights = torch.tensor(base.value(sample.gap)).double()
+    size = pull.value(sample.t, sample.lam, abs(sample.gap))
+    if size is None:
+        return [sign.value() * weights, sign.value() * towards]
+    return [sign.value() * (weights + size * towards)]
 
 
-def _size_of(sample: Sample, rows: tuple[Row, ...]) -> float:
-    """The size k of weights that these rows explain; 0 where they do not."""
-    base, pull, side, sign = rows
-    k, m = _base_and_pull(sample, base, sign.value())
-    wanted = pull.value(sample.t, sample.lam, abs(sample.gap))
-    m *= side.value(sample.gap) if pull.name != NOTHING.name else 1
-    fits = m > 1e-2 if wanted is None else abs(m - wanted) < 2e-2 * max(wanted, 0.5)
-    return k if fits and k > 0 else 0.0
+def size_by(sample: Sample, rows: Sequence[Row]) -> float | None:
+    """How many times the weights that these rows give came; None where others came."""
+    (k, *pull), left = fit(sample.weights, weights_by(sample, *rows))
+    return None if left > 1e-2 or k <= 0 or min(pull, default=k) < 1e-2 * k else k
 
 
-def explain_rule(form: str, samples: Sequence[Sample]) -> Candidates:
-    """RewardSDS: the rules that the weights are a multiple of, and that multiple."""
-    rules = [
-        Row(form, lambda r: reward_weights(r[:, None], form)[:, 0]),
-        Row("worst", lambda r: reward_weights(-r[:, None], form)[:, 0], WORST),
-        Row("exp", torch.exp, UNNORMALISED),
-        Row("rewards", torch.clone, UNNORMALISED),
-        Row("even", lambda r: r**0 / len(r), EVEN),
-    ]
-    found: Candidates = []
-    for row in rules:
+def explain_weights(
+    tables: Sequence[Table], samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
+) -> tuple[tuple[Row, ...], Judged] | None:
+    """The rows with the fewest slips, a factor of the size included; and what the size is.
+
+    judged: says what the sizes of all samples are, in units of what the rows give.
+    """
+
+    @lru_cache
+    def size_of(*rows: Row) -> Judged | None:
+        # without a base the pair is all there is, and only then
+        if len(rows) == 4 and (rows[0].name == "no base") != (rows[1] is THE_PAIR):
+            return None
         sizes = []
         for sample in samples:
-            rule = row.value(torch.tensor(sample.rewards).double())
-            weights = torch.tensor(sample.weights).double()
-            k = ((weights * rule).sum() / rule.square().sum()).item()
-            if (weights - k * rule).norm() < 1e-2 * weights.norm():
-                sizes.append(k)
-        if len(sizes) == len(samples):
-            found.append(((row,), sizes))
-    return found
+            if (size := size_by(sample, rows)) is None:
+                return None
+            sizes.append(size)
+        return judged(sizes)
+
+    def fits(*rows: Row) -> bool:
+        found = size_of(*rows[:-1])
+        return found is not None and rows[-1].value(found[0], found[2])
+
+    rows = fewest_slips([*tables, SIZES], fits, most=6)
+    size = size_of(*rows[:-1]) if rows else None
+    return (rows[:-1], size) if rows and size else None
 
 
 def judge_weights(
-    report: Report, form: str, samples: Sequence[Sample], style: str, scale: Scale
-) -> None:
-    """Add the rows on W_i(R)."""
+    report: Report,
+    form: str,
+    samples: Sequence[Sample],
+    judged: Callable[[list[float]], Judged],
+    omega_asked: str | None,
+) -> tuple[Row, ...] | None:
+    """Add the rows on W_i(R); returns what explains the weights."""
     if not samples:
         cause = "no pair with rewards: see the rows above"
         report.add(False, "weights", "cannot be read", "weights of residuals", cause)
-        return
-    weights = [round(value, 3) for value in samples[0].weights]
-    rewards = [round(value, 2) for value in samples[0].rewards]
+        return None
+    weights = [round(value, 3) for value in samples[0].weights.tolist()]
+    rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
     came, pair = f"{weights} for rewards {rewards}", form in ("psd", "dreamdpo")
+    best, cause = None, f"they are not {FORMS[form]}"
+    known_weight = samples[0].lam is not None
     if pair and len(weights) != 2:
         cause = f"two noises are to be compared, {len(weights)} came"
-        report.add(False, "weights", came, FORMS[form], cause, EQUATION)
-        return
-    candidates = explain_pair(form, samples) if pair else explain_rule(form, samples)
-    best = _simplest(candidates, samples, style, scale)
+    else:
+        best = explain_weights(_tables(form, omega_asked, known_weight), samples, judged)
     if best is None:
-        report.add(False, "weights", came, FORMS[form], f"they are not {FORMS[form]}", EQUATION)
-        return
-    rows, (status, found, factor) = best
-    wrong = causes_of(rows[:1] + rows[2:])
-    if pair and rows[1].cause == NO_PULL:
-        wrong.insert(0, NO_PULL)
-    if not pair and max(sum(sample.weights) for sample in samples) < 0:
-        wrong.append(ASCENT)
+        report.add(False, "weights", came, FORMS[form], cause, EQUATION)
+        return None
+    rows, (status, size, factor) = best
+    wrong = causes_of(rows)
+    if pair and rows[1] is not NO_PULL_ROW:  # its strength has a row of its own
+        wrong = causes_of([rows[0], *rows[2:]])
     causes = "; ".join([*wrong, *filter(None, [factor])])
-    ok: Ok = False if wrong else status
-    report.add(ok, "weights", f"{came}; {found}", FORMS[form], causes, EQUATION)
-    if form == "psd" and samples[0].lam is not None and NO_PULL not in wrong:
-        _judge_strength(report, rows, samples)
+    report.add(not wrong and status, "weights", f"{came}; {size}", FORMS[form], causes, EQUATION)
+    if form == "psd" and known_weight and NO_PULL not in wrong:
+        _judge_strength(report, rows, samples, bool(omega_asked))
+    return rows
 
 
-def _simplest(
-    candidates: Candidates, samples: Sequence[Sample], style: str, scale: Scale
-) -> tuple[tuple[Row, ...], tuple[Ok, str, str]] | None:
-    """The rows with the fewest slips, a factor of the size included; and what the size is."""
-    best, fewest = None, float("inf")
-    for rows, sizes in candidates:
-        seen = [(s.t, 1, 1.0, abs(k)) for s, k in zip(samples, sizes, strict=True)]
-        judged = size(seen, style, 1e-2, *scale)
-        # a factor is one slip; sizes that follow no w(t) at all speak against the rows
-        slips = slips_of(rows) + (1.5 if judged[0] == "note" else bool(judged[2]))
-        if slips < fewest:
-            best, fewest = (rows, judged), slips
-    return best
-
-
-def _judge_strength(report: Report, rows: tuple[Row, ...], samples: Sequence[Sample]) -> None:
+def _judge_strength(
+    report: Report, rows: tuple[Row, ...], samples: Sequence[Sample], omega_asked: bool
+) -> None:
     """Is the pull lambda omega (h_1 - h_2), and does it grow with lambda?
 
     The last sample is the first one again, at twice the preference weight.
     """
-    base, pull, side, sign = rows
+    base, pull, sign, side = rows
     right = not (base.cause or side.cause or sign.cause)
     if right and base.name != MEAN:
         report.add("note", "base", base.name, MEAN, f"{base.name} {FAIR}", EQUATION)
@@ -246,9 +237,12 @@ def _judge_strength(report: Report, rows: tuple[Row, ...], samples: Sequence[Sam
     status: Ok = not pull.cause
     cause = f"{pull.cause}, beside {base.name}"
     if pull.name == ANY_PULL.name:
-        once, twice = (_base_and_pull(samples[i], base, sign.value())[1] for i in (0, -1))
-        ratio = twice / once
-        status, cause = "note" if right else True, OWN_OMEGA
+        pulls = []
+        for sample in (samples[0], samples[-1]):
+            (k, m), _ = fit(sample.weights, weights_by(sample, *rows))
+            pulls.append(m / k)
+        ratio = pulls[1] / pulls[0]
+        status, cause = not right or (not omega_asked and "note"), OWN_OMEGA
         if abs(ratio - 2) > 4e-2:
             status, cause = False, f"{NOT_PROPORTIONAL}: {ratio:.2f} times as large at twice of it"
         if abs(ratio - 1) < 1e-2:

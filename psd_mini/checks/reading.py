@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, allclose
 from torch.nn.functional import normalize
 
-from psd_mini.checks.exact_world import alpha_sigma, sigma_at
+from psd_mini.checks.exact_world import T, alpha_sigma, embedding, exact_eps, sigma_at
 from psd_mini.checks.grading.stand_ins import TextEncoder
 from psd_mini.checks.trace import Call, Trace
 
@@ -33,19 +33,27 @@ PREDICTIONS = ("cond", "uncond", "negative", "q")  # labels; others: "noise", "o
 class Group:
     """One noised version of one picture: x_t = a x + s eps at t, and what was predicted there.
 
-    eps_hat, embeddings: by label. eps: the noise in it, None if there is none; it is `ratio` times
+    eps_hat: by label. eps: the noise in it, None if there is none; it is `ratio` times
     the picture's noise number `noise` (the noises of an opposite pair are one, with ratio -1).
     """
 
     t: float
     x_t: Tensor
     eps_hat: dict[str, Tensor] = field(default_factory=dict)
-    embeddings: dict[str, Tensor] = field(default_factory=dict)
     a: float = 0.0
     s: float = 1e-9  # never 0, so that rows may divide by it
     eps: Tensor | None = None
     noise: int = 0
     ratio: float = 1.0
+
+    def vector(self, label: str) -> Tensor:
+        """The noise, or a prediction: of this world, where nobody asked for it."""
+        if label == "noise":
+            return torch.zeros_like(self.x_t) if self.eps is None else self.eps
+        if label in self.eps_hat:
+            return self.eps_hat[label]
+        t, q = torch.tensor([round(self.t)]).clamp(0, T - 1), label == "q"
+        return exact_eps(self.x_t[None], t, None if q else embedding(label, 1), q)[0]
 
 
 @dataclass
@@ -99,6 +107,15 @@ def cosine(u: Tensor, v: Tensor) -> float:
     return ((u * v).sum() / (u.norm() * v.norm()).clamp(min=1e-30)).item()
 
 
+def in_numbers(terms: Mapping[str, float], small: float = 1e-2) -> str:
+    """Coefficients written out, "+1.1 x_t -0.5 cond"; `small`, relative, is left out."""
+    smallest, words = small * max(map(abs, terms.values())), []
+    for name, value in terms.items():
+        if abs(value) > smallest:
+            words.append(f"{value:+.3g} {name}")
+    return " ".join(words)
+
+
 def read(
     g: float, x: Tensor, gradient: Tensor, trace: Trace, known: Embeddings, eps: list[Tensor]
 ) -> list[Reading]:
@@ -139,8 +156,6 @@ def _sort(call: Call, labels: list[str], pictures: list[Reading]) -> None:
         picture = pictures[int((towards @ asked[row].flatten()).argmax())]
         group = picture.group_at(t, asked[row])
         group.eps_hat[label] = call.eps_hat[row].detach().double()
-        if call.embeddings is not None:
-            group.embeddings[label] = call.embeddings[row].detach()
 
 
 def _labels(call: Call, known: Embeddings) -> list[str]:

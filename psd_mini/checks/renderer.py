@@ -15,7 +15,7 @@ from psd_mini.checks.grading.submission import answered, environment, parts_of, 
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
-from psd_mini.checks.tables import Row, causes_of, fewest_slips
+from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, named
 
 RENDER = (
     "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -23,93 +23,71 @@ RENDER = (
 RAYS, SAMPLES, BACKGROUND = 64, 12, 0.7
 
 
-def _shifted(passed: Tensor) -> Tensor:
+def before(passed: Tensor) -> Tensor:
     """Exclusive cumulative product: what reaches sample i through those before it."""
     return torch.cat((torch.ones_like(passed[:, :1]), torch.cumprod(passed, -1)[:, :-1]), -1)
 
 
-def _late(passed: Tensor) -> Tensor:
-    """The cumulative product shifted the wrong way: through those up to i + 1."""
-    through = torch.cumprod(passed, -1)
-    return torch.cat((through[:, 1:], torch.ones_like(through[:, :1])), -1)
-
-
-def _normalised(weights: Tensor) -> Tensor:
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def _left_by_sum(alpha: Tensor) -> Tensor:
-    return 1 - alpha.sum(-1, keepdim=True).clamp(max=1)
-
-
-def _before(delta: Tensor) -> Tensor:
-    """Widths one place late; the first sample has its own."""
-    return torch.cat((delta[:, :1], delta[:, :-1]), -1)
-
-
-NO_DELTA = "delta is missing: opacity must not depend on the number of samples"
-NO_ALPHA = "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho"
-FOG = "alpha = rho delta without the exponential: exact for thin fog only"
-SWAPPED = "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes"
 PREVIOUS = "delta is that of the previous sample: it is the width z_{i+1} - z_i of its own interval"
-ACTIVATED = "the density goes through a sigmoid: it is a density already"
-ALPHAS = [  # of density r, width d
-    Row("1 - exp(-rho delta)", lambda r, d: 1 - torch.exp(-r * d)),
-    Row("1 - exp(-rho)", lambda r, d: 1 - torch.exp(-r), NO_DELTA),
-    Row("rho", lambda r, d: r, NO_ALPHA),
-    Row("rho delta", lambda r, d: r * d, FOG),
-    Row("exp(-rho delta)", lambda r, d: torch.exp(-r * d), SWAPPED),
-    Row("delta rolled", lambda r, d: 1 - torch.exp(-r * d.roll(1, -1)), PREVIOUS),
-    Row("delta late", lambda r, d: 1 - torch.exp(-r * _before(d)), PREVIOUS),
-    Row("sigmoid", lambda r, d: 1 - torch.exp(-r.sigmoid() * d), ACTIVATED),
-]
-T_NO_DELTA = "delta is missing in the transmittance: T_i = exp(-sum rho_j delta_j)"
-PASSED = [  # of density, width, alpha: what each sample lets pass
-    Row("1 - alpha", lambda r, d, alpha: 1 - alpha),
-    Row("exp(-rho delta)", lambda r, d, alpha: torch.exp(-r * d)),
-    Row("exp(-rho)", lambda r, d, alpha: torch.exp(-r), T_NO_DELTA),
-]
-INCLUSIVE = "the transmittance is inclusive: sample i must not shadow itself"
-UNSHADOWED = "the transmittance is missing: samples behind others are not shadowed"
-REVERSED = "the order is reversed: transmittance comes from the far end"
-LATE = "the transmittance is shifted the wrong way: T_0 is 1"
-TRANSMITTANCE = [  # of what each sample lets pass
-    Row("before i", _shifted),
-    Row("up to i", lambda passed: torch.cumprod(passed, -1), INCLUSIVE),
-    Row("none", torch.ones_like, UNSHADOWED),
-    Row("behind i", lambda passed: _shifted(passed.flip(-1)).flip(-1), REVERSED),
-    Row("up to i + 1", _late, LATE),
-]
-TWICE = "premultiplied twice: the colour is multiplied by alpha twice"
-NORMALISED = "the weights are divided by their sum: empty rays become opaque"
-AVERAGED = "the mean over samples is taken: it must be their sum"
-MINUS = "the weights are T - alpha: they must be the product T alpha"
-WEIGHTS = [  # of transmittance, alpha
-    Row("T alpha", lambda light, alpha: light * alpha),
-    Row("T alpha^2", lambda light, alpha: light * alpha**2, TWICE),
-    Row("normalised", lambda light, alpha: _normalised(light * alpha), NORMALISED),
-    Row("mean", lambda light, alpha: light * alpha / alpha.shape[-1], AVERAGED),
-    Row("T - alpha", lambda light, alpha: light - alpha, MINUS),
-]
-NO_BACKGROUND = "no background: (1 - opacity) b is missing"
-IN_FULL = "the background is added in full: it must be multiplied by 1 - opacity"
-THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
 CLAMPED = "the opacity is a clamped sum of alphas: it is the sum of the weights T alpha"
-COVERED = "the background is multiplied by the opacity: it must be 1 - opacity"
-BACKGROUNDS = [  # of opacity, transmittance, alpha: how much of the background is seen
-    Row("1 - opacity", lambda opacity, light, alpha: 1 - opacity),
-    Row("T_end", lambda opacity, light, alpha: (light * (1 - alpha))[:, -1:]),
-    Row("none", lambda opacity, light, alpha: 0 * opacity, NO_BACKGROUND),
-    Row("in full", lambda opacity, light, alpha: 0 * opacity + 1, IN_FULL),
-    Row("T of the last", lambda opacity, light, alpha: light[:, -1:], THROUGH_LAST),
-    Row("clamped", lambda opacity, light, alpha: _left_by_sum(alpha), CLAMPED),
-    Row("opacity", lambda opacity, light, alpha: opacity, COVERED),
-]
-TOO_BRIGHT = "the colour goes through a sigmoid twice: it is in 0..1 already"
-COLOURS = [Row("colour", torch.clone), Row("sigmoid", torch.sigmoid, TOO_BRIGHT)]
+NORMALISED = "the weights are divided by their sum: empty rays become opaque"
+THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
+NAMES: dict[str, Any] = {  # in formulas
+    **{"before": before, "exp": torch.exp, "sigmoid": torch.sigmoid, "ones_like": torch.ones_like},
+    "rolled": lambda delta: delta.roll(1, -1),
+    "up_to": lambda passed: torch.cumprod(passed, -1),
+    "behind": lambda passed: before(passed.flip(-1)).flip(-1),
+    "total": lambda weights: weights.sum(-1, keepdim=True),
+    "last": lambda values: values[:, -1:],
+}
+TABLES = {  # by what formulas are of; the first one is right
+    "rho, delta": {  # alpha
+        "1 - exp(-rho delta)": "",
+        "1 - exp(-rho)": "delta is missing: opacity must not depend on the number of samples",
+        "rho": "the weights are T rho: alpha = 1 - exp(-rho delta) belongs in place of rho",
+        "rho delta": "alpha = rho delta without the exponential: exact for thin fog only",
+        "exp(-rho delta)": "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes",
+        "1 - exp(-rho rolled(delta))": PREVIOUS,
+        "1 - exp(-sigmoid(rho) delta)": "the density goes through a sigmoid: it is one already",
+    },
+    "rho, delta, alpha": {  # what each sample lets pass
+        "1 - alpha": "",
+        "exp(-rho delta)": "",
+        "exp(-rho)": "delta is missing in the transmittance: T_i = exp(-sum rho_j delta_j)",
+    },
+    "passed": {  # T, the transmittance
+        "before(passed)": "",
+        "up_to(passed)": "the transmittance is inclusive: sample i must not shadow itself",
+        "ones_like(passed)": "the transmittance is missing: samples behind others are not shadowed",
+        "behind(passed)": "the order is reversed: transmittance comes from the far end",
+    },
+    "T, alpha": {  # weights
+        "T alpha": "",
+        "T alpha^2": "premultiplied twice: the colour is multiplied by alpha twice",
+        "T alpha / total(T alpha)": NORMALISED,
+        "T alpha / alpha.shape[-1]": "the mean over samples is taken: it must be their sum",
+        "T - alpha": "the weights are T - alpha: they must be the product T alpha",
+    },
+    "opacity, T, alpha": {  # how much of the background is seen
+        "1 - opacity": "",
+        "last(T (1 - alpha))": "",
+        "0 opacity": "no background: (1 - opacity) b is missing",
+        "0 opacity + 1": "the background is added in full: it must be multiplied by 1 - opacity",
+        "last(T)": THROUGH_LAST,
+        "1 - total(alpha).clamp(max=1)": CLAMPED,
+        "opacity": "the background is multiplied by the opacity: it must be 1 - opacity",
+    },
+    "colour": {
+        "colour": "",
+        "sigmoid(colour)": "the colour goes through a sigmoid twice: it is in 0..1 already",
+    },
+}
 # the width of the last sample is anybody's choice, where only depths are given
 LAST_WIDTHS = [Row(f"{width:g}", lambda delta, w=width: w) for width in (0.1, 1e10, 1e3, 1.0, 0.0)]
-LAST_WIDTHS += [Row("as before", lambda delta: delta[:, -2:-1])]
+LAST_WIDTHS += [
+    Row("as before", lambda delta: delta[:, -2:-1]),
+    Row("any", lambda delta: None, "rays whose last sample is empty tell the rest", 1.25),
+]
 
 
 class Rays(NamedTuple):
@@ -121,16 +99,15 @@ class Rays(NamedTuple):
     z: Tensor
 
 
-def _rays(last_is_empty: bool) -> Rays:
-    """From empty rays to such that end inside matter."""
+def _rays() -> Rays:
+    """From empty rays to such that end inside matter; the last sample of every second is empty."""
     n, s = RAYS, SAMPLES
     steps = torch.rand(n, s, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     z = 1 + torch.cumsum(0.05 + 0.2 * steps, -1)
     delta = torch.cat((z[:, 1:] - z[:, :-1], torch.full((n, 1), 0.1).double()), -1)
     colour = torch.rand(n, s, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     rho = torch.linspace(0, 5, n).double()[:, None] * normal(n, s, seed=1).abs()
-    if last_is_empty:
-        rho[:, -1] = 0
+    rho[::2, -1] = 0
     return Rays(rho.requires_grad_(), colour, delta, z)
 
 
@@ -145,21 +122,16 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     """
     fn = prepare(fn, ("render", "composite", "forward"), names)
     report, asked = Report("check of the renderer"), keys(fn, names)
-    rays = _rays(last_is_empty="widths" not in asked)
+    rays = _rays()
     target = _rendered(report, fn, names, rays)
     if target is None:
         return report
-    best = explain_picture(target, rays, "background" in asked, LAST_WIDTHS[:1])
-    if best is not None and "widths" not in asked and not causes_of(best):
-        filled = _rays(last_is_empty=False)
-        again = _rendered(report, fn, names, filled)
-        if again is not None:
-            behind = explain_picture(again, filled, "background" in asked, LAST_WIDTHS)
-            best = best if behind is None else behind
+    last_widths = LAST_WIDTHS[:1] if "widths" in asked else LAST_WIDTHS
+    best = explain_picture(target, rays, "background" in asked, last_widths)
     read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
     causes = [f"it is none of the known slips; {tuple(target.shape)} came, read as {read}"]
     if best is not None:
-        causes = causes_of(best)
+        causes = causes_of(best[:6])
     came = "another" if causes else "as it should"
     report.add(not causes, "compositing", came, "the formula", "; ".join(causes), RENDER)
     if best is not None:
@@ -207,22 +179,22 @@ def explain_picture(
     target: Tensor, rays: Rays, takes_background: bool, last_widths: Sequence[Row]
 ) -> tuple[Row, ...] | None:
     """The rows with the fewest slips that give these rgb or weights."""
-    backgrounds, colours = BACKGROUNDS, COLOURS
+    tables = [formulas(arguments, rows, NAMES) for arguments, rows in TABLES.items()]
     if not takes_background:  # black, and nothing to be seen of it
-        backgrounds = [BACKGROUNDS[2]._replace(cause="")]
+        tables[4] = [named(tables[4], "0 opacity")._replace(cause="")]
     if target.shape[-1] != 3:
-        backgrounds, colours = BACKGROUNDS[:1], COLOURS[:1]
+        tables[4:] = [tables[4][:1], tables[5][:1]]
     came = target.detach().double()
 
     def fits(*rows: Row) -> bool:
-        delta = rays.delta.clone()
-        delta[:, -1:] = rows[6].value(rays.delta)
+        delta, last = rays.delta.clone(), rows[6].value(rays.delta)
+        told = slice(None) if last is not None else slice(0, None, 2)  # by rays that end empty
+        delta[:, -1:] = 0.1 if last is None else last
         with torch.no_grad():
             mine = composited(target, rays._replace(delta=delta), rows[:6])
-        return allclose(came, mine, rtol=1e-4, atol=1e-5, equal_nan=True)
+        return allclose(came[told], mine[told], rtol=1e-4, atol=1e-5, equal_nan=True)
 
-    tables = [ALPHAS, PASSED, TRANSMITTANCE, WEIGHTS, backgrounds, colours, last_widths]
-    return fewest_slips(tables, fits, most=2)
+    return fewest_slips([*tables, last_widths], fits, most=2.25)
 
 
 def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -> None:
@@ -233,6 +205,8 @@ def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -
         return
     got = torch.autograd.grad(target.sum(), rho, retain_graph=True)[0]
     want = torch.autograd.grad(mine.sum(), rho, retain_graph=True)[0]
-    same = allclose(got[:, :-1], want[:, :-1], rtol=1e-3, atol=1e-5, equal_nan=True)
+    # where nobody's last width matters
+    got, want = got[::2, :-1], want[::2, :-1]
+    same = allclose(got, want, rtol=1e-3, atol=1e-5, equal_nan=True)
     came = "as the formula's" if same else "another"
     report.add(same, "gradient", came, "the formula's", "a part of it was detached")

@@ -126,16 +126,13 @@ class Report:
     def _repr_html_(self) -> str:
         """The findings as a table, for notebooks."""
 
-        def row(tag: str, *texts: str) -> str:
-            cells = (f"<{tag} style='text-align:left'>{text}</{tag}>" for text in texts)
-            return f"<tr>{''.join(cells)}</tr>"
-
-        table = row("th", "", "checked", "came", "expected", "likely cause", "equation")
+        heads = ("", "checked", "came", "expected", "likely cause", "equation")
+        rows = "".join(f"<th style='text-align:left'>{head}</th>" for head in heads)
         for f in self.findings:
-            mark = f"<b style='color:{COLOURS.get(f.status, RED)}'>{f.status}</b>"
-            texts = map(html.escape, (f.name, f.came, f.expected, f.cause, f.equation))
-            table += row("td", mark, *texts)
-        return f"<b>{html.escape(self.title)}: {self.status}</b><table>{table}</table>"
+            rows += f"<tr><td><b style='color:{COLOURS.get(f.status, RED)}'>{f.status}</b></td>"
+            for text in (f.name, f.came, f.expected, f.cause, f.equation):
+                rows += f"<td style='text-align:left'>{html.escape(text)}</td>"
+        return f"<b>{html.escape(self.title)}: {self.status}</b><table>{rows}</table>"
 
 
 def no_answer(status: str, text: str, title: str = "") -> Report:

@@ -11,6 +11,7 @@ combination of these vectors is called after the one that it is most like.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +21,9 @@ from torch import Tensor
 from psd_mini.checks.exact_world import SCALING, SHAPE, normal
 from psd_mini.checks.grading.stand_ins import VAE
 from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Reading, fit
+from psd_mini.checks.reading import Reading, fit, in_numbers
 from psd_mini.checks.report import Ok, Report
-from psd_mini.checks.tables import Row, fewest_slips, named
+from psd_mini.checks.tables import Row, causes_of, named
 from psd_mini.checks.trace import current, flows
 
 X0_HAT = "(x_t - sigma_t eps_cfg)/alpha_t"
@@ -53,6 +54,7 @@ PICTURES = [  # of alpha_t, sigma_t, g: what the reward may have been shown
 ]
 # resizing costs some likeness; a picture is a combination of vectors where nothing else is left
 LIKE, EXACT = 0.9, 3e-3
+LIKELY = ("x0_hat", "x0_hat without guidance", "the noisy x_t", "x itself")  # told by likeness
 
 
 def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -66,17 +68,17 @@ def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 class Seen(NamedTuple):
-    """A picture that the reward was shown.
+    """A picture that the reward was shown, or latents that were decoded.
 
-    picture, noise: whose x0_hat it is. terms: its coefficients, None where it is no combination.
+    reading, noise: whose x0_hat it is. terms: its coefficients, {} where it is no combination.
     like: name of the row of PICTURES that it is like, where it has no coefficients.
     """
 
     score: float
-    picture: int
-    noise: int
-    terms: dict[str, float] | None
-    like: str
+    reading: Reading
+    noise: int = 0
+    terms: dict[str, float] = {}
+    like: str = "something else"
 
 
 def seen_by_reward(trial: Trial) -> list[Seen]:
@@ -90,25 +92,23 @@ def seen_by_reward(trial: Trial) -> list[Seen]:
 
 def _recognised(image: Tensor, score: float, readings: list[Reading]) -> Seen:
     """Whose picture it is and what is in it: exactly, or by likeness."""
-    seen, rest, likeness = Seen(score, 0, 0, None, "something else"), EXACT, LIKE
+    seen, rest, likeness = Seen(score, readings[0]), EXACT, LIKE
     if image.ndim != 3 or len(image) not in (3, 4) or image[0].numel() < 256:
         return seen
     picture, free = _pixels(image)
-    places = [(b, i) for b, reading in enumerate(readings) for i in range(len(reading.groups))]
-    for b, i in places if free.mean() > 0.01 else []:
-        vectors = _vectors(readings[b], i)
+    places = [(reading, i) for reading in readings for i in range(len(reading.groups))]
+    for reading, i in places if free.mean() > 0.01 else []:
+        vectors = _vectors(reading, i)
         columns = [_centred(_decoded_as(image, z), free) for z in vectors.values()]
         values, left = fit(_centred(picture, free), columns)
         if left < rest:
             terms = dict(zip(vectors, values, strict=True))
-            seen, rest = Seen(score, b, i, terms, ""), left
-    if seen.terms is not None:
-        return seen
-    for b, i in places:
-        for name, latents in _candidates(readings[b], i):
-            like = _likeness(picture, _decoded_as(image, latents), free)
+            seen, rest = Seen(score, reading, i, terms, ""), left
+    for reading, i in [] if seen.terms else places:
+        for name in LIKELY:
+            like = _likeness(picture, _decoded_as(image, _latents(reading, i, name)))
             if like > likeness:
-                seen, likeness = Seen(score, b, i, None, name), like
+                seen, likeness = Seen(score, reading, i, like=name), like
     return seen
 
 
@@ -119,17 +119,14 @@ def _vectors(reading: Reading, i: int) -> dict[str, Tensor]:
     return vectors | {"x_t": group.x_t, "x": reading.x}
 
 
-def _candidates(reading: Reading, i: int) -> list[tuple[str, Tensor]]:
-    """Latents of the pictures that are told apart by likeness."""
+def _latents(reading: Reading, i: int, name: str) -> Tensor:
+    """The latents of a row of PICTURES."""
     group, vectors = reading.groups[i], _vectors(reading, i)
     vectors.setdefault("uncond", vectors.get("cond", group.x_t))
-    found = []
-    for name in ("x0_hat", "x0_hat without guidance", "the noisy x_t", "x itself"):
-        latents = torch.zeros_like(reading.x)
-        for label, value in named(PICTURES, name).value(group.a or 1.0, group.s, reading.g).items():
-            latents = latents + value * vectors.get(label, 0 * group.x_t)
-        found.append((name, latents))
-    return found
+    latents = torch.zeros_like(reading.x)
+    for label, value in named(PICTURES, name).value(group.a or 1.0, group.s, reading.g).items():
+        latents = latents + value * vectors.get(label, 0 * group.x_t)
+    return latents
 
 
 def _pixels(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,30 +160,26 @@ def _centred(v: Tensor, free: Tensor) -> Tensor:
     return free * (v - (free * v).sum(1, keepdim=True) / count)
 
 
-def _likeness(a: Tensor, b: Tensor, free: Tensor) -> float:
-    """How well b (C, pixels) explains a picture a: the larger of two.
+def _likeness(a: Tensor, b: Tensor) -> float:
+    """How well b (C, pixels) explains a picture a.
 
-    The correlation where the picture is not clamped; and, for the same sign, the root of the share
-    of variance that any function of the latents, pixel by pixel, explains (correlation ratio).
+    The root of the share of variance that any function of the latents, pixel by pixel, explains
+    (correlation ratio, from 16 neighbours in the order of b); 0 where they fall together.
     """
-    da, db = _centred(a, free), _centred(b, free)
-    covariance = (da * db).sum().item()
-    spread = max((da.norm() * db.norm()).item(), 1e-30)
-    correlation = covariance / spread if free.mean() > 0.01 else 0.0
-    if covariance < 0.5 * spread:  # the picture of something else: the rest is slow
-        return correlation
-    # of a's variance, from 16 neighbours in the order of b
+    everywhere = torch.ones_like(a)
+    if (_centred(a, everywhere) * _centred(b, everywhere)).sum().item() <= 0:
+        return 0.0  # sorting is slow
     in_order = a.gather(1, b.argsort(1))[:, : a.shape[1] // 16 * 16].reshape(len(a), -1, 16)
     total = in_order.flatten(1).var(1).sum().item()
     explained = 1 - in_order.var(2).mean(1).sum().item() / max(total, 1e-30)
-    return max(correlation, max(explained, 0.0) ** 0.5 * (covariance > 0))
+    return max(explained, 0.0) ** 0.5
 
 
 def rewards_of(trial: Trial, shown: list[Seen]) -> list[Tensor | None]:
     """R_i of the noised versions of each picture, (N,); None where one was not asked for."""
     found: list[Tensor | None] = []
-    for b, reading in enumerate(trial.readings):
-        scores = {seen.noise: seen.score for seen in shown if seen.picture == b}
+    for reading in trial.readings:
+        scores = {seen.noise: seen.score for seen in shown if seen.reading is reading}
         rewards = torch.tensor([scores[i] for i in sorted(scores)]).double()
         found.append(rewards if len(scores) == len(reading.groups) else None)
     return found
@@ -194,19 +187,17 @@ def rewards_of(trial: Trial, shown: list[Seen]) -> list[Tensor | None]:
 
 def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tensor]]:
     """Add the rows on what the reward saw; returns the trials with their noises' rewards."""
-    scored, parts, decoded, names = [], [], [], set()
+    scored, shown, decoded = [], [], []
     for trial in trials:
-        shown = seen_by_reward(trial)
-        for seen in shown:
-            if seen.terms is None:
-                names.add(seen.like)
-            else:
-                parts.append((trial.readings[seen.picture], seen.noise, seen.terms))
-        decoded += _decoded(trial)
-        rewards = rewards_of(trial, shown)[0]
+        here = seen_by_reward(trial)
+        shown += here
+        for latents in trial.trace.decoded:
+            for z in latents.detach().double():
+                decoded.append(_recognised(z, 0.0, trial.readings[:1]))
+        rewards = rewards_of(trial, here)[0]
         if rewards is not None:
             scored.append((trial, rewards))
-    status, came, cause = _what_it_saw(parts, names, decoded)
+    status, came, cause = _what_it_saw(shown, [seen for seen in decoded if seen.terms])
     report.add(status, "reward sees", came, "x0_hat", cause, "R_i = r(decode(x0_hat_i))")
     leaks = any(flows(images) for trial in trials for images, _ in trial.trace.rewarded)
     came = "differentiated" if leaks else "yes"
@@ -215,21 +206,18 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tenso
     return scored
 
 
-Parts = list[tuple[Reading, int, dict[str, float]]]  # a picture's noised version, its terms
-
-
-def _what_it_saw(parts: Parts, names: set[str], decoded: Parts) -> tuple[Ok, str, str]:
+def _what_it_saw(shown: list[Seen], decoded: list[Seen]) -> tuple[Ok, str, str]:
     """Status, what came and what is wrong with it."""
+    names, parts = {seen.like for seen in shown}, [seen for seen in shown if seen.terms]
     rows = [row for row in PICTURES if row.name in names]
     if parts:
-        row = _row_of(parts)
-        rows.append(row or Row(_in_numbers(parts[0][2]), dict, OTHER))
+        rows.append(_row_of(parts) or Row(in_numbers(parts[0].terms), dict, OTHER))
     if "something else" in names:
         rows.append(Row("something else", dict, OTHER))
     if not rows:
         return False, "nothing", "the reward is never asked"
     came = ", ".join(dict.fromkeys(row.name for row in rows))
-    causes = list(dict.fromkeys(row.cause for row in rows if row.cause))
+    causes = list(dict.fromkeys(causes_of(rows)))
     if causes == [UNGUIDED]:
         return "note", came, UNGUIDED
     if not causes and not parts:
@@ -241,51 +229,30 @@ def _what_it_saw(parts: Parts, names: set[str], decoded: Parts) -> tuple[Ok, str
     return not causes, came, "; ".join(causes)
 
 
-def _row_of(parts: Parts) -> Row | None:
+def _row_of(parts: list[Seen]) -> Row | None:
     """The row of PICTURES that all pictures are; of one size for all t, or else of any size."""
-    for spread in (2e-2, float("inf")):
-
-        def fits(row: Row, spread: float = spread) -> bool:
-            return _scale_of(row, parts, spread) is not None
-
-        if found := fewest_slips([PICTURES], fits):
-            return found[0]
+    for spread in (2e-2, math.inf):
+        for row in PICTURES:
+            if _scale_of(row, parts, spread) is not None:
+                return row
     return None
 
 
-def _scale_of(row: Row, parts: Parts, spread: float = 2e-2) -> float | None:
+def _scale_of(row: Row, parts: list[Seen], spread: float = 2e-2) -> float | None:
     """By how much all these pictures are larger than the row's; None where they are others."""
     sizes = []
-    for reading, noise, terms in parts:
-        group = reading.groups[noise]
-        wanted = row.value(group.a or 1e-30, group.s or 1e-30, reading.g)
+    for seen in parts:
+        group, terms = seen.reading.groups[seen.noise], seen.terms
+        wanted = row.value(group.a or 1e-30, group.s or 1e-30, seen.reading.g)
         if "uncond" in wanted and "uncond" not in terms:  # who asks one prompt has one prediction
             wanted = wanted | {"cond": wanted["cond"] + wanted["uncond"], "uncond": 0.0}
-        keys = [*dict.fromkeys([*terms, *wanted])]
+        keys = list(dict.fromkeys([*terms, *wanted]))
         came = torch.tensor([terms.get(key, 0.0) for key in keys]).double()
         wish = torch.tensor([wanted.get(key, 0.0) for key in keys]).double()
-        size = ((came * wish).sum() / wish.square().sum()).item()
-        slack = size * (1e-2 * wish.abs() + 2e-3 * wish.abs().max())
-        if size <= 0 or bool(((came - size * wish).abs() > slack).any()):
+        (size,), left = fit(came, [wish])
+        if size <= 0 or left > 1e-2:
             return None
         sizes.append(size)
     if not sizes or max(sizes) - min(sizes) > spread * max(sizes):
         return None
     return sizes[0]
-
-
-def _decoded(trial: Trial) -> Parts:
-    """What the autoencoder was given to decode."""
-    found = []
-    for latents in trial.trace.decoded:
-        for z in latents.detach().double():
-            seen = _recognised(z, 0.0, trial.readings[:1])
-            if seen.terms is not None:
-                found.append((trial.readings[0], seen.noise, seen.terms))
-    return found
-
-
-def _in_numbers(terms: dict[str, float]) -> str:
-    """Coefficients written out, "1.1 x_t -0.5 cond"."""
-    small = 1e-2 * max(map(abs, terms.values()))
-    return " ".join(f"{value:+.3g} {name}" for name, value in terms.items() if abs(value) > small)

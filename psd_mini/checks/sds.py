@@ -6,7 +6,7 @@ summed over elements and divided by the batch or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,24 +14,15 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import validated
 from psd_mini.checks import judging_draws as draws
-from psd_mini.checks.directions import (
-    CSD_METHOD,
-    GUIDED,
-    PREDICTIONS,
-    SDS_METHOD,
-    VSD_METHOD,
-    Method,
-)
-from psd_mini.checks.exact_world import SHAPE, normal
+from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.submission import COURSE, answered, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient
 from psd_mini.checks.probe import Prober, given
-from psd_mini.checks.reading import fit
+from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
-from psd_mini.checks.tables import Row, fewest_slips
 
 Weighting = str | None
 # batch, g, t, seed: several noise levels, t = 500 twice with another picture
@@ -39,7 +30,6 @@ G_AND_T = ((7.5, 500), (3.0, 250), (7.5, 90), (7.5, 750), (3.0, 930), (7.5, 500)
 ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
-RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
@@ -114,18 +104,11 @@ def check_method(
     known_scale(scale)
     report = Report(f"check of {method.name}")
     name = method.name.lower()
-    fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
-    prober = Prober(fn, names)
-    runs = Runs([prober.run(*ONE_PICTURE[0])])
+    runs = run_all(
+        prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names), names
+    )
     if not basics(report, runs.trials[0], method.equation):
         return report
-    runs.trials += [prober.run(*plan) for plan in ONE_PICTURE[1:]]
-    runs.takes_g = "guidance_scale" in keys(fn, names)
-    runs.limits = [prober.run(*plan) for plan in LIMITS]
-    try:
-        runs.batched = [prober.run(*BATCH)]
-    except Unreadable as error:
-        runs.failure = str(error)
     readable = judge_gradient(report, method, runs, scale)
     draws.judge_noise(report, [*runs.trials, *runs.batched])
     draws.judge_graph(report, runs.trials)
@@ -135,6 +118,19 @@ def check_method(
     if readable:
         draws.judge_batch(report, method, runs.batched, runs.failure)
     return report
+
+
+def run_all(fn: Callable, names: Names) -> Runs:
+    """Every call that a gradient is judged by."""
+    prober = Prober(fn, names)
+    runs = Runs([prober.run(*plan) for plan in ONE_PICTURE])
+    runs.takes_g = "guidance_scale" in keys(fn, names)
+    runs.limits = [prober.run(*plan) for plan in LIMITS]
+    try:
+        runs.batched = [prober.run(*BATCH)]
+    except Unreadable as error:
+        runs.failure = str(error)
+    return runs
 
 
 def _check_training(report: Report, train: Callable, names: Names) -> None:
@@ -162,7 +158,7 @@ def _check_training(report: Report, train: Callable, names: Names) -> None:
     terms = dict(zip(vectors, coefficients, strict=True))
     k = terms.pop("q", 0.0) or 1.0
     learnt = {name.split()[0]: -v / k for name, v in terms.items() if abs(v / k) > 0.02}
-    came = " ".join(f"{v:+.3g} {name}" for name, v in learnt.items()) or "nothing"
+    came = in_numbers(learnt) if learnt else "nothing"
     cause = LEARNS_PRIOR if "prior" in learnt else LEARNS_NOT_NOISE
     fine, equation = set(learnt) == {"noise"}, "min || eps_q(x_t) - eps ||^2"
     report.add(fine, row, f"q learns {came}", "q learns +1 noise", cause, equation)
@@ -175,57 +171,24 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
 
     Names of other kinds are taken by place: prompt, empty prompt, scale.
     """
-    report = Report("check of classifier-free guidance")
-    fn = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward"))
-    cond, uncond = normal(2, 2, *SHAPE, seed=5)
-    seen: dict[float, list[float]] = {}
-    changed: set[str] = set()
-    left = 0.0
-    for g in (7.5, 3.0, 0.5, 1.0, 0.0):
-        result, modified = _guide(fn, cond, uncond, g, names)
+    fn, changed = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward")), set[str]()
+
+    def guided(x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
+        result, modified = _guide(fn, eps_cond, eps_uncond, guidance_scale, names)
         answered(result)
-        changed |= modified
-        if not isinstance(result, Tensor) or result.shape != cond.shape:
+        changed.update(modified)
+        if not isinstance(result, Tensor) or result.shape != x.shape:
             tensor = isinstance(result, Tensor)
             came = f"shape {tuple(result.shape)}" if tensor else type(result).__name__
-            cause = f"it returned {came}, expected a tensor like eps_cond"
-            report.add(False, "answer", came, f"shape {tuple(cond.shape)}", cause)
-            return report
-        seen[g], rest = fit(result.double(), [cond, uncond])
-        left = max(left, rest)
-    row, cause = _combination(seen)
-    if left > 1e-2:
-        row = f"{left:.0%} of it is not linear"
-        cause = RESCALED
-    wanted, equation = "uncond + g (cond - uncond)", "eps_hat = eps_neg + g (eps_cond - eps_neg)"
-    report.add(not cause, "guidance", row, wanted, cause, equation)
-    for g, wanted in ((1.0, "cond"), (0.0, "uncond")):
-        c, u = seen[g]
-        right, came = abs(c - g) + abs(u - 1 + g) < 1e-2, f"{c:.3g} cond {u:+.3g} uncond"
-        report.add(right, f"g = {g:g}", came, wanted, "" if cause else "the limit is wrong")
+            raise Unreadable(f"it returned {came}, expected a tensor like eps_cond", "wrong")
+        return result
+
+    report = Report(f"check of {CFG_METHOD.name}")
+    runs = run_all(guided, None)
+    if basics(report, runs.trials[0], CFG_METHOD.equation):
+        judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
     draws.judge_inputs(report, changed)
     return report
-
-
-def _combination(seen: Mapping[float, list[float]]) -> tuple[str, str]:
-    """Which row of PREDICTIONS gives these (c, u) at every g: its name and what is wrong."""
-
-    def fits(row: Row) -> bool:
-        for g, came in seen.items():
-            wanted = row.value(g)
-            for value, label in zip(came, ("cond", "uncond"), strict=True):
-                if row.free or abs(value - wanted[label]) > 1e-2 * (1 + abs(g)):
-                    return False
-        return True
-
-    found = fewest_slips([PREDICTIONS], fits)
-    if found is not None:
-        return found[0].name, "" if found[0].name == GUIDED else found[0].cause
-    g, (c, u) = next(iter(seen.items()))
-    came = f"{c:.3g} cond {u:+.3g} uncond"
-    if abs(c * (1 - g) - u * g) < 1e-2 * (abs(c) + abs(u)):
-        return came, RESCALED
-    return came, f"{came} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond (guidance)"
 
 
 def _guide(

@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from itertools import product
 
-from psd_mini.checks.exact_world import SHAPE, T, alpha_at, sigma_at
-from psd_mini.checks.levels import beta_at
+from psd_mini.checks.exact_world import SHAPE
+from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.report import Ok, Unreadable
-from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips, products_of
+from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, products_of
 
 # the status of a constant factor, by policy
 POLICIES = {"ignore": "note", "report": "scaled", "require": "wrong"}
@@ -30,24 +30,22 @@ def known_choice(name: str, came: str | None, known: Sequence[str | None]) -> No
         raise Unreadable(f"{name}: {came!r} is not known; choose from {names}")
 
 
-def _power(i: int, j: int) -> Row:
+def _power(i: int, j: int) -> str:
     """alpha_t^i sigma_t^j."""
     powers = [("alpha_t", i), ("sigma_t", j)]
-    parts = [name if p == 1 else f"{name}^{p}" for name, p in powers if p]
-    return Row(" ".join(parts) or "1", lambda t: alpha_at(t) ** i * sigma_at(t) ** j)
+    return " ".join(name if p == 1 else f"{name}^{p}" for name, p in powers if p) or "1"
 
 
 _POWERS = sorted(product(range(-2, 3), range(-2, 5)), key=lambda p: abs(p[0]) + abs(p[1]))
-PER_STEP = "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cumprod"
-TAKEN_AT = "the weight is taken at t {0} 1: t is off by one"
-WEIGHTS = [  # w(t), the simple ones first
-    *(_power(i, j) for i, j in _POWERS),
-    Row("1 - alpha_t", lambda t: 1 - alpha_at(t)),
-    Row("t / T", lambda t: t / T),
-    Row("beta_t", beta_at, PER_STEP),
-    Row("sigma_{t+1}^2", lambda t: sigma_at(t + 1) ** 2, TAKEN_AT.format("+")),
-    Row("sigma_{t-1}^2", lambda t: sigma_at(t - 1) ** 2, TAKEN_AT.format("-")),
-]
+WEIGHTS = {  # w(t), the simple ones first
+    **{_power(i, j): "" for i, j in _POWERS},
+    "1 - alpha_t": "",
+    "t / T": "",
+    "beta_t": "the weight is 1 - alphas[t] with the per-step alphas: use alphas_cumprod",
+    "sigma_{t+1}^2": "the weight is taken at t + 1: t is off by one",
+    "sigma_{t-1}^2": "the weight is taken at t - 1: t is off by one",
+}
+WEIGHTS_OF_T = formulas("t", WEIGHTS, LEVELS)
 ALONE = "the gradient of one picture must not depend on how many there are"
 TWICE = "the factor 1/2 of 0.5 ||x - target||^2 is missing?"
 HALF = "one factor 1/2 too many?"
@@ -65,40 +63,17 @@ def constants(shape: Sequence[int] = SHAPE) -> list[Row]:
     return [*rows, Row("2", lambda *_: 2.0, TWICE), Row("1/2", lambda *_: 0.5, HALF)]
 
 
+ANY_CONSTANT = Row("any", lambda: None, "it is a constant of its own", slips=2.5)
+
+
 def factors(style: str, free_g: bool = False) -> list[Row]:
     """Factors of (t, batch, g). A "loss" may be divided by the batch, a "gradient" may not."""
     by_g = "" if free_g else "multiplied by the guidance scale"
     divided = "" if style == "loss" else f"divided by the batch: {ALONE}"
-    rows = [
-        Row("batch", lambda t, b, g: float(b), f"multiplied by the batch: {ALONE}"),
-        Row("g", lambda t, b, g: g, by_g),
-        Row("1/batch", lambda t, b, g: 1 / b, divided),
-    ]
+    rows = {"batch": f"multiplied by the batch: {ALONE}", "g": by_g, "1/batch": divided}
     if style == "loss":
-        twice = f"divided by the batch twice: {ALONE}"
-        rows.append(Row("1/batch^2", lambda t, b, g: 1 / b**2, twice))
-    return rows
-
-
-def explain(
-    seen: Sequence[tuple[tuple, float]], tables: Sequence[Table], tolerance: float = 1e-2
-) -> tuple[Row, ...] | None:
-    """One row of each table whose product is all these values; None where no rows are.
-
-    Args:
-        seen: (inputs, value) of every run.
-        tables: factors as functions of the inputs.
-        tolerance: relative.
-    """
-
-    def fits(*rows: Row) -> bool:
-        for inputs, value in seen:
-            wanted = math.prod(row.value(*inputs) for row in rows)
-            if not abs(value - wanted) < tolerance * abs(wanted):
-                return False
-        return True
-
-    return fewest_slips(tables, fits)
+        rows["1/batch^2"] = f"divided by the batch twice: {ALONE}"
+    return formulas("t, batch, g", rows, {})
 
 
 def size(
@@ -122,42 +97,35 @@ def size(
         ok or the status, what came, the cause.
     """
     wanted = W_FORMULAS[weighting] if weighting else ""
-    weights = sorted(WEIGHTS, key=lambda row: row.name != wanted)
-    inputs = [((t, b, g), k) for t, b, g, k in seen]
-    tables = [_of_t(weights), products_of(constants(), 2), products_of(factors(style, free_g), 2)]
-    found = explain(inputs, tables, tolerance)
-    if found is not None:
-        weight, constant, factor = found
-        scaled = f"the size is {constant.name} times the reference: {constant.cause}"
-        wrong = causes_of((weight, factor))
-        name, scaled = weight.name, scaled if constant.cause else ""
-    elif (unknown := _unknown_constant(seen, weights, tolerance)) is not None:
-        name, scaled, wrong = *unknown, []
-    else:
+    weights = sorted(WEIGHTS_OF_T, key=lambda row: row.name != wanted)
+    known = [*products_of(constants(), 2), *([ANY_CONSTANT] if len(seen) > 1 else [])]
+
+    def ratio(weight: Row, factor: Row, t: int, b: int, g: float, k: float) -> float:
+        return k / max(weight.value(t) * factor.value(t, b, g), 1e-30)
+
+    def fits(weight: Row, constant: Row, factor: Row) -> bool:
+        expected = ratio(weight, factor, *seen[0])
+        if constant is not ANY_CONSTANT:
+            expected = constant.value()
+        for run in seen:  # written so that NaN does not fit
+            if not abs(ratio(weight, factor, *run) - expected) <= tolerance * expected:
+                return False
+        return True
+
+    found = fewest_slips([weights, known, products_of(factors(style, free_g), 2)], fits)
+    if found is None:
         return _unknown_size(seen, wanted)
-    if wanted not in ("", name):
-        wrong = [*wrong, f"w(t) = {name} came, w(t) = {wanted} is expected"]
+    weight, constant, factor = found
+    scaled, wrong = "", causes_of((weight, factor))
+    if constant is ANY_CONSTANT:
+        scaled = f"the size is {ratio(weight, factor, *seen[0]):.4g} times the reference"
+    elif constant.cause:
+        scaled = f"the size is {constant.name} times the reference: {constant.cause}"
+    if wanted not in ("", weight.name):
+        wrong.append(f"w(t) = {weight.name} came, w(t) = {wanted} is expected")
     status = "wrong" if wrong else POLICIES[policy] if scaled else "ok"
-    came = f"w(t) = {name}" + (", times a factor" if scaled or wrong else "")
+    came = f"w(t) = {weight.name}" + (", times a factor" if scaled or wrong else "")
     return status, came, "; ".join(filter(None, [scaled, *wrong]))
-
-
-def _of_t(weights: Table) -> list[Row]:
-    """Weights as functions of (t, batch, g)."""
-    return [row._replace(value=lambda t, b, g, w=row.value: w(t)) for row in weights]
-
-
-def _unknown_constant(seen: Sizes, weights: Table, tolerance: float) -> tuple[str, str] | None:
-    """A weight that needs a constant that nobody knows: its name and words; None for no weight."""
-    for row in weights:
-        ratios = [k / max(row.value(t), 1e-30) for t, b, _, k in seen if b == 1]
-        if (
-            not row.cause
-            and len(ratios) > 1
-            and max(ratios) - min(ratios) < tolerance * max(ratios)
-        ):
-            return row.name, f"the size is {ratios[0]:.4g} times the reference"
-    return None
 
 
 def _unknown_size(seen: Sizes, wanted: str) -> tuple[Ok, str, str]:

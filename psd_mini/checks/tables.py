@@ -10,7 +10,8 @@ and a new mistake is one more row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
@@ -27,10 +28,33 @@ class Row(NamedTuple):
     value: Callable[..., Any]
     cause: str = ""
     slips: float = 1.0
-    free: Callable[..., list[Any]] | None = None
+    free: Callable[..., list[Any]] = lambda *_: []
 
 
 Table = Sequence[Row]
+
+
+def formulas(arguments: str, rows: Mapping[str, str], names: Mapping[str, Any]) -> list[Row]:
+    """Rows from {formula: what is wrong with it}, "" where it is right.
+
+    A formula is written as on paper and computed as it stands: "T alpha^2" is T times alpha
+    squared, alpha_t and alpha_{t-1} are a function alpha of t. (Only text of this package is
+    evaluated, nothing that was handed in.)
+
+    Args:
+        arguments: of the rows' `value`, "t".
+        names: all else that formulas contain, functions and numbers.
+    """
+    table = []
+    for formula, cause in rows.items():
+        code = re.sub(r"_t\b", "(t)", formula.replace("^", "**"))
+        code = re.sub(r"_\{(.*?)\}", r"(\1)", code)
+        code = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", code)
+        table.append(Row(formula, eval(f"lambda {arguments}: {code}", dict(names)), cause))
+    return table
+
+
+Observed = Sequence[tuple[tuple, float]]  # (inputs, value) of every run
 
 
 def slips_of(rows: Sequence[Row]) -> float:
@@ -57,6 +81,27 @@ def fewest_slips(
         if fits(*rows):
             return rows
     return None
+
+
+def best_explanation(
+    observed: Observed, tables: Sequence[Table], tolerance: float = 1e-2, floor: float = 0.0
+) -> tuple[Row, ...] | None:
+    """The rows with the fewest slips whose product is every observed number; None where none are.
+
+    Args:
+        observed: numbers, with the inputs that rows are functions of.
+        tolerance: relative; of `floor` where a number is smaller.
+    """
+
+    def fits(*rows: Row) -> bool:
+        for inputs, value in observed:
+            wanted = math.prod(row.value(*inputs) for row in rows)
+            # written so that NaN does not fit
+            if not abs(value - wanted) <= tolerance * max(abs(wanted), floor):
+                return False
+        return True
+
+    return fewest_slips(tables, fits)
 
 
 def causes_of(rows: Sequence[Row]) -> list[str]:
