@@ -492,6 +492,7 @@ TABLE = {
         {
             "fn": formula,
             "form": "psd",
+            "omega": "hard",
             "weighting": "sds",
             "gradient_scale": "report",
             "names": {"q": "x"},

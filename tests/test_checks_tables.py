@@ -10,7 +10,15 @@ from submissions_preference import OWN_OMEGA, psd_args, psd_hard
 from submissions_tables import RENDERERS, TABLES, formula, three_predictions
 
 from psd_mini import checks
-from psd_mini.checks import check_psd, check_renderer, check_sds, directions, exact_world, sizes
+from psd_mini.checks import (
+    check_cfg,
+    check_psd,
+    check_renderer,
+    check_sds,
+    directions,
+    exact_world,
+    sizes,
+)
 from psd_mini.checks.grading.grader import CHECKS
 from psd_mini.checks.sds import check_method
 from psd_mini.checks.tables import Row, fewest_slips, formulas, products_of, slips_of
@@ -120,6 +128,23 @@ def test_one_omega_may_be_asked_for(omega, status):
     assert ("omega is hard, gap is asked for" in "; ".join(report.causes)) == (status == "wrong")
     own = check_psd(OWN_OMEGA, omega=omega)
     assert own.ok == (omega is None), own
+
+
+def rescaled(eps_cond, eps_uncond, guidance_scale):
+    guided = eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+    return guided * eps_cond.std() / guided.std()
+
+
+def halves(eps_cond, eps_uncond, guidance_scale):
+    return guidance_scale * eps_cond - eps_uncond / 2
+
+
+@pytest.mark.parametrize(
+    "fn, words", [(rescaled, "was it rescaled?"), (halves, "7.5 cond -0.5 uncond came at g = 7.5")]
+)
+def test_guidance_of_another_size(fn, words):
+    report = check_cfg(fn)
+    assert report.status == "wrong" and words in "; ".join(report.causes), report
 
 
 def with_omega(omega):

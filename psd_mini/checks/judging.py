@@ -204,9 +204,9 @@ def _judge_guidance(report: Report, method: Method, runs: Runs, rows: tuple[Row,
 
 
 def combination_of(reading: Reading, rows: Sequence[Row]) -> str:
-    """The predictions in units of the gradient's size, "7.5 cond -6.5 uncond"."""
+    """The predictions in units of what is subtracted, if that is known, "7.5 cond -6.5 uncond"."""
     free = named(directions.PREDICTIONS, "another combination")
-    weights = fit_rows(reading, (free, *rows[1:])) or fit_rows(reading, rows) or []
+    weights = fit_rows(reading, (free, *rows[1:])) or []
     k = sum(weights) or 1.0
     c, u = reading.total("cond") / k, reading.total("uncond") / k
     return f"{c:.3g} cond {u:+.3g} uncond"

@@ -7,6 +7,7 @@ summed over elements and divided by the batch or not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
+RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
 
@@ -187,6 +189,9 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
     runs = run_all(guided, None)
     if basics(report, runs.trials[0], CFG_METHOD.equation):
         judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
+    for i, finding in enumerate(report.findings):
+        if finding.name == "size" and not finding.ok:  # there is no w(t) in a prediction
+            report.findings[i] = replace(finding, cause=f"{RESCALED}: {finding.cause}")
     draws.judge_inputs(report, changed)
     return report
 
