@@ -284,11 +284,12 @@ class Cost:
 
 
 class Predictions(NamedTuple):
-    """x_t, and the noise predicted in it for the prompt and for the negative prompt."""
+    """x_t, and the noise predicted in it for the prompt and the negative prompt, and for all."""
 
     x_t: Noises
     eps_cond: Noises
     eps_neg: Noises
+    eps_hat: Tensor | None = None  # (K, N, B, C, h, w), of the K embeddings
 
 
 @validated
@@ -340,7 +341,7 @@ def predict(
         check_finite({"the prior's noise prediction": eps_hat})
         eps_hat = eps_hat.view(len(embeddings), *eps.shape)
     context.cost.prior_evaluations += eps_hat[:, :, :, 0, 0, 0].numel()
-    context.predictions = Predictions(x_t, eps_hat[0], eps_hat[-1])
+    context.predictions = Predictions(x_t, eps_hat[0], eps_hat[-1], eps_hat)
     return context.predictions
 
 

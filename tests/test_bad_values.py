@@ -101,6 +101,8 @@ def formula(x, t, eps, **others):
 
 SETTINGS = {"guidance_scale": 2.0, "weighting": "sds", "n_noises": 1}
 CALL = {"x": X, "t": T, "eps": EPS[None], "context": context()}
+ROW = methods.LinearCombination(2.0, row="nfsd")
+PARTS = ROW.predict(**CALL)
 BASED = {"base": pm.SDS(2.0)}
 NOISED = {"x_t": POINTS, "t": torch.tensor([0, 300, 600, 999]), "embeddings": LOG_WEIGHTS}
 SAMPLED = {"x_t": X, "t": T, "embeddings": EMBEDDINGS, "cameras": CAMERAS}
@@ -221,6 +223,10 @@ TABLE = {
     ),
     "RewardGradient.__call__": (methods.RewardGradient("dps"), CALL),
     "Exact.__call__": (methods.Exact(), CALL),
+    "LinearCombination": (used(methods.LinearCombination, gradient), {**SETTINGS, "row": "nfsd"}),
+    "LinearCombination.predict": (ROW.predict, CALL),
+    "LinearCombination.noise": (ROW.noise, {"predictions": PARTS}),
+    "LinearCombination.residual": (ROW.residual, {"predictions": PARTS, "eps": EPS[None]}),
     "Context": (
         lambda **parts: pm.PSD(pm.SDS(2.0))(X, T, EPS[None], pm.Context(**parts))[0],
         {

@@ -21,8 +21,10 @@ from psd_mini._internal.runs import NonFiniteError
 from psd_mini.methods import (
     KINDS,
     METHODS,
+    Coefficients,
     DreamDPO,
     Exact,
+    LinearCombination,
     Regression,
     RewardGradient,
     RewardSDS,
@@ -39,6 +41,7 @@ NAN, INF = math.nan, math.inf
 V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
 MEANS = torch.tensor([[0.4, -1.0, 0.7], [-0.4, 1.0, -0.7]], dtype=torch.float64)
 PRIOR = GaussianMixture(torch.ones(2), MEANS, 0.5, scaled_linear_schedule())
+PRIOR.embed = lambda prompts: torch.zeros(len(prompts), 2).double()
 
 
 def case(method, reward):
@@ -75,7 +78,7 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         (lambda: SDS("7.5"), "guidance_scale: expected a finite number, got '7.5'"),
         (
             lambda: make_method("magic"),
-            "method: 'magic' is not known; choose from sds, sds2, csd, psd, ",
+            "method: 'magic' is not known; choose from sds, sds2, csd, nfsd, ",
         ),
         (
             lambda: make_method("sds", 1.0, 2.0),
@@ -106,6 +109,18 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
             lambda: RewardSDS(strategy="worst"),
             "strategy: 'worst' is not known; choose from best, softmax, min-max",
         ),
+        (
+            lambda: LinearCombination(row="ddpm"),
+            "row: 'ddpm' is not known; choose from sds, sjc, csd, nfsd, bridge, vsd",
+        ),
+        (
+            lambda: LinearCombination(row="vsd"),
+            "row: expected a coefficient of a prompt, and none of a model of the renders",
+        ),
+        (
+            lambda: LinearCombination(row=Coefficients(noise=1.0)),
+            "row: expected a coefficient of a prompt, and none of a model of the renders",
+        ),
         (lambda: DreamDPO(tau=-0.001), "tau: expected a finite number of at least 0, got -0.001"),
         (lambda: DreamDPO(tau=NAN), "tau: expected a finite number, got nan"),
         (lambda: PSD(tau=NAN), "tau: expected a finite number or None, got nan"),
@@ -128,10 +143,12 @@ def test_methods_by_name():
     repr, holds all settings and their defaults.
     """
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
+    rows = sds.replace("SDS", "LinearCombination").replace(")", ", row='ROW')")
     expected = {
         "sds": sds,
         "sds2": sds.replace("n_noises=1", "n_noises=2"),
         "csd": sds.replace("SDS", "CSD"),
+        **{row: rows.replace("ROW", row) for row in ("nfsd", "bridge")},
         "psd": (
             f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
             "antithetic=True, over_views=True)"
@@ -157,6 +174,8 @@ def test_methods_by_name():
         "sds": 1,
         "sds2": 2,
         "csd": 1,
+        "nfsd": 1,
+        "bridge": 1,
         "psd": 1,
         "dreamdpo": 2,
         "rewardsds": 4,

@@ -9,6 +9,9 @@ from functools import partial
 from psd_mini._internal.arguments import one_of, validated
 from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
 from psd_mini.methods.exact import Exact as Exact
+from psd_mini.methods.linear_combinations import ROWS as ROWS
+from psd_mini.methods.linear_combinations import Coefficients as Coefficients
+from psd_mini.methods.linear_combinations import LinearCombination as LinearCombination
 from psd_mini.methods.negative_words import NegativeWords as NegativeWords
 from psd_mini.methods.regression import Regression as Regression
 from psd_mini.methods.reward_gradients import KINDS as KINDS
@@ -21,7 +24,10 @@ from psd_mini.sds import CSD, SDS, Method
 
 # name -> constructor. BASES take a guidance_scale, the others a `base` to build on; those in
 # WEIGHTED take a preference_weight too
-BASES: dict[str, Callable[..., Method]] = {"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD}
+BASES: dict[str, Callable[..., Method]] = {
+    **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
+    **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
+}
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,
     "dreamdpo": DreamDPO,
