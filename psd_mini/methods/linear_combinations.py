@@ -49,7 +49,7 @@ sums.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,9 +131,9 @@ class LinearCombination(SDS):
         of_row = replace(context, embeddings=embeddings[asked])
         predictions = predict(x, t, eps, of_row)
         context.predictions = predictions  # callbacks look at the loop's own context
-        eps_hat = predictions.eps_hat
-        answers = [eps_hat[asked.index(place) if place in asked else -1] for place in range(3)]
-        return Parts(predictions.x_t, *answers, row)
+        eps_hat: Any = predictions.eps_hat
+        y, n, null = (eps_hat[asked.index(k) if k in asked else -1] for k in range(3))
+        return Parts(predictions.x_t, y, n, null, row)
 
     def noise(self, predictions: Parts) -> Tensor:  # type: ignore[override]
         """Guided against the null prompt if the row has one, else against the negative prompt."""
