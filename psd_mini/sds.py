@@ -244,11 +244,13 @@ class Method:
         return self.function(x, t, eps, context)  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes during a run, for the checkpoint."""
-        return {}
+        """What changes during a run, for the checkpoint: of its base, if it has one."""
+        return self.base.state_dict() if hasattr(self, "base") else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        if hasattr(self, "base"):
+            self.base.load_state_dict(state)
 
     @staticmethod
     def of(method: Callable) -> Method:
@@ -267,8 +269,7 @@ class Cost:
     """Running totals of a run: how often the prior was asked, and where the seconds went.
 
     prior_evaluations: pictures that went through the prior, counted once per embedding and noise;
-    renders: pictures rendered for the loop; seconds: wall-clock by part, "render", "prior",
-    "backward" and "total".
+    renders: pictures rendered for the loop; seconds: wall-clock by part, and "total".
     """
 
     prior_evaluations: int = 0
@@ -284,12 +285,12 @@ class Cost:
 
 
 class Predictions(NamedTuple):
-    """x_t, and the noise predicted in it for the prompt and the negative prompt, and for all."""
+    """x_t, and the noise predicted in it for the prompt and for the negative prompt."""
 
     x_t: Noises
     eps_cond: Noises
     eps_neg: Noises
-    eps_hat: Tensor | None = None  # (K, N, B, C, h, w), of the K embeddings
+    eps_hat: Tensor | None = None  # (K, ...) for all embeddings, and what a method adds
 
 
 @validated

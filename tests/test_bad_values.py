@@ -223,6 +223,17 @@ TABLE = {
     ),
     "RewardGradient.__call__": (methods.RewardGradient("dps"), CALL),
     "Exact.__call__": (methods.Exact(), CALL),
+    "VSD": (used(methods.VSD, gradient), {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5}),
+    "VSD.predict": (methods.VSD(2.0).predict, CALL),
+    "VSD.residual": (
+        methods.VSD(2.0).residual,
+        {"predictions": methods.VSD(2.0).predict(**CALL), "eps": EPS[None]},
+    ),
+    "VSD.state_dict": (methods.VSD().state_dict, {}),
+    "VSD.load_state_dict": (
+        methods.VSD().load_state_dict,
+        {"state": {"parameters": {"variance": torch.zeros(())}}},
+    ),
     "LinearCombination": (used(methods.LinearCombination, gradient), {**SETTINGS, "row": "nfsd"}),
     "LinearCombination.predict": (ROW.predict, CALL),
     "LinearCombination.noise": (ROW.noise, {"predictions": PARTS}),

@@ -21,13 +21,16 @@ from psd_mini._internal.runs import NonFiniteError
 from psd_mini.methods import (
     KINDS,
     METHODS,
+    VSD,
     Coefficients,
     DreamDPO,
     Exact,
     LinearCombination,
+    Mixture,
     Regression,
     RewardGradient,
     RewardSDS,
+    RunningGaussian,
     make_method,
     reward_weights,
 )
@@ -121,6 +124,17 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
             lambda: LinearCombination(row=Coefficients(noise=1.0)),
             "row: expected a coefficient of a prompt, and none of a model of the renders",
         ),
+        (lambda: VSD(own=3), "own: expected an object with step, noise, update, state_dict"),
+        (lambda: VSD(entropy=NAN), "entropy: expected a finite number, got nan"),
+        (lambda: VSD(lookahead=-1.0), "lookahead: expected a finite number of at least 0"),
+        (lambda: Mixture(-0.1), "width: expected a finite number of at least 0, got -0.1"),
+        (lambda: RunningGaussian(width=-1.0), "width: expected a finite number of at least 0"),
+        (lambda: RunningGaussian(0.0), "rate: expected a share above 0 and at most 1, got 0.0"),
+        (lambda: RunningGaussian(1.5), "rate: expected a share above 0 and at most 1, got 1.5"),
+        (
+            lambda: RunningGaussian().load_state_dict({}),
+            "state: expected the parameters of a RunningGaussian, got {}",
+        ),
         (lambda: DreamDPO(tau=-0.001), "tau: expected a finite number of at least 0, got -0.001"),
         (lambda: DreamDPO(tau=NAN), "tau: expected a finite number, got nan"),
         (lambda: PSD(tau=NAN), "tau: expected a finite number or None, got nan"),
@@ -144,11 +158,15 @@ def test_methods_by_name():
     """
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
     rows = sds.replace("SDS", "LinearCombination").replace(")", ", row='ROW')")
+    own = "own=RunningGaussian(rate=0.1, width=None), entropy=1.0, lookahead=0.0"
+    vsd = sds.replace("SDS", "VSD").replace(")", f", {own})")
     expected = {
         "sds": sds,
         "sds2": sds.replace("n_noises=1", "n_noises=2"),
         "csd": sds.replace("SDS", "CSD"),
         **{row: rows.replace("ROW", row) for row in ("nfsd", "bridge")},
+        "vsd": vsd,
+        "l2-vsd": vsd.replace("lookahead=0.0", "lookahead=0.01"),
         "psd": (
             f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
             "antithetic=True, over_views=True)"
@@ -176,6 +194,8 @@ def test_methods_by_name():
         "csd": 1,
         "nfsd": 1,
         "bridge": 1,
+        "vsd": 1,
+        "l2-vsd": 1,
         "psd": 1,
         "dreamdpo": 2,
         "rewardsds": 4,

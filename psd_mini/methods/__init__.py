@@ -19,6 +19,10 @@ from psd_mini.methods.reward_gradients import RewardGradient as RewardGradient
 from psd_mini.methods.reward_gradients import reward_gradient as reward_gradient
 from psd_mini.methods.rewardsds import RewardSDS as RewardSDS
 from psd_mini.methods.rewardsds import reward_weights as reward_weights
+from psd_mini.methods.running_gaussian import RunningGaussian as RunningGaussian
+from psd_mini.methods.score_model import Mixture as Mixture
+from psd_mini.methods.score_model import ScoreModel as ScoreModel
+from psd_mini.methods.vsd import VSD as VSD
 from psd_mini.psd import PSD
 from psd_mini.sds import CSD, SDS, Method
 
@@ -27,6 +31,7 @@ from psd_mini.sds import CSD, SDS, Method
 BASES: dict[str, Callable[..., Method]] = {
     **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
     **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
+    **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01)},
 }
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,
