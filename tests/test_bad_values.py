@@ -223,7 +223,10 @@ TABLE = {
     ),
     "RewardGradient.__call__": (methods.RewardGradient("dps"), CALL),
     "Exact.__call__": (methods.Exact(), CALL),
-    "VSD": (used(methods.VSD, gradient), {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5}),
+    "VSD": (
+        used(methods.VSD, gradient),
+        {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5, "lookahead": 0.1},
+    ),
     "VSD.predict": (methods.VSD(2.0).predict, CALL),
     "VSD.residual": (
         methods.VSD(2.0).residual,

@@ -19,9 +19,9 @@ rate r, b = w sigma_t alpha_t / C and c = w alpha_t / sigma_t:
 
     x <- x - r [ b (x - mu) - c (x - m) ],    m <- m + rho (x - m)
 
-which for r b < 1 converges if and only if rho (1 - r b) > r (c - b). A lag is harmful below that rho (the
-render runs away from its own past) and speeds the descent up above it. c - b = w alpha_t^3 S /
-(sigma_t C) is large at low noise.
+which, if r b < 1, converges if and only if rho (1 - r b) > r (c - b). A lag is harmful below that
+rho (the render runs away from its own past) and speeds the descent up above it. c - b = w alpha_t^3
+S / (sigma_t C) is large at low noise.
 
 Order of updates (`VSD.lookahead`). VSD asks the model and then trains it; L-VSD trains it first,
 on the renders that it is asked about. Then x - m has become (1 - rho)(x - m):
