@@ -101,6 +101,7 @@ def formula(x, t, eps, **others):
 
 SETTINGS = {"guidance_scale": 2.0, "weighting": "sds", "n_noises": 1}
 CALL = {"x": X, "t": T, "eps": EPS[None], "context": context()}
+HIFA = methods.HiFA(2.0, denoise_steps=2)
 ROW = methods.LinearCombination(2.0, row="nfsd")
 PARTS = ROW.predict(**CALL)
 BASED = {"base": pm.SDS(2.0)}
@@ -223,6 +224,11 @@ TABLE = {
     ),
     "RewardGradient.__call__": (methods.RewardGradient("dps"), CALL),
     "Exact.__call__": (methods.Exact(), CALL),
+    "HiFA": (used(methods.HiFA, gradient), {**SETTINGS, "denoise_steps": 2}),
+    "HiFA.__call__": (HIFA, CALL),
+    "HiFA.predict": (HIFA.predict, CALL),
+    "HiFA.noise": (HIFA.noise, {"predictions": HIFA.predict(**CALL)}),
+    "HiFA.residual": (HIFA.residual, {"predictions": HIFA.predict(**CALL), "eps": EPS[None]}),
     "VSD": (
         used(methods.VSD, gradient),
         {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5, "lookahead": 0.1},

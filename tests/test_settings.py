@@ -25,6 +25,7 @@ from psd_mini.methods import (
     Coefficients,
     DreamDPO,
     Exact,
+    HiFA,
     LinearCombination,
     Mixture,
     Regression,
@@ -126,6 +127,7 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         ),
         (lambda: VSD(own=3), "own: expected an object with step, noise, update, state_dict"),
         (lambda: VSD(entropy=NAN), "entropy: expected a finite number, got nan"),
+        (lambda: HiFA(denoise_steps=0), "denoise_steps: expected a whole number of at least 1"),
         (lambda: VSD(lookahead=-1.0), "lookahead: expected a finite number of at least 0"),
         (lambda: Mixture(-0.1), "width: expected a finite number of at least 0, got -0.1"),
         (lambda: RunningGaussian(width=-1.0), "width: expected a finite number of at least 0"),
@@ -167,6 +169,7 @@ def test_methods_by_name():
         **{row: rows.replace("ROW", row) for row in ("nfsd", "bridge")},
         "vsd": vsd,
         "l2-vsd": vsd.replace("lookahead=0.0", "lookahead=0.01"),
+        "hifa": "HiFA(guidance_scale=3.0, weighting='uniform', n_noises=1, denoise_steps=4)",
         "psd": (
             f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
             "antithetic=True, over_views=True)"
@@ -196,6 +199,7 @@ def test_methods_by_name():
         "bridge": 1,
         "vsd": 1,
         "l2-vsd": 1,
+        "hifa": 1,
         "psd": 1,
         "dreamdpo": 2,
         "rewardsds": 4,

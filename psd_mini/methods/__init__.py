@@ -9,6 +9,7 @@ from functools import partial
 from psd_mini._internal.arguments import one_of, validated
 from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
 from psd_mini.methods.exact import Exact as Exact
+from psd_mini.methods.hifa import HiFA as HiFA
 from psd_mini.methods.linear_combinations import ROWS as ROWS
 from psd_mini.methods.linear_combinations import Coefficients as Coefficients
 from psd_mini.methods.linear_combinations import LinearCombination as LinearCombination
@@ -31,7 +32,7 @@ from psd_mini.sds import CSD, SDS, Method
 BASES: dict[str, Callable[..., Method]] = {
     **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
     **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
-    **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01)},
+    **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01), "hifa": HiFA},
 }
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,

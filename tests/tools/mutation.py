@@ -66,6 +66,7 @@ TESTS = {
     "sds": ("formulas settings sds relatives distill", "not test_distill or plain_function"),
     "psd": ("formulas settings psd", ""),
     "negative": ("negative limiting_prior", ""),
+    "methods/hifa": ("settings hifa", ""),
     "methods/linear_combinations": ("settings linear_combinations", ""),
     "methods/negative_words": ("limiting_prior", ""),
     "methods/__init__": ("settings", ""),
