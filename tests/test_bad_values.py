@@ -136,6 +136,7 @@ GENERATE = {
     },
     **{"t_min": (0.02, 0.02), "t_max": (0.98, 0.2), "lr_scale": 1.0, "entropy_weight": 0.01},
     **{"background": 1.0, "checkpoint_every": 50},
+    **{"annealing": "sqrt", "variance_weight": 0.1},
 }
 DISTILL = {
     **{
@@ -162,6 +163,8 @@ DISTILL = {
         "seed": 0,
     },
     **{
+        "annealing": "sqrt",
+        "variance_weight": 0.1,
         "callback": lambda info: None,
         "checkpoint": Path("run.pt"),
         "checkpoint_every": 50,
@@ -783,6 +786,7 @@ COMMANDS = {
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
         **{"cameras-per-step": "2", "n-samples": "4", "t-min": "0.1", "t-max": "0.9"},
         **{"lr-scale": "1", "entropy-weight": "0.01", "background": "0.5"},
+        **{"annealing": "sqrt", "variance-weight": "0.1"},
     },
     "compare": {
         **{

@@ -1,12 +1,16 @@
 """HiFA's target, denoised in k steps, in float64."""
 
+import copy
+
 import pytest
 import torch
+from loop_world import Fog, run
 from plain_mixture import SCHEDULE, close
 from worlds import normal, small_world
 
 from psd_mini import PSD, SDS, Context, GaussianMixture, cfg
 from psd_mini.methods import HiFA
+from psd_mini.rendering import depth_variance, opacity_entropy
 from psd_mini.rewards import LinearReward
 
 pytestmark = pytest.mark.algebra
@@ -100,3 +104,70 @@ def test_psd_on_hifa_ranks_the_pictures_of_k_steps():
     assert metrics["reward"] == pytest.approx(
         torch.stack(targets).sum((2, 3, 4)).mean().item(), rel=1e-9
     )
+
+
+# its options of the loop
+
+
+def ray(weights, z):
+    return depth_variance(torch.tensor(weights).double(), torch.tensor(z).double()).item()
+
+
+def test_depth_variance_is_that_of_the_normalised_weights():
+    """1/2 sum_ij wn_i wn_j (z_i - z_j)^2: zero for one sample, whatever z = 0 and the opacity are.
+
+    Without the division a one-hot ray of weight 0.6 at z = 3 would have (1 - 0.6)^2 3^2 0.6 = 0.86.
+    """
+    weights = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)).double() + 0.2
+    z = normal(2, 3, 5, seed=1)
+    share = weights / weights.sum(-1, keepdim=True)
+    pairs = (z[..., :, None] - z[..., None, :]) ** 2
+    expected = 0.5 * torch.einsum("...i,...j,...ij->...", share, share, pairs).mean()
+    close(depth_variance(weights, z), expected, 1e-10)
+    close(depth_variance(2 * weights, z + 7), expected, 1e-10)
+    assert abs(ray([0.0, 0.6, 0.0], [1.0, 3.0, 4.0])) < 1e-12
+    assert ray([0.4, 0.4], [1.0, 3.0]) == pytest.approx(1.0)
+
+
+def test_depth_variance_looks_at_solid_pixels_only():
+    solid, thin = [0.4, 0.4], [0.2, 0.2]
+    assert ray([solid, thin], [[1.0, 3.0], [0.0, 9.0]]) == pytest.approx(1.0)
+    assert ray([thin, thin], [[1.0, 3.0], [0.0, 9.0]]) == pytest.approx(0.0)
+
+
+def test_its_slope_gains_samples_within_one_standard_deviation():
+    """d variance / d w_k = [(z_k - mean)^2 - variance] / sum w, by autograd."""
+    weights = torch.tensor([0.2, 0.3, 0.3], dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    slope = torch.autograd.grad(depth_variance(weights, z), weights)[0]
+    mean = (weights * z).sum() / 0.8
+    variance = (weights * z**2).sum() / 0.8 - mean**2
+    close(slope, (((z - mean) ** 2 - variance) / 0.8).detach(), 1e-10)
+
+
+def test_the_loop_adds_the_variance_with_a_warm_up():
+    """loss - loss without = weight C h w min(1, 2 progress) Var(depth), at the same field."""
+    field = Fog()
+    field.density.data += 2.0  # solid enough for opacity above 1/2
+    seen = run(field=copy.deepcopy(field), steps=3, variance_weight=0.5)[2]
+    plain = run(field=copy.deepcopy(field), steps=3)[2]
+    assert seen[0]["loss"].item() == pytest.approx(plain[0]["loss"].item(), rel=1e-9)
+    for info, progress in zip(seen, (0.0, 0.5, 1.0), strict=True):
+        rendering = info["rendering"]
+        spread = depth_variance(rendering.weights, rendering.z).item()
+        entropy = 0.01 * 8 * opacity_entropy(rendering.opacity).item()
+        assert spread > 1e-3
+        added = 0.5 * 8 * min(1, 2 * progress) * spread
+        assert info["loss"].item() == pytest.approx(entropy + added, rel=1e-6)
+
+
+def test_the_loop_anneals_as_the_square_root():
+    """A quarter of the way is half of the range: t is drawn below that bound, and reaches it."""
+    options = {"t_min": (0.0, 0.0), "t_max": (1.0, 0.0), "steps": 5, "cameras_per_step": 3}
+    bounds = {"sqrt": [399, 200, 117, 53, 0], "linear": [399, 299, 200, 100, 0]}
+    for annealing, highest in bounds.items():
+        one = {**options, "t_min": (1.0, 0.0), "annealing": annealing}
+        times = [int(info["t"][0]) for info in run(**one)[2]]
+        assert times == highest
+        for info, bound in zip(run(**options, annealing=annealing)[2], highest, strict=True):
+            assert info["t"].max() <= bound

@@ -27,8 +27,8 @@ METHODS = {
     "NFSD, g = 7.5": ("nfsd", 7.5, "gray", {}),
     "SDS-Bridge": ("bridge", 1.0, None, {}),
     "VSD, running Gaussian": ("vsd", 1.0, "", {}),
-    "VSD, g = 7.5": ("vsd", 7.5, "", {}),
     "L2-VSD": ("l2-vsd", 1.0, "", {}),
+    "HiFA, 4 steps": ("hifa", 1.0, "", {}),
 }
 
 
