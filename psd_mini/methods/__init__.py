@@ -14,6 +14,7 @@ from psd_mini.methods.linear_combinations import ROWS as ROWS
 from psd_mini.methods.linear_combinations import Coefficients as Coefficients
 from psd_mini.methods.linear_combinations import LinearCombination as LinearCombination
 from psd_mini.methods.negative_words import NegativeWords as NegativeWords
+from psd_mini.methods.noise_rules import NoiseRule as NoiseRule
 from psd_mini.methods.regression import Regression as Regression
 from psd_mini.methods.reward_gradients import KINDS as KINDS
 from psd_mini.methods.reward_gradients import RewardGradient as RewardGradient

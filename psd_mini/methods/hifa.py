@@ -45,6 +45,20 @@ from psd_mini._internal.arguments import at_least, validated
 from psd_mini.sds import SDS, Answer, Context, Noises, Predictions, Renders, Timesteps
 
 
+def walk(
+    base: SDS, x0_hat: Renders, eps_hat: Renders, levels: list[Timesteps], context: Context
+) -> tuple[Renders, Renders]:
+    """Deterministic DDIM from level to level, down or up: x0_hat and eps_hat at the last one.
+
+    x_t = alpha_t x0_hat + sigma_t eps_hat,  eps_hat = eps_cfg(x_t),  x0_hat that it implies
+    """
+    for t in levels:
+        answers = base.predict(x0_hat, t, eps_hat[None], context)
+        eps_hat = base.noise(answers)[0]
+        x0_hat = context.prior.schedule.x0_from_eps(answers.x_t[0], eps_hat, t)
+    return x0_hat, eps_hat
+
+
 @validated
 @dataclass
 class HiFA(SDS):
@@ -64,22 +78,19 @@ class HiFA(SDS):
 
     def predict(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Predictions:
         """The prior's answers in x_t, and as the last eps_hat eps_k."""
-        schedule, first = context.prior.schedule, super().predict(x, t, eps, context)
+        schedule, base = context.prior.schedule, SDS(self.guidance_scale)
+        first = base.predict(x, t, eps, context)
         cameras: Any = context.cameras
         if cameras is not None:
             cameras = cameras[torch.arange(len(x)).repeat(len(eps))]
         each = replace(context, cameras=cameras)  # every noised picture goes its own way
-        x_t, now = first.x_t.flatten(0, 1), t.repeat(len(eps))
-        eps_hat = super().noise(first).flatten(0, 1)
-        x0_hat = schedule.x0_from_eps(x_t, eps_hat, now)
-        for step in range(1, self.denoise_steps):
-            now = (t.repeat(len(eps)) * (1 - step / self.denoise_steps)).long()
-            # x_t' = alpha_t' x0_hat + sigma_t' eps_hat, and what is predicted in it
-            answers = super().predict(x0_hat, now, eps_hat[None], each)
-            eps_hat = super().noise(answers)[0]
-            x0_hat = schedule.x0_from_eps(answers.x_t[0], eps_hat, now)
+        x_t, times, k = first.x_t.flatten(0, 1), t.repeat(len(eps)), self.denoise_steps
+        eps_hat = base.noise(first).flatten(0, 1)
+        x0_hat = schedule.x0_from_eps(x_t, eps_hat, times)
+        levels = [(times * (1 - step / k)).long() for step in range(1, k)]
+        x0_hat, _ = walk(base, x0_hat, eps_hat, levels, each)
         context.predictions = first  # callbacks look at x_t
-        eps_k = schedule.eps_from_x0(x_t, x0_hat, t.repeat(len(eps)))
+        eps_k = schedule.eps_from_x0(x_t, x0_hat, times)
         return first._replace(eps_hat=eps_k.view_as(eps)[None])
 
     def noise(self, predictions: Predictions) -> Tensor:
