@@ -824,7 +824,14 @@ TEXTS = (
 # they do
 LARGE_IS_FINE = (
     *("steps", "seeds", "guidance-scale", "preference-weight"),
-    *("cameras-per-step", "n-samples", "lr-scale", "entropy-weight", "background"),
+    *(
+        "cameras-per-step",
+        "n-samples",
+        "lr-scale",
+        "entropy-weight",
+        "background",
+        "variance-weight",
+    ),
 )
 PAIRS = ("t-min", "t-max")
 

@@ -65,15 +65,14 @@ def row(make, n: int) -> str:
     return " | ".join(f"{m:.3f} ± {e:.3f}" for m, e in zip(found.mean(0), errors, strict=True))
 
 
-def points_table() -> str:
-    lines = ["| particles | method | W2 | light | spread |", "|---|---|---|---|---|"]
-    for n in (64, 16, 4, 1):
-        lines.append(f"| {n} | SDS | {row(SDS, n)} |")
-        print(lines[-1], flush=True)
-        for width in (0.0, 0.3, 1.0):
+def points_table() -> None:
+    """Print the table, a row as soon as it is measured."""
+    print("| particles | method | W2 | light | spread |\n|---|---|---|---|---|")
+    for n, widths in ((64, (0.0, 1.0)), (16, (0.0,)), (4, (0.0,))):
+        print(f"| {n} | SDS | {row(SDS, n)} |", flush=True)
+        for width in widths:
             name = "VSD, exact q" if width == 0 else f"VSD, q of width {width:g}"
-            lines.append(f"| {n} | {name} | {row(lambda w=width: VSD(own=Mixture(w)), n)} |")
-    return "\n".join(lines)
+            print(f"| {n} | {name} | {row(lambda w=width: VSD(own=Mixture(w)), n)} |", flush=True)
 
 
 def draw() -> None:
@@ -94,5 +93,5 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
+    points_table()
     draw()
-    print(points_table())

@@ -19,6 +19,7 @@ from jobs import run_jobs
 RECORDS = Path(__file__).parent.parent / "results" / "relatives.jsonl"
 PROMPTS = {"a red house": "a house", "a blue chair": "a chair", "a mushroom": ""}
 SEEDS, STEPS = 3, 80
+FALLING = (0.98, 0.2)  # as t_max: one t for all pictures of a step
 # name -> method by name, guidance, negative prompt, settings of `distill`
 METHODS = {
     "SDS": ("sds", 1.0, "", {}),
@@ -29,6 +30,8 @@ METHODS = {
     "VSD, running Gaussian": ("vsd", 1.0, "", {}),
     "L2-VSD": ("l2-vsd", 1.0, "", {}),
     "HiFA, 4 steps": ("hifa", 1.0, "", {}),
+    "SDS, variance of depth 0.03": ("sds", 1.0, "", {"variance_weight": 0.03}),
+    "SDS, t falls as a root": ("sds", 1.0, "", {"t_min": FALLING, "annealing": "sqrt"}),
 }
 
 
@@ -62,23 +65,18 @@ def work(job: dict) -> dict:
 
 
 def table(records: list[dict]) -> str:
+    """A row for each method, the mean over its seeds; of one prompt in each column."""
     lines = [
-        f"| method | prior, pictures a step | right of {SEEDS * len(PROMPTS)} | "
-        + " | ".join(f"{prompt}: distance" for prompt in PROMPTS)
-        + " |",
+        f"| method | pictures of the prior a step | right | {' | '.join(PROMPTS)} |",
         "|---" * (3 + len(PROMPTS)) + "|",
     ]
     for name in METHODS:
         runs = [r for r in records if r["method"] == name]
-        cells = [
-            name,
-            f"{runs[0]['prior_evaluations_per_step']:g}",
-            str(sum(r["right"] for r in runs)),
-        ]
+        right = f"{sum(r['right'] for r in runs)} of {len(runs)}"
+        cells = [name, f"{runs[0]['prior_evaluations_per_step']:g}", right]
         for prompt in PROMPTS:
             distances = [r["distance"] for r in runs if r["prompt"] == prompt]
-            mean = sum(distances) / len(distances)
-            cells.append(f"{mean:.3f} ({min(distances):.3f} to {max(distances):.3f})")
+            cells.append(", ".join(f"{distance:.3f}" for distance in distances))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
