@@ -4,7 +4,8 @@
         camera ~ the prior's cameras,  t ~ U{t_min(step) .. t_max(step)},  eps ~ N(0, I)
         x = encode(render(field, camera))                                  x is (B, C, h, w)
         G = method(x, t, eps)                                              same shape
-        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
+        L = (1/B) 0.5 ||x - stopgrad(x - G)||^2
+        + C h w { entropy_weight H(opacity) + variance_weight min(1, 2 progress) Var(depth) }
         field <- Adam(field, dL/dfield)                                    betas 0.9 and 0.99
 
 `one_step` is these lines in code; `distill` sets up, repeats it and finishes. One torch.Generator
@@ -23,13 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least, needs, numbers_known, validated
+from psd_mini._internal.arguments import at_least, needs, numbers_known, one_of, validated
 from psd_mini._internal.identity import identity
 from psd_mini._internal.runs import Keeper, check_finite
 from psd_mini.cameras import Cameras
 from psd_mini.fields import make_optimizer
-from psd_mini.rendering import Rendering, opacity_entropy, render
-from psd_mini.schedule import annealed, sample_timesteps
+from psd_mini.rendering import Rendering, depth_variance, opacity_entropy, render
+from psd_mini.schedule import ANNEALING, annealed, sample_timesteps
 from psd_mini.sds import Context, Cost, Method, Prior, answer, surrogate_loss
 
 
@@ -52,6 +53,8 @@ class Options:
     entropy_weight: float = 0.01
     background: float | Float[Tensor, "..."] = 1.0
     seed: int = 0
+    annealing: str = "linear"
+    variance_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "cameras_per_step", "resolution", "n_samples"):
@@ -60,6 +63,8 @@ class Options:
             if not 0 <= low <= high <= 1:
                 expected = "expected 0 <= t_min <= t_max <= 1 at both ends"
                 raise ValueError(f"t_min, t_max: {expected}, got {self.t_min!r} and {self.t_max!r}")
+        one_of("annealing", self.annealing, ANNEALING)
+        at_least("variance_weight", self.variance_weight, 0, whole=False)
         scales = self.lr_scale if isinstance(self.lr_scale, tuple) else (self.lr_scale,)
         for scale in scales:
             at_least("lr_scale", scale, 0, whole=False)
@@ -144,7 +149,8 @@ def one_step(number: int, job: Job) -> Step:
 
     # t ~ U{t_min .. t_max}, both moving over the run;  eps ~ N(0, I)
     last = prior.schedule.num_timesteps - 1
-    lowest, highest = (round(annealed(progress, *b) * last) for b in (options.t_min, options.t_max))
+    kind, bounds = options.annealing, (options.t_min, options.t_max)
+    lowest, highest = (round(annealed(progress, *bound, kind) * last) for bound in bounds)
     n_timesteps = 1 if method.shared_timestep else len(cameras)
     t = sample_timesteps(n_timesteps, lowest, highest, generator).expand(len(cameras))
     eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)
@@ -159,11 +165,14 @@ def one_step(number: int, job: Job) -> Step:
     gradient, metrics = answer(method, x.detach(), t, eps, context)
 
     with job.cost.timed("backward"):
-        # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + entropy_weight * C h w * H(opacity)
+        # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + C h w { weights of entropy and variance }
         loss = surrogate_loss(x, gradient)
         if options.entropy_weight:
             entropy = opacity_entropy(rendering.opacity)
             loss = loss + options.entropy_weight * x[0].numel() * entropy
+        if options.variance_weight:
+            spread = min(1.0, 2 * progress) * depth_variance(rendering.weights, rendering.z)
+            loss = loss + options.variance_weight * x[0].numel() * spread
         job.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in parameters.items()}
@@ -193,6 +202,8 @@ def distill(
     entropy_weight: float = 0.01,
     background: float | Float[Tensor, "..."] = 1.0,
     seed: int = 0,
+    annealing: str = "linear",
+    variance_weight: float = 0.0,
     reward: Callable | None = None,
     negative: Any = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
@@ -217,12 +228,15 @@ def distill(
         resolution: pixels per side of the training renders; the prior's own in the exact world.
         n_samples: samples per ray.
         t_min, t_max: lowest and highest timestep, fractions of the schedule: each (at the first
-            step, at the last), linear between.
+            step, at the last), with `annealing` between.
         lr_scale: multiplies the field's own learning rates; a pair is for its two groups (voxels:
             density, colour).
         entropy_weight: weight of `opacity_entropy`, per number of a picture x.
         background: colour behind the object, in [0, 1].
         seed: of every random choice of the run.
+        annealing: how t_min and t_max move: "linear" or "sqrt".
+        variance_weight: weight of `depth_variance`, per number of a picture x, warmed up over the
+            first half of the run.
         reward: handed to the method through the context.
         negative: a `NegativeEmbedding`, optimised with the field, or `NegativeWords`; replaces
             `negative_prompt`.
@@ -249,7 +263,8 @@ def distill(
             last good state: the start of the last step that found it and its render finite.
     """
     counts = (steps, cameras_per_step, resolution, n_samples)
-    options = Options(*counts, t_min, t_max, lr_scale, entropy_weight, background, seed)
+    usual = (lr_scale, entropy_weight, background, seed)
+    options = Options(*counts, t_min, t_max, *usual, annealing, variance_weight)
     needs("prior", prior, "schedule", "embed", "encode", "predict_noise", "draw_cameras")
     needs("radiance_field", radiance_field, "parameter_groups")
     prior, the_method = Prior.of(prior), Method.of(method)

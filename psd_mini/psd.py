@@ -66,7 +66,7 @@ everything can be computed.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -273,9 +273,10 @@ class PSD(Method):
             self.median_gap *= 1.05 if typical > self.median_gap else 1 / 1.05
         return max(self.median_gap, 1e-12)
 
-    def state_dict(self) -> dict[str, float]:
-        return {"median_gap": self.median_gap}
+    def state_dict(self) -> dict[str, Any]:
+        return {"median_gap": self.median_gap, **super().state_dict()}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         at_least("state: median_gap", state.get("median_gap"), 0, whole=False)
         self.median_gap = state["median_gap"]

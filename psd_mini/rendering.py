@@ -220,3 +220,28 @@ def opacity_entropy(opacity: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """
     o = opacity.clamp(1e-3, 1 - 1e-3)
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
+
+
+def depth_variance(weights: Float[Tensor, "*b s"], z: Float[Tensor, "*b s"]) -> Float[Tensor, ""]:
+    """How thick surfaces are: the mean over pixels of the variance of depth along the ray.
+
+        wn_i = w_i / sum_j w_j,    mean = sum_i wn_i z_i,    variance = sum_i wn_i (z_i - mean)^2
+
+    Without the division a half-transparent ray is punished too, and how much depends on where z = 0
+    is. d variance / d w_k = [(z_k - mean)^2 - variance] / sum_j w_j: samples nearer than one
+    standard deviation gain.
+
+    Args:
+        weights, z: of a `Rendering`.
+
+    Returns:
+        A scalar, world units squared, over pixels with opacity above 1/2; 0 if there are none.
+
+    Source: HiFA's z-variance (Zhu & Zhuang 2023, arXiv 2305.18766).
+    """
+    share = weights.sum(-1, keepdim=True)
+    normalised = weights / share.clamp(min=1e-5)
+    mean = (normalised * z).sum(-1, keepdim=True)
+    variance = (normalised * (z - mean) ** 2).sum(-1)
+    solid = (share[..., 0] > 0.5).to(z)
+    return (variance * solid).sum() / solid.sum().clamp(min=1)

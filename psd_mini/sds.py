@@ -244,11 +244,13 @@ class Method:
         return self.function(x, t, eps, context)  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes during a run, for the checkpoint."""
-        return {}
+        """What changes during a run, for the checkpoint: of its base, if it has one."""
+        return self.base.state_dict() if hasattr(self, "base") else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        if hasattr(self, "base"):
+            self.base.load_state_dict(state)
 
     @staticmethod
     def of(method: Callable) -> Method:
@@ -267,8 +269,7 @@ class Cost:
     """Running totals of a run: how often the prior was asked, and where the seconds went.
 
     prior_evaluations: pictures that went through the prior, counted once per embedding and noise;
-    renders: pictures rendered for the loop; seconds: wall-clock by part, "render", "prior",
-    "backward" and "total".
+    renders: pictures rendered for the loop; seconds: wall-clock by part, and "total".
     """
 
     prior_evaluations: int = 0
@@ -289,6 +290,7 @@ class Predictions(NamedTuple):
     x_t: Noises
     eps_cond: Noises
     eps_neg: Noises
+    eps_hat: Tensor | None = None  # (K, ...) for all embeddings, and what a method adds
 
 
 @validated
@@ -340,7 +342,7 @@ def predict(
         check_finite({"the prior's noise prediction": eps_hat})
         eps_hat = eps_hat.view(len(embeddings), *eps.shape)
     context.cost.prior_evaluations += eps_hat[:, :, :, 0, 0, 0].numel()
-    context.predictions = Predictions(x_t, eps_hat[0], eps_hat[-1])
+    context.predictions = Predictions(x_t, eps_hat[0], eps_hat[-1], eps_hat)
     return context.predictions
 
 

@@ -101,6 +101,9 @@ def formula(x, t, eps, **others):
 
 SETTINGS = {"guidance_scale": 2.0, "weighting": "sds", "n_noises": 1}
 CALL = {"x": X, "t": T, "eps": EPS[None], "context": context()}
+HIFA = methods.HiFA(2.0, denoise_steps=2)
+ROW = methods.LinearCombination(2.0, row="nfsd")
+PARTS = ROW.predict(**CALL)
 BASED = {"base": pm.SDS(2.0)}
 NOISED = {"x_t": POINTS, "t": torch.tensor([0, 300, 600, 999]), "embeddings": LOG_WEIGHTS}
 SAMPLED = {"x_t": X, "t": T, "embeddings": EMBEDDINGS, "cameras": CAMERAS}
@@ -133,6 +136,7 @@ GENERATE = {
     },
     **{"t_min": (0.02, 0.02), "t_max": (0.98, 0.2), "lr_scale": 1.0, "entropy_weight": 0.01},
     **{"background": 1.0, "checkpoint_every": 50},
+    **{"annealing": "sqrt", "variance_weight": 0.1},
 }
 DISTILL = {
     **{
@@ -159,6 +163,8 @@ DISTILL = {
         "seed": 0,
     },
     **{
+        "annealing": "sqrt",
+        "variance_weight": 0.1,
         "callback": lambda info: None,
         "checkpoint": Path("run.pt"),
         "checkpoint_every": 50,
@@ -221,6 +227,29 @@ TABLE = {
     ),
     "RewardGradient.__call__": (methods.RewardGradient("dps"), CALL),
     "Exact.__call__": (methods.Exact(), CALL),
+    "HiFA": (used(methods.HiFA, gradient), {**SETTINGS, "denoise_steps": 2}),
+    "HiFA.__call__": (HIFA, CALL),
+    "HiFA.predict": (HIFA.predict, CALL),
+    "HiFA.noise": (HIFA.noise, {"predictions": HIFA.predict(**CALL)}),
+    "HiFA.residual": (HIFA.residual, {"predictions": HIFA.predict(**CALL), "eps": EPS[None]}),
+    "VSD": (
+        used(methods.VSD, gradient),
+        {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5, "lookahead": 0.1},
+    ),
+    "VSD.predict": (methods.VSD(2.0).predict, CALL),
+    "VSD.residual": (
+        methods.VSD(2.0).residual,
+        {"predictions": methods.VSD(2.0).predict(**CALL), "eps": EPS[None]},
+    ),
+    "VSD.state_dict": (methods.VSD().state_dict, {}),
+    "VSD.load_state_dict": (
+        methods.VSD().load_state_dict,
+        {"state": {"parameters": {"variance": torch.zeros(())}}},
+    ),
+    "LinearCombination": (used(methods.LinearCombination, gradient), {**SETTINGS, "row": "nfsd"}),
+    "LinearCombination.predict": (ROW.predict, CALL),
+    "LinearCombination.noise": (ROW.noise, {"predictions": PARTS}),
+    "LinearCombination.residual": (ROW.residual, {"predictions": PARTS, "eps": EPS[None]}),
     "Context": (
         lambda **parts: pm.PSD(pm.SDS(2.0))(X, T, EPS[None], pm.Context(**parts))[0],
         {
@@ -758,6 +787,7 @@ COMMANDS = {
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
         **{"cameras-per-step": "2", "n-samples": "4", "t-min": "0.1", "t-max": "0.9"},
         **{"lr-scale": "1", "entropy-weight": "0.01", "background": "0.5"},
+        **{"annealing": "sqrt", "variance-weight": "0.1"},
     },
     "compare": {
         **{
@@ -795,7 +825,14 @@ TEXTS = (
 # they do
 LARGE_IS_FINE = (
     *("steps", "seeds", "guidance-scale", "preference-weight"),
-    *("cameras-per-step", "n-samples", "lr-scale", "entropy-weight", "background"),
+    *(
+        "cameras-per-step",
+        "n-samples",
+        "lr-scale",
+        "entropy-weight",
+        "background",
+        "variance-weight",
+    ),
 )
 PAIRS = ("t-min", "t-max")
 

@@ -21,11 +21,18 @@ from psd_mini._internal.runs import NonFiniteError
 from psd_mini.methods import (
     KINDS,
     METHODS,
+    VSD,
+    Coefficients,
     DreamDPO,
     Exact,
+    HiFA,
+    LinearCombination,
+    Mixture,
+    NoiseRule,
     Regression,
     RewardGradient,
     RewardSDS,
+    RunningGaussian,
     make_method,
     reward_weights,
 )
@@ -39,6 +46,7 @@ NAN, INF = math.nan, math.inf
 V = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
 MEANS = torch.tensor([[0.4, -1.0, 0.7], [-0.4, 1.0, -0.7]], dtype=torch.float64)
 PRIOR = GaussianMixture(torch.ones(2), MEANS, 0.5, scaled_linear_schedule())
+PRIOR.embed = lambda prompts: torch.zeros(len(prompts), 2).double()
 
 
 def case(method, reward):
@@ -75,7 +83,7 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
         (lambda: SDS("7.5"), "guidance_scale: expected a finite number, got '7.5'"),
         (
             lambda: make_method("magic"),
-            "method: 'magic' is not known; choose from sds, sds2, csd, psd, ",
+            "method: 'magic' is not known; choose from sds, sds2, csd, nfsd, ",
         ),
         (
             lambda: make_method("sds", 1.0, 2.0),
@@ -106,6 +114,37 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
             lambda: RewardSDS(strategy="worst"),
             "strategy: 'worst' is not known; choose from best, softmax, min-max",
         ),
+        (
+            lambda: LinearCombination(row="ddpm"),
+            "row: 'ddpm' is not known; choose from sds, sjc, csd, nfsd, bridge, vsd",
+        ),
+        (
+            lambda: LinearCombination(row="vsd"),
+            "row: expected a coefficient of a prompt, and none of a model of the renders",
+        ),
+        (
+            lambda: LinearCombination(row=Coefficients(noise=1.0)),
+            "row: expected a coefficient of a prompt, and none of a model of the renders",
+        ),
+        (lambda: VSD(own=3), "own: expected an object with step, noise, update, state_dict"),
+        (lambda: VSD(entropy=NAN), "entropy: expected a finite number, got nan"),
+        (lambda: HiFA(denoise_steps=0), "denoise_steps: expected a whole number of at least 1"),
+        (
+            lambda: NoiseRule(rule="random"),
+            "rule: 'random' is not known; choose from fixed, inverted",
+        ),
+        (lambda: NoiseRule(inversion_steps=0), "inversion_steps: expected a whole number of at"),
+        (lambda: NoiseRule(above=-0.1), "above: expected a share, got -0.1"),
+        (lambda: NoiseRule(fresh=1.5), "fresh: expected a share, got 1.5"),
+        (lambda: VSD(lookahead=-1.0), "lookahead: expected a finite number of at least 0"),
+        (lambda: Mixture(-0.1), "width: expected a finite number of at least 0, got -0.1"),
+        (lambda: RunningGaussian(width=-1.0), "width: expected a finite number of at least 0"),
+        (lambda: RunningGaussian(0.0), "rate: expected a share above 0 and at most 1, got 0.0"),
+        (lambda: RunningGaussian(1.5), "rate: expected a share above 0 and at most 1, got 1.5"),
+        (
+            lambda: RunningGaussian().load_state_dict({}),
+            "state: expected the parameters of a RunningGaussian, got {}",
+        ),
         (lambda: DreamDPO(tau=-0.001), "tau: expected a finite number of at least 0, got -0.001"),
         (lambda: DreamDPO(tau=NAN), "tau: expected a finite number, got nan"),
         (lambda: PSD(tau=NAN), "tau: expected a finite number or None, got nan"),
@@ -128,10 +167,17 @@ def test_methods_by_name():
     repr, holds all settings and their defaults.
     """
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
+    rows = sds.replace("SDS", "LinearCombination").replace(")", ", row='ROW')")
+    own = "own=RunningGaussian(rate=0.1, width=None), entropy=1.0, lookahead=0.0"
+    vsd = sds.replace("SDS", "VSD").replace(")", f", {own})")
     expected = {
         "sds": sds,
         "sds2": sds.replace("n_noises=1", "n_noises=2"),
         "csd": sds.replace("SDS", "CSD"),
+        **{row: rows.replace("ROW", row) for row in ("nfsd", "bridge")},
+        "vsd": vsd,
+        "l2-vsd": vsd.replace("lookahead=0.0", "lookahead=0.01"),
+        "hifa": "HiFA(guidance_scale=3.0, weighting='uniform', n_noises=1, denoise_steps=4)",
         "psd": (
             f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
             "antithetic=True, over_views=True)"
@@ -157,6 +203,11 @@ def test_methods_by_name():
         "sds": 1,
         "sds2": 2,
         "csd": 1,
+        "nfsd": 1,
+        "bridge": 1,
+        "vsd": 1,
+        "l2-vsd": 1,
+        "hifa": 1,
         "psd": 1,
         "dreamdpo": 2,
         "rewardsds": 4,

@@ -9,19 +9,32 @@ from functools import partial
 from psd_mini._internal.arguments import one_of, validated
 from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
 from psd_mini.methods.exact import Exact as Exact
+from psd_mini.methods.hifa import HiFA as HiFA
+from psd_mini.methods.linear_combinations import ROWS as ROWS
+from psd_mini.methods.linear_combinations import Coefficients as Coefficients
+from psd_mini.methods.linear_combinations import LinearCombination as LinearCombination
 from psd_mini.methods.negative_words import NegativeWords as NegativeWords
+from psd_mini.methods.noise_rules import NoiseRule as NoiseRule
 from psd_mini.methods.regression import Regression as Regression
 from psd_mini.methods.reward_gradients import KINDS as KINDS
 from psd_mini.methods.reward_gradients import RewardGradient as RewardGradient
 from psd_mini.methods.reward_gradients import reward_gradient as reward_gradient
 from psd_mini.methods.rewardsds import RewardSDS as RewardSDS
 from psd_mini.methods.rewardsds import reward_weights as reward_weights
+from psd_mini.methods.running_gaussian import RunningGaussian as RunningGaussian
+from psd_mini.methods.score_model import Mixture as Mixture
+from psd_mini.methods.score_model import ScoreModel as ScoreModel
+from psd_mini.methods.vsd import VSD as VSD
 from psd_mini.psd import PSD
 from psd_mini.sds import CSD, SDS, Method
 
 # name -> constructor. BASES take a guidance_scale, the others a `base` to build on; those in
 # WEIGHTED take a preference_weight too
-BASES: dict[str, Callable[..., Method]] = {"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD}
+BASES: dict[str, Callable[..., Method]] = {
+    **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
+    **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
+    **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01), "hifa": HiFA},
+}
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,
     "dreamdpo": DreamDPO,

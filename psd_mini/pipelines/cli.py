@@ -17,11 +17,12 @@ from psd_mini.fields import FIELDS
 from psd_mini.methods import METHODS
 from psd_mini.pipelines import compare, generate
 from psd_mini.pipelines.folders import folder_name
-from psd_mini.schedule import WEIGHTINGS
+from psd_mini.schedule import ANNEALING, WEIGHTINGS
 from psd_mini.world.prior import CONDITIONING
 
 CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
 CHOICES |= {"weighting": WEIGHTINGS, "gradient_scale": ("ignore", "report", "require")}
+CHOICES["annealing"] = ANNEALING
 COUNTS: dict[str, Any] = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+"}
 PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result")
 # in a folder's name anyway, or nothing to do with the result

@@ -86,6 +86,8 @@ def generate(
     lr_scale: float | tuple[float, float] | None = None,
     entropy_weight: float | None = None,
     background: float | Float[Tensor, "..."] | None = None,
+    annealing: str | None = None,
+    variance_weight: float | None = None,
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
@@ -127,19 +129,17 @@ def generate(
         overwrite: replace what is in `out`, once the first step is done.
         checkpoint_every, progress, callback: see `distill`.
 
-    The other numbers, from steps to background, are those of `distill`; None is the default of the
-    prior (`DEFAULTS`). With a reward, but for sds, sds2 and csd, the range of timesteps is
+    The other numbers, from steps to variance_weight, are those of `distill`; None is the default of
+    the prior (`DEFAULTS`). With a reward that the method uses, the range of timesteps is
     `PREFERENCE_TIMES`; with `init_from` it is `REFINING_TIMES`. Learned priors enlarge the renders
-    to their own size; results are always rendered at 64 x 64. `method` may also be a method of your
-    own, `reward` any function of pictures, and `negative` a `NegativeEmbedding` with its own
-    schedule.
+    to their own size; results are always 64 x 64. `method` may also be a method of your own,
+    `reward` any function of pictures, and `negative` a `NegativeEmbedding` with its own schedule.
 
     Returns:
         `Generation`.
 
     Raises:
-        ValueError: an argument that cannot be used, named, with the remedy; nothing already saved
-            is touched.
+        ValueError: an argument that cannot be used, with the remedy; nothing saved is touched.
     """
     started = time.perf_counter()
     look_at_words(prompt, prior, negative)
@@ -147,10 +147,10 @@ def generate(
     if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
     preference = bool(negative) or (reward is not None and name not in BASES)
-    given: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps}
-    given |= {"cameras_per_step": cameras_per_step, "resolution": resolution}
-    given |= {"n_samples": n_samples, "t_min": t_min, "t_max": t_max, "lr_scale": lr_scale}
-    given |= {"entropy_weight": entropy_weight, "background": background}
+    given: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps, "t_min": t_min}
+    given |= {"cameras_per_step": cameras_per_step, "n_samples": n_samples, "t_max": t_max}
+    given |= {"entropy_weight": entropy_weight, "background": background, "resolution": resolution}
+    given |= {"variance_weight": variance_weight, "lr_scale": lr_scale, "annealing": annealing}
     numbers = with_defaults(prior, preference, init_from is not None, given)
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
