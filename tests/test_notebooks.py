@@ -63,6 +63,7 @@ MISTAKES = {
         "the reward is shown the noisy x_t",
         "x0_hat is not divided by alpha_t",
     ),
+    "08_beyond_sds": ("another direction", "another direction", "another direction"),
 }
 
 

@@ -4,6 +4,7 @@ python tests/tools/claims_figures.py            all
 python tests/tools/claims_figures.py curves     claims_overoptimisation.png
 python tests/tools/claims_figures.py car        claims_car.png
 python tests/tools/claims_figures.py dull       claims_dull.png
+python tests/tools/claims_figures.py views      claims_views.png
 """
 
 from __future__ import annotations
@@ -89,7 +90,46 @@ def dull() -> None:
     figure.savefig(IMAGES / "claims_dull.png", dpi=90)
 
 
-FIGURES = {"curves": curves, "car": car, "dull": dull}
+def views() -> None:
+    """Share of a rocket's views that show a window, over the weight of a reward that likes one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    records, plain = read("views"), {"preference_weight": 0.0}
+    titles = {"words": "the prior is told front, side, back", "none": "the prior knows no camera"}
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+    for axis, (conditioning, title) in zip(axes, titles.items(), strict=True):
+        known = [r for r in records if r["conditioning"] == conditioning]
+        for single, style in ((True, "o-"), (False, "s--")):
+            of_weight: dict[float, list[dict]] = {}
+            for record in known:
+                ours = record["settings"] == plain or record["settings"]["over_views"] != single
+                if ours:
+                    weight = record["settings"]["preference_weight"]
+                    of_weight.setdefault(weight, []).append(record)
+            weights = sorted(of_weight)
+            found = [clustered(by_run(of_weight[w], "windows")) for w in weights]
+            axis.errorbar(
+                weights,
+                [value for value, _ in found],
+                yerr=[error for _, error in found],
+                fmt=style,
+                capsize=3,
+                label="ranking single views" if single else "ranking over views",
+            )
+        axis.axhline(known[0]["true_windows"], color="gray", linewidth=0.8, label="true rocket")
+        axis.set_xscale("symlog", linthresh=4)
+        axis.set_xticks([0, 4, 8, 16, 32], ["0", "4", "8", "16", "32"])
+        axis.set(title=title, xlabel="preference weight", ylim=(-0.05, 1.05))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("views with a window")
+    axes[1].legend(frameon=False, loc="lower right")
+    figure.savefig(IMAGES / "claims_views.png", dpi=90)
+
+
+FIGURES = {"curves": curves, "car": car, "dull": dull, "views": views}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or FIGURES:

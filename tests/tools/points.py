@@ -18,7 +18,7 @@ import torch
 from psd_mini import SDS, Context, GaussianMixture, scaled_linear_schedule
 from psd_mini.methods import VSD, Mixture
 
-PICTURE = Path(__file__).parent.parent / "results" / "relatives_points.png"
+PICTURE = Path(__file__).parents[2] / "notebooks" / "images" / "relatives_points.png"
 SCHEDULE = scaled_linear_schedule()
 MEANS = torch.tensor([[-1.5], [1.2]], dtype=torch.float64)
 LIGHT, VARIANCE = 0.3, 0.05
