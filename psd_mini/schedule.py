@@ -245,3 +245,8 @@ def sample_timesteps(
         came = f"batch {batch}, t_min {t_min}, t_max {t_max}"
         raise ValueError(f"need batch >= 1 and 0 <= t_min <= t_max, got {came}")
     return torch.randint(t_min, t_max + 1, (batch,), generator=generator, device=generator.device)
+
+
+def draw_noises(n: int, x: Batch, generator: torch.Generator) -> Tensor:
+    """n independent standard normal noises of x's shape, in its dtype and on its device."""
+    return torch.randn(n, *x.shape, generator=generator, device=generator.device).to(x)

@@ -140,6 +140,15 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+@contextmanager
+def named(what: str, remedy: str) -> Iterator[None]:
+    """Any error in the block becomes a ValueError of one line: what is wrong, why, what to do."""
+    try:
+        yield
+    except Exception as error:  # files, torch and its relatives raise many kinds
+        raise ValueError(f"{what} ({first_line(error)}); {remedy}") from None
+
+
 def _python_numbers(value: Any) -> Any:
     """numpy's scalars as Python numbers, also in tuples, lists and dictionaries."""
     if isinstance(value, np.generic):

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,22 @@ from torch import Tensor, nn
 
 from psd_mini._internal.arguments import one_of, validated
 from psd_mini._internal.identity import identity
+from psd_mini._internal.runs import plain_torch
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS, load_field, make_field
 from psd_mini.methods import BASES, PREFERENCE_METHODS, NegativeWords, make_method
 from psd_mini.methods.negative_words import CHOICES
-from psd_mini.negative import NegativeEmbedding
+from psd_mini.negative import NegativeEmbedding, check_negative_prompt
 from psd_mini.pipelines import folders
-from psd_mini.pipelines.results import EXACT, JUDGED, Generation, measure, save, write_run
+from psd_mini.pipelines.results import (
+    EXACT,
+    JUDGED,
+    Generation,
+    measure,
+    save,
+    write_out,
+    write_run,
+)
 from psd_mini.pretrained import make_prior
 from psd_mini.pretrained.failures import memory_error_in_one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype
@@ -63,6 +70,7 @@ REFINING_TIMES: dict[str, Any] = {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
 
 
 @validated
+@plain_torch()
 @memory_error_in_one_line()
 def generate(
     prompt: str,
@@ -155,6 +163,7 @@ def generate(
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
+    check_negative_prompt(negative_prompt, the_method)
     the_field, start = first_field(field, seed, init_from)
     config = options.as_config() | {
         "prompt": prompt,
@@ -195,24 +204,12 @@ def generate(
             config=config,
             progress=progress,
         )
-    the_field.cpu()
-    metrics = measure(the_field, config, options, the_negative, the_reward)
-    known = (config, metrics, asdict(run.cost), time.perf_counter() - started, run.history)
-    result = Generation(prompt, the_field, *known, out=folder)
-    if folder is not None:
-        write_results(result, folder)
+    result = Generation(prompt, the_field, config, {}, vars(run.cost), 0.0, run.history, folder)
+    write_out(save, result)  # at once: the oracle takes long, and may be interrupted
+    result.metrics = measure(the_field, config, options, the_negative, the_reward)
+    result.seconds = time.perf_counter() - started
+    write_out(write_run, result)
     return result
-
-
-def write_results(result: Generation, folder: Path) -> None:
-    """Write all files; a full disk must not cost the result."""
-    try:
-        save(result, folder)
-        write_run(result, folder)
-    except OSError as error:
-        result.out = None
-        what = f"the files of the result could not be written ({error})"
-        warnings.warn(f"{what}; it is still in memory", stacklevel=3)
 
 
 def look_at_words(prompt: str, prior: str, negative: Any) -> None:
@@ -280,6 +277,8 @@ def kept_in(
             sheet = pictures.contact_sheet(frames, title=f"{config['prompt']}, interrupted")
             pictures.save_png(sheet, folder / "views.png")
         raise
+    finally:
+        field.cpu()
 
 
 def make_negative(

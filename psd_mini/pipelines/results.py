@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -126,6 +127,17 @@ def write_run(result: Generation, folder: Path) -> None:
     record = {"config": result.config, "seed": result.config["seed"], "versions": versions()}
     record |= {"seconds": result.seconds, "cost": result.cost, "metrics": result.metrics}
     write_atomically(folder / "run.json", json.dumps(record, indent=2).encode())
+
+
+def write_out(write: Callable[[Generation, Path], None], result: Generation) -> None:
+    """Write files of a result that has a folder; a full disk must not cost the result."""
+    try:
+        if result.out is not None:
+            write(result, result.out)
+    except OSError as error:
+        result.out = None
+        what = f"the files of the result could not be written ({error})"
+        warnings.warn(f"{what}; it is still in memory", stacklevel=4)
 
 
 def versions() -> dict[str, Any]:

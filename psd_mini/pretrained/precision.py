@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import first_line, one_of
+from psd_mini._internal.arguments import named, one_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # for rewards in float16: the gradient of a pixel is a thousandth of that of the score
@@ -20,11 +20,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = f"{device} cannot be used ({first_line(error)})"
-        raise ValueError(f"device: {reason}; choose cpu, or cuda where there is a GPU") from None
+    with named(f"device: {device} cannot be used", "choose cpu, or cuda where there is a GPU"):
+        tried = torch.zeros(1, device=device)
+        tried.item()  # "meta" is a device, but one without numbers
+        return tried.device
 
 
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:

@@ -55,7 +55,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import first_line, validated
+from psd_mini._internal.arguments import named, validated
 
 FOLDER = Path(__file__).parent / "checkpoint" / "proxy"
 # gold reward, then the seed of the training (0 where there is none), or noisy
@@ -112,11 +112,8 @@ class ProxyReward:
         with torch.device("meta"):  # draws no random numbers
             network = proxy_network()
         path = FOLDER / f"{name}.safetensors"
-        try:
+        with named(f"reward: {path} is missing or damaged", "install the package again"):
             network.load_state_dict(load_file(path), assign=True)
-        except Exception as error:  # safetensors and torch raise several kinds
-            what = f"is missing or damaged ({first_line(error)})"
-            raise ValueError(f"reward: {path} {what}; install the package again") from None
         # stored in float16, used in float32
         return cls(name, network.float().requires_grad_(False).eval())
 

@@ -203,7 +203,7 @@ class StableDiffusionPrior(Prior):
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
         """n cameras all around, between `elevations` above the horizon, uniform in both angles."""
-        u = torch.rand(2, n, generator=generator)
+        u = torch.rand(2, n, generator=generator, device=generator.device)
         low, high = (math.radians(bound) for bound in self.elevations)
         angles = 2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0)
         azimuth, elevation, distance = (values.to(self.device) for values in angles)

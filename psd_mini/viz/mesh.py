@@ -23,7 +23,7 @@ from torch import Tensor
 
 from psd_mini._internal.files import write_atomically
 from psd_mini.cameras import camera_rays, orbit
-from psd_mini.rendering import ball_interval, compositing_weights
+from psd_mini.rendering import as_field, ball_interval, compositing_weights
 
 # world units below the surface at which a vertex's colour is gathered
 COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)
@@ -51,9 +51,9 @@ def _evaluate(
     No camera ever saw what the field says outside the ball: there the nearest point on the ball
     stands in.
     """
-    like = next(getattr(field, "parameters", lambda: iter(()))(), torch.empty(0))
     points = points * (bound / points.norm(dim=-1, keepdim=True)).clamp(max=1)
-    density, colour = zip(*(field(block.to(like)) for block in points.split(2**17)), strict=True)
+    blocks = (as_field(field, block) for block in points.split(2**17))
+    density, colour = zip(*map(field, blocks), strict=True)
     if (channels := colour[0].shape[-1]) != 3:
         expected = "expected 3 colour channels (rgb)"
         raise ValueError(f"field: {expected}, got {channels}; decode latents first")

@@ -92,4 +92,4 @@ def view_keys(cameras: Cameras) -> Float[Tensor, "b v"]:
 def _keys(descriptions: Iterable[Iterable[str]]) -> Float[Tensor, "n v"]:
     """For each description: 1 at the words in it, 0 at the others."""
     rows = [[float(word in named) for word in VOCABULARY] for named in descriptions]
-    return torch.tensor(rows).reshape(-1, len(VOCABULARY))
+    return torch.tensor(rows, device="cpu").reshape(-1, len(VOCABULARY))
