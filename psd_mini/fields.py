@@ -244,12 +244,8 @@ def load_field(path: str | Path) -> nn.Module:
         if not isinstance(settings, dict):
             raise ValueError(f"its settings are {settings!r:.40}")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    try:
+    with named(f"path: {path}: the field's header and tensors disagree", "save the field again"):
         with torch.device("meta"):  # no memory before the shapes are known to agree
             field = make_field(settings.pop("kind"), **settings)
         field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())  # torch spreads it over several lines
-        problem = f"the field's header and tensors disagree ({reason})"
-        raise ValueError(f"path: {path}: {problem}; save the field again") from None
     return field

@@ -84,12 +84,15 @@ class NoiseSchedule:
     def from_diffusers(cls, scheduler: Any) -> "NoiseSchedule":
         """Schedule of a diffusers scheduler (DDPM, DDIM, PNDM, ...): its `alphas_cumprod`.
 
+        A last abar of 0 ("zero terminal SNR") becomes 2^-24, as in diffusers' Euler schedulers.
+
         Raises TypeError where there is none: flow-matching schedulers follow another equation.
         """
         if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
             came = type(scheduler).__name__
             raise TypeError(f"scheduler must have alphas_cumprod, {came} has none: pass a DDPM one")
-        return cls(scheduler.alphas_cumprod)
+        abar = scheduler.alphas_cumprod.double()
+        return cls(torch.where(abar == 0, 2.0**-24, abar))
 
     @property
     def num_timesteps(self) -> int:

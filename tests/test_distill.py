@@ -460,6 +460,14 @@ def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):
             run(prior, method=wrong)
 
 
+def test_a_setting_that_only_the_checkpoint_has_is_compared(prior, tmp_path):
+    """A run that was made with something that this one does not know is another run."""
+    path = tmp_path / "checkpoint.pt"
+    run(prior, checkpoint=path, config={"kind": "triplane"})
+    with pytest.raises(ValueError, match="made with kind = 'triplane', this run has None"):
+        run(prior, checkpoint=path, resume=True)
+
+
 def changed(state, *names, to=None):
     """A checkpoint with one entry, at the end of a path of names, replaced or taken away."""
     state = copy.deepcopy(state)

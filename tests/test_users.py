@@ -1,6 +1,7 @@
 """What users bring: precisions and devices of their own, gradients switched off, long prompts, odd
 words. What is meant is done, or one line says what is wrong and how to put it right."""
 
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -9,8 +10,10 @@ from worlds import quick_results, same, small_world
 
 import psd_mini as pm
 from psd_mini.methods.negative_words import NegativeWords
+from psd_mini.pretrained.published import PIXEL_MEAN, PIXEL_STD, preprocess
 from psd_mini.schedule import draw_noises
 from psd_mini.viz.mesh import extract_mesh
+from psd_mini.world import text
 
 OPTIONS = {"steps": 2, "resolution": 8, "cameras_per_step": 2, "n_samples": 4, "progress": False}
 SMALL = {"steps": 1, "resolution": 8, "progress": False}
@@ -115,3 +118,78 @@ def test_a_negative_prompt_that_changes_nothing_is_refused(quick):
         pm.generate("a ball", negative="bandit", **SMALL)
     for method in ("csd", pm.SDS(2.0)):
         pm.generate("a ball", method=method, negative_prompt="red", **SMALL)
+
+
+NO_PICTURES = {
+    "above 1": torch.full((2, 3, 8, 8), 1.5),
+    "below 0": torch.full((2, 3, 8, 8), -1.0),
+    "channels last": torch.rand(2, 8, 8, 3),
+    "RGBA": torch.rand(2, 4, 8, 8),
+    "bytes": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    "one picture": torch.rand(3, 8, 8),
+}
+
+
+@pytest.mark.parametrize("what", NO_PICTURES)
+def test_what_is_no_picture_is_refused_by_every_reward(what):
+    """By name, and not clamped or read the wrong way round."""
+    rewards = [pm.make_reward(name) for name in ("colorfulness", "color:red", "proxy:smooth")]
+    for ask in (*rewards, lambda images, prompts: preprocess(images, 8)):
+        with pytest.raises(ValueError, match=r"^images: expected floating-point \(B, 3, H, W\) in"):
+            ask(NO_PICTURES[what], ["a ball"] * 2)
+        ask(torch.rand(2, 3, 8, 8), ["a ball"] * 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (97, 211), (512, 512)])
+def test_the_long_side_is_truncated_as_torchvision_does(height, width):
+    """torchvision's Resize(224) makes the long side int(224 long / short): 298 of 300 x 400, where
+    rounding gives 299. A vertical edge tells the two apart: it comes to lie elsewhere."""
+    short, long = sorted((height, width))
+    resized = {short: 224, long: int(224 * long / short)}
+    ramp = torch.linspace(0, 1, width)[None, None, None].expand(1, 3, height, width)
+    whole = torch.nn.functional.interpolate(
+        ramp, (resized[height], resized[width]), mode="bicubic", antialias=True
+    )
+    left = int(round((resized[width] - 224) / 2.0))
+    top = int(round((resized[height] - 224) / 2.0))
+    seen = preprocess(ramp, 224)[0, 0] * PIXEL_STD[0] + PIXEL_MEAN[0]
+    expected = whole[0, 0, top : top + 224, left : left + 224]
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("a grey ball", ["gray", "ball"]),
+        ("A Violet BALL!", ["purple", "ball"]),
+        ("red mushrooms", ["red", "mushroom"]),
+        ("a red-house, seen from behind", ["red", "house", "back"]),
+        ("an automobile", ["car"]),
+        ("boxes", ["cube"]),
+    ],
+)
+def test_words_that_people_type(typed, meant):
+    assert text.words(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"), [("mushrom", "mushroom"), ("purpel", "purple"), ("snowmen", "snowman")]
+)
+def test_an_unknown_word_is_answered_with_the_nearest(typed, near):
+    with pytest.raises(ValueError, match=f"does not know '{typed}' .did you mean {near}?"):
+        text.words(f"a {typed}")
+    with pytest.raises(ValueError, match="does not know 'zzz'; objects: ball"):
+        text.words("zzz")
+
+
+def test_two_objects_or_colours_are_said_to_make_one(quick):
+    """And a prompt that names one of each makes no noise."""
+    for prompt, names in (
+        ("a ball in a box", "ball and cube"),
+        ("a red blue ball", "red and blue"),
+    ):
+        with pytest.warns(UserWarning, match=f"^prompt: names {names}; .* makes one object in one"):
+            pm.generate(prompt, **SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pm.generate("a red ball", **SMALL)

@@ -135,9 +135,8 @@ def in_words(value: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, at most 200 characters; without a message its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    """An error's message on one line, at most 200 characters; without a message its type."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager

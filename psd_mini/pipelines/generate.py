@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import one_of, validated
-from psd_mini._internal.identity import identity
+from psd_mini._internal.arguments import named, one_of, validated
+from psd_mini._internal.identity import identity, in_config
 from psd_mini._internal.runs import plain_torch
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS, load_field, make_field
@@ -216,13 +217,13 @@ def look_at_words(prompt: str, prior: str, negative: Any) -> None:
     """Refuse a prompt that names nothing, words the toy world does not know, an unknown choice."""
     if isinstance(negative, str):
         one_of("negative", negative, CHOICES)
-    if not (words(prompt) if prior in JUDGED else prompt.strip()):
+    named = words(prompt) if prior in JUDGED else [prompt.strip()]
+    for kind in (OBJECTS, COLOURS):
+        if len(several := {word: None for word in named if word in kind}) > 1:
+            what = f"names {' and '.join(several)}; the toy world makes one object in one colour"
+            warnings.warn(f"prompt: {what}, which the run will choose", stacklevel=5)
+    if not any(named):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
-
-
-def in_config(part: Any) -> Any:
-    """What a part of a run is called in its config: a name, True, False or None as it is."""
-    return part if isinstance(part, str | bool | None) else identity(part)
 
 
 def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.Module, str | None]:
@@ -232,11 +233,8 @@ def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.
     one_of("field", kind, FIELDS)
     path = Path(init_from)
     path = path / "field.safetensors" if path.is_dir() else path
-    try:
+    with named("init_from: expected the folder of a finished run", "give one"):
         field = load_field(path)
-    except ValueError as error:
-        what = str(error).removeprefix("path: ")
-        raise ValueError(f"init_from: {what} (expected the folder of a finished run)") from None
     if not isinstance(field, FIELDS[kind]):
         what = f"{path} holds a {type(field).__name__}, this run makes a {kind} field"
         raise ValueError(f"init_from: {what}; give field as it was there")

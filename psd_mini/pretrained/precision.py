@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from psd_mini._internal.arguments import named, one_of
+from psd_mini._internal.runs import NonFiniteError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # for rewards in float16: the gradient of a pixel is a thousandth of that of the score
@@ -87,13 +88,24 @@ def scaled_gradients(
         dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's
             range).
         scale: size of the largest entry of the gradient that enters the network.
+
+    Raises:
+        NonFiniteError: the network overflows in float16; goes by the function's name.
     """
-    if dtype != torch.float16 or not (x.requires_grad and torch.is_grad_enabled()):
+    if dtype != torch.float16:
         return function(x).float()
     factors: list[Tensor] = []
-    x = x.clone()
-    x.register_hook(lambda gradient: gradient * factors.pop())
+    differentiable = x.requires_grad and torch.is_grad_enabled()
+    if differentiable:
+        x = x.clone()
+        x.register_hook(lambda gradient: gradient * factors.pop())
     y = function(x).float()
+    if bool(x.isfinite().all()) and not bool(y.isfinite().all()):
+        remedy = "use dtype='bfloat16' (--dtype), or 'float32'"
+        name = getattr(function, "__name__", "network")
+        raise NonFiniteError(f"the {name} overflows in float16; {remedy}")
+    if not differentiable:
+        return y
 
     def shrink(gradient: Tensor) -> Tensor:
         factors.append(gradient.abs().max().clamp(min=torch.finfo(torch.float32).tiny) / scale)

@@ -56,6 +56,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from psd_mini._internal.arguments import named, validated
+from psd_mini.rewards import check_pictures
 
 FOLDER = Path(__file__).parent / "checkpoint" / "proxy"
 # gold reward, then the seed of the training (0 where there is none), or noisy
@@ -120,5 +121,6 @@ class ProxyReward:
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str] = ()
     ) -> Float[Tensor, " b"]:
+        check_pictures(images)
         weights = {name: w.to(images) for name, w in self.network.state_dict().items()}
         return torch.func.functional_call(self.network, weights, images)[:, 0]
