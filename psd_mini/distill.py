@@ -30,7 +30,7 @@ from psd_mini._internal.runs import Keeper, check_finite
 from psd_mini.cameras import Cameras
 from psd_mini.fields import make_optimizer
 from psd_mini.rendering import Rendering, depth_variance, opacity_entropy, render
-from psd_mini.schedule import ANNEALING, annealed, sample_timesteps
+from psd_mini.schedule import ANNEALING, annealed, draw_noises, sample_timesteps
 from psd_mini.sds import Context, Cost, Method, Prior, answer, surrogate_loss
 
 
@@ -76,6 +76,7 @@ class Options:
         return {**values, "background": identity(self.background), **machine}
 
 
+@validated
 @dataclass
 class Run:
     """What a distillation leaves behind besides the field that it trained in place.
@@ -153,7 +154,7 @@ def one_step(number: int, job: Job) -> Step:
     lowest, highest = (round(annealed(progress, *bound, kind) * last) for bound in bounds)
     n_timesteps = 1 if method.shared_timestep else len(cameras)
     t = sample_timesteps(n_timesteps, lowest, highest, generator).expand(len(cameras))
-    eps = torch.randn(method.n_noises, *x.shape, generator=generator).to(x)
+    eps = draw_noises(method.n_noises, x, generator)
 
     # G = method(x, t, eps)
     prompts = [job.prompt] * len(cameras)
@@ -245,7 +246,8 @@ def distill(
             has x_t and the predicted noises (None if the method did not call `predict`).
         checkpoint: file to write every `checkpoint_every` steps and at the end; None writes none. A
             write that fails (a full disk) warns, keeps the older file and goes on.
-        resume: go on from that file.
+        resume: go on from that file. More `steps` train longer; with another thread count or torch
+            it goes on with a warning, since its bits may differ.
         overwrite: replace that file, if it is there; else it is refused.
         config: what else identifies the run; must be equal on resume.
         progress: show a progress bar.
@@ -290,8 +292,7 @@ def distill(
     keeper.claim(resume, overwrite)
     run = Run()
     if resume:
-        done = keeper.load()
-        run = Run(done["history"], Cost(**done["cost"]), done["steps"])
+        run = keeper.load(lambda done: Run(**(done | {"cost": Cost(**done["cost"])})))
     check_finite(dict(radiance_field.named_parameters(prefix="field")))
     parties = (radiance_field, prior, the_method, prompt, embeddings, reward, negative)
     job = Job(*parties, options, optimizer, generator, run.cost, keeper.keep)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least, one_of, validated
+from psd_mini._internal.arguments import at_least, named, one_of, validated
 from psd_mini._internal.files import write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
@@ -144,7 +144,8 @@ class TriplaneField(nn.Module):
         generator = generator or torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
+            drawn = torch.randn(shape, generator=generator, device=generator.device)
+            return drawn.to(torch.get_default_device())
 
         self.planes = nn.Parameter(0.1 * normal(3, features, resolution, resolution))
         # He initialisation for the hidden layer
@@ -235,23 +236,16 @@ def load_field(path: str | Path) -> nn.Module:
     Raises:
         ValueError: not such a file, or damaged; names the file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})["psd_mini_field"])
-            if not isinstance(settings, dict):
-                raise ValueError(f"its settings are {settings!r:.40}")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        problem = f"is not a field file of psd-mini, or damaged ({error})"
-        raise ValueError(f"path: {path} {problem}; use save_field") from None
-    try:
+    what = f"path: {path} is not a field file of psd-mini, or damaged"
+    with named(what, "use save_field"), safe_open(path, framework="pt") as file:
+        settings = json.loads((file.metadata() or {})["psd_mini_field"])
+        if not isinstance(settings, dict):
+            raise ValueError(f"its settings are {settings!r:.40}")
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    with named(f"path: {path}: the field's header and tensors disagree", "save the field again"):
         with torch.device("meta"):  # no memory before the shapes are known to agree
             field = make_field(settings.pop("kind"), **settings)
         field.load_state_dict(state, assign=True)  # assign keeps the file's dtype
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())  # torch spreads it over several lines
-        problem = f"the field's header and tensors disagree ({reason})"
-        raise ValueError(f"path: {path}: {problem}; save the field again") from None
     return field

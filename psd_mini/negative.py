@@ -52,8 +52,8 @@ from torch import Tensor
 from psd_mini._internal.arguments import one_of, validated
 from psd_mini._internal.runs import check_finite
 from psd_mini.rewards import score
-from psd_mini.schedule import sample_timesteps
-from psd_mini.sds import Context, cfg
+from psd_mini.schedule import draw_noises, sample_timesteps
+from psd_mini.sds import SDS, Context, cfg
 
 OBJECTIVES = ("reward", "inversion")
 
@@ -133,6 +133,20 @@ def evidence(
     return alpha_t**2 * distance_squared / (2 * (alpha_t**2 * variance + sigma_t**2))
 
 
+def check_guidance(guidance_scale: float, what: str) -> None:
+    """Refuse g = 1, where guidance does not look at the negative prompt at all."""
+    if guidance_scale == 1.0:
+        why = f"{what} has no effect (it acts with the factor g - 1 = 0)"
+        raise ValueError(f"guidance_scale: at 1 {why}; use for example 2")
+
+
+def check_negative_prompt(negative_prompt: str, method: Any) -> None:
+    """Refuse one that the method never asks the prior about. CSD asks at every scale."""
+    base = getattr(method, "base", method)
+    if negative_prompt and type(base) is SDS:
+        check_guidance(base.guidance_scale, "the negative prompt")
+
+
 @validated
 class NegativeEmbedding:
     """A negative embedding with its optimiser, for the loop.
@@ -160,9 +174,7 @@ class NegativeEmbedding:
         t_range: tuple[float, float] = (0.5, 0.98),
         steps: tuple[float, float] = (0.0, 1.0),
     ):
-        if guidance_scale == 1.0:
-            why = "the negative embedding has no effect (its gradient carries the factor g - 1 = 0)"
-            raise ValueError(f"guidance_scale: at 1 {why}; use for example 2")
+        check_guidance(guidance_scale, "the negative embedding")
         one_of("objective", objective, OBJECTIVES)
         for name, (low, high) in {"t_range": t_range, "steps": steps}.items():
             if not 0 <= low <= high <= 1:
@@ -194,7 +206,7 @@ class NegativeEmbedding:
         low, high = (round(bound * (T - 1)) for bound in self.t_range)
         t = sample_timesteps(len(x), low, high, generator)
         n_noises = 2 if self.objective == "inversion" else 1
-        eps = torch.randn(n_noises, *x.shape, generator=generator).to(x)
+        eps = draw_noises(n_noises, x, generator)
         with torch.enable_grad():
             loss = negative_loss(
                 self.embedding, x, t, eps, context, self.guidance_scale, self.objective

@@ -19,7 +19,7 @@ References: Max 1995, "Optical models for direct volume rendering"; Mildenhall e
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -83,9 +83,16 @@ def sample_depths(
         z and delta, both (N, S), world units.
     """
     shape = (len(near), n_samples)
-    u = torch.full(shape, 0.5) if generator is None else torch.rand(shape, generator=generator)
+    u = torch.full(shape, 0.5)
+    if generator is not None:
+        u = torch.rand(shape, generator=generator, device=generator.device)
     widths = ((far - near) / n_samples)[:, None].expand(shape)
     return near[:, None] + widths * (torch.arange(n_samples).to(near) + u.to(near)), widths
+
+
+def as_field(field: Any, values: Tensor) -> Tensor:
+    """Values in the precision and on the device of a field's parameters, if it has any."""
+    return values.to(next(getattr(field, "parameters", lambda: iter(()))(), values))
 
 
 def evaluate(field: Field, points: Float[Tensor, "n 3"]) -> tuple[PerRay, Float[Tensor, "n c"]]:
@@ -133,7 +140,8 @@ def render(
     """Picture of a field from B cameras (equations: the module's docstring).
 
     Args:
-        field: points (N, 3) -> density (N,), colour (N, C).
+        field: points (N, 3) -> density (N,), colour (N, C). Where it has parameters, the picture
+            has their dtype and device, whatever the cameras have.
         cameras: B cameras outside the ball.
         height, width: H and W in pixels; width defaults to height.
         n_samples: S, bins per ray, of equal width, from where it enters the ball to where it
@@ -161,7 +169,7 @@ def render(
         raise ValueError(f"distance: {came} {radius:g}; move it further out, to {3 * radius:g}")
 
     # one ray per pixel; those that miss the ball see only background, the field is not asked there
-    origins, directions = camera_rays(cameras, height, width)
+    origins, directions = (as_field(field, r) for r in camera_rays(cameras, height, width))
     origins = origins[:, None, None].expand_as(directions).reshape(-1, 3)
     directions = directions.reshape(-1, 3)
     near, far = ball_interval(origins, directions, radius)

@@ -17,9 +17,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import in_words, validated
 
 Images = Float[Tensor, "b 3 h w"]
+
+
+def check_pictures(images: Tensor) -> None:
+    """Refuse what is no batch of pictures (B, 3, H, W) in [0, 1], up to rounding."""
+    float_rgb = images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3
+    low, high = (images.min().item(), images.max().item()) if images.numel() else (0, 1)
+    if not float_rgb or low < -1e-4 or high > 1 + 1e-4:
+        came = f"{in_words(images)} from {low:g} to {high:g}"
+        raise ValueError(f"images: expected floating-point (B, 3, H, W) in [0, 1], got {came}")
 
 
 @dataclass
@@ -42,6 +51,7 @@ class Colorfulness:
     differentiable = True
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
+        check_pictures(images)
         red, green, blue = images.flatten(2).unbind(1)
         rg, yb = red - green, (red + green) / 2 - blue
         tiny = 1e-12
@@ -72,6 +82,7 @@ class NamedColor:
     differentiable = True
 
     def __call__(self, images: Images, prompts: Sequence[str] = ()) -> Float[Tensor, " b"]:
+        check_pictures(images)
         c = torch.tensor(self.colour, dtype=images.dtype, device=images.device)[:, None, None]
         s = ((images * c).sum(1, keepdim=True) / c.square().sum()).clamp(self.darkest, 1.0)
         squared = (images - s * c).square().sum(1)

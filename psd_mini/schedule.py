@@ -84,12 +84,15 @@ class NoiseSchedule:
     def from_diffusers(cls, scheduler: Any) -> "NoiseSchedule":
         """Schedule of a diffusers scheduler (DDPM, DDIM, PNDM, ...): its `alphas_cumprod`.
 
+        A last abar of 0 ("zero terminal SNR") becomes 2^-24, as in diffusers' Euler schedulers.
+
         Raises TypeError where there is none: flow-matching schedulers follow another equation.
         """
         if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
             came = type(scheduler).__name__
             raise TypeError(f"scheduler must have alphas_cumprod, {came} has none: pass a DDPM one")
-        return cls(scheduler.alphas_cumprod)
+        abar = scheduler.alphas_cumprod.double()
+        return cls(torch.where(abar == 0, 2.0**-24, abar))
 
     @property
     def num_timesteps(self) -> int:
@@ -245,3 +248,8 @@ def sample_timesteps(
         came = f"batch {batch}, t_min {t_min}, t_max {t_max}"
         raise ValueError(f"need batch >= 1 and 0 <= t_min <= t_max, got {came}")
     return torch.randint(t_min, t_max + 1, (batch,), generator=generator, device=generator.device)
+
+
+def draw_noises(n: int, x: Batch, generator: torch.Generator) -> Tensor:
+    """n independent standard normal noises of x's shape, in its dtype and on its device."""
+    return torch.randn(n, *x.shape, generator=generator, device=generator.device).to(x)

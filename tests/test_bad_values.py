@@ -324,7 +324,7 @@ TABLE = {
     ),
     "Generation.frames": (GENERATION.frames, {"n_frames": 1, "resolution": 8}),
     "Generation.turntable": (SHORT.turntable, {"path": Path("turn.gif")}),
-    "Generation.views": (GENERATION.views, {}),
+    "Generation.views": (GENERATION.views, {"path": Path("views.png")}),
     "Generation.mesh": (GENERATION.mesh, {}),
     "Generation.summary": (GENERATION.summary, {}),
     "NoiseSchedule": (pm.NoiseSchedule, {"alphas_cumprod": torch.tensor([0.9, 0.5])}),

@@ -1,7 +1,11 @@
 """Caches in memory, cached files and identities know everything that they depend on."""
 
+import json
+import math
+import pwd
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from psd_mini.pipelines import oracle
 from psd_mini.rewards import LinearReward, black_box
 from psd_mini.world import metrics, objects, text
 from psd_mini.world import prior as exact
-from psd_mini.world.pool import fresh_cameras, make_views, pool_cameras
+from psd_mini.world.pool import cache_folder, fresh_cameras, make_views, pool_cameras
 
 
 @pytest.fixture
@@ -186,3 +190,47 @@ print(list({"red", "green", "blue", "pink"}), identity(made()), sep="\\n")
         orders.add(order)
         identities.add(made_identity)
     assert len(orders) == 2 and len(identities) == 1
+
+
+def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):
+    """No HOME and no entry in passwd, as in many containers; a relative XDG_CACHE_HOME is not used,
+    as its specification says. Nothing is made in the working directory."""
+
+    def nobody(number):
+        raise KeyError(number)
+
+    for name in ("PSD_MINI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    home = Path("/home/somebody/.cache/psd_mini")
+    assert cache_folder() == home
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == home
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere/psd_mini")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert cache_folder() == Path(tempfile.gettempdir()) / "psd_mini"
+
+
+@pytest.mark.parametrize("kept", ["NaN", "-5", "Infinity", '"near"', "null"])
+def test_an_oracle_that_cannot_be_is_not_believed(small_pool, cache, kept):
+    """It is fitted again, and what is kept then is what was kept at first."""
+    fitted = oracle.oracle_distance("voxel", ("ball", "red"), 8, 1)
+    (path,) = cache.glob("oracle-*")
+    path.write_text(f'{{"distance": {kept}}}')
+    # exact: the same run on one machine and thread count
+    assert oracle.oracle_distance("voxel", ("ball", "red"), 8, 1) == fitted
+    assert json.loads(path.read_text())["distance"] == fitted
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(small_pool, cache, monkeypatch):
+    """It is a file, say: the pictures are drawn and the oracle fitted every time."""
+    monkeypatch.setenv("PSD_MINI_CACHE", str(cache / "file"))
+    (cache / "file").write_text("precious")
+    with pytest.warns(UserWarning, match="views are not cached .*set PSD_MINI_CACHE to a folder"):
+        drawn = make_views(pool_cameras(2), 8).layers
+    assert drawn.isfinite().all() and (cache / "file").read_text() == "precious"
+    with pytest.warns(UserWarning, match="views are not cached"):
+        assert math.isfinite(oracle.oracle_distance("voxel", ("ball", "red"), 8, 1))

@@ -248,3 +248,21 @@ def test_weights_that_are_none_are_refused(name, message, tmp_path):
     with pytest.raises(ValueError) as refusal:
         compare("a ball", [name], out=tmp_path)
     assert message in str(refusal.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None])
+def test_a_damaged_run_is_named_and_nothing_is_run(tmp_path, content):
+    """One line with the file and the remedy, not what zip or torch say; a flipped bit is damage."""
+    runs = tmp_path / compare_module.RUNS
+    runs.mkdir()
+    path = runs / "sds-0-12345678.pt"
+    torch.save({"record": {}, "pictures": torch.zeros(1, 3, 8, 8).byte()}, path)
+    whole = path.read_bytes()
+    middle = whole.index(bytes(192))  # the pictures
+    flipped = whole[:middle] + b"\x01" + whole[middle + 1 :]
+    path.write_bytes(flipped if content is None else content)
+    with pytest.raises(
+        ValueError, match=r"^out: .*sds-0-12345678.pt is damaged .*; delete it, and"
+    ):
+        compare("a ball", ["sds"], out=tmp_path, resume=True)
+    assert list(contents(tmp_path)) == [path]

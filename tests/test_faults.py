@@ -212,7 +212,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_nothing(prior, tmp_path, monk
 @pytest.mark.filterwarnings("ignore:checkpoint of step")
 def test_results_that_cannot_be_written_stay_in_memory(tmp_path, monkeypatch, capsys):
     """The disk is full when the run is over: the object is returned; at the command line one
-    line, and --resume finishes."""
+    line that says how to go on."""
     quick_results(monkeypatch)
     out = tmp_path / "out"
     settings = {"method": "sds", "steps": 1, "resolution": 8, "progress": False}
@@ -228,7 +228,7 @@ def test_results_that_cannot_be_written_stay_in_memory(tmp_path, monkeypatch, ca
     ):
         full_disk(patch)
         main(command)
-    assert status.value.code == 2 and "with --resume writes them" in capsys.readouterr().err
+    assert status.value.code == 2 and "has to begin anew" in capsys.readouterr().err
     main(command)
     assert (out / "run.json").exists()
 

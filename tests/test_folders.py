@@ -10,7 +10,8 @@ import torch
 from worlds import quick_results
 
 from psd_mini import distill, generate
-from psd_mini.pipelines import cli, folders
+from psd_mini._internal import runs
+from psd_mini.pipelines import cli, folders, results
 from psd_mini.pipelines import generate as text_to_3d
 from psd_mini.pipelines.folders import folder_name
 from psd_mini.rewards import make_reward
@@ -141,8 +142,9 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path, monkeypatch)
     nothing_costly(monkeypatch)
     changes = [
         *({"prompt": "a ball"}, {"method": "sds2"}, {"field": "triplane"}, {"prior": "learned"}),
-        *({"guidance_scale": 2.0}, {"negative_prompt": "red"}, {"conditioning": "none"}),
-        *({"reward": "color:blue"}, {"preference_weight": 2.0}, {"steps": 3}, {"seed": 1}),
+        *({"guidance_scale": 2.0}, {"negative_prompt": "red", "method": "csd"}),
+        {"conditioning": "none"},
+        *({"reward": "color:blue"}, {"preference_weight": 2.0}, {"n_samples": 9}, {"seed": 1}),
         *({"negative": True, "guidance_scale": 2.0}, {"resolution": 16}, {"n_samples": 8}),
         *({"t_min": (0.5, 0.1)}, {"lr_scale": 2.0}, {"background": 0.5}),
         {"reward": lambda images, prompts: images[:, 0, 0, 0]},
@@ -351,3 +353,61 @@ def test_distill_does_not_replace_a_checkpoint_unasked(tmp_path):
     assert path.read_bytes() == before
     run(seed=1, overwrite=True)
     assert torch.load(path, weights_only=True)["config"]["seed"] == 1
+
+
+def test_a_finished_run_can_be_trained_longer(tmp_path):
+    """With more steps it goes on and says so, and without resume it says how; fewer are refused."""
+    generate("a cube", out=tmp_path, **SMALL)
+    longer = {"prompt": "a cube", "steps": 4, "out": tmp_path}
+    refused(r"steps = 2, this run has 4; resume=True \(--resume\) goes on, or replace", **longer)
+    with pytest.warns(UserWarning, match="steps = 2, this run has 4; it goes on"):
+        result = generate(resume=True, **{**SMALL, **longer})
+    assert [step["step"] for step in result.history] == [0, 1, 2, 3]
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="has done 4 steps, this run"):
+        generate(resume=True, **{**SMALL, **longer, "steps": 3})
+    assert folders.read_record(tmp_path)["config"]["steps"] == 4
+
+
+def test_messages_promise_only_what_is_there(tmp_path, monkeypatch, capsys):
+    """An interrupt before the first step of a run that is to replace another: nothing to go on
+    from. A disk that is full from the beginning: nothing that --resume could finish."""
+    command = ["generate", "a cube", "--steps", "2", "--resolution", "8", "--out", str(tmp_path)]
+    cli.main(command)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="before anything was sav"):
+        patch.setattr(text_to_3d, "distill", interrupted)
+        cli.main([*command, "--overwrite"])
+    for flags, how in (([], "has to begin anew"), (["--resume"], "--resume writes them")):
+        with monkeypatch.context() as patch, pytest.warns(UserWarning), pytest.raises(SystemExit):
+            for name in () if flags else folders.FILES:
+                (tmp_path / name).unlink(missing_ok=True)
+            patch.setattr(runs, "write_atomically", full)
+            patch.setattr(text_to_3d, "save", full)
+            cli.main([*command, *flags])
+        assert how in capsys.readouterr().err
+        if not flags:
+            cli.main(command)
+
+
+def test_results_are_there_before_the_oracle_is_fitted(tmp_path, monkeypatch):
+    """Ctrl-C in the minutes after the loop costs the judge's numbers and no file of the object; the
+    message is true, and --resume finishes."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    command = ["generate", "a cube", "--steps", "2", "--resolution", "8", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "oracle_distance", interrupted)
+        with pytest.raises(SystemExit, match="--resume goes on from the checkpoint in"):
+            cli.main(command)
+    assert {"checkpoint.pt", "field.safetensors"} <= contents(tmp_path).keys()
+    assert "seconds" not in folders.read_record(tmp_path)
+    cli.main([*command, "--resume"])
+    assert "seconds" in folders.read_record(tmp_path)

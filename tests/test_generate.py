@@ -114,14 +114,19 @@ def test_a_method_given_as_object_runs_as_the_one_of_its_name(quick):
     assert same(named.field, given.field)
 
 
-def test_result_object_shows_itself(quick):
-    """turntable(), views() and mesh() without a folder; the gif is one a notebook can show."""
+def test_result_object_shows_itself(quick, tmp_path):
+    """turntable(), views() and mesh() without a folder; the gif is one a notebook can show, and a
+    script, which shows nothing, can write the views."""
+    from PIL import Image
+
     result = generate("a yellow ball", steps=3, resolution=8, progress=False)
     assert (
         result.turntable().data[:6] == b"GIF89a"
         and "data:image/gif;base64," in result.turntable()._repr_html_()
     )
-    assert result.views().width > 0
+    sheet = result.views(tmp_path / "views.png")
+    with Image.open(tmp_path / "views.png") as written:
+        assert sheet.size == written.size and sheet.width > 8 * 96
     assert len(result.mesh().faces) > 100
     assert "a yellow ball: recognised as" in result.summary()
 
@@ -224,7 +229,7 @@ def test_unknown_names_in_python():
     for arguments, message in (
         ({"method": "magic"}, "method: 'magic' is not known; choose from"),
         ({"field": "octree"}, "field: kind: 'octree' is not known; choose from voxel, triplane"),
-        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, \\w+, real, a folder"),
+        ({"prior": "imagen"}, "prior: 'imagen' is not known; choose exact, \\w+, real, a hub id"),
         ({"resume": True}, "resume: needs `out`"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -100,6 +100,25 @@ def test_torus_is_closed_and_looks_outwards(torus_mesh):
     assert body.euler_number == 0
 
 
+def test_floaters_are_left_out():
+    """A ball of radius 0.4 and a floater of radius 0.1 beside it: one closed surface with the
+    ball's volume; both of them on request."""
+
+    @with_bound
+    def two(points):
+        from_ball = (points - points.new_tensor([-0.3, 0.0, 0.0])).norm(dim=1) - 0.4
+        from_floater = (points - points.new_tensor([0.7, 0.0, 0.0])).norm(dim=1) - 0.1
+        density = 20 - 100 * torch.minimum(from_ball, from_floater)
+        return density, torch.full_like(points, 0.5)
+
+    ball, floater = (4 / 3 * math.pi * radius**3 for radius in (0.4, 0.1))
+    alone, both = (solid(extract_mesh(two, 64, 20.0, largest=one)) for one in (True, False))
+    assert alone.is_watertight and both.is_watertight
+    assert (alone.body_count, both.body_count) == (1, 2)
+    assert alone.volume == pytest.approx(ball, rel=0.01)
+    assert both.volume == pytest.approx(ball + floater, rel=0.01)
+
+
 def test_types_and_shapes(torus_mesh):
     vertices, faces, colours = torus_mesh
     assert (vertices.dtype, faces.dtype, colours.dtype) == (np.float32, np.int32, np.float32)
@@ -172,7 +191,7 @@ def test_thin_fog_is_kept_by_default():
         dense = (points - points.new_tensor([0.0, -0.45, 0.0])).norm(dim=-1) < 0.4
         return 3.0 * fog + 80.0 * dense, torch.full_like(points, 0.5)
 
-    assert extract_mesh(two).vertices[:, 1].max() == pytest.approx(0.85, abs=0.05)
+    assert extract_mesh(two, largest=False).vertices[:, 1].max() == pytest.approx(0.85, abs=0.05)
 
 
 @pytest.mark.parametrize("bound", [1.0, 0.7])

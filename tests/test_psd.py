@@ -88,6 +88,15 @@ def test_winner_base_is_mean_base_with_half_more():
         torch.testing.assert_close(winner[b : b + 1], mean, rtol=1e-9, atol=1e-9)
 
 
+def test_winner_base_on_a_tie_is_the_base_of_the_first_noise():
+    """With a constant reward nobody wins: neither the second noise nor a mixture of both."""
+    x, t, eps = batch(6)
+    tie = context(WORLD, LinearReward(0 * V), 6)
+    got, _ = PSD(SDS(2.0), 1.5, pair_base="winner", antithetic=False)(x, t[:1].expand(6), eps, tie)
+    first, _ = SDS(2.0)(x, t[:1].expand(6), eps[:1], context(WORLD, n=6))
+    torch.testing.assert_close(got, first, rtol=1e-10, atol=1e-10)
+
+
 def test_fresh_base_uses_the_third_noise():
     """base = h(eps_3), pair from eps_1 and eps_2: by hand."""
     x, t, eps = batch(4, noises=3)
@@ -237,6 +246,21 @@ def test_reward_weights_of_four():
     )
     assert reward_weights(rewards, "best").flatten().tolist() == [0, 1, 0, 0]
     assert torch.allclose(reward_weights(torch.ones(5, 2), "softmax"), torch.full((5, 2), 0.2))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8, 9])
+def test_min_max_counts_two_best_and_two_worst_however_many_there_are(n):
+    """The published runs use 6 and 8 noises: 0.9 / k on each of the k best, -0.1 / k on each of the
+    k worst, k = 2 from four noises on. Wrong: k = n // 2, which is the same up to five."""
+    rewards = normal(n, 7)
+    k = 1 if n < 4 else 2
+    expected = torch.zeros_like(rewards)
+    for picture, column in enumerate(rewards.T.tolist()):
+        in_order = sorted(range(n), key=column.__getitem__)
+        for place in range(k):
+            expected[in_order[-1 - place], picture] += 0.9 / k
+            expected[in_order[place], picture] -= 0.1 / k
+    torch.testing.assert_close(reward_weights(rewards, "min-max"), expected, rtol=0, atol=1e-12)
 
 
 def test_rewardsds_with_equal_rewards_is_sds():

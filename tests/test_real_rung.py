@@ -4,6 +4,7 @@ one line each."""
 import json
 import shutil
 import sys
+from pathlib import PureWindowsPath
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from psd_mini.methods import make_method
 from psd_mini.pipelines import cli
 from psd_mini.pretrained import failures, loading, make_prior
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
+from psd_mini.rewards import make_reward
 
 SMALL = {"method": "sds", "steps": 3, "resolution": 8, "progress": False, "device": "cpu"}
 
@@ -271,7 +273,8 @@ def test_only_half_precision_files(folder, copy):
 
 
 def test_schedulers_of_another_kind(copy):
-    """A flow-matching scheduler has no betas, zero terminal SNR an alpha of 0: said in one line."""
+    """A flow-matching scheduler has no betas: said in one line. Zero terminal SNR is as in
+    diffusers."""
     path = copy / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
@@ -279,12 +282,17 @@ def test_schedulers_of_another_kind(copy):
     path.write_text(
         json.dumps({**config, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
     )
-    refused(copy, r"^alphas_cumprod must lie in \(0, 1\)")
+    prior = StableDiffusionPrior.from_pretrained(copy, device="cpu")
+    # exact: the number that diffusers' Euler schedulers put there
+    assert prior.schedule.alphas_cumprod[-1] == 2.0**-24
 
 
-@pytest.mark.parametrize("source", ["imagen", "./nowhere", "/nowhere/at/all", "a/b/c"])
+@pytest.mark.parametrize(
+    "source",
+    ["imagen", "./nowhere", "/nowhere/at/all", "a/b/c", "https://huggingface.co/a/b", __file__],
+)
 def test_neither_folder_nor_id(source):
-    refused(source, "is not known; choose exact, learned, real, a folder or a hub id")
+    refused(source, "is not known; choose exact, learned, real, a hub id")
 
 
 @pytest.mark.parametrize(
@@ -331,6 +339,38 @@ def test_offline_is_noticed_at_once(monkeypatch):
     assert not failures.hub_is_offline()
 
 
+def edited(copy, part, **changes):
+    """The folder with other entries in one part's configuration."""
+    path = copy / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return copy
+
+
+def test_folders_of_other_models(copy):
+    """SDXL and its refiner, a transformer, a shift of the latents: what it is, and what to use."""
+    for part in ("transformer", "text_encoder_2"):
+        (copy / part).mkdir()
+        refused(copy, rf"is a StableDiffusionPipeline \(it has a {part}\); use Stable Diffusion 1")
+        (copy / part).rmdir()
+    refused(edited(copy, "vae", shift_factor=0.1), "another kind of model: shift_factor 0.1; use S")
+
+
+@pytest.mark.parametrize(("size", "resolution"), [([8, 8], 16), (None, 128), (4, 8)])
+def test_sample_size_as_diffusers_reads_it(copy, size, resolution):
+    """A number, a pair, or nothing, which is 64."""
+    prior = StableDiffusionPrior.from_pretrained(edited(copy, "unet", sample_size=size))
+    # exact: counts of pixels
+    assert prior.resolution == resolution
+
+
+def test_a_hub_id_keeps_its_slash(monkeypatch):
+    """Also where a path is written with backslashes."""
+    monkeypatch.setattr(loading, "Path", PureWindowsPath)
+    monkeypatch.setattr(PureWindowsPath, "expanduser", lambda path: path, raising=False)
+    monkeypatch.setattr(PureWindowsPath, "is_dir", lambda path: False, raising=False)
+    refused(PureWindowsPath("some\\thing"), "prior some/thing: cannot be loaded")
+
+
 def test_missing_package(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     refused(folder, "diffusers.*a package is missing: pip install diffusers transformers")
@@ -339,7 +379,11 @@ def test_missing_package(folder, monkeypatch):
 def test_without_network(tmp_path, monkeypatch):
     """Nothing was downloaded: the cache is empty and the network is not asked."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    refused("somebody/something", "cannot be loaded")
+    message = "cannot be loaded .there is no network.; and it was not downloaded before"
+    refused("somebody/something", message)
+    for name in ("image-reward", "hpsv2", "pickscore"):
+        with pytest.raises(ValueError, match=message):
+            make_reward(name)
 
 
 @pytest.mark.parametrize(
@@ -347,6 +391,7 @@ def test_without_network(tmp_path, monkeypatch):
     [
         (["--prior", "imagen"], "prior: 'imagen' is not known"),
         (["--prior", "FOLDER", "--device", "tpu"], "device: tpu cannot be used"),
+        (["--prior", "FOLDER", "--device", "meta"], "device: meta cannot be used"),
         (["--prior", "FOLDER", "--dtype", "int8"], "dtype: 'int8' is not known"),
         (
             ["--device", "cuda"],

@@ -2,6 +2,7 @@
 weights, Stable Diffusion's shape."""
 
 import math
+import warnings
 import weakref
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from tiny_pipeline import tiny_autoencoder, tiny_pipeline
 
 from psd_mini import cfg, orbit
+from psd_mini._internal.runs import NonFiniteError
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.pretrained import precision
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
@@ -98,11 +100,15 @@ def test_embeddings_and_view_words(model):
     """Row 0 is the pipeline's embedding of the prompt, the others of the prompt with a view
     word; negatives have none."""
     pipe, prior = model
-    prompt, negative = both(prior)
+    with pytest.warns(UserWarning, match="too long for the text encoder, ' red ball' is left out"):
+        prompt, negative = both(prior)  # the tiny encoder reads 16 tokens; "overhead" has 8
     words = ["", ", front view", ", side view", ", back view", ", side view", ", overhead view"]
     for row, word in zip(prompt, words, strict=True):
         torch.testing.assert_close(
-            row, pipe.encode_prompt(PROMPT + word, "cpu", 1, False)[0][0], rtol=1e-5, atol=1e-5
+            row,
+            pipe.encode_prompt(("a" if "over" in word else PROMPT) + word, "cpu", 1, False)[0][0],
+            rtol=1e-5,
+            atol=1e-5,
         )
     for row in negative:
         torch.testing.assert_close(
@@ -226,6 +232,19 @@ def test_gradient_to_the_embedding_and_nothing_else(model):
     )
 
 
+def test_two_embeddings_with_gradients_keep_their_order(model):
+    """Each prompt gets its own prediction, and each prediction's gradient goes to its own prompt.
+    Wrong: to ask picture by picture in another order than the answers are sorted in."""
+    _, prior = model
+    x_t, t, leaf = draw(3, 4, 8, 8), torch.tensor([100, 500, 900]), both(prior).requires_grad_()
+    eps_hat = prior.predict_noise(x_t, t, leaf, FOUR[:3])
+    alone = [prior.predict_noise(x_t, t, one[None], FOUR[:3])[0] for one in leaf.detach()]
+    torch.testing.assert_close(eps_hat.detach(), torch.stack(alone), rtol=1e-4, atol=1e-5)
+    assert (alone[0] - alone[1]).abs().max() > 1e-3
+    eps_hat[1].sum().backward()
+    assert leaf.grad[0].abs().max() == 0 and leaf.grad[1].abs().max() > 0  # exact: no path
+
+
 def test_negative_embedding_moves(model):
     """A NegativeEmbedding started at embed([negative])[0] fits between the loop's embeddings and
     receives a gradient."""
@@ -327,6 +346,40 @@ def test_half_precision_stays_outside(folder):
         assert (eps_hat - full.predict_noise(x_t, t, embeddings)).abs().max() < 0.05
 
 
+def test_an_overflow_of_half_precision_names_the_network_and_the_remedy(folder):
+    """The picture is finite and the autoencoder's output is not: not "the render is not finite"."""
+    prior = StableDiffusionPrior.from_pretrained(folder, device="cpu", dtype="float16")
+    picture, x = draw(1, 3, 16, 16).sigmoid(), draw(1, 4, 8, 8)
+    with torch.no_grad():
+        for network in (prior.vae.encoder.conv_in, prior.vae.decoder.conv_in):
+            network.weight.fill_(6e4)
+    message = r"^the autoencoder overflows in float16; use dtype='bfloat16' \(--dtype\), or 'fl"
+    for ask, given in ((prior.encode, picture), (prior.decode, x)):
+        for differentiable in (False, True):
+            with pytest.raises(NonFiniteError, match=message):
+                ask(given.clone().requires_grad_(differentiable))
+    # what comes in is not finite: not the network's fault
+    assert not prior.encode(picture * torch.inf).isfinite().all()
+
+
+def test_a_long_prompt_keeps_the_words_of_the_view(model):
+    """The text encoder reads 16 tokens; the end of the prompt is left out, with a warning, and the
+    views still differ. Wrong: to cut the text, as tokenizers do."""
+    pipe, prior = model
+    with pytest.warns(UserWarning, match="^prompt: too long for the text encoder, ' red red"):
+        long = prior.embed_views([" ".join(["red"] * 30)])[0]
+    assert len({tuple(row.flatten().tolist()) for row in long}) == 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kept in range(13):
+            prompt = " ".join(["red"] * kept)
+            short = pipe.encode_prompt(f"{prompt}, overhead view", "cpu", 1, False)[0][0]
+            if torch.allclose(short, long[5], rtol=1e-5, atol=1e-5):
+                break
+        else:
+            raise AssertionError("the view's words are not whole")
+
+
 def test_precision_follows_the_gpu(monkeypatch):
     """bfloat16 from compute capability 8.0 on, float16 below (a T4 is 7.5), float32 without a
     GPU."""
@@ -379,6 +432,6 @@ def test_models_of_another_kind_are_refused(folder):
     unet.register_to_config(in_channels=9)
     with pytest.raises(
         ValueError,
-        match="the UNet wants 9 channels and no extra conditions, the autoencoder gives 4",
+        match="the UNet wants 9 channels, the autoencoder gives 4, settings of another kind of mo",
     ):
         make()

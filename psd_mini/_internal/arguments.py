@@ -135,9 +135,17 @@ def in_words(value: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, at most 200 characters; without a message its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    """An error's message on one line, at most 200 characters; without a message its type."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextmanager
+def named(what: str, remedy: str) -> Iterator[None]:
+    """Any error in the block becomes a ValueError of one line: what is wrong, why, what to do."""
+    try:
+        yield
+    except Exception as error:  # files, torch and its relatives raise many kinds
+        raise ValueError(f"{what} ({first_line(error)}); {remedy}") from None
 
 
 def _python_numbers(value: Any) -> Any:

@@ -29,6 +29,11 @@ def identity(thing: Any) -> str:
     return f"{type(thing).__name__} {_digest(spelled(thing))}"
 
 
+def in_config(part: Any) -> Any:
+    """What a part of a run is called in its config: a name, True, False or None as it is."""
+    return part if isinstance(part, str | bool | None) else identity(part)
+
+
 def spelled(thing: Any, inside: tuple = ()) -> str:
     """A value in full, in words that are the same in every process.
 

@@ -10,22 +10,23 @@ unpickled is refused, not executed.
 import io
 import json
 import math
-import pickle
 import signal
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import at_least, first_line
-from psd_mini._internal.files import write_atomically
+from psd_mini._internal.arguments import at_least, first_line, named
+from psd_mini._internal.files import read_archive, write_atomically
 
 FORMAT = "psd-mini checkpoint 2"
 ANEW = "delete it to start anew"
+# what a resumed run may have differently: how long it is, and where it runs
+MAY_CHANGE = ("steps", "threads", "torch")
 
 
 class NonFiniteError(FloatingPointError):
@@ -50,14 +51,11 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def open_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, of whatever run; ValueError if there is none or it is damaged."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    if not path.exists():
         remedy = "start the run without resume"
-        raise ValueError(f"resume: there is no checkpoint at {path}; {remedy}") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        what = f"is damaged or not a checkpoint ({first_line(error)})"
-        raise ValueError(f"resume: {path} {what}; {ANEW}") from None
+        raise ValueError(f"resume: there is no checkpoint at {path}; {remedy}")
+    with named(f"resume: {path} is damaged or not a checkpoint", ANEW):
+        state = read_archive(path)
     known = isinstance(state, dict) and state.get("format") == FORMAT
     if not known or not isinstance(state.get("config"), dict):
         raise ValueError(f"resume: {path} is not a '{FORMAT}'; {ANEW}")
@@ -69,7 +67,8 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         path: the file.
-        config: names and values that must be the same as when it was written.
+        config: names and values that must be the same as when it was written; of `MAY_CHANGE` a
+            difference is a warning.
 
     Returns:
         The state that `write_checkpoint` was given.
@@ -80,10 +79,18 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     state = open_checkpoint(path)
     saved = state["config"]
-    if difference := different(saved, {**dict.fromkeys(saved), **config}):
-        remedy = "use the same, or another output folder"
-        raise ValueError(f"resume: the checkpoint at {path} was made with {difference}; {remedy}")
+    made = f"resume: the checkpoint at {path} was made with"
+    if difference := different(saved, {**dict.fromkeys(fixed(saved)), **fixed(config)}):
+        raise ValueError(f"{made} {difference}; give the same, or another output folder")
+    if difference := different(saved, config):
+        told = "it goes on, and its bits may differ from those of an unbroken run"
+        warnings.warn(f"{made} {difference}; {told}", stacklevel=4)
     return state
+
+
+def fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run keeps when it is resumed."""
+    return {name: value for name, value in settings.items() if name not in MAY_CHANGE}
 
 
 def different(saved: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -109,6 +116,15 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warned)
         settings.fill_uninitialized_memory = fills
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Gradients are on and new tensors on the CPU for a block, whatever the caller has switched."""
+    # entering a device makes every call slower, so only where another one is the default
+    elsewhere = torch.get_default_device().type != "cpu"
+    with torch.inference_mode(False), torch.device("cpu") if elsewhere else nullcontext():
+        yield
 
 
 @contextmanager
@@ -165,6 +181,8 @@ class Keeper:
     def claim(self, resume: bool, overwrite: bool) -> None:
         """Raise ValueError if the checkpoint cannot be written, or is there already."""
         at_least("checkpoint_every", self.every, 1)
+        if any(p.is_inference() for p in self.field.parameters()):
+            raise ValueError("radiance_field: made inside torch.inference_mode(); make it outside")
         path = self.path
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             expected = "a file in a folder that exists"
@@ -178,16 +196,34 @@ class Keeper:
         numbers = self.field.state_dict().items()
         self.good = {name: value.detach().clone() for name, value in numbers}
 
-    def load(self) -> dict[str, Any]:
-        """Bring all parts to the checkpoint's state; returns the progress that `save` was given."""
+    def load(self, as_progress: Callable[[dict[str, Any]], Any]) -> Any:
+        """Bring all parts to the checkpoint's state; returns the progress that `save` was given.
+
+        Raises:
+            ValueError: no checkpoint of this run, contents that do not fit, or more steps done than
+                the run has; the field is as it was.
+        """
         if self.path is None:
             raise ValueError("resume: there is nothing to resume from; give `checkpoint` too")
         state = read_checkpoint(self.path, self.config)
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        self.generator.set_state(state["generator"])
+        try:
+            progress = as_progress(state["progress"])
+            fits = 0 <= progress.steps <= self.steps
+            for name, part in self.parts.items() if fits else ():
+                part.load_state_dict(state[name])
+            self.generator.set_state(state["generator"])
+            for p, moments in self.parts["optimizer"].state.items():
+                if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == p.shape:
+                    raise ValueError("the optimizer's numbers are not the field's")
+        except Exception as error:  # whatever a part says of the state of another one
+            self.field.load_state_dict(self.good)
+            what = f"{self.path} is damaged, or of another version ({first_line(error)})"
+            raise ValueError(f"resume: {what}; {ANEW}") from None
+        if not fits:
+            done = f"{self.path} has done {progress.steps} steps, this run has {self.steps}"
+            raise ValueError(f"resume: {done}; give more steps, or another output folder")
         self.keep()
-        return state["progress"]
+        return progress
 
     def save(self, progress: dict[str, Any]) -> None:
         """Write a checkpoint; where that fails (a full disk) warn and keep the older one."""
@@ -234,7 +270,7 @@ class Keeper:
                 raise KeyboardInterrupt
 
         try:
-            with deterministic(), interrupts_deferred() as interrupted:
+            with deterministic(), plain_torch(), interrupts_deferred() as interrupted:
                 yield after
         except KeyboardInterrupt:
             finite = all(bool(p.isfinite().all()) for p in self.field.parameters())

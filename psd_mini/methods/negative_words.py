@@ -30,8 +30,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import one_of, validated
+from psd_mini.negative import check_guidance
 from psd_mini.rewards import score
-from psd_mini.schedule import sample_timesteps
+from psd_mini.schedule import draw_noises, sample_timesteps
 from psd_mini.sds import Context, cfg
 
 CHOICES = ("random", "bandit")
@@ -63,6 +64,7 @@ class NegativeWords:
         t_range: tuple[float, float] = (0.3, 0.95),
     ):
         one_of("choice", choice, CHOICES)
+        check_guidance(guidance_scale, "a negative word")
         if len(embeddings) != len(words) + 1:
             expected = f"{len(words)} for the words and one for no word"
             raise ValueError(f"embeddings: expected {expected}, got {len(embeddings)}")
@@ -75,7 +77,8 @@ class NegativeWords:
         self, progress: float, x: Tensor, context: Context, generator: torch.Generator
     ) -> dict[str, float]:
         """Choose the word of this step; arguments and result as in `NegativeEmbedding.step`."""
-        tried = torch.randperm(len(self.words), generator=generator)[:TRIED]
+        places = torch.randperm(len(self.words), generator=generator, device=generator.device)
+        tried = places[:TRIED]
         if self.choice == "random":
             self.embedding = self.embeddings[tried[0]]
             return {"negative_word": float(tried[0])}
@@ -98,7 +101,7 @@ class NegativeWords:
         prior, schedule = context.prior, context.prior.schedule
         low, high = (round(bound * (schedule.num_timesteps - 1)) for bound in self.t_range)
         t = sample_timesteps(len(x), low, high, generator)
-        x_t = schedule.add_noise(x, torch.randn(x.shape, generator=generator).to(x), t)
+        x_t = schedule.add_noise(x, draw_noises(1, x, generator)[0], t)
         embeddings = torch.cat((context.embeddings[:1], self.embeddings[tried]))
         eps_cond, *of_words = prior.predict_noise(x_t, t, embeddings, context.cameras)
         context.cost.prior_evaluations += len(embeddings) * len(x)

@@ -110,19 +110,27 @@ def run_generate(args: argparse.Namespace) -> None:
             others[name] = settings[name]
     name = folder_name([args.prompt, args.method, args.field], others, [args.seed])
     out = settings["out"] = args.out or f"psd_mini_out/{name}"
+    before = when_saved(out)
     try:
         result = generate.generate(**settings)
     except KeyboardInterrupt:
-        if not (Path(out) / "checkpoint.pt").exists():
+        if not args.resume and when_saved(out) == before:
             raise SystemExit("interrupted before anything was saved; start it again") from None
         how = "the same command with --resume goes on"
         raise SystemExit(f"interrupted; {how} from the checkpoint in {out}") from None
     print(result.summary())
     if result.out is None:
-        how = "make room, and the same command with --resume writes them"
-        raise OSError(f"the files in {out} are incomplete; {how}")
+        saved = args.resume or when_saved(out) != before
+        how = "with --resume writes them" if saved else "has to begin anew"
+        raise OSError(f"the files in {out} are incomplete; make room, and the same command {how}")
     files = "also views.png, curves.png, mesh.glb, run.json"
     print(f"{result.seconds:.0f} s; look at {out}/turntable.gif ({files})")
+
+
+def when_saved(out: str | Path) -> int:
+    """When a folder's checkpoint was written, in nanoseconds; 0 without one."""
+    checkpoint = Path(out) / "checkpoint.pt"
+    return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
 
 
 def run_compare(args: argparse.Namespace) -> None:

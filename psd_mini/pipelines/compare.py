@@ -29,10 +29,11 @@ import torch
 
 from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini._internal.files import write_atomically
+from psd_mini._internal.identity import in_config
 from psd_mini._internal.runs import different
 from psd_mini.methods import METHODS, make_method
 from psd_mini.pipelines.folders import REPLACE, folder_name, not_both, writable_folder
-from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate, in_config
+from psd_mini.pipelines.generate import PREFERENCE_TIMES, generate
 from psd_mini.pipelines.tables import ground_truth, load, name_and_weight, write_tables
 from psd_mini.viz.pictures import render_views
 from psd_mini.world.metrics import judge_views

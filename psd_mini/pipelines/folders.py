@@ -24,9 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from psd_mini._internal.arguments import named
 from psd_mini._internal.files import write_atomically
 from psd_mini._internal.identity import spelled
-from psd_mini._internal.runs import different, open_checkpoint
+from psd_mini._internal.runs import different, fixed, open_checkpoint
 
 PICTURES = ("turntable.gif", "views.png", "curves.png")
 FILES = ("checkpoint.pt", "run.json", "field.safetensors", "mesh.glb", *PICTURES)
@@ -63,12 +64,9 @@ def writable_folder(out: str | Path | None) -> Path | None:
     if out is None:
         return None
     folder = Path(out)
-    try:
+    with named(f"out: cannot write into {folder}", "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        why = f"cannot write into {folder} ({error.strerror})"
-        raise ValueError(f"out: {why}; choose another folder") from None
     return folder
 
 
@@ -105,8 +103,11 @@ def look(
         open_checkpoint(checkpoint)  # it is there and knows its own settings
     elif there and not record:
         raise ValueError(f"out: {folder} holds {there[0]} of an unknown run; {REPLACE}")
-    if record and (difference := different(record["config"], settings)):
-        raise ValueError(f"out: the run in {folder} was made with {difference}; {REPLACE}")
+    kept = fixed(settings)
+    if record and (difference := different(record["config"], kept if resume else settings)):
+        longer = "" if different(record["config"], kept) else "resume=True (--resume) goes on, or "
+        what = f"the run in {folder} was made with {difference}"
+        raise ValueError(f"out: {what}; {longer}{REPLACE}")
     if resume:
         return
     if "seconds" in record:

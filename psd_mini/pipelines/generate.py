@@ -14,7 +14,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import one_of, validated
-from psd_mini._internal.identity import identity
+from psd_mini._internal.arguments import named, one_of, validated
+from psd_mini._internal.identity import identity, in_config
+from psd_mini._internal.runs import plain_torch
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS, load_field, make_field
 from psd_mini.methods import BASES, PREFERENCE_METHODS, NegativeWords, make_method
 from psd_mini.methods.negative_words import CHOICES
-from psd_mini.negative import NegativeEmbedding
+from psd_mini.negative import NegativeEmbedding, check_negative_prompt
 from psd_mini.pipelines import folders
-from psd_mini.pipelines.results import EXACT, JUDGED, Generation, measure, save, write_run
+from psd_mini.pipelines.results import (
+    EXACT,
+    JUDGED,
+    Generation,
+    measure,
+    save,
+    write_out,
+    write_run,
+)
 from psd_mini.pretrained import make_prior
 from psd_mini.pretrained.failures import memory_error_in_one_line
 from psd_mini.pretrained.precision import choose_device, choose_dtype
@@ -63,6 +71,7 @@ REFINING_TIMES: dict[str, Any] = {"t_min": (0.02, 0.02), "t_max": (0.98, 0.2)}
 
 
 @validated
+@plain_torch()
 @memory_error_in_one_line()
 def generate(
     prompt: str,
@@ -155,6 +164,7 @@ def generate(
     g = numbers.pop("guidance_scale")
     options = Options(**numbers, seed=seed)
     the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
+    check_negative_prompt(negative_prompt, the_method)
     the_field, start = first_field(field, seed, init_from)
     config = options.as_config() | {
         "prompt": prompt,
@@ -195,37 +205,25 @@ def generate(
             config=config,
             progress=progress,
         )
-    the_field.cpu()
-    metrics = measure(the_field, config, options, the_negative, the_reward)
-    known = (config, metrics, asdict(run.cost), time.perf_counter() - started, run.history)
-    result = Generation(prompt, the_field, *known, out=folder)
-    if folder is not None:
-        write_results(result, folder)
+    result = Generation(prompt, the_field, config, {}, vars(run.cost), 0.0, run.history, folder)
+    write_out(save, result)  # at once: the oracle takes long, and may be interrupted
+    result.metrics = measure(the_field, config, options, the_negative, the_reward)
+    result.seconds = time.perf_counter() - started
+    write_out(write_run, result)
     return result
-
-
-def write_results(result: Generation, folder: Path) -> None:
-    """Write all files; a full disk must not cost the result."""
-    try:
-        save(result, folder)
-        write_run(result, folder)
-    except OSError as error:
-        result.out = None
-        what = f"the files of the result could not be written ({error})"
-        warnings.warn(f"{what}; it is still in memory", stacklevel=3)
 
 
 def look_at_words(prompt: str, prior: str, negative: Any) -> None:
     """Refuse a prompt that names nothing, words the toy world does not know, an unknown choice."""
     if isinstance(negative, str):
         one_of("negative", negative, CHOICES)
-    if not (words(prompt) if prior in JUDGED else prompt.strip()):
+    named = words(prompt) if prior in JUDGED else [prompt.strip()]
+    for kind in (OBJECTS, COLOURS):
+        if len(several := {word: None for word in named if word in kind}) > 1:
+            what = f"names {' and '.join(several)}; the toy world makes one object in one colour"
+            warnings.warn(f"prompt: {what}, which the run will choose", stacklevel=5)
+    if not any(named):
         raise ValueError("prompt: names nothing; say what to make, for example 'a red mushroom'")
-
-
-def in_config(part: Any) -> Any:
-    """What a part of a run is called in its config: a name, True, False or None as it is."""
-    return part if isinstance(part, str | bool | None) else identity(part)
 
 
 def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.Module, str | None]:
@@ -235,11 +233,8 @@ def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.
     one_of("field", kind, FIELDS)
     path = Path(init_from)
     path = path / "field.safetensors" if path.is_dir() else path
-    try:
+    with named("init_from: expected the folder of a finished run", "give one"):
         field = load_field(path)
-    except ValueError as error:
-        what = str(error).removeprefix("path: ")
-        raise ValueError(f"init_from: {what} (expected the folder of a finished run)") from None
     if not isinstance(field, FIELDS[kind]):
         what = f"{path} holds a {type(field).__name__}, this run makes a {kind} field"
         raise ValueError(f"init_from: {what}; give field as it was there")
@@ -280,6 +275,8 @@ def kept_in(
             sheet = pictures.contact_sheet(frames, title=f"{config['prompt']}, interrupted")
             pictures.save_png(sheet, folder / "views.png")
         raise
+    finally:
+        field.cpu()
 
 
 def make_negative(

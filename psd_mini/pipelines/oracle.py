@@ -4,6 +4,7 @@ distance = true_view_distance of a field that was fitted to the true pictures by
 """
 
 import json
+import math
 import sys
 from contextlib import suppress
 from typing import Any
@@ -44,7 +45,9 @@ def oracle_distance(
     settings = (field, the_field.settings, target, resolution, steps, torch.get_num_threads())
     path = cache_folder() / f"oracle-{made_of(MAKERS, *settings, world_in_words())}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
-        return float(json.loads(path.read_text())["distance"])
+        known = float(json.loads(path.read_text())["distance"])
+        if 0 <= known < math.inf:
+            return known
     prior, caption = exact.ToyWorldPrior(resolution), world.text.caption(*target)
     numbers: dict[str, Any] = {"steps": steps, "resolution": resolution}
     distill(the_field, prior, Regression(target), caption, **numbers, progress=False)

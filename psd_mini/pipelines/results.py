@@ -2,6 +2,7 @@
 
 import json
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -52,10 +53,14 @@ class Generation:
         """The turntable as an animated gif, which notebooks play; also written to `path`."""
         return pictures.gif(self.frames(), path)
 
-    def views(self):
-        """Contact sheet: eight views around the object, as a `PIL.Image`."""
+    def views(self, path: str | Path | None = None):
+        """Contact sheet: eight views around the object, as a `PIL.Image`, which a notebook shows; a
+        script writes it to `path`."""
         labels = [f"{azimuth}°" for azimuth in range(0, 360, 45)]
-        return pictures.contact_sheet(self.frames(8), column_labels=labels, title=self.summary())
+        sheet = pictures.contact_sheet(self.frames(8), column_labels=labels, title=self.summary())
+        if path is not None:
+            pictures.save_png(sheet, path)
+        return sheet
 
     def mesh(self) -> mesh.Mesh:
         """Coloured triangle mesh of the object's surface."""
@@ -112,7 +117,7 @@ def measure(
 def save(result: Generation, folder: Path) -> None:
     """Write turntable.gif, views.png, curves.png, field.safetensors and mesh.glb."""
     result.turntable(folder / "turntable.gif")
-    pictures.save_png(result.views(), folder / "views.png")
+    result.views(folder / "views.png")
     curves.curves(result.history, folder / "curves.png")
     save_field(result.field, folder / "field.safetensors")
     try:
@@ -126,6 +131,17 @@ def write_run(result: Generation, folder: Path) -> None:
     record = {"config": result.config, "seed": result.config["seed"], "versions": versions()}
     record |= {"seconds": result.seconds, "cost": result.cost, "metrics": result.metrics}
     write_atomically(folder / "run.json", json.dumps(record, indent=2).encode())
+
+
+def write_out(write: Callable[[Generation, Path], None], result: Generation) -> None:
+    """Write files of a result that has a folder; a full disk must not cost the result."""
+    try:
+        if result.out is not None:
+            write(result, result.out)
+    except OSError as error:
+        result.out = None
+        what = f"the files of the result could not be written ({error})"
+        warnings.warn(f"{what}; it is still in memory", stacklevel=4)
 
 
 def versions() -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.files import write_atomically
+from psd_mini._internal.arguments import named
+from psd_mini._internal.files import read_archive, write_atomically
 from psd_mini.methods.exact import BETA
 from psd_mini.rewards import make_reward, score
 from psd_mini.viz.curves import overoptimisation
@@ -61,8 +62,9 @@ def name_and_weight(name: str) -> tuple[str, float | None]:
 
 def load(path: Path) -> tuple[dict[str, Any], Tensor]:
     """A finished run: its record, and its pictures in [0, 1]."""
-    run = torch.load(path, weights_only=True)
-    return run["record"], run["pictures"].float() / 255
+    with named(f"out: {path} is damaged or no finished run", "delete it, and resume"):
+        run = read_archive(path)
+        return run["record"], run["pictures"].float() / 255
 
 
 def write_tables(

@@ -15,6 +15,9 @@ from psd_mini._internal.arguments import first_line
 
 REMEDY = "a downloaded folder works too, and the exact world needs none of this: prior='exact'"
 
+# what hub clients say of a file that was never downloaded, when they may not ask the network
+NOT_HERE = ("local_files_only", "to have a file named", "cached files")
+
 
 @contextmanager
 def one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
@@ -27,10 +30,13 @@ def one_line(what: str, remedy: str = REMEDY) -> Iterator[None]:
     except Exception as error:  # the hub, diffusers, transformers and safetensors raise many kinds
         reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         hint = "is there a network, and does it still exist?"
+        not_here = any(words in str(error) for words in NOT_HERE)
         if isinstance(error, ImportError):
             hint = "a package is missing: pip install diffusers transformers;"
         elif isinstance(error, torch.OutOfMemoryError | MemoryError):
             hint = "not enough memory: stop what else uses it, or choose device='cpu';"
+        elif not_here and not os.path.exists(what.partition(" ")[2]) and hub_is_offline():
+            reason, hint = "there is no network", "and it was not downloaded before;"
         raise ValueError(f"{what}: cannot be loaded ({reason}); {hint} {remedy}") from None
 
 

@@ -11,6 +11,7 @@ Whatever goes wrong ends in one line.
 """
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -53,12 +54,13 @@ def load_model(
     offline = offline or is_folder or hub_is_offline()
     if where is None:
         return first_loaded(MODEL_IDS, partial(load_model, half=half, offline=offline))
-    name, place = str(source), where.as_posix()
+    name = place = where.as_posix()  # with its slash, also where paths have backslashes
     if is_folder:
         check_folder(where)
     elif not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        known = "exact, learned, real, a folder or a hub id (owner/name)"
-        raise ValueError(f"prior: {name!r} is not known; choose {known}")
+        known = "exact, learned, real, a hub id (owner/name) or a folder in diffusers' format"
+        also = "a single file or an address is not loaded"
+        raise ValueError(f"prior: {str(source)!r} is not known; choose {known}; {also}")
     load = partial(load_part, source=place, half=half and not is_folder, offline=offline)
     here: dict[str, Any] = {"local_files_only": offline}
     with one_line(f"prior {name}"):
@@ -153,6 +155,11 @@ def check_folder(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
         what = f"{folder} holds no model in diffusers' format (no model_index.json)"
         raise ValueError(f"prior: {what}; use pipeline.save_pretrained, or a hub id; {REMEDY}")
+    for other in ("transformer", "text_encoder_2"):
+        if (folder / other).is_dir():
+            kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+            what = f"{folder} is a {kind} (it has a {other})"
+            raise ValueError(f"prior: {what}; use Stable Diffusion 1.x or 2.x; {REMEDY}")
     for part in (folder / "unet", folder / "vae", folder / "text_encoder"):
         if not any(part.glob("*.safetensors")):
             is_pickle = any(part.glob("*.bin"))

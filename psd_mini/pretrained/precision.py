@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import first_line, one_of
+from psd_mini._internal.arguments import named, one_of
+from psd_mini._internal.runs import NonFiniteError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # for rewards in float16: the gradient of a pixel is a thousandth of that of the score
@@ -20,11 +21,10 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = f"{device} cannot be used ({first_line(error)})"
-        raise ValueError(f"device: {reason}; choose cpu, or cuda where there is a GPU") from None
+    with named(f"device: {device} cannot be used", "choose cpu, or cuda where there is a GPU"):
+        tried = torch.zeros(1, device=device)
+        tried.item()  # "meta" is a device, but one without numbers
+        return tried.device
 
 
 def choose_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
@@ -88,13 +88,24 @@ def scaled_gradients(
         dtype: the network's precision; c is 1 unless this is float16 (bfloat16 has float32's
             range).
         scale: size of the largest entry of the gradient that enters the network.
+
+    Raises:
+        NonFiniteError: the network overflows in float16; goes by the function's name.
     """
-    if dtype != torch.float16 or not (x.requires_grad and torch.is_grad_enabled()):
+    if dtype != torch.float16:
         return function(x).float()
     factors: list[Tensor] = []
-    x = x.clone()
-    x.register_hook(lambda gradient: gradient * factors.pop())
+    differentiable = x.requires_grad and torch.is_grad_enabled()
+    if differentiable:
+        x = x.clone()
+        x.register_hook(lambda gradient: gradient * factors.pop())
     y = function(x).float()
+    if bool(x.isfinite().all()) and not bool(y.isfinite().all()):
+        remedy = "use dtype='bfloat16' (--dtype), or 'float32'"
+        name = getattr(function, "__name__", "network")
+        raise NonFiniteError(f"the {name} overflows in float16; {remedy}")
+    if not differentiable:
+        return y
 
     def shrink(gradient: Tensor) -> Tensor:
         factors.append(gradient.abs().max().clamp(min=torch.finfo(torch.float32).tiny) / scale)

@@ -55,7 +55,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from psd_mini._internal.arguments import first_line, validated
+from psd_mini._internal.arguments import named, validated
+from psd_mini.rewards import check_pictures
 
 FOLDER = Path(__file__).parent / "checkpoint" / "proxy"
 # gold reward, then the seed of the training (0 where there is none), or noisy
@@ -112,16 +113,14 @@ class ProxyReward:
         with torch.device("meta"):  # draws no random numbers
             network = proxy_network()
         path = FOLDER / f"{name}.safetensors"
-        try:
+        with named(f"reward: {path} is missing or damaged", "install the package again"):
             network.load_state_dict(load_file(path), assign=True)
-        except Exception as error:  # safetensors and torch raise several kinds
-            what = f"is missing or damaged ({first_line(error)})"
-            raise ValueError(f"reward: {path} {what}; install the package again") from None
         # stored in float16, used in float32
         return cls(name, network.float().requires_grad_(False).eval())
 
     def __call__(
         self, images: Float[Tensor, "b 3 h w"], prompts: Sequence[str] = ()
     ) -> Float[Tensor, " b"]:
+        check_pictures(images)
         weights = {name: w.to(images) for name, w in self.network.state_dict().items()}
         return torch.func.functional_call(self.network, weights, images)[:, 0]

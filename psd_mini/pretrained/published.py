@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from psd_mini._internal.arguments import first_line
+from psd_mini._internal.arguments import named
 from psd_mini.pretrained.failures import first_loaded, hub_is_offline, one_line
+from psd_mini.rewards import check_pictures
 
 Images = Float[Tensor, "b 3 h w"]
 
@@ -60,27 +61,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: no such file, damaged, or anything but tensors with names.
     """
-    try:
+    if not path.exists():
+        raise ValueError(f"reward: there is no file {path}; give the path to a downloaded one")
+    with named(f"reward: {path} is damaged or holds no weights", "get another copy"):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         # files of torch before 1.6 are no zip archives and cannot be mapped into memory
         mapped = zipfile.is_zipfile(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError:  # whose message says how to open it all the same
+            raise ValueError("more than tensors, could run code; it was not opened") from None
         state = loaded.get("state_dict", loaded)
         if not all(isinstance(n, str) and isinstance(w, Tensor) for n, w in state.items()):
             raise TypeError("not only names and tensors")
         return state
-    except FileNotFoundError:
-        what = f"there is no file {path}; give the path to a downloaded one"
-        raise ValueError(f"reward: {what}") from None
-    except pickle.UnpicklingError:
-        what = "holds more than tensors and could run code; it was not opened"
-        raise ValueError(f"reward: {path} {what}, get another copy") from None
-    except Exception as error:  # zip, pickle and safetensors raise many kinds
-        what = f"is damaged or holds no weights ({first_line(error)})"
-        raise ValueError(f"reward: {path} {what}; get another copy") from None
 
 
 def rename_weights(
@@ -126,6 +123,7 @@ def preprocess(images: Images, resolution: int) -> Images:
     reduction (antialias): without that, single pixels of a large picture would decide the score.
     Sizes are rounded as torchvision's Resize and CenterCrop round them.
     """
+    check_pictures(images)
     height, width = images.shape[-2:]
     short = min(height, width)
     shape = resolution * height // short, resolution * width // short

@@ -24,6 +24,7 @@ for view-dependent prompts.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,8 @@ VIEW_WORDS = {
 }
 OVERHEAD = math.radians(60)  # elevation from which a camera looks from above (DreamFusion)
 ELEVATIONS = (-10.0, 75.0)  # degrees
+# what Stable Diffusion does not have: SDXL's conditions, LCM's guidance, a shift of the latents
+OTHERS = ("addition_embed_type", "time_cond_proj_dim", "shift_factor")
 
 
 class StableDiffusionPrior(Prior):
@@ -101,17 +104,20 @@ class StableDiffusionPrior(Prior):
         if predicts not in ("epsilon", "v_prediction"):
             raise ValueError(f"prior: it predicts {predicts!r}, not epsilon or v_prediction")
         wanted, given = unet.config.in_channels, vae.config.latent_channels
-        extra = getattr(unet.config, "addition_embed_type", None)
-        if wanted != given or extra:
-            unet_wants = f"the UNet wants {wanted} channels and {extra or 'no'} extra conditions"
-            remedy = "use Stable Diffusion 1.x or 2.x"
-            raise ValueError(f"prior: {unet_wants}, the autoencoder gives {given}; {remedy}")
+        both = dict(unet.config) | dict(vae.config)
+        found = [f"{name} {both[name]}" for name in OTHERS if both.get(name)]
+        if wanted != given or found:
+            what = f"the UNet wants {wanted} channels, the autoencoder gives {given}"
+            extra = f"settings of another kind of model: {', '.join(found) or 'none'}"
+            raise ValueError(f"prior: {what}, {extra}; use Stable Diffusion 1.x or 2.x")
         self.name, self.prediction_type = type(unet).__name__, predicts
         self.device = choose_device(device)
         self.dtype = choose_dtype(self.device, dtype)
         self.schedule = NoiseSchedule.from_diffusers(scheduler)
         self.unet, self.vae = self._place(unet), self._place(vae)
-        self.resolution = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+        size = unet.config.sample_size or 64  # as diffusers' pipelines read it
+        size = size if isinstance(size, int) else size[0]
+        self.resolution = size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.view_words, self.elevations = dict(view_words or {}), elevations
         self.tiny_encode, self._load_tiny, self._load_text = tiny_encode, tiny, load_text
         self._tiny: Any = None
@@ -149,16 +155,27 @@ class StableDiffusionPrior(Prior):
         return nn.Module.to(network, self.device, dtype or self.dtype).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def _hidden_state(self, prompt: str) -> Float[Tensor, "l d"]:
-        """Last hidden state of the text encoder in float32, remembered for each prompt."""
-        if prompt not in self._embedded:
+    def _hidden_state(self, prompt: str, view: str = "{}") -> Float[Tensor, "l d"]:
+        """Last hidden state of the text encoder in float32, remembered for each prompt and view.
+
+        Of a prompt that is too long for the encoder the end is left out, never the view's words.
+        """
+        wanted = view.format(prompt)
+        if wanted not in self._embedded:
             if self._text is None:
                 tokenizer, encoder = self._load_text()
                 self._text = tokenizer, self._place(encoder, torch.float32)
             tokenizer, encoder = self._text
-            tokens = tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt")
-            self._embedded[prompt] = encoder(tokens.input_ids.to(self.device))[0][0]
-        return self._embedded[prompt]
+            text, kept, most = wanted, prompt, tokenizer.model_max_length
+            while kept and len(tokenizer(text, verbose=False).input_ids) > most:
+                kept = kept.rpartition(" ")[0] or kept[:-1]
+                text = view.format(kept)
+            if kept != prompt:
+                lost = f"too long for the text encoder, {prompt[len(kept) :]!r} is left out"
+                warnings.warn(f"prompt: {lost}", stacklevel=4)
+            tokens = tokenizer([text], padding="max_length", truncation=True, return_tensors="pt")
+            self._embedded[wanted] = encoder(tokens.input_ids.to(self.device))[0][0]
+        return self._embedded[wanted]
 
     def embed(self, prompts: list[str]) -> Embeddings:
         """Embeddings of K prompts, the same for every view; "" is the null prompt.
@@ -173,8 +190,8 @@ class StableDiffusionPrior(Prior):
         """Embeddings of K prompts, with a variant for each view word."""
         rows = []
         for prompt in prompts:
-            variants = [prompt, *(words.format(prompt) for words in self.view_words.values())]
-            rows.append(torch.stack([self._hidden_state(variant) for variant in variants]))
+            views = ["{}", *self.view_words.values()]
+            rows.append(torch.stack([self._hidden_state(prompt, view) for view in views]))
         return torch.stack(rows)
 
     def negative_settings(self, start: Tensor, prompt: Tensor) -> dict[str, Any]:
@@ -203,7 +220,7 @@ class StableDiffusionPrior(Prior):
 
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
         """n cameras all around, between `elevations` above the horizon, uniform in both angles."""
-        u = torch.rand(2, n, generator=generator)
+        u = torch.rand(2, n, generator=generator, device=generator.device)
         low, high = (math.radians(bound) for bound in self.elevations)
         angles = 2 * math.pi * u[0], low + (high - low) * u[1], torch.full((n,), 3.0)
         azimuth, elevation, distance = (values.to(self.device) for values in angles)
@@ -224,11 +241,11 @@ class StableDiffusionPrior(Prior):
         if images.shape[-2:] != shape:
             images = F.interpolate(images, shape, mode="bilinear", antialias=True)
 
-        def latents(images: Tensor) -> Tensor:
+        def autoencoder(images: Tensor) -> Tensor:
             encoded = network.encode((2 * images - 1).to(self.dtype))
             return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
 
-        return network.config.scaling_factor * scaled_gradients(latents, images, self.dtype)
+        return network.config.scaling_factor * scaled_gradients(autoencoder, images, self.dtype)
 
     def decode(self, x: Latents) -> Images:
         """image = (D(x / s) + 1) / 2, clamped to [0, 1]; differentiable.
@@ -237,10 +254,10 @@ class StableDiffusionPrior(Prior):
         """
         network = self._autoencoder(tiny=True)
 
-        def pictures(x: Tensor) -> Tensor:
+        def autoencoder(x: Tensor) -> Tensor:
             return network.decode((x / network.config.scaling_factor).to(self.dtype)).sample
 
-        return ((scaled_gradients(pictures, x.to(self.device), self.dtype) + 1) / 2).clamp(0, 1)
+        return ((scaled_gradients(autoencoder, x.to(self.device), self.dtype) + 1) / 2).clamp(0, 1)
 
     def predict_noise(
         self, x_t: Latents, t: Tensor, embeddings: Embeddings, cameras: Cameras | None = None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from psd_mini._internal.files import write_atomically
 from psd_mini.cameras import camera_rays, orbit
-from psd_mini.rendering import ball_interval, compositing_weights
+from psd_mini.rendering import as_field, ball_interval, compositing_weights
 
 # world units below the surface at which a vertex's colour is gathered
 COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)
@@ -51,9 +51,9 @@ def _evaluate(
     No camera ever saw what the field says outside the ball: there the nearest point on the ball
     stands in.
     """
-    like = next(getattr(field, "parameters", lambda: iter(()))(), torch.empty(0))
     points = points * (bound / points.norm(dim=-1, keepdim=True)).clamp(max=1)
-    density, colour = zip(*(field(block.to(like)) for block in points.split(2**17)), strict=True)
+    blocks = (as_field(field, block) for block in points.split(2**17))
+    density, colour = zip(*map(field, blocks), strict=True)
     if (channels := colour[0].shape[-1]) != 3:
         expected = "expected 3 colour channels (rgb)"
         raise ValueError(f"field: {expected}, got {channels}; decode latents first")
@@ -105,7 +105,11 @@ def silhouette_level(field: Callable, bound: float, n_samples: int = 64) -> floa
 
 @torch.no_grad()
 def extract_mesh(
-    field: Callable, resolution: int = 64, level: float | None = None, bound: float | None = None
+    field: Callable,
+    resolution: int = 64,
+    level: float | None = None,
+    bound: float | None = None,
+    largest: bool = True,
 ) -> Mesh:
     """The surface of a field with its colours.
 
@@ -133,6 +137,7 @@ def extract_mesh(
             light is stopped by 0.1 world units of density 10 log 2 = 6.9.) Lower levels include
             fainter fog and move the surface outwards.
         bound: radius of the ball, world units; default `field.bound`.
+        largest: keep only the component with the most nodes; others are mostly floaters.
 
     Returns:
         `Mesh`.
@@ -143,7 +148,7 @@ def extract_mesh(
         ImportError: scikit-image is missing.
     """
     try:
-        from skimage.measure import marching_cubes
+        from skimage.measure import label, marching_cubes
     except ImportError:
         how = "install it with: pip install scikit-image"
         raise ImportError(f"a mesh needs scikit-image; {how}") from None
@@ -170,6 +175,10 @@ def extract_mesh(
         )
         raise ValueError(f"level: {found}; lower the level or train longer")
     volume = capped.view(resolution, resolution, resolution).numpy()
+    if largest:
+        components = label(volume > level)  # nodes that touch, also at a corner; 0 is outside
+        sizes = np.bincount(components.ravel())[1:]
+        volume[(components > 0) & (components != 1 + sizes.argmax())] = 0
     # the density grows inwards ("ascent"), and faces look outwards
     grid = {"spacing": (spacing,) * 3, "gradient_direction": "ascent"}
     vertices, faces, normals, _ = marching_cubes(volume, level, **grid)

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
+from psd_mini._internal.runs import plain_torch
 from psd_mini.world.objects import COLOURS, OBJECTS
 from psd_mini.world.pool import WorldViews, fresh_cameras, make_views
 from psd_mini.world.text import components
@@ -52,6 +53,7 @@ class Judgement:
 
 
 @functools.cache
+@plain_torch()
 def judge_views() -> WorldViews:
     """The world from the 24 judging cameras at 64 x 64 pixels."""
     return make_views(fresh_cameras(), JUDGE_RESOLUTION)

@@ -7,6 +7,7 @@ are made again when the code that draws them or the objects change.
 
 import io
 import os
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def cache_folder() -> Path:
     """Where pictures are kept: $PSD_MINI_CACHE, or psd_mini in $XDG_CACHE_HOME or ~/.cache."""
     if folder := os.environ.get("PSD_MINI_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psd_mini"
+    places = os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")
+    # a relative one is not to be used (XDG); and a user without a home has "~" for it
+    return Path(next(filter(os.path.isabs, places), tempfile.gettempdir())) / "psd_mini"
 
 
 def world_in_words() -> str:

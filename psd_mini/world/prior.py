@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from psd_mini._internal.arguments import ArgumentError, at_least, in_words, one_of, validated
+from psd_mini._internal.runs import plain_torch
 from psd_mini.cameras import Cameras
 from psd_mini.negative import evidence
 from psd_mini.rewards import score
@@ -70,6 +71,7 @@ class ToyWorldPrior(Prior):
         ValueError: unknown conditioning, or log_prior of another shape.
     """
 
+    @plain_torch()
     def __init__(
         self,
         resolution: int = 32,
@@ -121,7 +123,8 @@ class ToyWorldPrior(Prior):
     def draw_cameras(self, n: int, generator: torch.Generator) -> Cameras:
         """n different cameras of the pool at random; all in random order if n is larger."""
         at_least("n", n, 1)
-        return self.views.cameras[torch.randperm(len(self.views.cameras), generator=generator)[:n]]
+        n_all, where = len(self.views.cameras), generator.device
+        return self.views.cameras[torch.randperm(n_all, generator=generator, device=where)[:n]]
 
     def negative_settings(
         self, start: Float[Tensor, " v"], prompt: Float[Tensor, " v"]

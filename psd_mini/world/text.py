@@ -11,6 +11,7 @@ embedding: every object in every colour.
 
 import re
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 import torch
 from jaxtyping import Float
@@ -33,6 +34,7 @@ DIRECTIONS = (
 VIEWS = DIRECTIONS[::2]  # the words of the toy world's own prompts, every 90 degrees
 VOCABULARY = (*OBJECTS, *COLOURS, *VIEWS)
 SYNONYMS = {"grey": "gray", "doughnut": "donut", "sphere": "ball", "box": "cube", "behind": "back"}
+SYNONYMS |= {"violet": "purple", "automobile": "car", "home": "house", "cup": "mug", "rose": "pink"}
 FILLERS = {"a", "an", "the", "of", "from", "seen", "photo", "picture", "view", "side", "in", "at"}
 
 
@@ -44,13 +46,21 @@ def words(prompt: str) -> list[str]:
         ValueError: a word that the world does not know (the message lists all that it knows), or
             not a string.
     """
-    found = [SYNONYMS.get(word, word) for word in re.findall(r"[^\s,.;:!?]+", prompt.lower())]
-    for word in found:
-        if word not in VOCABULARY and word not in FILLERS:
-            known = f"objects: {', '.join(OBJECTS)}; colours: {', '.join(COLOURS)}"
-            known += f"; views: {', '.join(VIEWS)}"
-            raise ValueError(f"prompt: the toy world does not know {word!r}; {known}")
+    found = map(_known_word, re.findall(r"[^\s,.;:!?-]+", prompt.lower()))
     return [word for word in found if word in VOCABULARY]
+
+
+def _known_word(word: str) -> str:
+    """The world's own word for what a person typed: a synonym, or a plural."""
+    for form in (word, word.removesuffix("s"), word.removesuffix("es")):
+        known_word = SYNONYMS.get(form, form)
+        if known_word in VOCABULARY or known_word in FILLERS:
+            return known_word
+    near = get_close_matches(word, [*VOCABULARY, *SYNONYMS], 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    known = f"objects: {', '.join(OBJECTS)}; colours: {', '.join(COLOURS)}"
+    known += f"; views: {', '.join(VIEWS)}"
+    raise ValueError(f"prompt: the toy world does not know {word!r}{meant}; {known}")
 
 
 def caption(name: str, colour: str | None = None, view: str | None = None) -> str:
@@ -92,4 +102,4 @@ def view_keys(cameras: Cameras) -> Float[Tensor, "b v"]:
 def _keys(descriptions: Iterable[Iterable[str]]) -> Float[Tensor, "n v"]:
     """For each description: 1 at the words in it, 0 at the others."""
     rows = [[float(word in named) for word in VOCABULARY] for named in descriptions]
-    return torch.tensor(rows).reshape(-1, len(VOCABULARY))
+    return torch.tensor(rows, device="cpu").reshape(-1, len(VOCABULARY))
