@@ -38,6 +38,7 @@ from torch import Tensor
 
 from psd_mini._internal.arguments import at_least, one_of, validated
 from psd_mini.methods.hifa import walk
+from psd_mini.schedule import draw_noises
 from psd_mini.sds import SDS, Answer, Context, Method, Noises, Renders, Timesteps
 
 RULES = ("fixed", "inverted")
@@ -87,7 +88,7 @@ class NoiseRule(Method):
         index = getattr(context.cameras, "index", None)
         seeds = [0] * len(x) if index is None else index.tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+        return torch.cat([draw_noises(1, x[0], g) for g in generators])
 
     def _inverted(self, x: Renders, t: Timesteps, context: Context) -> Tensor:
         """kappa, (B, C, h, w)."""
