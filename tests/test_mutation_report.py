@@ -6,30 +6,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 REPORT = (ROOT / "tests" / "results" / "mutation.md").read_text()
-# the report was measured at commit 59edb82: the mathematics as its modules were called there
-MEASURED = {"schedule", "formulas", "rendering", "negative"}
-MEASURED |= {f"priors/{name}" for name in ("mixture", "isotropic", "toy_world", "sampling")}
-MEASURED |= {f"methods/{name}" for name in ("__init__", "context", "csd", "dreamdpo", "exact")}
-MEASURED |= {f"methods/{name}" for name in ("psd", "ranked", "regression", "reward_gradients")}
-MEASURED |= {"methods/rewardsds", "methods/sds"}
+# modules that came after the sample was run; names are those of the tree it was run on
+LATER = {f"methods/{name}" for name in ("hifa", "linear_combinations", "noise_rules")}
+LATER |= {f"methods/{name}" for name in ("running_gaussian", "score_model", "vsd")}
 
 
-def constants():
-    """TESTS and MOVED of the tool, which is not imported: it needs mutmut."""
+def modules_of_the_tool():
+    """TESTS of the tool, which is not imported: it needs mutmut."""
     tree = ast.parse((ROOT / "tests" / "tools" / "mutation.py").read_text())
-    found = {}
     for node in tree.body:
         target = getattr(node, "targets", [None])[0]
-        if isinstance(target, ast.Name) and target.id in ("TESTS", "MOVED"):
-            found[target.id] = ast.literal_eval(node.value)
-    return found
+        if isinstance(target, ast.Name) and target.id == "TESTS":
+            return ast.literal_eval(node.value)
+    raise AssertionError("no TESTS")
 
 
 def test_the_tool_knows_the_mathematics_of_today():
     """Chapters with formulas, every method, the exact priors; and the files of their tests."""
     methods = {f"methods/{path.stem}" for path in (ROOT / "psd_mini" / "methods").glob("*.py")}
     chapters = {"schedule", "rendering", "mixture", "sds", "psd", "negative"}
-    tests = constants()["TESTS"]
+    tests = modules_of_the_tool()
     assert chapters | methods | {"world/isotropic", "world/prior"} <= set(tests)
     for module, (files, _) in tests.items():
         assert (ROOT / "psd_mini" / f"{module}.py").exists(), module
@@ -38,29 +34,27 @@ def test_the_tool_knows_the_mathematics_of_today():
 
 
 def test_the_report_says_of_which_tree_it_is():
-    introduction = REPORT.partition("| module |")[0]
-    assert "Measured at commit 59edb82" in introduction
-    for old, new in constants()["MOVED"].items():
-        assert old in MEASURED and new in constants()["TESTS"]
-        assert f"`{old}`" in introduction, old
+    assert "at commit 4d90dd0" in REPORT.partition("| module |")[0]
 
 
 def test_every_module_is_in_the_table_and_its_mutants_are_killed():
-    """At least 85% of all and of each, killed + survivors = generated, tests in less than 20 s."""
-    rows = re.findall(r"^\| (\S+) \| (\d+) \| (\d+) \| ([\d.]+)% \| ([\d.]*) \|$", REPORT, re.M)
+    """At least 95% of all, 85% of each; killed + survivors = tried; tests in less than 20 s."""
+    rows = re.findall(
+        r"^\| (\S+) \| (\d+) \| (\d+) \| ([\d.]+)%[ ±\d.%]* \| ([\d.]*) \|$", REPORT, re.M
+    )
     table = {
         name: (int(killed), int(generated), float(share), seconds)
         for name, killed, generated, share, seconds in rows
     }
     total = table.pop("all")
-    assert set(table) == MEASURED
+    assert set(table) == set(modules_of_the_tool()) - LATER
     for name, (killed, generated, share, seconds) in table.items():
         assert killed / generated >= 0.85 and float(seconds) < 20, name
         assert generated - killed == len(re.findall(rf"^\| {name}:\d+ \|", REPORT, re.M)), name
         assert abs(100 * killed / generated - share) < 0.06, name
     killed, generated, *_ = zip(*table.values(), strict=True)
     assert total[:2] == (sum(killed), sum(generated))
-    assert total[0] / total[1] >= 0.85
+    assert total[0] / total[1] >= 0.95
 
 
 def test_every_survivor_has_its_reason():

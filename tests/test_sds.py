@@ -10,7 +10,8 @@ import torch
 from gaussian_world import GAUSS, MU, SCHEDULE, S, normal
 
 from psd_mini import SDS, Context, GaussianMixture, sds_gradient
-from psd_mini.sds import predict
+from psd_mini.schedule import scaled_linear_schedule
+from psd_mini.sds import Method, Prior, predict
 from psd_mini.world.pool import pool_cameras
 
 pytestmark = pytest.mark.algebra
@@ -249,3 +250,47 @@ def test_one_noise_needs_no_copies_of_the_cameras():
     assert seen[0] is views and torch.equal(
         seen[1].azimuth, torch.cat((views.azimuth, views.azimuth))
     )  # exact: copies
+
+
+class Plain:
+    """A prior of another class, which has only what every prior must have."""
+
+    schedule = scaled_linear_schedule()
+
+    def embed(self, prompts):
+        if "unheard" in prompts:
+            raise ValueError("prompt: 'unheard' is no word")
+        return torch.arange(len(prompts))[:, None]
+
+    def predict_noise(self, x_t, t, embeddings, cameras):
+        raise NotImplementedError
+
+
+def test_a_prior_of_another_class_gets_the_defaults():
+    prior = Prior.of(Plain())
+    assert prior.keeps_graph is True
+    assert prior.embed_views(["a", "b"]).flatten().tolist() == [0, 1]
+    assert prior.negative_settings(torch.zeros(1), torch.zeros(1)) == {}
+    with pytest.raises(ValueError, match="^negative_prompt: 'unheard' is no word"):
+        prior.embed_negative("unheard")
+
+
+def test_a_method_of_another_class_keeps_its_noises_and_its_state():
+    class Own:
+        n_noises, shared_timestep = 3, True
+
+        def __call__(self, x, t, eps, context):
+            return x
+
+        def state_dict(self):
+            return {"steps": 7}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+
+    own = Own()
+    method = Method.of(own)
+    assert (method.n_noises, method.shared_timestep) == (3, True)
+    assert method.state_dict() == {"steps": 7}
+    method.load_state_dict({"steps": 9})
+    assert own.steps == 9

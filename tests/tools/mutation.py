@@ -80,20 +80,8 @@ TESTS = {
     "methods/score_model": ("settings vsd", ""),
     "methods/vsd": ("settings vsd lookahead", ""),
     "world/isotropic": ("isotropic toy_world_prior", ""),
-    "world/prior": ("toy_world_prior reward_gradients", ""),
+    "world/prior": ("toy_world_prior reward_gradients limiting_prior", ""),
     "pretrained/sampling": ("sampling", ""),
-}
-# where modules of an older report are now, so that their survivors' reasons stay
-MOVED = {
-    "methods/context": "sds",
-    "methods/csd": "sds",
-    "methods/sds": "sds",
-    "methods/psd": "psd",
-    "methods/ranked": "psd",
-    "priors/mixture": "mixture",
-    "priors/isotropic": "world/isotropic",
-    "priors/toy_world": "world/prior",
-    "priors/sampling": "pretrained/sampling",
 }
 
 
@@ -346,7 +334,7 @@ def write_report(rows: dict[str, dict], heading: str) -> None:
     before, _, section = old.partition(heading)
     section, more, after = section.partition("\n## ")
     survivors = re.findall(r"^\| (\S+):\d+ \| (.*) \| (.*) \|$", old, re.M)
-    reasons = {(MOVED.get(name, name), change): reason for name, change, reason in survivors}
+    reasons = {(name, change): reason for name, change, reason in survivors}
     rows = {name: rows[name] for name in TESTS if name in rows}
     alive = [survivor for row in rows.values() for survivor in row["alive"]]
     total = {"found": sum(row["found"] for row in rows.values()), "alive": alive}
@@ -363,7 +351,7 @@ def write_report(rows: dict[str, dict], heading: str) -> None:
     for name, row in rows.items():
         for line, change in row["alive"]:
             table.append(f"| {name}:{line} | {change} | {reasons.get((name, change), '?')} |")
-    above = section.partition("| module |")[0]
+    above = section.partition("| module |")[0] or "\n\n"
     REPORT.write_text(f"{before}{heading}{above}" + "\n".join(table) + f"\n{more}{after}")
 
 
