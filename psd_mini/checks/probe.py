@@ -223,9 +223,9 @@ def _size_of(owner: Any) -> tuple[int, int]:
     """H and W that an object or its configuration holds: rays alone do not tell them."""
     for place in (owner, *getattr(owner, "__dict__", {}).values()):
         height = None if isinstance(place, Tensor) else getattr(place, "H", None)
-        size = height, getattr(place, "W", None)
-        if all(type(number) is int and 8 <= number <= 1024 for number in size):
-            return size
+        width = getattr(place, "W", None)
+        if type(height) is int and type(width) is int and {height, width} <= set(range(8, 1025)):
+            return height, width
     return 512, 512
 
 

@@ -166,7 +166,7 @@ class PipelineXL(Pipeline):
         self.vae.config = Output(VAE.config, scaling_factor=0.13025)
         self.text_encoder_2, self.tokenizer_2 = self.text_encoder, self.tokenizer
 
-    def encode_prompt(self, *prompt: Any, **more: Any) -> tuple[Tensor, ...]:
+    def encode_prompt(self, *prompt: Any, **more: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
         cond, uncond = super().encode_prompt(*prompt, **more)
         return cond, uncond, cond.mean(1), uncond.mean(1)
 
