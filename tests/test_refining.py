@@ -50,7 +50,10 @@ def test_refining_has_its_own_times_and_is_part_of_the_identity(tmp_path):
 @pytest.mark.parametrize(
     "start, message",
     [
-        ("nothing here", "init_from: .*nothing here is not a field file .* a finished run"),
+        (
+            "nothing here",
+            "init_from: expected the folder of a finished run .*nothing here is not a field file",
+        ),
         ("triplane", "init_from: .* holds a TriplaneField, this run makes a voxel field; give"),
     ],
 )
