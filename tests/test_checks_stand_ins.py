@@ -377,3 +377,42 @@ def test_the_loss_of_q_that_comes_beside_is_judged(answer):
 def test_training_that_does_not_come_is_said_not_to_be_checked():
     report = check_vsd(vsd_and_loss_of_q("prior", lambda loss, of_q: loss))
     assert report.ok and "q's training was not checked" in str(report), report
+
+
+class Peft:
+    """The base is frozen, an adapter is added by peft; x_t is drawn anew for its training."""
+
+    target = "noise"
+
+    def __init__(self, pipe):
+        from peft import LoraConfig, get_peft_model
+
+        self.scheduler = pipe.scheduler
+        self.unet = get_peft_model(pipe.unet.requires_grad_(False), LoraConfig(r=4))
+        self.unet.print_trainable_parameters()
+        weights = [p for p in self.unet.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-4)
+
+    def vsd_loss(self, z, text_embeddings, uncond_embeddings, guidance_scale):
+        x_t, t, _ = noised(z, self.scheduler)
+        with torch.no_grad():
+            with self.unet.disable_adapter():
+                cond = self.unet(x_t, t, text_embeddings).sample
+                uncond = self.unet(x_t, t, uncond_embeddings).sample
+            eps_q = self.unet(x_t, t, text_embeddings).sample
+        gradient = uncond + guidance_scale * (cond - uncond) - eps_q
+        again, later, noise = noised(z, self.scheduler)
+        with torch.no_grad(), self.unet.disable_adapter():
+            prior = self.unet(again, later, text_embeddings).sample
+        target = {"noise": noise, "prior": prior}[self.target]
+        of_q = F.mse_loss(self.unet(again, later, text_embeddings).sample, target)
+        return (gradient * z).sum() / len(z), of_q
+
+
+class PeftOnPrior(Peft):
+    target = "prior"
+
+
+def test_an_adapter_has_weights_to_train_where_the_base_is_frozen():
+    assert check_vsd(Peft).ok, check_vsd(Peft)
+    assert "match the frozen model" in "; ".join(check_vsd(PeftOnPrior).causes)

@@ -115,14 +115,22 @@ class Prober:
     Args:
         fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
+        guided: its formula needs both prompts, whether or not it takes a guidance scale.
     """
 
-    def __init__(self, fn: Callable, names: Names = None, more: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        fn: Callable,
+        names: Names = None,
+        more: Mapping[str, Any] | None = None,
+        guided: bool = False,
+    ):
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
         self.asked: list[Call] = []  # what the last attempt asked of the UNet
         name_second(getattr(fn, "__self__", None))
         asked = keys(fn, names)
-        stacked, self.size = "guidance_scale" in asked, _size_of(getattr(fn, "__self__", None))
+        stacked = guided or "guidance_scale" in asked
+        self.size = _size_of(getattr(fn, "__self__", None))
         layouts = [*LAYOUTS, ""] if "image" in asked else ["", *LAYOUTS]
         # the most plausible form first
         self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]

@@ -115,9 +115,8 @@ def check_method(
     known_scale(scale)
     report = Report(f"check of {method.name}")
     name = method.name.lower()
-    runs = run_all(
-        prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names), names
-    )
+    fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
+    runs = run_all(fn, names, guided=method is CSD_METHOD)
     if not basics(report, runs.trials[0], method.equation):
         return report
     readable = judge_gradient(report, method, runs, scale)
@@ -133,9 +132,9 @@ def check_method(
     return report
 
 
-def run_all(fn: Callable, names: Names) -> Runs:
-    """Every call that a gradient is judged by."""
-    prober = Prober(fn, names)
+def run_all(fn: Callable, names: Names, guided: bool = False) -> Runs:
+    """Every call that a gradient is judged by; guided: of a formula that needs both prompts."""
+    prober = Prober(fn, names, guided=guided)
     runs = Runs([prober.run(*plan) for plan in ONE_PICTURE])
     runs.takes_g = "guidance_scale" in keys(fn, names)
     runs.limits = [prober.run(*plan) for plan in LIMITS]
