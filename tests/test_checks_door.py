@@ -5,10 +5,14 @@ door that stays shut, and one that lets a mistake through, both show.
 """
 
 import re
+from dataclasses import dataclass, field
 
 import pytest
+import torch
 
+from psd_mini.checks import check_csd, check_renderer
 from psd_mini.checks.grading.grader import grade
+from psd_mini.checks.grading.missing import named
 from psd_mini.checks.grading.names import HELD, option
 
 BODY = """
@@ -259,3 +263,65 @@ def test_options_are_guessed_by_whole_names():
         assert option(name) is None
     assert option("min_step_percent") * 1000 == pytest.approx(20)
     assert range(1000)[option("t_max")] == 980
+
+
+def renderer(white_bkgd, inclusive=False):
+    """In NeRF's code: a ReLU, depths, and a switch for a white background."""
+
+    def raw2outputs(sigma, rgb, depth_values, white_bkgd=white_bkgd):
+        last = torch.full_like(depth_values[:, :1], 1e10)
+        widths = torch.cat((depth_values[:, 1:] - depth_values[:, :-1], last), -1)
+        passed = torch.exp(-torch.relu(sigma) * widths)
+        one = torch.ones_like(passed[:, :1])
+        before = passed if inclusive else torch.cat((one, passed[:, :-1]), -1)
+        weights = torch.cumprod(before, -1) * (1 - passed)
+        picture = (weights[..., None] * rgb).sum(1)
+        return picture + 1 - weights.sum(1, keepdim=True) if white_bkgd else picture
+
+    return raw2outputs
+
+
+@pytest.mark.parametrize("white", [False, True])
+def test_a_switch_for_the_background_keeps_its_default(white):
+    assert check_renderer(renderer(white)).ok, check_renderer(renderer(white))
+    wrong = check_renderer(renderer(white, inclusive=True))
+    assert wrong.status == "wrong" and "transmittance is inclusive" in wrong.causes[0]
+
+
+def csd_of(sign):
+    """CSD whose only embeddings are stacked, [uncond; cond], and that takes no guidance scale."""
+
+    def csd(latents, text_embeddings, unet, scheduler):
+        t = torch.randint(20, 980, (len(latents),))
+        x_t = scheduler.add_noise(latents, torch.randn_like(latents), t)
+        with torch.no_grad():
+            both = unet(torch.cat([x_t] * 2), torch.cat([t] * 2), text_embeddings).sample
+        uncond, cond = both.chunk(2)
+        return sign * (cond - uncond)
+
+    return csd
+
+
+def test_csd_gets_both_prompts_where_it_takes_one_argument():
+    assert check_csd(csd_of(1)).ok, check_csd(csd_of(1))
+    assert "sign is flipped" in check_csd(csd_of(-1)).causes[0]
+
+
+@dataclass
+class Inner:
+    rank: int = 4
+
+
+@dataclass
+class Outer:
+    scale: float = 100.0
+    lora: Inner = field(default_factory=Inner)
+
+
+def test_settings_are_made_of_a_dataclass():
+    structured = named("omegaconf", "OmegaConf").structured
+    for given in (Outer, Outer()):
+        settings = structured(given)
+        assert (settings.scale, settings.lora.rank) == (100.0, 4)
+    with pytest.raises(AttributeError, match="have no guidance"):
+        assert settings.guidance

@@ -341,3 +341,78 @@ def of_the_first_picture(x, unet, scheduler, text_embeddings, uncond_embeddings,
 def test_pictures_that_nothing_was_asked_about():
     report = check_sds(of_the_first_picture)
     assert report.status == "wrong" and "batch of 3" in str(report), report
+
+
+def vsd_and_loss_of_q(target, answer):
+    """VSD whose q is trained in the same call: || eps_q(x_t) - target ||^2 beside the loss of x."""
+
+    def vsd(z, unet, unet_lora, scheduler, text_embeddings, uncond_embeddings, guidance_scale):
+        x_t, t, noise = noised(z, scheduler)
+        with torch.no_grad():
+            cond = unet(x_t, t, text_embeddings).sample
+            uncond = unet(x_t, t, uncond_embeddings).sample
+            prior = uncond + guidance_scale * (cond - uncond)
+        eps_q = unet_lora(x_t, t, text_embeddings).sample
+        targets = {"noise": noise, "prior": prior, "x": z.detach()}
+        loss = ((prior - eps_q.detach()) * z).sum() / len(z)
+        return answer(loss, F.mse_loss(eps_q, targets[target]))
+
+    return vsd
+
+
+ANSWERS = [lambda loss, of_q: (loss, of_q), lambda loss, of_q: {"loss_vsd": loss, "loss_q": of_q}]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_the_loss_of_q_that_comes_beside_is_judged(answer):
+    """Regressed on the prior's prediction, q ends where the VSD gradient vanishes."""
+    right = check_vsd(vsd_and_loss_of_q("noise", answer))
+    assert right.ok and "q learns +1 noise" in str(right), right
+    for target, cause in (("prior", "match the frozen model"), ("x", "must predict the noise")):
+        report = check_vsd(vsd_and_loss_of_q(target, answer))
+        wrong = [finding.name for finding in report.findings if not finding.ok]
+        assert wrong == ["training of q"] and cause in report.causes[0], report
+
+
+def test_training_that_does_not_come_is_said_not_to_be_checked():
+    report = check_vsd(vsd_and_loss_of_q("prior", lambda loss, of_q: loss))
+    assert report.ok and "q's training was not checked" in str(report), report
+
+
+class Peft:
+    """The base is frozen, an adapter is added by peft; x_t is drawn anew for its training."""
+
+    target = "noise"
+
+    def __init__(self, pipe):
+        from peft import LoraConfig, get_peft_model
+
+        self.scheduler = pipe.scheduler
+        self.unet = get_peft_model(pipe.unet.requires_grad_(False), LoraConfig(r=4))
+        self.unet.print_trainable_parameters()
+        weights = [p for p in self.unet.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-4)
+
+    def vsd_loss(self, z, text_embeddings, uncond_embeddings, guidance_scale):
+        x_t, t, _ = noised(z, self.scheduler)
+        with torch.no_grad():
+            with self.unet.disable_adapter():
+                cond = self.unet(x_t, t, text_embeddings).sample
+                uncond = self.unet(x_t, t, uncond_embeddings).sample
+            eps_q = self.unet(x_t, t, text_embeddings).sample
+        gradient = uncond + guidance_scale * (cond - uncond) - eps_q
+        again, later, noise = noised(z, self.scheduler)
+        with torch.no_grad(), self.unet.disable_adapter():
+            prior = self.unet(again, later, text_embeddings).sample
+        target = {"noise": noise, "prior": prior}[self.target]
+        of_q = F.mse_loss(self.unet(again, later, text_embeddings).sample, target)
+        return (gradient * z).sum() / len(z), of_q
+
+
+class PeftOnPrior(Peft):
+    target = "prior"
+
+
+def test_an_adapter_has_weights_to_train_where_the_base_is_frozen():
+    assert check_vsd(Peft).ok, check_vsd(Peft)
+    assert "match the frozen model" in "; ".join(check_vsd(PeftOnPrior).causes)

@@ -6,7 +6,7 @@ from psd_mini.checks.directions import Method, reference
 from psd_mini.checks.exact_world import T
 from psd_mini.checks.noise_schedule import NOISE, SIGNAL, judge_normal, level
 from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Group, cosine
+from psd_mini.checks.reading import PREDICTIONS, Group, Reading, cosine
 from psd_mini.checks.report import Report
 
 SHARED_T = "in a batch, pictures do not get the noise level of their own t: is it the same for all?"
@@ -65,6 +65,14 @@ def judge_inputs(report: Report, changed: set[str]) -> None:
     report.add(not changed, "inputs", came, "unchanged", "it modifies its inputs in place")
 
 
+def _used(reading: Reading) -> list[float]:
+    """1 for each noised version whose predictions are in the gradient; others train q."""
+    sizes = {key: abs(value) for key, value in reading.terms.items() if key[0] in PREDICTIONS}
+    smallest = 1e-3 * max(sizes.values(), default=0.0)
+    used = {number for (_, number), size in sizes.items() if size > smallest}
+    return [float(number in used) for number in range(len(reading.groups))]
+
+
 def judge_batch(report: Report, method: Method, batched: list[Trial], failure: str) -> None:
     """Three pictures at once, each with its own t, against one."""
     if failure:
@@ -73,7 +81,7 @@ def judge_batch(report: Report, method: Method, batched: list[Trial], failure: s
         return
     worst = 1.0
     for reading in batched[0].readings:
-        exact = reference(method, reading, [1.0] * len(reading.groups))
+        exact = reference(method, reading, _used(reading))
         worst = min(worst, abs(cosine(reading.gradient, exact)))
     fine, sound = worst > 1 - 5 * batched[0].tolerance, report.ok
     status = fine or (not sound and "note")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from psd_mini.checks.exact_world import SHAPE, embedding, normal, picture
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.stand_ins import VAE, name_second
-from psd_mini.checks.grading.submission import environment, gradient_of
+from psd_mini.checks.grading.submission import environment, gradient_of, parts_of
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.reading import Reading, cosine, read
 from psd_mini.checks.report import Unreadable
@@ -48,7 +48,8 @@ TURNED += " view or reshape: use permute"
 class Trial:
     """One call of a submission: its gradient (B, ...) in float64 and all that was recorded.
 
-    g: guidance scale; style: "gradient" or "loss"; changed: names of inputs that it modified.
+    g: guidance scale; style: "gradient" or "loss"; changed: names of inputs that it modified;
+    training: q's predictions, and the gradient of a loss that came by each of them.
     """
 
     g: float
@@ -59,6 +60,7 @@ class Trial:
     readings: list[Reading]
     tolerance: float
     changed: list[str]
+    training: list[tuple[Call, Tensor]]
 
     def through_x_t(self) -> bool:
         """Does the gradient flow through x_t?"""
@@ -113,14 +115,22 @@ class Prober:
     Args:
         fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
+        guided: its formula needs both prompts, whether or not it takes a guidance scale.
     """
 
-    def __init__(self, fn: Callable, names: Names = None, more: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        fn: Callable,
+        names: Names = None,
+        more: Mapping[str, Any] | None = None,
+        guided: bool = False,
+    ):
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
         self.asked: list[Call] = []  # what the last attempt asked of the UNet
         name_second(getattr(fn, "__self__", None))
         asked = keys(fn, names)
-        stacked, self.size = "guidance_scale" in asked, _size_of(getattr(fn, "__self__", None))
+        stacked = guided or "guidance_scale" in asked
+        self.size = _size_of(getattr(fn, "__self__", None))
         layouts = [*LAYOUTS, ""] if "image" in asked else ["", *LAYOUTS]
         # the most plausible form first
         self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
@@ -178,6 +188,7 @@ class Prober:
                 if layout and len(self.forms) > 1:
                     _look_at_encoded(drawn["pictures"], trace)
                 leaf = _entrance(x, trace, bool(layout))
+                training = _training_of(result, trace)
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
         changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -190,7 +201,7 @@ class Prober:
         known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
         readings = read(g, latents, gradient, trace, known, _noises_in(passed, drawn))
         tolerance = 0.03 if half else 2e-3
-        return Trial(g, gradient, style, loss, trace, readings, tolerance, changed)
+        return Trial(g, gradient, style, loss, trace, readings, tolerance, changed, training)
 
     def _passed(self, values: Values, stacked: bool, fn: Callable | None = None) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""
@@ -211,6 +222,26 @@ class Prober:
             x_t = values["scheduler"].add_noise(values["x"], values["eps"], t)
             cond, uncond = (unet(x_t, t, values[k]).sample for k in ("cond", "uncond"))
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
+
+
+def _training_of(result: Any, trace: Trace) -> list[tuple[Call, Tensor]]:
+    """What q's predictions get from each loss that came, and what has been back-propagated."""
+    asked = [call for call in trace.calls if call.model == "q" and call.eps_hat.requires_grad]
+    predictions = [call.eps_hat for call in asked]
+    found = [(call, call.eps_hat.grad) for call in asked]
+    seen = [(tensor, tensor.grad) for tensor in [*trace.on_graph, *predictions]]
+    for tensor, _ in seen:
+        tensor.grad = None
+    for part in result.values() if isinstance(result, Mapping) else parts_of(result):
+        if predictions and isinstance(part, Tensor) and part.requires_grad:
+            with suppress(RuntimeError):  # its graph is gone: it has been back-propagated
+                gradients = torch.autograd.grad(
+                    part.sum(), predictions, retain_graph=True, allow_unused=True
+                )
+                found += zip(asked, gradients, strict=True)
+    for tensor, before in seen:  # recorded tensors keep gradients: this was no part of the run
+        tensor.grad = before
+    return [(call, gradient.clone()) for call, gradient in found if gradient is not None]
 
 
 def _noises_in(passed: Values, drawn: Values) -> list[Tensor]:

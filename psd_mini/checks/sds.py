@@ -20,7 +20,7 @@ from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.submission import COURSE, answered, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient
-from psd_mini.checks.probe import Prober, given
+from psd_mini.checks.probe import Prober, Trial, given
 from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
@@ -35,6 +35,7 @@ SWITCHED = "q seems to be asked for the prior: are its adapters switched the wro
 RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
+TRAINING, NOT_CHECKED = "training of q", "q's training was not checked"
 
 
 @validated
@@ -86,7 +87,8 @@ def check_vsd(
             checked too.
         weighting, gradient_scale, names: as in `check_sds`.
     """
-    report = check_method(VSD_METHOD, fn, Scale(weighting, gradient_scale), names)
+    scale = Scale(weighting, gradient_scale)
+    report = check_method(VSD_METHOD, fn, scale, names, judges_training=train is None)
     if train is not None:
         _check_training(report, train, names)
     return report
@@ -99,16 +101,22 @@ def known_scale(scale: Scale) -> None:
 
 
 def check_method(
-    method: Method, target: Any, scale: Scale | None = None, names: Names = None
+    method: Method,
+    target: Any,
+    scale: Scale | None = None,
+    names: Names = None,
+    judges_training: bool = False,
 ) -> Report:
-    """Does a submission give the gradient of this method? Exceptions of its code are raised."""
+    """Does a submission give the gradient of this method? Exceptions of its code are raised.
+
+    judges_training: is the loss of VSD's q looked at, where one came too?
+    """
     scale = scale or Scale()
     known_scale(scale)
     report = Report(f"check of {method.name}")
     name = method.name.lower()
-    runs = run_all(
-        prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names), names
-    )
+    fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
+    runs = run_all(fn, names, guided=method is CSD_METHOD)
     if not basics(report, runs.trials[0], method.equation):
         return report
     readable = judge_gradient(report, method, runs, scale)
@@ -117,14 +125,16 @@ def check_method(
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
         report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
+    if judges_training:
+        _judge_training(report, runs.trials)
     if readable:
         draws.judge_batch(report, method, runs.batched, runs.failure)
     return report
 
 
-def run_all(fn: Callable, names: Names) -> Runs:
-    """Every call that a gradient is judged by."""
-    prober = Prober(fn, names)
+def run_all(fn: Callable, names: Names, guided: bool = False) -> Runs:
+    """Every call that a gradient is judged by; guided: of a formula that needs both prompts."""
+    prober = Prober(fn, names, guided=guided)
     runs = Runs([prober.run(*plan) for plan in ONE_PICTURE])
     runs.takes_g = "guidance_scale" in keys(fn, names)
     runs.limits = [prober.run(*plan) for plan in LIMITS]
@@ -141,29 +151,65 @@ def _check_training(report: Report, train: Callable, names: Names) -> None:
     The loss is quadratic in eps_q, so its gradient by q's bias is k (eps_q - target), and a fit
     tells the target.
     """
-    prober, row = Prober(train, names), "training of q"
+    prober = Prober(train, names)
     answer, trace = prober.ask({**given(1, 3), "t": torch.tensor([400]), "guidance_scale": 7.5})
     if isinstance(answer, Tensor) and answer.requires_grad:
         answer.sum().backward()
     gradient = prober.given["q"].bias.grad
     if gradient is None or not trace.calls:
         cause = "q's network receives no gradient: it never learns"
-        report.add(False, row, "no gradient for q", "a gradient", cause)
+        report.add(False, TRAINING, "no gradient for q", "a gradient", cause)
         return
-    vectors = {}
-    for i, call in enumerate(trace.calls):
-        vectors["q" if call.model == "q" else f"prior {i}"] = call.eps_hat.detach().double()
+    others = [("prior", call.eps_hat[0]) for call in trace.calls if call.model != "q"]
     noises = [n for n in [*trace.draws, given(1, 3)["eps"]] if n.shape == gradient.shape]
-    for i, noise in enumerate(noises):
-        vectors[f"noise {i}"] = noise.double()
-    coefficients, _ = fit(gradient.double(), list(vectors.values()))
-    terms = dict(zip(vectors, coefficients, strict=True))
-    k = terms.pop("q", 0.0) or 1.0
-    learnt = {name.split()[0]: -v / k for name, v in terms.items() if abs(v / k) > 0.02}
+    others += [("noise", noise[0]) for noise in noises]
+    q = next((call.eps_hat[0] for call in trace.calls if call.model == "q"), None)
+    learnt, _ = _learnt(gradient[0], q, others)
+    _report_learnt(report, learnt)
+
+
+def _judge_training(report: Report, trials: list[Trial]) -> None:
+    """What q learns from losses that came beside that of x: see `_check_training`."""
+    for trial in trials:
+        x = [("x", reading.x) for reading in trial.readings]
+        rows = [(call, row) for call in trial.trace.calls for row in call.eps_hat]
+        priors = [("prior", row) for call, row in rows if call.model != "q"]
+        given_noises = [("noise", g.eps) for r in trial.readings for g in r.groups]
+        drawn = [("noise", noise) for draw in trial.trace.draws for noise in draw]
+        for call, gradient in trial.training:
+            shape, q = gradient[0].shape, call.eps_hat[0]
+            others = [*x, *priors, *given_noises, *drawn]
+            same = [(name, v) for name, v in others if v is not None and v.shape == shape]
+            learnt, left = _learnt(gradient[0], q, same)
+            if learnt and left < 0.02:
+                _report_learnt(report, learnt)
+                return
+    report.add("note", TRAINING, "no loss of q that can be read", "", NOT_CHECKED)
+
+
+def _learnt(
+    gradient: Tensor, q: Tensor | None, others: list[tuple[str, Tensor]]
+) -> tuple[dict[str, float], float]:
+    """The target in gradient = k (q - target), by name, and the relative rest of the fit.
+
+    It is empty where q is not in the gradient.
+    """
+    own = [] if q is None else [q.detach().double()]
+    vectors = own + [vector.detach().double() for _, vector in others]
+    coefficients, left = fit(gradient.double(), vectors)
+    k = coefficients.pop(0) if own else 0.0
+    learnt: dict[str, float] = {}
+    for (name, _), value in zip(others, coefficients, strict=True):
+        if abs(value) > 0.02 * abs(k) > 0:
+            learnt[name] = learnt.get(name, 0.0) - value / k
+    return learnt, left
+
+
+def _report_learnt(report: Report, learnt: dict[str, float]) -> None:
     came = in_numbers(learnt) if learnt else "nothing"
     cause = LEARNS_PRIOR if "prior" in learnt else LEARNS_NOT_NOISE
     fine, equation = set(learnt) == {"noise"}, "min || eps_q(x_t) - eps ||^2"
-    report.add(fine, row, f"q learns {came}", "q learns +1 noise", cause, equation)
+    report.add(fine, TRAINING, f"q learns {came}", "q learns +1 noise", cause, equation)
 
 
 @validated

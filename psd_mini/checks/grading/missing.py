@@ -13,6 +13,7 @@ import inspect
 import re
 import typing
 from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import partial
 from types import CodeType, SimpleNamespace
 from typing import Any
@@ -138,7 +139,9 @@ class Settings(dict):
 
     def __init__(self, *parts: Any):
         for part in parts:
+            part = vars(part() if isinstance(part, type) else part) if is_dataclass(part) else part
             for name, value in dict(part or {}).items():
+                value = Settings(value) if is_dataclass(value) else value
                 nested = isinstance(value, dict)
                 self[name] = Settings(self.get(name), value) if nested else value
 
@@ -151,6 +154,8 @@ class Settings(dict):
 PARTS: dict[str, dict[str, Any]] = {  # by library
     "einops": {"rearrange": rearrange, "repeat": rearrange},
     "torchvision": {"resize": resize, "Resize": lambda size, **_: partial(resize, size=size)},
-    "omegaconf": {"OmegaConf": SimpleNamespace(create=Settings, merge=Settings)},
+    "omegaconf": {
+        "OmegaConf": SimpleNamespace(create=Settings, merge=Settings, structured=Settings)
+    },
     "peft": {"get_peft_model": lambda unet, *rest, **kw: (unet.add_adapter(*rest, **kw), unet)[1]},
 }

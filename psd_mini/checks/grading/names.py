@@ -63,7 +63,7 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "density": "density densities sigma sigmas rho raw_density",
     "colour": "colour colours color colors rgbs c_i radiance",
     "widths": "widths delta deltas dists dt intervals step_sizes",
-    "z_vals": "z_vals z_values depths distances",
+    "z_vals": "z_vals z_values depths distances depth_values",
     "background": "background bg bg_color background_color white_bkgd bkgd",
 }
 KNOWN = {name: key for key, names in NAMES.items() for name in names.split()}
@@ -137,6 +137,13 @@ def key_of(name: str, names: Names = None, guess: bool = True) -> str:
     return next((key for part, key in FRAGMENTS.items() if part in name.lower()), name)
 
 
+def _asked(name: str, parameter: inspect.Parameter, names: Names) -> str:
+    """The key of a parameter; of a switch such as `white_bkgd=False`, which keeps it, its name."""
+    key = key_of(name, names, guess=parameter.default is parameter.empty)
+    kept = isinstance(parameter.default, bool) and name not in (names or {}) and key != "fp16"
+    return name if kept else key
+
+
 def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
     """What a function takes, by name, without *args and **kwargs.
 
@@ -153,7 +160,7 @@ def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
 
 def keys(fn: Callable, names: Names = None) -> set[str]:
     """What a function asks for, by the keys of `NAMES`."""
-    return {key_of(name, names, p.default is p.empty) for name, p in parameters(fn).items()}
+    return {_asked(name, parameter, names) for name, parameter in parameters(fn).items()}
 
 
 def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> d
     given = {}
     for name, parameter in parameters(fn).items():
         required = parameter.default is parameter.empty
-        key = key_of(name, names, guess=required)
+        key = _asked(name, parameter, names)
         if key == "image" and "image" not in values:
             key = "x"
         if key in values:

@@ -104,6 +104,15 @@ class UNet(StandIn):
         """Turn the adapters on or off. Where none was added, the caller of the code has done so."""
         current().adapted |= not self.q
         self.q, self.on = True, on
+        self._grow()
+
+    def _grow(self) -> None:
+        """An adapter has weights of its own: they ask for gradients, be the rest frozen or not."""
+        if not isinstance(self.bias, nn.Parameter):
+            self.bias = nn.Parameter(torch.zeros(()))
+
+    def print_trainable_parameters(self) -> None:
+        """peft's: nothing that a check has to know."""
 
     add_adapter = enable_adapters = enable_adapter_layers = partialmethod(switch, True)
     disable_adapters = disable_adapter_layers = partialmethod(switch, False)
