@@ -322,6 +322,7 @@ def test_settings_are_made_of_a_dataclass():
     structured = named("omegaconf", "OmegaConf").structured
     for given in (Outer, Outer()):
         settings = structured(given)
+        # exact: it is handed on as it was given
         assert (settings.scale, settings.lora.rank) == (100.0, 4)
     with pytest.raises(AttributeError, match="have no guidance"):
         assert settings.guidance
