@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from psd_mini.cameras import orbit
 from psd_mini.negative import negative_loss
-from psd_mini.pretrained import image_reward
+from psd_mini.pretrained import image_reward, stable_diffusion
 from psd_mini.pretrained.image_reward import ImageRewardNetwork
 from psd_mini.pretrained.published import preprocess
 from psd_mini.pretrained.stable_diffusion import StableDiffusionPrior
@@ -34,6 +34,7 @@ LOOK_AT_NUMBERS = {
     "psd_mini._internal.arguments._look_at_numbers": lambda *_: None,
     "psd_mini.sds.check_finite": lambda *_: None,
     "psd_mini.negative.score": lambda reward, images, prompts: reward(images, prompts),
+    "psd_mini.pretrained.published.check_pictures": lambda images: None,
 }
 
 
@@ -54,16 +55,18 @@ def full_size_prior(tiny_autoencoder: bool) -> StableDiffusionPrior:
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     with torch.device("cpu"):
         scheduler = DDPMScheduler(**betas)
-    return StableDiffusionPrior(
-        unet,
-        vae,
-        scheduler,
-        lambda: (None, None),
-        tiny=(lambda: tiny) if tiny_autoencoder else None,
-        tiny_encode=tiny_autoencoder,
-        device="meta",
-        dtype="float32",
-    )
+    # a device without numbers, which nobody who runs a model should choose
+    meta = patch.object(stable_diffusion, "choose_device", lambda _: torch.device("meta"))
+    with meta:
+        return StableDiffusionPrior(
+            unet,
+            vae,
+            scheduler,
+            lambda: (None, None),
+            tiny=(lambda: tiny) if tiny_autoencoder else None,
+            tiny_encode=tiny_autoencoder,
+            dtype="float32",
+        )
 
 
 def tera(work: Callable[[], object]) -> float:
