@@ -16,6 +16,7 @@ from psd_mini.fields import VoxelField
 from psd_mini.rendering import render
 from psd_mini.viz import pictures as viz
 from psd_mini.viz.curves import curves, overoptimisation, running_mean
+from psd_mini.viz.film import Film
 from psd_mini.viz.pictures import (
     Gif,
     contact_sheet,
@@ -385,3 +386,24 @@ def test_overoptimisation_rings_the_weight_of_the_highest_proxy():
     other = np.asarray(overoptimisation({"psd": falling}), dtype=float)
     changed = np.abs(one - other).sum(axis=(0, 2)) > 0
     assert changed[: len(changed) // 2].any() and changed[len(changed) // 2 :].any()
+
+
+def test_a_film_has_a_frame_every_few_steps_of_the_field_as_it_was(tmp_path):
+    """A wrong film shows the finished field in every frame, or the wrong steps."""
+    field, film = VoxelField(8), Film(every=2, resolution=16)
+    with pytest.raises(ValueError, match="film: holds no frames"):
+        film.gif()
+    for step in range(5):
+        with torch.no_grad():
+            field.density.fill_(float(step))
+        film({"step": step, "field": field})
+    assert len(film.frames) == 3
+    for k, frame in enumerate(film.frames):
+        with torch.no_grad():
+            field.density.fill_(2.0 * k)
+        seen = render_views(field, orbit([30.0 + 4.0 * k], 20.0), 16)[0]
+        torch.testing.assert_close(frame, seen)
+    assert not torch.allclose(film.frames[0], film.frames[2], atol=1e-3)
+    film.gif(tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as picture:
+        assert picture.n_frames == 3
