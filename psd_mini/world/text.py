@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import in_words, validated
 from psd_mini.cameras import Cameras
 from psd_mini.world.objects import COLOURS, OBJECTS
 
@@ -60,7 +60,7 @@ def _known_word(word: str) -> str:
     meant = f" (did you mean {near[0]}?)" if near else ""
     known = f"objects: {', '.join(OBJECTS)}; colours: {', '.join(COLOURS)}"
     known += f"; views: {', '.join(VIEWS)}"
-    raise ValueError(f"prompt: the toy world does not know {word!r}{meant}; {known}")
+    raise ValueError(f"prompt: the toy world does not know {in_words(word)}{meant}; {known}")
 
 
 def caption(name: str, colour: str | None = None, view: str | None = None) -> str:
