@@ -67,6 +67,12 @@ MISTAKES = {
 }
 
 
+def test_notebooks_and_pictures_are_small():
+    """Somebody on a telephone's connection opens them: notebooks 12 MB, pictures of pages 4 MB."""
+    assert sum(path.stat().st_size for path in PATHS) < 12e6
+    assert sum(path.stat().st_size for path in (tools.NOTEBOOKS / "images").iterdir()) < 4e6
+
+
 def read(path):
     return nbformat.read(path, as_version=4)
 

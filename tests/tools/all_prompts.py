@@ -48,7 +48,7 @@ def sheet(kind: str) -> None:
     """Contact sheet of all prompts: rows are objects, columns colours."""
     import torch
 
-    from psd_mini.viz.pictures import contact_sheet, save_png
+    from psd_mini.viz.pictures import contact_sheet, save_png, with_palette
     from psd_mini.world.objects import COLOURS, OBJECTS
     from psd_mini.world.text import caption
 
@@ -59,7 +59,7 @@ def sheet(kind: str) -> None:
     rows = [torch.stack([picture(name, colour) for colour in COLOURS]) for name in OBJECTS]
     target = ROOT / "notebooks" / "images" / f"all_prompts_{kind}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_png(contact_sheet(rows, list(OBJECTS), list(COLOURS)), target)
+    save_png(with_palette(contact_sheet(rows, list(OBJECTS), list(COLOURS))), target)
 
 
 def main(kinds: list[str]) -> None:

@@ -42,7 +42,7 @@ def car() -> None:
     from psd_mini import contact_sheet, distill, render_views
     from psd_mini.cameras import orbit
     from psd_mini.rewards import make_reward
-    from psd_mini.viz.pictures import save_png
+    from psd_mini.viz.pictures import save_png, with_palette
     from psd_mini.world.gold import gold_reward
     from psd_mini.world.metrics import judge, judge_views
 
@@ -63,7 +63,8 @@ def car() -> None:
         gold = gold_reward(judge(judged), "rugged")
         rows[f"{name}\nproxy {liked:.2f}, gold {gold:.2f}"] = render_views(field, around, 64)
     title = 'refining "a car"; the hidden reward likes purple most and red least'
-    save_png(contact_sheet(list(rows.values()), list(rows), title=title), IMAGES / "claims_car.png")
+    sheet = with_palette(contact_sheet(list(rows.values()), list(rows), title=title))
+    save_png(sheet, IMAGES / "claims_car.png")
 
 
 def dull() -> None:
