@@ -67,12 +67,6 @@ MISTAKES = {
 }
 
 
-def test_notebooks_and_pictures_are_small():
-    """Somebody on a telephone's connection opens them: notebooks 12 MB, pictures of pages 4 MB."""
-    assert sum(path.stat().st_size for path in PATHS) < 12e6
-    assert sum(path.stat().st_size for path in (tools.NOTEBOOKS / "images").iterdir()) < 4e6
-
-
 def read(path):
     return nbformat.read(path, as_version=4)
 
@@ -190,9 +184,12 @@ def test_in_a_clone_the_install_cell_makes_it_importable_and_installs_only_what_
 
 
 @pytest.mark.parametrize("wheel", [True, False])
-def test_without_a_clone_the_install_cell_takes_the_wheel_or_else_the_repository(install, wheel):
+def test_without_a_clone_the_install_cell_takes_the_wheel_or_else_the_repository(
+    install, monkeypatch, wheel
+):
     """Without dependencies, so that torch stays as it is; missing small ones come second."""
     folder, run = install
+    monkeypatch.setattr(tools, "INSTALL_SOURCE", "git+https://somewhere.org/somebody/psd_mini")
     if wheel:
         (folder / WHEEL).touch()
     before, source = list(sys.path), str(folder / WHEEL) if wheel else tools.INSTALL_SOURCE
@@ -201,8 +198,26 @@ def test_without_a_clone_the_install_cell_takes_the_wheel_or_else_the_repository
     assert sys.path == before
 
 
-def test_all_notebooks_together_stay_small():
+def test_without_clone_wheel_and_address_it_says_what_to_do(install, monkeypatch):
+    """In one line, before pip fails on an address that does not exist."""
+    monkeypatch.setattr(tools, "INSTALL_SOURCE", "git+https://github.com/OWNER/psd_mini@main")
+    with pytest.raises(SystemExit, match="no public address yet: upload its wheel") as error:
+        install[1]("psd_mini")
+    assert "\n" not in str(error.value)
+
+
+def test_titles_fold_code_and_one_notebook_asks_for_a_gpu():
+    for path in PATHS:
+        notebook = read(path)
+        for cell in code_cells(notebook):
+            assert (cell.metadata.get("cellView") == "form") == cell.source.startswith("# @title")
+        gpu = "accelerator" in notebook.metadata
+        assert gpu == (path.stem in tools.ON_A_GPU)
+
+
+def test_all_notebooks_and_all_pictures_stay_small():
     assert sum(path.stat().st_size for path in PATHS) < 12e6
+    assert sum(path.stat().st_size for path in (tools.NOTEBOOKS / "images").iterdir()) < 4e6
 
 
 def test_pictures_get_smaller_but_keep_their_colours():
