@@ -211,7 +211,7 @@ def test_what_is_said_of_claim_1_is_what_the_records_say():
         f"${gap.strip('+')} \\pm {error}$",
         f"(${by_gold[0]} \\pm {by_gold[1]}$)",
         f"${refined[0][0].strip('-')} \\pm {refined[0][1]}$",
-        f"${smooth[0][0].strip('+')} \\pm {smooth[0][1]}$",
+        f"${smooth[0][0].strip('-')} \\pm {smooth[0][1]}$",
     )
     readme = (ROOT / "README.md").read_text()
     for gap, error in (nothing[0], smooth[0], refined[0]):
