@@ -5,6 +5,7 @@ import base64
 import importlib.util
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -375,6 +376,33 @@ def test_it_runs_and_the_solutions_pass(path):
         )
     for cell in notebook.cells[len(notebook.cells) - 2 * len(stubs) + 1 :: 2] if stubs else []:
         assert re.search(r": right", texts(cell)), texts(cell)
+
+
+def test_the_one_file_is_the_one_notebook():
+    """The same code in the same order, and all prose but the badge, as comments."""
+    (name,) = tools.SELF_CONTAINED
+    notebook, script = read(tools.NOTEBOOKS / f"{name}.ipynb"), tools.SCRIPT.read_text()
+    assert ast.dump(ast.parse(script)) == ast.dump(ast.parse(code_of(notebook)))
+    comments = " ".join(line.lstrip("# ") for line in script.splitlines() if line[:1] == "#")
+    for cell in notebook.cells[1:]:
+        if cell.cell_type == "markdown":
+            said = " ".join(line.lstrip("# ") for line in cell.source.splitlines())
+            assert " ".join(said.split()) in " ".join(comments.split())
+
+
+@pytest.mark.notebooks
+def test_the_one_file_runs_as_it_is(tmp_path):
+    environment = {**os.environ, "PSD_MINI_FAST": "1", "MPLBACKEND": "Agg"}
+    done = subprocess.run(
+        [sys.executable, tools.SCRIPT],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "best true mushroom: reward" in done.stdout
 
 
 def test_handouts_have_the_exercises_and_not_the_solutions(tmp_path):

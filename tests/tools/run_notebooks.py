@@ -4,6 +4,7 @@
     python tests/tools/run_notebooks.py 02 psd_in_one   those whose names begin so
     python tests/tools/run_notebooks.py --cells-only    badges and install cells, smaller pictures
     python tests/tools/run_notebooks.py --handout DIR   copies without outputs and solutions
+    python tests/tools/run_notebooks.py --script        the self-contained one as one Python file
 
 Each notebook gets a badge and (but for the self-contained one) an install cell from the constants
 below, is executed, and is written with a hash of its own code cells: `tests/test_notebooks.py`
@@ -18,8 +19,10 @@ import hashlib
 import io
 import os
 import re
+import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -40,6 +43,7 @@ INSTALL_SOURCE = f"git+https://github.com/{REPOSITORY}@{BRANCH}"
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SELF_CONTAINED = {"psd_in_one_notebook"}  # installs nothing
+SCRIPT = NOTEBOOKS / "psd_in_one_file.py"  # made from it
 ON_A_GPU = {"06_stable_diffusion_on_colab"}  # Colab gives these a machine with one
 BADGE, INSTALL = "badge", "install"  # tags of the generated cells
 
@@ -223,6 +227,22 @@ def hand_out(notebook: nbformat.NotebookNode) -> None:
         )
 
 
+def as_script(notebook: nbformat.NotebookNode) -> str:
+    """The notebook as a Python file in cells that editors know: its prose as comments."""
+    parts = []
+    for cell in notebook.cells:
+        if BADGE in cell.metadata.get("tags", []):
+            continue
+        if cell.cell_type == "code":
+            parts.append(f"# %%\n{cell.source}")
+            continue
+        lines = ["# %% [markdown]"]
+        for line in cell.source.splitlines():
+            lines += textwrap.wrap(line, 86, break_long_words=False) or [""]
+        parts.append("\n# ".join(lines).replace("# \n", "#\n"))
+    return "\n\n".join(parts) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -240,7 +260,13 @@ def main(arguments: list[str] | None = None) -> None:
         type=Path,
         help="write copies without outputs and solutions there instead",
     )
+    parser.add_argument("--script", action="store_true", help=f"write {SCRIPT.name}")
     options = parser.parse_args(arguments)
+    if options.script:
+        (name,) = SELF_CONTAINED
+        SCRIPT.write_text(as_script(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)))
+        subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(SCRIPT)], check=True)
+        return
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if options.names and not path.stem.startswith(tuple(options.names)):
             continue
