@@ -802,7 +802,7 @@ COMMANDS = {
     },
     "check": {
         **{"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
-        **{"memory": "1", "gradient-scale": "report"},
+        **{"memory": "1", "gradient-scale": "report", "gradescope": ""},
     },
 }
 TEXTS = (
