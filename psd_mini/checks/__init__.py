@@ -48,13 +48,16 @@ from psd_mini.checks.derivation import gradient_statistics as gradient_statistic
 from psd_mini.checks.derivation import kl_objective as kl_objective
 from psd_mini.checks.derivation import numeric_gradient as numeric_gradient
 from psd_mini.checks.derivation import reward_objective as reward_objective
+from psd_mini.checks.flow import check_flow as check_flow
 from psd_mini.checks.grading.offline import offline_diffusers as offline_diffusers
 from psd_mini.checks.negative_embedding import check_negative_embedding as check_negative_embedding
 from psd_mini.checks.noise_schedule import check_schedule as check_schedule
+from psd_mini.checks.pds import check_pds as check_pds
 from psd_mini.checks.preference import check_psd as check_psd
 from psd_mini.checks.renderer import check_renderer as check_renderer
 from psd_mini.checks.report import Finding as Finding
 from psd_mini.checks.report import Report as Report
+from psd_mini.checks.sdi import check_sdi as check_sdi
 from psd_mini.checks.sds import check_cfg as check_cfg
 from psd_mini.checks.sds import check_csd as check_csd
 from psd_mini.checks.sds import check_sds as check_sds
