@@ -139,7 +139,7 @@ hand_in("flow", "chunks", flow(usual, guide=lambda c, u, g: c + g * (u - c)), "w
 class Inversion:
     """As in a course's starter file, `get_sdi_loss`; what follows changes one method of it."""
 
-    eta, guidance, steps = 0.0, -7.5, 4
+    eta, guidance, steps = 0.0, -7.5, 2
 
     def __init__(self, args, t_range=(0.02, 0.98)):
         from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -245,8 +245,8 @@ def never_divided(self, x, a, b, e):
 
 
 hand_in("sdi", "course", Inversion, "right")
-hand_in("sdi", "stochastic", changed(eta=0.3), "right")
-hand_in("sdi", "unguided inversion", changed(guidance=1.0, steps=9), "right")
+hand_in("sdi", "stochastic", changed(eta=0.3, steps=4), "right")
+hand_in("sdi", "unguided inversion", changed(guidance=1.0, steps=5), "right")
 hand_in("sdi", "mean", changed(loss=lambda self, x, y, _: F.mse_loss(x, y)), "scaled", "mean over")
 hand_in("sdi", "function", sdi_function(), "right")
 hand_in("sdi", "from above", sdi_function(above=30), "right")

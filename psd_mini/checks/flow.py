@@ -23,9 +23,10 @@ from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import environment
 from psd_mini.checks.grading.unet import Velocity, flow_time
 from psd_mini.checks.guard import guarded
+from psd_mini.checks.judging import readings_of
 from psd_mini.checks.noise_schedule import LEVELS, level
 from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Reading, split_gradient, split_x_t
+from psd_mini.checks.reading import split_gradient, split_x_t
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
 from psd_mini.checks.tables import formulas
@@ -68,22 +69,20 @@ FLOW = Method(
 )  # at x_t is along eps - x
 
 
-def _rewrite(readings: list[Reading]) -> None:
-    """Times as parts of T, whatever the scale in which the model was asked; no DDPM's sigma_t."""
-    for reading in readings:
+def _look(report: Report, trials: list[Trial]) -> None:
+    """x_t = (1 - t) x + t eps, at the t that the model was told, in parts of T from now on."""
+    signals, noises = [], []
+    for reading in readings_of(trials):
         for group in reading.groups:
-            group.t = T * flow_time(group.t).item()
-            split_x_t(group, reading.x, reading.noises)
+            t = flow_time(group.t).item()
+            group.t = T * t
+            split_x_t(group, reading.x, reading.noises)  # without a DDPM's sigma_t
+            signals.append((t, group.a))
+            noises.append((t, group.s))
         split_gradient(reading)
-
-
-def _judge_mix(report: Report, trials: list[Trial]) -> None:
-    """x_t = (1 - t) x + t eps, at the t that the model was told."""
-    groups = [group for trial in trials for r in trial.readings for group in r.groups]
     slack = 1e-2 if trials[0].tolerance > 0.01 else 2e-4
-    a, wrong = level(SIGNAL, [(group.t / T, group.a) for group in groups], slack)
-    s, also_wrong = level(NOISE, [(group.t / T, group.s) for group in groups], slack)
-    cause = "; ".join(dict.fromkeys(filter(None, (wrong, also_wrong))))
+    (a, wrong), (s, also) = level(SIGNAL, signals, slack), level(NOISE, noises, slack)
+    cause = "; ".join(dict.fromkeys(filter(None, (wrong, also))))
     report.add(not cause, "x_t", f"({a}) x + ({s}) eps", "(1 - t) x + (t) eps", cause)
 
 
@@ -98,4 +97,4 @@ def check_flow(fn: Any, *, names: Names = None) -> Report:
         names: parameter -> key of `grading.names.NAMES`.
     """
     world = environment(Velocity())
-    return check_method(FLOW, fn, None, names, False, _rewrite, _judge_mix, world=world, unit=1 / T)
+    return check_method(FLOW, fn, None, names, look=_look, world=world, unit=1 / T)

@@ -27,7 +27,7 @@ from psd_mini.checks.directions import GUIDED, Method
 from psd_mini.checks.exact_world import alpha_sigma
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import Scale
+from psd_mini.checks.judging import Scale, readings_of
 from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Group, Reading, cosine, fit, split_gradient
@@ -75,6 +75,16 @@ def _shares(x: Tensor, start: Group, end: Group, noises: list[Tensor]) -> tuple[
     return b, p, q, max(map(abs, c), default=0.0) if left < NEAR else 1.0
 
 
+def _levels(step: tuple[float, ...], u: int, v: int) -> tuple[bool, float, float]:
+    """Is this a DDIM step from level u to v? The shares of x0_hat (and x) and of eps_hat."""
+    (b, p, q, fresh), (alpha_u, sigma_u), (alpha_v, sigma_v) = step, alpha_sigma(u), alpha_sigma(v)
+    # x_u = alpha_u x0_hat + sigma_u eps_hat
+    signal, noise = b + p * alpha_u, q + p * sigma_u
+    least = max(sigma_v**2 - fresh**2, 0.0) ** 0.5  # where fresh noise takes a part of sigma_v
+    fits = abs(signal - alpha_v) < NEAR and least - NEAR < noise < sigma_v + NEAR
+    return fits, signal, noise
+
+
 def inversion_of(reading: Reading) -> str:
     """What is wrong with the way from x up to the x_t of the gradient; "" where nothing is."""
     points, wrong = reading.groups, []
@@ -83,25 +93,34 @@ def inversion_of(reading: Reading) -> str:
         return NO_NOISE if points[0].eps is None else RANDOM
     if times[:-1] != sorted(times[:-1]):
         return DOWN
-    for i, (start, end) in enumerate(pairwise(points)):
-        b, p, q, fresh = _shares(reading.x, start, end, reading.noises)
-        if fresh > 0.7 * alpha_sigma(times[i + 1])[1]:
-            return RANDOM if fresh < 1 else NO_STEP
+    before = 0
+    for start, end in pairwise(points):
+        step, u, v = _shares(reading.x, start, end, reading.noises), round(start.t), round(end.t)
+        if step[3] > 0.7 * alpha_sigma(v)[1]:
+            return RANDOM if step[3] < 1 else NO_STEP
         # the UNet may be told the level of x_u, or that of x_v
-        u, v, before = times[i], times[i + 1], times[max(i - 1, 0)] if i else 0
-        found = []
-        for start_t, end_t in ((u, v), (before, u), (before, v)):
-            (alpha_u, sigma_u), (alpha_v, sigma_v) = alpha_sigma(start_t), alpha_sigma(end_t)
-            signal, noise = b + p * alpha_u, q + p * sigma_u
-            least = max(sigma_v**2 - fresh**2, 0.0) ** 0.5
-            fine = abs(signal - alpha_v) < NEAR and least - NEAR < noise < sigma_v + NEAR
-            found.append((fine, signal, noise))
-        if not any(fine for fine, _, _ in found):
-            wrong.append(((u, v), *found[0][1:]))
+        if not any(_levels(step, *pair)[0] for pair in ((u, v), (before, u), (before, v))):
+            wrong.append(((u, v), *_levels(step, u, v)[1:]))
+        before = u
     signals = best_explanation([(t, signal) for t, signal, _ in wrong], [SIGNAL], 0.01, 1.0)
     noises = best_explanation([(t, noise) for t, _, noise in wrong], [NOISE], 0.01, 1.0)
     causes = causes_of([*(signals or ()), *(noises or ())])
     return "; ".join(causes) or (NO_STEP if wrong else "")
+
+
+def _look(report: Report, trials: list[Trial]) -> None:
+    """The way up; then kappa is the noise in x_t."""
+    causes: dict[str, None] = {}
+    for reading in readings_of(trials):
+        if reading.groups:
+            causes[inversion_of(reading)] = None
+            last = reading.groups[-1]
+            last.a, last.s = alpha_sigma(round(last.t))
+            last.eps = (last.x_t - last.a * reading.x) / last.s
+            reading.groups = [last]
+            split_gradient(reading)
+    cause, came = "; ".join(filter(None, causes)), f"{len(trials[0].trace.calls)} calls of the UNet"
+    report.add(not cause, "inversion", came, "DDIM from x up to t", cause, EQUATION)
 
 
 @validated
@@ -115,20 +134,4 @@ def check_sdi(
         fn, weighting, gradient_scale, names: as in `check_sds`. It asks the UNet at each point of
             the inversion, and last at the x_t that the gradient is made of.
     """
-    causes: list[str] = []
-
-    def rewrite(readings: list[Reading]) -> None:
-        for reading in filter(lambda reading: reading.groups, readings):
-            causes.append(inversion_of(reading))
-            last = reading.groups[-1]
-            last.a, last.s = alpha_sigma(round(last.t))
-            last.eps = (last.x_t - last.a * reading.x) / last.s  # kappa is the noise
-            reading.groups = [last]
-            split_gradient(reading)
-
-    def judge(report: Report, trials: list[Trial]) -> None:
-        wrong = "; ".join(dict.fromkeys(filter(None, causes)))
-        came = f"{len(trials[0].trace.calls)} calls of the UNet"
-        report.add(not wrong, "inversion", came, "DDIM from x up to t", wrong, EQUATION)
-
-    return check_method(SDI, fn, Scale(weighting, gradient_scale), names, False, rewrite, judge)
+    return check_method(SDI, fn, Scale(weighting, gradient_scale), names, look=_look)

@@ -19,9 +19,9 @@ from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_M
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.submission import COURSE, answered, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient, readings_of
+from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient
 from psd_mini.checks.probe import Prober, Trial, given
-from psd_mini.checks.reading import Reading, fit, in_numbers
+from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
 
@@ -106,8 +106,7 @@ def check_method(
     scale: Scale | None = None,
     names: Names = None,
     judges_training: bool = False,
-    rewrite: Callable[[list[Reading]], None] = lambda readings: None,
-    judge_x_t: Callable[[Report, list[Trial]], Any] = draws.judge_noise,
+    look: Callable[[Report, list[Trial]], None] | None = None,
     world: Mapping[str, Any] | None = None,
     unit: float = 1,
 ) -> Report:
@@ -115,9 +114,8 @@ def check_method(
 
     Args:
         judges_training: is the loss of VSD's q looked at, where one came too?
-        rewrite: changes what was read, where it is not SDS of one noised version: such as another
-            vector in place of the noise.
-        judge_x_t: writes the rows on x_t.
+        look: takes the place of the rows on x_t, and comes first; it may change what was read,
+            such as put another vector in the place of the noise.
         world: what is given in place of the usual pipeline. unit: of the time that is given.
     """
     scale = scale or Scale()
@@ -128,9 +126,11 @@ def check_method(
     runs = run_all(fn, names, method is CSD_METHOD, world, unit)
     if not basics(report, runs.trials[0], method.equation):
         return report
-    rewrite(readings_of([*runs.trials, *runs.limits, *runs.batched]))
+    if look:
+        look(report, [*runs.trials, *runs.limits, *runs.batched])
     readable = judge_gradient(report, method, runs, scale)
-    judge_x_t(report, [*runs.trials, *runs.batched])
+    if not look:
+        draws.judge_noise(report, [*runs.trials, *runs.batched])
     draws.judge_graph(report, runs.trials)
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:

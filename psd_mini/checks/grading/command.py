@@ -40,10 +40,14 @@ def check(
     """
     if kind not in CHECKS:
         raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(CHECKS)}")
-    files, missing = _files(paths)
-    if missing and not gradescope:
-        raise ValueError(missing)
-    results, stopped = [no_answer("could not run", missing, f"check of {kind}").to_dict()], []
+    stopped: list[int] = []
+    try:
+        files = _files(paths)
+    except ValueError as error:
+        if not gradescope:
+            raise
+        files = []
+        results = [no_answer("could not run", str(error), f"check of {kind}").to_dict()]
     table = not json and len(files) > 1
     if files:
         with _stop_signals() as stopped, _progress(files, table) as on_result:
@@ -61,13 +65,12 @@ def check(
         raise SystemExit(128 + stopped[0] if stopped else 1)
 
 
-def _files(paths: Sequence[str]) -> tuple[list[str], str]:
-    """All files that these paths stand for; none, and why, where one is missing."""
-    try:
-        files = [file for path in paths for file in expand(path)]
-    except ValueError as error:
-        return [], str(error)
-    return files, "" if files else f"path: no .py files in {', '.join(paths)}"
+def _files(paths: Sequence[str]) -> list[str]:
+    """All files that these paths stand for; ValueError where there is none."""
+    files = [file for path in paths for file in expand(path)]
+    if not files:
+        raise ValueError(f"path: no .py files in {', '.join(paths)}")
+    return files
 
 
 @contextmanager
