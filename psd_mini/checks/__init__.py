@@ -35,10 +35,18 @@ that are right; five lines are enough:
     toy = Method("toy", equation, predictions="cond", subtracted="- eps_q")
     print(check_method(toy, my_function))
 
+Newer kinds are SDS with another vector for the noise, and look at their x_t first:
+
+    kind   for the noise                     module, and what it looks at
+    sdi    kappa, found by DDIM inversion    sdi: every step of the way up from x
+    pds    the source's prediction eps_src   pds: both x_t, prompts, scales; then x_{t-1} and mu
+    flow   eps - x, of a velocity model      flow: x_t = (1 - t) x + t eps
+
 What a size other than w(t) means is a matter of policy, see `sizes`. A check of another kind is the
 same in small: `renderer` and `negative_embedding` are a table each, and a search in it.
 
-`derivation` compares gradients that exist on paper only; `grading.grader` checks folders.
+`derivation` compares gradients that exist on paper only; `grading.grader` checks folders, and
+`grading.outlets` writes what Gradescope reads.
 """
 
 from psd_mini.checks.derivation import Estimate as Estimate
