@@ -64,9 +64,8 @@ NOISES = {
 }
 SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNALS, NOISES))
 EQUATION, OTHERS = "G = w(t) (v_hat - (eps - x))", formulas("alpha, sigma, g", TARGETS, VECTORS)
-FLOW = Method(
-    "flow", EQUATION, GUIDED, "- eps + x", {"SDS": AS_NOISE}, tuple(OTHERS), PLACES[::2]
-)  # at x_t is along eps - x
+OWN = (tuple(OTHERS), (PLACES[0], PLACES[2]))  # x - x_t is along eps - x: no place of its own
+FLOW = Method("flow", EQUATION, GUIDED, "- eps + x", {"SDS": AS_NOISE}, *OWN)
 
 
 def _look(report: Report, trials: list[Trial]) -> None:
@@ -80,6 +79,8 @@ def _look(report: Report, trials: list[Trial]) -> None:
             signals.append((t, group.a))
             noises.append((t, group.s))
         split_gradient(reading)
+    if not signals:
+        return
     slack = 1e-2 if trials[0].tolerance > 0.01 else 2e-4
     (a, wrong), (s, also) = level(SIGNAL, signals, slack), level(NOISE, noises, slack)
     cause = "; ".join(dict.fromkeys(filter(None, (wrong, also))))

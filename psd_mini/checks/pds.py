@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import validated
@@ -50,9 +51,11 @@ VANISHES = "the loss ||z_t(x) - z_t(x_src)||^2 was back-propagated: z_t depends 
 VANISHES += " which is zero; take the difference as the gradient"
 C_0_ROOT = "c_0: the square root of abar_{t-1} is missing, or x0_hat is not divided by alpha_t"
 X0_HAT = "x0_hat is not divided by alpha_t, or c_0 has abar_{t-1} in place of its square root"
-STEP = ("alpha_{t-1}", "alpha_{t-1} beta_t / sigma_t^2", "1 / alpha_t", "sigma_t / alpha_t")
-STEP += ("sqrt(1 - beta_t) sigma_{t-1}^2 / sigma_t^2",)
-SLIPS = {  # in x_{t-1}, c_0, x_t's and eps_hat's share of x0_hat, c_1: of STEP, what came instead
+STEP = (  # x in x_{t-1}, c_0, x_t and eps_hat in x0_hat, c_1
+    *("alpha_{t-1}", "alpha_{t-1} beta_t / sigma_t^2", "1 / alpha_t", "sigma_t / alpha_t"),
+    "sqrt(1 - beta_t) sigma_{t-1}^2 / sigma_t^2",
+)
+SLIPS = {  # what came in these places of STEP
     "x_{t-1} has the noise level of t": {0: "alpha_t"},
     C_0_ROOT: {1: "abar_{t-1} beta_t / sigma_t^2"},
     X0_HAT: {2: "1 + 0 t", 3: "sigma_t"},
@@ -116,7 +119,8 @@ def _pair(reading: Reading) -> str:
     fresh = max(c[len(own) + len(others) :], key=abs, default=0.0)
     chi, total = sum(tgt.values()) or 1e-30, sum(src.values()) or 1e-30
     # what the source's predictions make together takes the place of the noise
-    target.eps = sum(value * source.eps_hat[name] for name, value in src.items()) / total
+    theirs = [value * source.eps_hat[name] for name, value in src.items()]
+    target.eps = torch.stack(theirs).sum(0) / total
     target.noise, target.ratio = 0, 1.0
     of_x, of_source = (max(part, key=lambda name: name != "uncond") for part in (tgt, src))
     reading.groups, reading.x = [target], x - x_src

@@ -38,15 +38,12 @@ from psd_mini.checks.tables import best_explanation, causes_of, formulas
 RANDOM = "the noise is drawn at random: this is SDS; SDI finds it by inverting x"
 NO_NOISE = "x_t holds no noise: the UNet is asked about x itself, nothing was inverted"
 DOWN = "the inversion goes down in t: it starts at x, which is clean, and adds noise"
-NO_STEP = (
-    "a step of the inversion is no DDIM step: x_v = alpha_v x0_hat(x_u) + sigma_v eps_hat(x_u)"
-)
+NO_STEP = "a step of the inversion is no DDIM step, alpha_v x0_hat(x_u) + sigma_v eps_hat(x_u)"
 SIGNALS = {  # of x0_hat and x in x_v
     "alpha(v)": "",
     "alpha(u)": "the step keeps the signal level alpha_u of where it starts",
     "abar(v)": "the square root is missing in the step's signal, alpha_v = sqrt(abar_v)",
     "alpha(v) alpha(u)": "x0_hat is not divided by alpha_u in the step",
-    "alpha(v) / alpha(u)": "x0_hat is divided by alpha_u twice in the step",
     "1 + 0 v": "x0_hat is not multiplied by alpha_v in the step",
     "sigma(v)": "alpha_v and sigma_v are swapped in the step",
 }

@@ -37,8 +37,10 @@ from psd_mini.checks.sizes import W_FORMULAS
 
 Result = dict[str, Any]
 
-KINDS = ("sds", "cfg", "csd", "vsd", "psd", "sdi", "pds", "flow")
-KINDS += ("negative-embedding", "renderer", "schedule")
+KINDS = (
+    *("sds", "cfg", "csd", "vsd", "psd", "sdi", "pds", "flow"),
+    *("negative-embedding", "renderer", "schedule"),
+)
 CHECKS: dict[str, Callable[..., Report]] = {  # by kind
     kind: getattr(checks, f"check_{kind.replace('-', '_')}") for kind in KINDS
 }

@@ -30,8 +30,8 @@ def gradescope(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     share = round(POINTS / len(best["findings"]), 2)
     tests = []
     for finding in [Finding(**row) for row in best["findings"]]:
-        test = {"name": finding.name, "status": "passed" if finding.ok else "failed"}
-        test |= {"score": share if finding.ok else 0.0, "max_score": share}
+        test: dict[str, Any] = {"score": share if finding.ok else 0.0, "max_score": share}
+        test |= {"name": finding.name, "status": "passed" if finding.ok else "failed"}
         test |= {"output": finding.sentence, "output_format": "text", "name_format": "text"}
         tests.append(test | {"visibility": "visible"})
     head = {"score": round(POINTS * best["score"], 2), "execution_time": best.get("seconds", 0)}
