@@ -497,14 +497,14 @@ TABLE = {
     ),
     **{
         f"check_{name}": (getattr(pm, f"check_{name}"), {"fn": formula, "names": {"q": "x"}})
-        for name in ("cfg", "negative_embedding", "renderer", "schedule")
+        for name in ("cfg", "negative_embedding", "renderer", "schedule", "pds", "flow")
     },
     **{
         f"check_{n}": (
             getattr(pm, f"check_{n}"),
             {"fn": formula, "weighting": "sds", "gradient_scale": "report", "names": {"q": "x"}},
         )
-        for n in ("sds", "csd")
+        for n in ("sds", "csd", "sdi")
     },
     "check_vsd": (
         pm.check_vsd,
@@ -802,7 +802,7 @@ COMMANDS = {
     },
     "check": {
         **{"paths": "right.py", "kind": "sds", "timeout": "10", "weighting": "sds"},
-        **{"memory": "1", "gradient-scale": "report"},
+        **{"memory": "1", "gradient-scale": "report", "gradescope": ""},
     },
 }
 TEXTS = (

@@ -35,10 +35,18 @@ that are right; five lines are enough:
     toy = Method("toy", equation, predictions="cond", subtracted="- eps_q")
     print(check_method(toy, my_function))
 
+Newer kinds are SDS with another vector for the noise, and look at their x_t first:
+
+    kind   for the noise                     module, and what it looks at
+    sdi    kappa, found by DDIM inversion    sdi: every step of the way up from x
+    pds    the source's prediction eps_src   pds: both x_t, prompts, scales; then x_{t-1} and mu
+    flow   eps - x, of a velocity model      flow: x_t = (1 - t) x + t eps
+
 What a size other than w(t) means is a matter of policy, see `sizes`. A check of another kind is the
 same in small: `renderer` and `negative_embedding` are a table each, and a search in it.
 
-`derivation` compares gradients that exist on paper only; `grading.grader` checks folders.
+`derivation` compares gradients that exist on paper only; `grading.grader` checks folders, and
+`grading.outlets` writes what Gradescope reads.
 """
 
 from psd_mini.checks.derivation import Estimate as Estimate
@@ -48,13 +56,16 @@ from psd_mini.checks.derivation import gradient_statistics as gradient_statistic
 from psd_mini.checks.derivation import kl_objective as kl_objective
 from psd_mini.checks.derivation import numeric_gradient as numeric_gradient
 from psd_mini.checks.derivation import reward_objective as reward_objective
+from psd_mini.checks.flow import check_flow as check_flow
 from psd_mini.checks.grading.offline import offline_diffusers as offline_diffusers
 from psd_mini.checks.negative_embedding import check_negative_embedding as check_negative_embedding
 from psd_mini.checks.noise_schedule import check_schedule as check_schedule
+from psd_mini.checks.pds import check_pds as check_pds
 from psd_mini.checks.preference import check_psd as check_psd
 from psd_mini.checks.renderer import check_renderer as check_renderer
 from psd_mini.checks.report import Finding as Finding
 from psd_mini.checks.report import Report as Report
+from psd_mini.checks.sdi import check_sdi as check_sdi
 from psd_mini.checks.sds import check_cfg as check_cfg
 from psd_mini.checks.sds import check_csd as check_csd
 from psd_mini.checks.sds import check_sds as check_sds

@@ -29,7 +29,8 @@ class Method:
     """What is right: a row of PREDICTIONS, a row of SUBTRACTED.
 
     name: "SDS". equation: shown with a mistake. words: for the name of a row, of another method,
-    or for "predictions" in general, what it means that this came instead.
+    or for "predictions" in general, what it means that this came instead. others, places: rows of
+    its own, before those of SUBTRACTED and in place of PLACES.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Method:
     predictions: str
     subtracted: str
     words: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[Row, ...] = ()
+    places: tuple[Row, ...] = ()
 
 
 GUIDED, DIFFERENCE = "uncond + g (cond - uncond)", "cond - uncond"
@@ -186,12 +189,12 @@ def fit_rows(
     return found[:n].tolist() if rest <= tolerance else None
 
 
-def tables_of(method: Method) -> list[list[Row]]:
+def tables_of(method: Method) -> list[Table]:
     """The four tables with the words of this method: its own rows are right."""
     general = method.words.get("predictions", "")
     predictions = _worded(PREDICTIONS, method.predictions, method.words, general)
     subtracted = _worded(SUBTRACTED, method.subtracted, method.words, "")
-    return [predictions, subtracted, PLACES, SIGNS]
+    return [predictions, [*method.others, *subtracted], method.places or PLACES, SIGNS]
 
 
 def _worded(table: Table, right: str, words: Mapping[str, str], general: str) -> list[Row]:
@@ -205,7 +208,7 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
 def right_rows(method: Method) -> tuple[Row, ...]:
     """What is right for a method: a row of each of the four tables."""
     predictions = named(PREDICTIONS, method.predictions)._replace(cause="")
-    subtracted = named(SUBTRACTED, method.subtracted)._replace(cause="")
+    subtracted = named([*method.others, *SUBTRACTED], method.subtracted)._replace(cause="")
     return predictions, subtracted, PLACES[0], SIGNS[0]
 
 
@@ -250,5 +253,6 @@ def reference(method: Method, reading: Reading, weights: Sequence[float]) -> Ten
         parts = coefficients(rows, reading.g, group.a, group.s).tolist()
         for label, value in zip(LABELS, parts, strict=True):
             if value:
-                total = total + weight * value * group.vector(label)
+                vector = reading.x if label == "x" else group.vector(label)
+                total = total + weight * value * vector
     return total

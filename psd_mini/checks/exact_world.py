@@ -63,20 +63,42 @@ def law(d: int, q: bool = False) -> Law:
     return Law(means, variances, 2 * shift, width)
 
 
+def _posterior(
+    x_t: Event, alpha: Tensor, sigma: Tensor, e: Embeddings | None, q: bool
+) -> tuple[Tensor, ...]:
+    """Of x_t = alpha x + sigma eps: each component's share g, mean m, variance s, and z / C.
+
+    C = alpha^2 s + sigma^2,    z = x_t - alpha m,    all of them (b, components, d)
+    """
+    means, variances, shift, spread = law(x_t[0].numel(), q)
+    e = torch.zeros(1, 1, WIDTH).double() if e is None else e.double().mean(1)[:, None]
+    m, s = means + e @ shift, variances * torch.exp(e @ spread)
+    c, z = alpha**2 * s + sigma**2, x_t.double().flatten(1)[:, None] - alpha * m
+    g = torch.softmax(LOG_WEIGHTS - 0.5 * (z**2 / c).sum(-1), -1)
+    return g[..., None], m, s, z / c
+
+
 def exact_eps(x_t: Event, t: Int[Tensor, " b"], e: Embeddings | None, q: bool = False) -> Event:
     """Exact noise prediction in float64, differentiable in x_t and in the embeddings e.
 
     NaN answers NaN, as a network would.
     """
-    means, variances, shift, spread = law(x_t[0].numel(), q)
-    e = torch.zeros(1, 1, WIDTH).double() if e is None else e.double().mean(1)[:, None]
     abar = SCHEDULE.alphas_cumprod[t].reshape(-1, 1, 1)
-    # C = alpha_t^2 s(e) + sigma_t^2, z_k = x_t - alpha_t (mu_k + M e)
-    c = abar * variances * torch.exp(e @ spread) + 1 - abar
-    z = x_t.double().flatten(1)[:, None] - abar.sqrt() * (means + e @ shift)
+    sigma = (1 - abar).sqrt()
+    g, _, _, pull = _posterior(x_t, abar.sqrt(), sigma, e, q)
     # eps_hat = sigma_t sum_k g_k z_k / C
-    g = torch.softmax(LOG_WEIGHTS - 0.5 * (z**2 / c).sum(-1), -1)
-    return ((1 - abar).sqrt() * (g[..., None] * z / c).sum(1, keepdim=True)).reshape(x_t.shape)
+    return (sigma * (g * pull).sum(1, keepdim=True)).reshape(x_t.shape)
+
+
+def exact_velocity(x_t: Event, t: Float[Tensor, " b"], e: Embeddings | None) -> Event:
+    """Exact velocity of rectified flow, E[eps - x | x_t], at x_t = (1 - t) x + t eps, 0 <= t <= 1.
+
+    Liu et al. 2022, arXiv 2209.03003, with time as in Stable Diffusion 3: t = 1 is noise.
+    """
+    t = t.double().reshape(-1, 1, 1)
+    g, m, s, pull = _posterior(x_t, 1 - t, t, e, False)
+    # E[eps | x_t, k] = t z_k / C,    E[x | x_t, k] = m_k + (1 - t) s z_k / C
+    return (g * ((t - (1 - t) * s) * pull - m)).sum(1, keepdim=True).reshape(x_t.shape)
 
 
 def embedding(prompt: str, batch: int) -> Embeddings:
@@ -88,6 +110,11 @@ def embedding(prompt: str, batch: int) -> Embeddings:
 def picture(batch: int, seed: int, shape: tuple[int, ...] = SHAPE) -> Event:
     """Renders in latent space, to be distilled; away from the prior's mean."""
     return normal(batch, *shape, seed=31 + seed) + 0.5
+
+
+def neighbour(x: Event) -> Event:
+    """A picture that is like x: its rows are blurred."""
+    return (x + x.roll(1, -1)) / 2
 
 
 @lru_cache

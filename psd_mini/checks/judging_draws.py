@@ -34,6 +34,16 @@ def levels(trials: list[Trial]) -> list[tuple[str, str]]:
 
 def judge_noise(report: Report, trials: list[Trial]) -> None:
     """x_t = alpha_t x + sigma_t eps with eps ~ N(0, I), at the t that the UNet was told."""
+    if judge_levels(report, trials):
+        judge_normal(report, [group.eps for group in _groups(trials) if group.eps is not None])
+    asked = [t for trial in trials for call in trial.trace.calls for t in call.t.tolist()]
+    whole = all(0 <= t <= T - 1 and t == round(t) for t in asked)
+    came = f"{min(asked):g}..{max(asked):g}"
+    report.add(whole, "t", came, f"integers in 0..{T - 1}", NOT_WHOLE)
+
+
+def judge_levels(report: Report, trials: list[Trial]) -> bool:
+    """x_t = alpha_t x + sigma_t eps; is there as much noise in it as there should be?"""
     single = [trial for trial in trials if len(trial.readings) == 1]
     (a, cause_a), (s, cause_s) = levels(single)
     causes = list(dict.fromkeys(filter(None, (cause_a, cause_s))))
@@ -43,12 +53,7 @@ def judge_noise(report: Report, trials: list[Trial]) -> None:
     came, expected = f"{a} x + {s} eps", f"{SIGNAL[0].name} x + {NOISE[0].name} eps"
     equation = "x_t = alpha_t x + sigma_t eps"
     report.add(not causes, "x_t", came, expected, "; ".join(causes), equation)
-    if not cause_s:
-        judge_normal(report, [group.eps for group in _groups(trials) if group.eps is not None])
-    asked = [t for trial in trials for call in trial.trace.calls for t in call.t.tolist()]
-    whole = all(0 <= t <= T - 1 and t == round(t) for t in asked)
-    came = f"{min(asked):g}..{max(asked):g}"
-    report.add(whole, "t", came, f"integers in 0..{T - 1}", NOT_WHOLE)
+    return not cause_s
 
 
 def judge_graph(report: Report, trials: list[Trial]) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SHAPE, embedding, normal, picture
+from psd_mini.checks.exact_world import SHAPE, embedding, neighbour, normal, picture
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.stand_ins import VAE, name_second
 from psd_mini.checks.grading.submission import environment, gradient_of, parts_of
@@ -81,10 +81,12 @@ def given(batch: int, seed: int, layout: str = "", size: tuple[int, int] = (512,
         pictures = picture(batch, seed, (3, *size)).float() / 4
         x = LAYOUTS[layout](pictures).clone(memory_format=torch.contiguous_format)
     values: Values = {"x": x.float().requires_grad_(), "H": size[0], "W": size[1]}
-    for key, prompt in (("cond", "cond"), ("uncond", "uncond"), ("n", "negative")):
+    others = (("n", "negative"), ("cond_src", "negative"))  # another prompt
+    for key, prompt in (("cond", "cond"), ("uncond", "uncond"), *others):
         values[key] = embedding(prompt, batch)
     for i, name in enumerate(("eps", "eps_1", "eps_2")):
         values[name] = normal(batch, *SHAPE, seed=1000 + 10 * seed + i).float()
+    values["x_src"] = neighbour(picture(batch, seed)).float()  # what an edit starts from
     if layout:
         values |= {"image": values["x"], "pictures": pictures}
     return values
@@ -116,6 +118,7 @@ class Prober:
         fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
         guided: its formula needs both prompts, whether or not it takes a guidance scale.
+        unit: of the time t that it is given.
     """
 
     def __init__(
@@ -124,7 +127,9 @@ class Prober:
         names: Names = None,
         more: Mapping[str, Any] | None = None,
         guided: bool = False,
+        unit: float = 1,
     ):
+        self.unit = unit
         self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
         self.asked: list[Call] = []  # what the last attempt asked of the UNet
         name_second(getattr(fn, "__self__", None))
@@ -175,7 +180,7 @@ class Prober:
         drawn = given(batch, seed, layout, size)
         x = drawn["x"]
         values = {**self.given, **drawn, "guidance_scale": g}
-        values["t"] = torch.tensor((t * batch)[:batch])
+        values["t"] = torch.tensor((t * batch)[:batch]) * self.unit
         with traced(seed) as trace:
             passed = self._passed(values, stacked)
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
@@ -212,8 +217,10 @@ class Prober:
         passed = arguments(fn, values, self.names)
         if not stacked or any(value is uncond for value in passed.values()):
             return passed
-        both = torch.cat((uncond, cond))  # diffusers stacks the unconditional one first
-        return {name: both if value is cond else value for name, value in passed.items()}
+        for name, value in passed.items():
+            if value is cond or value is values["cond_src"]:  # diffusers stacks the other one first
+                passed[name] = torch.cat((uncond, value))
+        return passed
 
     def _predicted(self, values: Values) -> dict[str, Tensor]:
         """x_t and noise predictions, asked of the UNet in the submission's place."""

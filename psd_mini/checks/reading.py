@@ -62,7 +62,7 @@ class Reading:
 
     terms: coefficients of the gradient. ("noise", j) are noises that are in an x_t, ("other", 0)
     the largest of those that are in none, ("x", 0) is the picture itself. leftover: relative size
-    of what is none of all this.
+    of what is none of all this. noises: all that were drawn or given.
     """
 
     g: float
@@ -72,6 +72,7 @@ class Reading:
     groups: list[Group]
     terms: Terms = field(default_factory=dict)
     leftover: float = 0.0
+    noises: list[Tensor] = field(default_factory=list)
 
     @property
     def t(self) -> int:
@@ -95,10 +96,11 @@ def fit(target: Tensor, vectors: list[Tensor]) -> tuple[list[float], float]:
     length = target.norm().item()
     if not vectors or length == 0:
         return [0.0] * len(vectors), 0.0 if length == 0 else 1.0
-    basis = torch.stack([v.flatten() for v in vectors], 1)
-    norms = basis.norm(dim=0).clamp(min=1e-30)
-    c = torch.linalg.lstsq(basis / norms, target.flatten()[:, None], driver="gelsd").solution[:, 0]
-    left = (basis / norms @ c - target.flatten()).norm().item() / length
+    rows = torch.stack([v.flatten() for v in vectors])
+    norms = rows.norm(dim=1).clamp(min=1e-30)
+    basis = (rows / norms[:, None]).T  # in LAPACK's order of the numbers: no copy, half the time
+    c = torch.linalg.lstsq(basis, target.flatten()[:, None], driver="gelsd").solution[:, 0]
+    left = (basis @ c - target.flatten()).norm().item() / length
     return (c / norms).tolist(), left
 
 
@@ -136,10 +138,10 @@ def read(
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *x.shape[1:]), x.shape) for d in drawn] + eps
     for i, picture in enumerate(pictures):
-        own = [noise[i] for noise in noises]
+        picture.noises = [noise[i] for noise in noises]
         for group in picture.groups:
-            _split_x_t(group, picture.x, own)
-        _split_gradient(picture, own)
+            split_x_t(group, picture.x, picture.noises)
+        split_gradient(picture)
         for number in range(len(picture.groups)):
             _rescale(picture, number)
     return pictures
@@ -171,7 +173,7 @@ def _labels(call: Call, known: Embeddings) -> list[str]:
     return labels
 
 
-def _split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
+def split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
     """Fill in a, s, eps: x_t = a x + s eps (+ a constant, for noise that is not centred)."""
     (group.a, constant, *c), left = fit(group.x_t, [x, torch.ones_like(x), *noises])
     alpha_t, sigma_t = alpha_sigma(round(group.t))
@@ -192,7 +194,7 @@ def _number_among(v: Tensor, seen: list[Tensor]) -> int | None:
     return None
 
 
-def _split_gradient(picture: Reading, noises: list[Tensor]) -> None:
+def split_gradient(picture: Reading) -> None:
     """Fill in the coefficients of the gradient, and the number of the noise in every x_t."""
     vectors, keys = [picture.x], [("x", 0)]
     seen: list[Tensor] = []  # an opposite pair shares one noise
@@ -210,7 +212,7 @@ def _split_gradient(picture: Reading, noises: list[Tensor]) -> None:
         group.ratio = towards.item()
     vectors += seen
     keys += [("noise", j) for j in range(len(seen))]
-    unused = [n for n in noises if _number_among(n, seen) is None]
+    unused = [n for n in picture.noises if _number_among(n, seen) is None]
     c, picture.leftover = fit(picture.gradient, vectors + unused)
     picture.terms = dict(zip(keys, c, strict=False))
     picture.terms["other", 0] = max(c[len(vectors) :], key=abs, default=0.0)

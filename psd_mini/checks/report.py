@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,8 +31,10 @@ class Unreadable(ValueError):
         self.status, self.verdict = status, verdict
 
 
-# of a status in a notebook
+# in a notebook: of a status; of columns, in percent
 COLOURS, RED = {"ok": "#2a7d2a", "note": "#96690a", "scaled": "#96690a"}, "#b3261e"
+WIDTHS = (9, 14, 22, 15, 40)
+CELL = "text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Finding:
     def ok(self) -> bool:
         """Notes and constant factors do not fail."""
         return self.status in ("ok", "note", "scaled")
+
+    @property
+    def sentence(self) -> str:
+        """The likely cause, or what came and what was expected."""
+        return self.cause or self.came + (f", expected {self.expected}" if self.expected else "")
 
     def arrow(self) -> list[str]:
         """The likely cause as it stands under the table."""
@@ -84,13 +92,16 @@ class Report:
         return [*failed, "scaled" if len(statuses) < len(self.findings) else "right"][0]
 
     @property
+    def score(self) -> float:
+        """The share of rows that are right (notes and constant factors are), in [0, 1]."""
+        return sum(finding.ok for finding in self.findings) / max(len(self.findings), 1)
+
+    @property
     def causes(self) -> list[str]:
         """What is likely wrong, or which factor it is; empty when all is right."""
         wrong = [finding for finding in self.findings if finding.status not in ("ok", "note")]
         named = [finding.cause for finding in wrong if finding.cause]
-        return list(dict.fromkeys(named)) or [
-            f"{f.name}: {f.came}, expected {f.expected}" for f in wrong
-        ]
+        return list(dict.fromkeys(named)) or [f"{f.name}: {f.sentence}" for f in wrong]
 
     def add(
         self, ok: Ok, name: str, came: str, wanted: str = "", cause: str = "", equation: str = ""
@@ -103,6 +114,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         verdict = {"title": self.title, "ok": self.ok, "status": self.status, "causes": self.causes}
+        verdict |= {"score": self.score}
         return verdict | {"findings": [asdict(finding) for finding in self.findings]}
 
     def require(self) -> Report:
@@ -124,15 +136,23 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The findings as a table, for notebooks."""
+        """The findings as a table, for notebooks: what fails comes first, long texts are broken."""
+        table = "".join(f"<col style='width:{width}%'>" for width in WIDTHS)
+        table += _html_row(("", "checked", "came", "expected", "likely cause"), "inherit")
+        for f in sorted(self.findings, key=lambda finding: finding.ok):
+            texts = (f.status, f.name, f.came, f.expected, f"{f.cause}  {f.equation}")
+            table += _html_row(texts, COLOURS.get(f.status, RED))
+        title = html.escape(f"{self.title}: {in_capitals(self.status)}")
+        return f"<b>{title}</b><table style='table-layout:fixed;width:100%'>{table}</table>"
 
-        heads = ("", "checked", "came", "expected", "likely cause", "equation")
-        rows = "".join(f"<th style='text-align:left'>{head}</th>" for head in heads)
-        for f in self.findings:
-            rows += f"<tr><td><b style='color:{COLOURS.get(f.status, RED)}'>{f.status}</b></td>"
-            for text in (f.name, f.came, f.expected, f.cause, f.equation):
-                rows += f"<td style='text-align:left'>{html.escape(text)}</td>"
-        return f"<b>{html.escape(self.title)}: {self.status}</b><table>{rows}</table>"
+
+def _html_row(texts: Sequence[str], colour: str) -> str:
+    """A row of a table; what is in the texts is shown as it is, never interpreted."""
+    first, *others = [html.escape(text) for text in texts]
+    cells = f"<th style='{CELL};color:{colour}'>{first}</th>"
+    for text in others:
+        cells += f"<td style='{CELL}'>{text}</td>"
+    return f"<tr>{cells}</tr>"
 
 
 def no_answer(status: str, text: str, title: str = "") -> Report:

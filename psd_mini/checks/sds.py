@@ -6,7 +6,7 @@ summed over elements and divided by the batch or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -106,21 +106,31 @@ def check_method(
     scale: Scale | None = None,
     names: Names = None,
     judges_training: bool = False,
+    look: Callable[[Report, list[Trial]], None] | None = None,
+    world: Mapping[str, Any] | None = None,
+    unit: float = 1,
 ) -> Report:
     """Does a submission give the gradient of this method? Exceptions of its code are raised.
 
-    judges_training: is the loss of VSD's q looked at, where one came too?
+    Args:
+        judges_training: is the loss of VSD's q looked at, where one came too?
+        look: takes the place of the rows on x_t, and comes first; it may change what was read,
+            such as put another vector in the place of the noise.
+        world: what is given in place of the usual pipeline. unit: of the time that is given.
     """
     scale = scale or Scale()
     known_scale(scale)
     report = Report(f"check of {method.name}")
     name = method.name.lower()
     fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
-    runs = run_all(fn, names, guided=method is CSD_METHOD)
+    runs = run_all(fn, names, method is CSD_METHOD, world, unit)
     if not basics(report, runs.trials[0], method.equation):
         return report
+    if look:
+        look(report, [*runs.trials, *runs.limits, *runs.batched])
     readable = judge_gradient(report, method, runs, scale)
-    draws.judge_noise(report, [*runs.trials, *runs.batched])
+    if not look:
+        draws.judge_noise(report, [*runs.trials, *runs.batched])
     draws.judge_graph(report, runs.trials)
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
@@ -132,9 +142,15 @@ def check_method(
     return report
 
 
-def run_all(fn: Callable, names: Names, guided: bool = False) -> Runs:
+def run_all(
+    fn: Callable,
+    names: Names,
+    guided: bool = False,
+    world: Mapping[str, Any] | None = None,
+    unit: float = 1,
+) -> Runs:
     """Every call that a gradient is judged by; guided: of a formula that needs both prompts."""
-    prober = Prober(fn, names, guided=guided)
+    prober = Prober(fn, names, world, guided, unit)
     runs = Runs([prober.run(*plan) for plan in ONE_PICTURE])
     runs.takes_g = "guidance_scale" in keys(fn, names)
     runs.limits = [prober.run(*plan) for plan in LIMITS]

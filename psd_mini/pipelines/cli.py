@@ -31,6 +31,7 @@ NOT_IN_NAME = ("prompt", "method", "field", "seed", "out", "resume", "overwrite"
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
+    from psd_mini.checks.grading.command import add_outlets
     from psd_mini.checks.grading.grader import grade
 
     description = "Score distillation in small, exactly."
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=purpose.partition("\n")[0], description=purpose)
         command.set_defaults(run=run)
         add_arguments(command, function)
-    command.add_argument("--json", action="store_true", help="print all findings as JSON")
+    add_outlets(command)
     return root
 
 
@@ -142,9 +143,7 @@ def run_check(args: argparse.Namespace) -> None:
     """Check submissions; see `checks.grading.command`."""
     from psd_mini.checks.grading.command import check
 
-    options = ("timeout", "weighting", "memory", "gradient_scale")
-    limits = {name: getattr(args, name) for name in options}
-    check(args.paths, args.kind, args.json, **limits)
+    check(**settings_of(args))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

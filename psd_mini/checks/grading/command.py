@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from psd_mini.checks.grading.grader import CHECKS, Result, counts, expand, grade, line
-from psd_mini.checks.report import Finding, Report
+from psd_mini.checks.grading.outlets import write_gradescope
+from psd_mini.checks.report import Finding, Report, no_answer
 
 
-def check(given: Sequence[str], kind: str, as_json: bool, **options: Any) -> None:
-    """Check submissions and print a report, a table or JSON.
+def add_outlets(command: ArgumentParser) -> None:
+    """The options that say where the verdicts go."""
+    command.add_argument("--json", action="store_true", help="print all findings as JSON")
+    text = "write them for Gradescope, as its results.json; the exit status is 0 once that is done"
+    command.add_argument("--gradescope", metavar="FILE", help=f"{text}; a folder is one submission")
+
+
+def check(
+    paths: Sequence[str], kind: str, json: bool = False, gradescope: str = "", **options: Any
+) -> None:
+    """Check submissions and print a report, a table or JSON, or write Gradescope's file.
 
     Args:
-        given: files, file.py:name or folders.
+        paths: files, file.py:name or folders.
         kind: a key of `CHECKS`; options: of `grade`.
 
     Raises:
@@ -29,21 +40,37 @@ def check(given: Sequence[str], kind: str, as_json: bool, **options: Any) -> Non
     """
     if kind not in CHECKS:
         raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(CHECKS)}")
-    paths = [path for one in given for path in expand(one)]
-    if not paths:
-        raise ValueError(f"path: no .py files in {', '.join(given)}")
-    table = len(paths) > 1 and not as_json
-    with _stop_signals() as stopped, _progress(paths, table) as on_result:
-        results = grade(paths, kind, on_result=on_result, **options)
+    stopped: list[int] = []
+    try:
+        files = _files(paths)
+    except ValueError as error:
+        if not gradescope:
+            raise
+        files = []
+        results = [no_answer("could not run", str(error), f"check of {kind}").to_dict()]
+    table = not json and len(files) > 1
+    if files:
+        with _stop_signals() as stopped, _progress(files, table) as on_result:
+            results = grade(files, kind, on_result=on_result, **options)
+    if gradescope:
+        write_gradescope(results, gradescope)
     if table:
         print(counts(results))
-    elif as_json:
-        print(json.dumps(results, indent=1))
+    elif json:
+        print(dumps(results, indent=1))
     else:
         findings = [Finding(**finding) for finding in results[0]["findings"]]
         print(_printable(str(Report(results[0]["title"], findings))))
-    if stopped or not all(result["ok"] for result in results):
+    if stopped or not (gradescope or all(result["ok"] for result in results)):
         raise SystemExit(128 + stopped[0] if stopped else 1)
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    """All files that these paths stand for; ValueError where there is none."""
+    files = [file for path in paths for file in expand(path)]
+    if not files:
+        raise ValueError(f"path: no .py files in {', '.join(paths)}")
+    return files
 
 
 @contextmanager

@@ -25,33 +25,26 @@ from typing import Any
 
 import torch
 
+from psd_mini import checks
 from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
 from psd_mini.checks.grading.missing import PACKAGE
 from psd_mini.checks.grading.offline import offline_diffusers, stood_in
 from psd_mini.checks.grading.submission import COURSE
 from psd_mini.checks.guard import describe, status_of
-from psd_mini.checks.negative_embedding import check_negative_embedding
-from psd_mini.checks.noise_schedule import check_schedule
-from psd_mini.checks.preference import check_psd
-from psd_mini.checks.renderer import check_renderer
 from psd_mini.checks.report import STATUSES, Report, Unreadable, in_capitals, no_answer
-from psd_mini.checks.sds import check_cfg, check_csd, check_sds, check_vsd
 from psd_mini.checks.sizes import W_FORMULAS
 
 Result = dict[str, Any]
 
+KINDS = (
+    *("sds", "cfg", "csd", "vsd", "psd", "sdi", "pds", "flow"),
+    *("negative-embedding", "renderer", "schedule"),
+)
 CHECKS: dict[str, Callable[..., Report]] = {  # by kind
-    "sds": check_sds,
-    "cfg": check_cfg,
-    "csd": check_csd,
-    "vsd": check_vsd,
-    "psd": check_psd,
-    "negative-embedding": check_negative_embedding,
-    "renderer": check_renderer,
-    "schedule": check_schedule,
+    kind: getattr(checks, f"check_{kind.replace('-', '_')}") for kind in KINDS
 }
-HAVE_WEIGHT = ("sds", "csd", "vsd", "psd")  # w(t)
+HAVE_WEIGHT = ("sds", "csd", "vsd", "psd", "sdi")  # w(t)
 HINTS = {  # words in a submission's name; otherwise the kind itself
     "negative-embedding": ("negative",),
     "renderer": ("render", "composit", "raymarch"),
@@ -175,7 +168,7 @@ def grade(
     Args:
         paths: file.py, file.py:function or file.py:Class (for the command, a folder stands for all
             of its .py files).
-        kind: sds, cfg, csd, vsd, psd, negative-embedding, renderer or schedule.
+        kind: sds, cfg, csd, vsd, psd, sdi, pds, flow, negative-embedding, renderer or schedule.
         timeout: seconds for each file.
         workers: files at once; default one a core.
         weighting: the name of w(t) if only that one is right; by default any is.
@@ -187,8 +180,8 @@ def grade(
 
     Returns:
         One dictionary each, in order: path, ok, status ("right", or a status of `report.Finding`:
-        "wrong", "could not run", "not answered", "timed out", "not run"), causes, findings,
-        seconds, output (the end of what it printed).
+        "wrong", "could not run", "not answered", "timed out", "not run"), score (see `Report`),
+        causes, findings, seconds, output (the end of what it printed).
 
     Raises:
         ValueError: a weighting that nobody knows, or for a kind without one; no time or no memory.

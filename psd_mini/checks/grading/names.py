@@ -17,7 +17,9 @@ from psd_mini.checks.report import Unreadable
 # parameter -> key of NAMES, for parameters with names of their own
 Names = Mapping[str, str] | None
 NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
-    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs x_start original_samples",
+    "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs x_start original_samples "
+    "tgt_latents tgt_latent target_latents x_tgt z_tgt x0_tgt tgt_x0",
+    "x_src": "x_src src_latents src_latent source_latents source_latent z_src x0_src src_x0 source",
     "image": "image images img imgs im pred_rgb rgb rendered rendering renders pred_image picture "
     "x_aug",
     "t": "t timestep timesteps ts tt step time",
@@ -27,12 +29,15 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "x_t": "x_t xt z_t zt noisy latents_noisy noisy_latents x_noisy",
     "predict_noise": "predict_noise model denoiser eps_model noise_model predict noise_fn eps_fn "
     "network net eps_theta eps_phi",
-    "unet": "unet pretrained unet_pretrained unet_pre",
+    "unet": "unet pretrained unet_pretrained unet_pre transformer",
+    "velocity": "velocity predict_velocity velocity_model v_model v_theta v flow vector_field",
     "q": "q unet_q q_model predict_q lora unet_lora lora_unet unet_phi eps_q predict_noise_q "
     "variational phi unet_psi psi",
     "cond": "cond text_embeddings text_emb embeddings prompt_embeds e_cond c y emb "
     "encoder_hidden_states emb_cond embedding text_embedding cond_embeddings cond_emb text_embeds "
-    "prompt_embedding positive pos y_emb text text_embeddings_cond",
+    "prompt_embedding positive pos y_emb text text_embeddings_cond tgt_text_embedding "
+    "tgt_embedding tgt_emb cond_tgt y_tgt",
+    "cond_src": "cond_src src_cond src_text_embedding src_embedding src_emb y_src source_embedding",
     "uncond": "uncond uncond_embeddings text_embeddings_uncond uncond_emb null e_uncond e_neg "
     "uncond_embedding emb_uncond unconditional uncond_text_embeddings empty negative_prompt_embeds "
     "neg negative null_embedding uc neg_emb uncond_embeds",

@@ -35,11 +35,15 @@ COURSE = (
 FOREIGN = ("builtins", "abc", "typing", "torch", "lightning", "pytorch_lightning")
 
 
-def environment() -> dict[str, Any]:
-    """What every submission may ask for: the pipeline and its parts, prompts, devices, numbers."""
+def environment(unet: UNet | None = None) -> dict[str, Any]:
+    """What every submission may ask for: the pipeline and its parts, prompts, devices, numbers.
+
+    unet: another model than the prior's.
+    """
     from psd_mini.checks.rewarding import reward  # which reads what a submission did
 
     pipe = Pipeline()
+    pipe.unet = pipe.transformer = unet or pipe.unet
     schedule, q = pipe.scheduler, UNet(q=True)
     pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
     pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
@@ -48,11 +52,14 @@ def environment() -> dict[str, Any]:
     cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
     stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
+
+    def predict(x_t: Tensor, t: Any, *rest: Any, **kw: Any) -> Tensor:
+        return _plain(pipe.unet(x_t, t, *rest, **_renamed(kw)))
+
     return {name: getattr(pipe, name) for name in parts} | {
         "pipe": pipe,
-        "predict_noise": lambda x_t, t, *rest, **kw: _plain(
-            pipe.unet(x_t, t, *rest, **_renamed(kw))
-        ),
+        "predict_noise": predict,
+        "velocity": predict,
         "num_train_timesteps": T,
         "device": torch.device("cpu"),
         "dtype": number,

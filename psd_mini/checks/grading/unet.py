@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from psd_mini.checks.exact_world import SHAPE, WIDTH, T, exact_eps
+from psd_mini.checks.exact_world import SHAPE, WIDTH, T, exact_eps, exact_velocity
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, current
 
@@ -138,6 +138,10 @@ class UNet(StandIn):
         kinds = [type(one).__name__.lower() for one in self.attn_processors.values()]
         self.q, self.on = any("lora" in kind for kind in kinds), True
 
+    def predict(self, sample: Tensor, t: Tensor, e: Tensor | None, q: bool) -> Tensor:
+        """The exact prediction at times (B,)."""
+        return exact_eps(sample, t.round().clamp(0, T - 1).long(), e, q)
+
     def forward(
         self,
         sample: Tensor,
@@ -163,12 +167,32 @@ class UNet(StandIn):
                 raise ValueError(f"timestep: expected 1 or {n} values, got {len(asked)}")
             asked = asked.expand(n)
             e = None if e is None else e.expand(n, -1, -1)
-            eps_hat = exact_eps(sample, asked.round().clamp(0, T - 1).long(), e, q)
+            eps_hat = self.predict(sample, asked, e, q)
             eps_hat = (eps_hat * self.gain + (self.bias if q else 0)).to(sample.dtype)
             if eps_hat.requires_grad:
                 eps_hat.retain_grad()
         current().calls.append(Call(sample, asked, e, eps_hat, "q" if q else "prior"))
         return Output(sample=eps_hat) if return_dict else (eps_hat,)
+
+
+class Velocity(UNet):
+    """SD3Transformer2DModel, or any velocity model of rectified flow: it predicts eps - x.
+
+    Times are in [0, 1], or in [0, T] as diffusers scales them.
+    """
+
+    def predict(self, sample: Tensor, t: Tensor, e: Tensor | None, q: bool) -> Tensor:
+        return exact_velocity(sample, flow_time(t), e)
+
+    def forward(self, *args: Any, hidden_states: Tensor | None = None, **kwargs: Any) -> Any:
+        first = () if hidden_states is None else (hidden_states,)
+        return super().forward(*first, *args, **kwargs)
+
+
+def flow_time(t: Any) -> Any:
+    """Times of either scale in [0, 1]: numbers above 1 are steps of T."""
+    t = torch.as_tensor(t, dtype=torch.float64)
+    return torch.where(t > 1, t / T, t).clamp(0, 1)
 
 
 def _look_at(sample: Tensor, e: Tensor | None, pooled: Tensor | None) -> None:
