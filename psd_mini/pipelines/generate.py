@@ -79,7 +79,8 @@ def generate(
     method: str | Callable = "psd",
     field: str = "voxel",
     prior: str = "exact",
-    guidance_scale: float | None = None,
+    guidance_scale: float | tuple[float, float] | None = None,
+    residual: str | None = None,
     negative_prompt: str = "",
     conditioning: str = "camera",
     reward: str | Callable | None = None,
@@ -116,7 +117,10 @@ def generate(
         field: "voxel" or "triplane".
         prior: "exact", "dull" (exact, of a world in dull colours), "learned" (the small checkpoint
             in the package), "real" (Stable Diffusion), or the folder or hub id of a model.
-        guidance_scale: g of classifier-free guidance (1 = none).
+        guidance_scale: g of classifier-free guidance (1 = none); a pair is g below and above t =
+            0.6 of the schedule, and a preference then speaks above only (`ByNoiseLevel`).
+        residual: where a method's gradient enters: "latent" (through the encoder) or "image" (at
+            the picture, see `ImageResidual`).
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
             the Janus problem); learned priors are told in words, or with "none" nothing.
@@ -160,10 +164,13 @@ def generate(
     given |= {"cameras_per_step": cameras_per_step, "n_samples": n_samples, "t_max": t_max}
     given |= {"entropy_weight": entropy_weight, "background": background, "resolution": resolution}
     given |= {"variance_weight": variance_weight, "lr_scale": lr_scale, "annealing": annealing}
+    given |= {"residual": residual}
     numbers = with_defaults(prior, preference, init_from is not None, given)
-    g = numbers.pop("guidance_scale")
+    g, residual = numbers.pop("guidance_scale"), numbers.pop("residual", "latent")
     options = Options(**numbers, seed=seed)
-    the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
+    the_method: Any = method
+    if isinstance(method, str):
+        the_method = make_method(method, g, preference_weight, residual)
     check_negative_prompt(negative_prompt, the_method)
     the_field, start = first_field(field, seed, init_from)
     config = options.as_config() | {
@@ -174,6 +181,7 @@ def generate(
         "prior": prior,
         "conditioning": conditioning,
         "guidance_scale": g,
+        "residual": residual,
         "negative": in_config(negative),
         "reward": in_config(reward),
         "init_from": start,
@@ -186,7 +194,8 @@ def generate(
     the_reward = None if reward is None else make_reward(reward, device)
     folder = folders.writable_folder(out)
     the_prior = make_prior(prior, options.resolution, conditioning, device, dtype)
-    the_negative = make_negative(negative, the_prior, prompt, negative_prompt, g)
+    drawn_at = g[0] if isinstance(g, tuple) else g  # a learned prior's embedding moves below
+    the_negative = make_negative(negative, the_prior, prompt, negative_prompt, drawn_at)
     if prior not in EXACT:
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
