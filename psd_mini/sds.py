@@ -315,7 +315,7 @@ class Context:
     reward: Callable | None = None
     cost: Cost = field(default_factory=Cost)
     predictions: Predictions | None = None
-    images: Any = None
+    images: Float[Tensor, "b 3 h w"] | None = None
 
     def __post_init__(self) -> None:
         needs("prior", self.prior, "schedule", "predict_noise")

@@ -50,12 +50,14 @@ def job(prompt: str, method: str, seed: int, setting: tuple, reward: str | None 
 
 def plan() -> list[dict]:
     """All jobs, the most telling ones first."""
-    jobs = [job(p, "sds", seed, s) for seed in (0, 1) for s in SEVERAL for p in NAMED]
     ways = (("sds2", None), ("psd", "colorfulness"))
-    jobs += [job(p, m, s, FOR_OPEN, r) for s in (0, 1) for p in OPEN for m, r in ways]
-    jobs += [job(p, "sds", 0, s) for s in ONCE for p in NAMED]
-    jobs += [job(p, "psd", 0, FOR_OPEN, "proxy:rugged") for p in OPEN]
+    jobs = []
+    for seed in (0, 1):
+        jobs += [job(p, "sds", seed, s) for s in SEVERAL for p in NAMED]
+        jobs += [job(p, m, seed, FOR_OPEN, r) for p in OPEN for m, r in ways]
     jobs += [job(p, m, 0, CONTROL, r) for p in ("a mushroom", "a house") for m, r in ways]
+    jobs += [job(p, "psd", 0, FOR_OPEN, "proxy:rugged") for p in OPEN]
+    jobs += [job(p, "sds", 0, s) for s in ONCE for p in NAMED]
     return jobs
 
 
