@@ -233,10 +233,8 @@ class Method:
 
     It is given x (B, C, h, w), detached, t (B,), eps (N, B, C, h, w) and a `Context`. It returns G
     of x's shape, the direction in which its loss increases (the loop divides it by B), and a
-    dictionary of numbers. A plain function that returns G, or both, is a method too.
-
-    A method `on_pictures` returns the direction for 2 image - 1 instead, with the shape of the
-    context's images; there is then no encoder in the gradient (`methods.image_residual`).
+    dictionary of numbers. A plain function that returns G, or both, is a method too. One that is
+    `on_pictures` returns the direction for 2 image - 1 instead (`methods.image_residual`).
     """
 
     n_noises: int = 1  # N, independent noises per picture
@@ -304,8 +302,7 @@ class Context:
 
     prior: see `Prior`; embeddings (2, ...): [prompt, negative prompt]; cameras: B, one per picture,
     or None for priors that know none; prompts: the B prompts in words, for rewards; reward: images,
-    prompts -> scores, or None; predictions: what `predict` answered last, for callbacks; images:
-    the B renders in [0, 1], detached, that x is the code of.
+    prompts -> scores, or None; predictions: what `predict` answered last; images: B, in [0, 1].
     """
 
     prior: Any
@@ -363,7 +360,7 @@ def answer(
     answered = method(x, t, eps, context)
     pair = isinstance(answered, tuple) and len(answered) == 2
     gradient, metrics = answered if pair else (answered, {})
-    like = context.images if getattr(method, "on_pictures", False) else x
+    like: Any = context.images if getattr(method, "on_pictures", False) else x
     if not isinstance(gradient, Tensor) or gradient.shape != like.shape:
         expected = f"expected a gradient of shape {tuple(like.shape)}, averaged over the noises"
         raise ValueError(f"method: {expected} (not a loss), got {in_words(gradient)}")

@@ -12,7 +12,7 @@ from psd_mini import PSD, SDS, ToyWorldPrior, VoxelField, distill
 from psd_mini._internal.identity import identity
 from psd_mini.rewards import make_reward
 from psd_mini.world import text
-from psd_mini.world.isotropic import isotropic_component_log_prob
+from psd_mini.world.isotropic import isotropic_given
 from psd_mini.world.pool import make_views, pool_cameras
 
 pytestmark = pytest.mark.algebra
@@ -87,7 +87,7 @@ def test_one_view_is_the_plain_prior(conditioning):
     plain = prior(1, conditioning)
     means, of_view, of_component = plain._mixture(embeddings, cameras, len(x))
     level = plain.variance, *plain.schedule.alpha_sigma(t, x.flatten(1))
-    given_k = isotropic_component_log_prob(x.flatten(1), means, of_view, *level)
+    given_k = isotropic_given(x.flatten(1), means, of_view, *level)
     joint = torch.logsumexp(of_component.log_softmax(-1) + given_k, -1)
     close(joint, plain.log_prob(x, embeddings, cameras, t), 1e-9)
     assert "views of one object" not in repr(plain) and repr(prior(2)) != repr(plain)

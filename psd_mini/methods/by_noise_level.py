@@ -44,17 +44,11 @@ class ByNoiseLevel(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.switch <= 1:
             raise ValueError(f"switch: expected a fraction in [0, 1], got {self.switch!r}")
-        self.parts = {"below": Method.of(self.below), "above": Method.of(self.above)}
-        if self.parts["below"].on_pictures != self.parts["above"].on_pictures:
+        below, above = Method.of(self.below), Method.of(self.above)
+        if below.on_pictures != above.on_pictures:
             raise ValueError("below, above: one is on pictures, the other is not; wrap both")
-
-    @property
-    def n_noises(self) -> int:  # type: ignore[override]
-        return max(part.n_noises for part in self.parts.values())
-
-    @property
-    def on_pictures(self) -> bool:  # type: ignore[override]
-        return self.parts["above"].on_pictures
+        self.parts = {"below": below, "above": above}
+        self.n_noises, self.on_pictures = max(below.n_noises, above.n_noises), above.on_pictures
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Any:
         last = context.prior.schedule.num_timesteps - 1

@@ -62,14 +62,7 @@ class ImageResidual(Method):
 
     def __post_init__(self) -> None:
         self._sds()
-
-    @property
-    def n_noises(self) -> int:  # type: ignore[override]
-        return self.base.n_noises
-
-    @property
-    def shared_timestep(self) -> bool:  # type: ignore[override]
-        return self.base.shared_timestep
+        self.n_noises, self.shared_timestep = self.base.n_noises, self.base.shared_timestep
 
     def _sds(self) -> Any:
         """The SDS that the base is built on, which knows w(t)."""
@@ -93,13 +86,15 @@ class ImageResidual(Method):
     def __call__(
         self, x: Renders, t: Timesteps, eps: Noises, context: Context
     ) -> tuple[Tensor, dict[str, float]]:
+        images = context.images
+        if images is None:
+            raise ValueError("context: the image residual needs images, the renders that x codes")
         gradient, metrics = answer(self.base, x, t, eps, context)
         with torch.no_grad():
-            decoded = context.prior.decode(self.target(x, t, gradient, context)).clamp(0, 1)
-        images = context.images.to(decoded)
+            x0_hat = self.target(x, t, gradient, context)
+            decoded = context.prior.decode(x0_hat).clamp(0, 1).to(images)
         if decoded.shape != images.shape:
-            size = images.shape[-2:]
-            decoded = F.interpolate(decoded, size, mode="bilinear", antialias=True)
+            decoded = F.interpolate(decoded, images.shape[-2:], mode="bilinear", antialias=True)
         # G = (2 image - 1) - (2 D(x0_hat) - 1)
         gradient = 2 * (images - decoded)
         return gradient, metrics | {"gradient_rms": gradient.square().mean().sqrt().item()}

@@ -119,8 +119,7 @@ def generate(
             in the package), "real" (Stable Diffusion), or the folder or hub id of a model.
         guidance_scale: g of classifier-free guidance (1 = none); a pair is g below and above t =
             0.6 of the schedule, and a preference then speaks above only (`ByNoiseLevel`).
-        residual: where a method's gradient enters: "latent" (through the encoder) or "image" (at
-            the picture, see `ImageResidual`).
+        residual: where the gradient enters: "latent" or "image" (`methods.image_residual`).
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
             the Janus problem); learned priors are told in words, or with "none" nothing.
@@ -160,17 +159,14 @@ def generate(
     if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
     preference = bool(negative) or (reward is not None and name not in BASES)
-    given: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps, "t_min": t_min}
-    given |= {"cameras_per_step": cameras_per_step, "n_samples": n_samples, "t_max": t_max}
-    given |= {"entropy_weight": entropy_weight, "background": background, "resolution": resolution}
-    given |= {"variance_weight": variance_weight, "lr_scale": lr_scale, "annealing": annealing}
-    given |= {"residual": residual}
+    given: dict[str, Any] = dict(guidance_scale=guidance_scale, residual=residual, steps=steps)
+    given |= dict(cameras_per_step=cameras_per_step, n_samples=n_samples, t_min=t_min, t_max=t_max)
+    given |= dict(entropy_weight=entropy_weight, background=background, resolution=resolution)
+    given |= dict(variance_weight=variance_weight, lr_scale=lr_scale, annealing=annealing)
     numbers = with_defaults(prior, preference, init_from is not None, given)
     g, residual = numbers.pop("guidance_scale"), numbers.pop("residual", "latent")
     options = Options(**numbers, seed=seed)
-    the_method: Any = method
-    if isinstance(method, str):
-        the_method = make_method(method, g, preference_weight, residual)
+    the_method: Any = make_method(name, g, preference_weight, residual) if name else method
     check_negative_prompt(negative_prompt, the_method)
     the_field, start = first_field(field, seed, init_from)
     config = options.as_config() | {
@@ -181,7 +177,6 @@ def generate(
         "prior": prior,
         "conditioning": conditioning,
         "guidance_scale": g,
-        "residual": residual,
         "negative": in_config(negative),
         "reward": in_config(reward),
         "init_from": start,
@@ -194,8 +189,7 @@ def generate(
     the_reward = None if reward is None else make_reward(reward, device)
     folder = folders.writable_folder(out)
     the_prior = make_prior(prior, options.resolution, conditioning, device, dtype)
-    drawn_at = g[0] if isinstance(g, tuple) else g  # a learned prior's embedding moves below
-    the_negative = make_negative(negative, the_prior, prompt, negative_prompt, drawn_at)
+    the_negative = make_negative(negative, the_prior, prompt, negative_prompt, g)
     if prior not in EXACT:
         config["model"] = the_prior.name
         the_field.to(the_prior.device)
@@ -289,7 +283,7 @@ def kept_in(
 
 
 def make_negative(
-    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance_scale: float
+    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance: Any
 ) -> NegativeEmbedding | NegativeWords | None:
     """The one that was given, or one that starts at the negative prompt and suits the prior."""
     if not isinstance(negative, bool | str):
@@ -297,10 +291,11 @@ def make_negative(
     if not negative:
         return None
     start = prior.embed_negative(negative_prompt)
+    g = guidance[0] if isinstance(guidance, tuple) else guidance  # of a pair: that at low noise
     if negative is True:
         settings = prior.negative_settings(start[0], prior.embed([prompt])[0])
-        return NegativeEmbedding(start[0], guidance_scale, **settings)
+        return NegativeEmbedding(start[0], g, **settings)
     # no word that the prompt itself has
     known = [word for word in (*OBJECTS, *COLOURS) if word not in prompt.lower().split()]
     embeddings = torch.cat([*map(prior.embed_negative, known), start])
-    return NegativeWords(known, embeddings, guidance_scale, choice=negative)
+    return NegativeWords(known, embeddings, g, choice=negative)

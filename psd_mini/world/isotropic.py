@@ -72,7 +72,7 @@ def isotropic_log_prob(
     return torch.logsumexp(joint, -1) - 0.5 * x_t.shape[1] * torch.log(2 * math.pi * c)[:, 0]
 
 
-def isotropic_component_log_prob(
+def isotropic_given(
     x_t: Points, means: Means, log_views: Weights, variance: float, alpha_t: Level, sigma_t: Level
 ) -> Float[Tensor, "e b k"]:
     """Log-density in nats of the noised pictures given the component, which has P pictures:

@@ -49,11 +49,7 @@ from psd_mini.rewards import score
 from psd_mini.schedule import NoiseSchedule, Times, scaled_linear_schedule
 from psd_mini.sds import Prior
 from psd_mini.world import text
-from psd_mini.world.isotropic import (
-    isotropic_component_log_prob,
-    isotropic_denoise,
-    isotropic_log_prob,
-)
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_given, isotropic_log_prob
 from psd_mini.world.metrics import KERNEL_WIDTH
 from psd_mini.world.pool import WorldViews, make_views, pool_cameras
 
@@ -207,7 +203,7 @@ class ToyWorldPrior(Prior):
         means, of_view, of_component = self._mixture(embeddings.to(x_t), cameras, len(x_t))
         level = self.variance, alpha_t, sigma_t
         if self.n_views > 1:
-            evidence = isotropic_component_log_prob(flat, means, of_view, *level)
+            evidence = isotropic_given(flat, means, of_view, *level)
             blocks = self._blocks(evidence)
             # log w_k + what the other views of the block say of k
             of_component = of_component + (blocks.sum(2, keepdim=True) - blocks).flatten(1, 2)
@@ -247,7 +243,7 @@ class ToyWorldPrior(Prior):
         level = self.variance, alpha_t, sigma_t
         if self.n_views == 1:
             return isotropic_log_prob(flat, means, _weights(of_view, of_component), *level)
-        evidence = self._blocks(isotropic_component_log_prob(flat, means, of_view, *level))
+        evidence = self._blocks(isotropic_given(flat, means, of_view, *level))
         log_w = torch.log_softmax(of_component[:, :: self.n_views], -1)
         return torch.logsumexp(log_w + evidence.sum(2), -1)
 
@@ -258,9 +254,7 @@ class ToyWorldPrior(Prior):
             raise ArgumentError(f"cameras_per_step: {expected}, got {evidence.shape[1]} pictures")
         return evidence.unflatten(1, (-1, self.n_views))
 
-    def _mixture(
-        self, embeddings: Tensor, cameras: Cameras, n: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, ...]:
         """The mixture at each of n cameras: centres (B or 1, P M, D), log-weights of the P hidden
         cameras (E, B, P) and of the M components (E, B, M). With the camera known P is 1.
         """
