@@ -455,7 +455,7 @@ def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):
         (lambda x, t, eps, context: 0.5, "0.5"),
     ):
         with pytest.raises(
-            ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\) .*got {came}"
+            ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\), .*got {came}"
         ):
             run(prior, method=wrong)
 

@@ -54,16 +54,17 @@ from psd_mini.world.text import words
 # nearest colour has won before any reward is heard (tests/results/psd.md).
 PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 # Defaults per prior, where they are not those of `Options`. Those of the learned checkpoint come
-# from tests/results/learned.md: fine patterns of colour hardly change the latents, so their
-# gradient is mostly noise, and Adam makes whole steps of it: colours must learn slowly. A run that
-# begins at low noise keeps its first ball. One camera of 512 pixels a step fits on a GPU of 15 GB.
+# from tests/results/learned.md: fine patterns of colour hardly change the latents, so the gradient
+# enters at the picture; a run that begins at low noise keeps its first ball; guidance drowns a
+# preference. One camera of 512 pixels a step fits on a GPU of 15 GB.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
     "dull": {"guidance_scale": 2.0},
     "learned": {
-        **{"guidance_scale": 7.5, "resolution": 64, "lr_scale": (1.0, 0.15)},
-        **PREFERENCE_TIMES,
+        **{"guidance_scale": (1.0, 3.0), "residual": "image"},
+        **{"resolution": 64, "lr_scale": (1.0, 0.15), **PREFERENCE_TIMES},
     },
+    "learned with a preference": {"guidance_scale": (3.0, 1.0), "lr_scale": (1.0, 0.5)},
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
     "a folder or hub id": {"guidance_scale": 7.5, "resolution": 64, "steps": 5000},
 }
@@ -112,8 +113,7 @@ def generate(
 
     Args:
         prompt: what to make, in words that the prior knows, for example "a red mushroom".
-        method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS. Where a
-            prompt leaves nothing open it changes nothing to be seen.
+        method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS.
         field: "voxel" or "triplane".
         prior: "exact", "dull" (exact, of a world in dull colours), "learned" (the small checkpoint
             in the package), "real" (Stable Diffusion), or the folder or hub id of a model.
@@ -130,10 +130,8 @@ def generate(
         negative: optimise the negative embedding along with the field (needs a guidance scale other
             than 1, and a reward); "random" and "bandit" choose words: `methods.negative_words`.
         init_from: the folder of a finished run (or its field), whose object is to be refined.
-        seed: of everything random; one seed, one machine and one thread count give one result, bit
-            for bit.
-        device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
-            default is what there is.
+        seed: of everything random; seed, machine and thread count give one result, bit for bit.
+        device, dtype: of a learned prior and the field ("cuda", "float16"); else what there is.
         out: folder for results and checkpoints; None keeps everything in memory. A folder that
             holds a run, this one or another, is refused. At the command line the default is a
             folder in psd_mini_out/ that is named after every setting given.
@@ -144,8 +142,8 @@ def generate(
     The other numbers, from steps to variance_weight, are those of `distill`; None is the default of
     the prior (`DEFAULTS`). With a reward that the method uses, the range of timesteps is
     `PREFERENCE_TIMES`; with `init_from` it is `REFINING_TIMES`. Learned priors enlarge the renders
-    to their own size; results are always 64 x 64. `method` may also be a method of your own,
-    `reward` any function of pictures, and `negative` a `NegativeEmbedding` with its own schedule.
+    to their own size; results are always 64 x 64. `method` may also be a method of your own, and
+    then has its own guidance and residual, `reward` any function, `negative` a `NegativeEmbedding`.
 
     Returns:
         `Generation`.
@@ -250,6 +248,7 @@ def with_defaults(
     """The numbers of a run: what was given, else what its task and its prior ask for."""
     times = REFINING_TIMES if refining else PREFERENCE_TIMES if preference else {}
     numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"]) | times
+    numbers |= DEFAULTS.get(f"{prior} with a preference", {}) if preference else {}
     return numbers | {name: value for name, value in given.items() if value is not None}
 
 
