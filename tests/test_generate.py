@@ -311,10 +311,9 @@ def test_defaults_depend_on_the_prior_and_on_a_preference():
     # exact: settings as they were given
     assert (numbers["t_min"], numbers["t_max"]) == ((0.5, 0.5), (1.0, 0.2))
     assert text_to_3d.with_defaults("exact", False, False, {}) == {"guidance_scale": 1.0}
-    named, open_ = (text_to_3d.with_defaults("learned", wish, False, {}) for wish in (False, True))
+    learned = text_to_3d.with_defaults("learned", False, False, {})
     # exact: settings as they stand in DEFAULTS
-    assert (named["guidance_scale"], open_["guidance_scale"]) == ((1.0, 3.0), (3.0, 1.0))
-    assert named["residual"] == open_["residual"] == "image"
+    assert (learned["guidance_scale"], learned["residual"]) == ((1.0, 3.0), "image")
     refined = text_to_3d.with_defaults("learned", True, True, {})
     # exact: settings as they were given
     assert (refined["t_min"], refined["t_max"]) == ((0.02, 0.02), (0.98, 0.2))

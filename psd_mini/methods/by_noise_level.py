@@ -1,20 +1,18 @@
-"""One method at high noise and another one below: guidance and preference where they belong.
+"""One method at high noise and another one below: guidance, or a preference, by noise level.
 
     G = above(x, t, eps)   where t >= switch (T - 1),   else below(x, t, eps)
 
-What is open is decided at high noise, where x_t does not yet tell which picture it holds, and
-guidance then drowns a preference: with the learned prior at t = 0.95 a winner and a loser differ in
-colour at g = 1, and hardly at g = 7.5. What is decided is drawn at low noise, where a learned prior
-keeps what it sees and a preference only makes noise. So
-
-    open prompts     above PSD with g = 1      below SDS with g = 3
-    named prompts    above SDS with g = 3      below SDS with g = 1
+At high noise x_t does not yet tell which picture it holds: there shapes and colours are decided,
+and guidance helps an object to become what the prompt names. At low noise they are only drawn:
+guidance saturates colours, and a preference adds noise. So a named prompt gets SDS with g = 3
+above and g = 1 below. The converse, PSD with g = 1 above and SDS with g = 3 below, was meant for
+open prompts, because strong guidance drowns a preference; that it helps is not confirmed.
 
 Both parts see one t per step, so that a step is wholly above or below. They are given the noises of
 the one that wants more; the other takes the first of them.
 
 Limits: switch = 0 is `above` alone. Guidance by noise level for samples: Kynkäänniemi et al. 2024
-(arXiv 2404.07724). What it changes: tests/results/learned.md.
+(arXiv 2404.07724). Both were measured: tests/results/learned.md.
 """
 
 from dataclasses import dataclass

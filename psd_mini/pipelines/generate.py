@@ -55,8 +55,8 @@ from psd_mini.world.text import words
 PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 # Defaults per prior, where they are not those of `Options`. Those of the learned checkpoint come
 # from tests/results/learned.md: fine patterns of colour hardly change the latents, so the gradient
-# enters at the picture; a run that begins at low noise keeps its first ball; guidance drowns a
-# preference. One camera of 512 pixels a step fits on a GPU of 15 GB.
+# enters at the picture, and colours still learn slowly; a run that begins at low noise keeps its
+# first ball. One camera of 512 pixels a step fits on a GPU of 15 GB.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
     "dull": {"guidance_scale": 2.0},
@@ -64,7 +64,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         **{"guidance_scale": (1.0, 3.0), "residual": "image"},
         **{"resolution": 64, "lr_scale": (1.0, 0.15), **PREFERENCE_TIMES},
     },
-    "learned with a preference": {"guidance_scale": (3.0, 1.0), "lr_scale": (1.0, 0.5)},
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
     "a folder or hub id": {"guidance_scale": 7.5, "resolution": 64, "steps": 5000},
 }
@@ -248,7 +247,6 @@ def with_defaults(
     """The numbers of a run: what was given, else what its task and its prior ask for."""
     times = REFINING_TIMES if refining else PREFERENCE_TIMES if preference else {}
     numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"]) | times
-    numbers |= DEFAULTS.get(f"{prior} with a preference", {}) if preference else {}
     return numbers | {name: value for name, value in given.items() if value is not None}
 
 

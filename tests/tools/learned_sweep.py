@@ -157,6 +157,8 @@ def tables() -> None:
     print("|" + "---|" * (len(NAMED) + 4))
     for residual, guidance, rate in (*SEVERAL, *ONCE):
         mine = chosen(records, method="sds", residual=residual, guidance=guidance, rate=rate)
+        if not mine:
+            continue
         cells = [
             ", ".join(f"{ratio(r):.2f}" for r in chosen(mine, prompt=prompt)) for prompt in NAMED
         ]
@@ -188,14 +190,20 @@ def tables() -> None:
 
 
 def sheets() -> None:
-    """Three views of every finished object: pictures/sweep_named.png and sweep_open.png."""
+    """Two views of every finished object: pictures/sweep_named.png and sweep_open.png, and the
+    first two settings in notebooks/images/learned_residual.png."""
     import torch
 
-    from psd_mini.viz.pictures import contact_sheet, save_png
+    from psd_mini.viz.pictures import contact_sheet, save_png, with_palette
 
     def strip(row: list[dict]) -> torch.Tensor:
         return torch.cat([torch.load(picture_of(one), weights_only=True)[[1, 4]] for one in row])
 
+    labels = ["through the encoder", "on the picture"]
+    shown = [strip([job(p, "sds", 0, s) for p in NAMED]) / 255 for s in SEVERAL[:2]]
+    target = ROOT / "notebooks" / "images" / "learned_residual.png"
+    sheet = contact_sheet(shown, labels, title="SDS on the learned prior, two views each")
+    with_palette(sheet).save(target, optimize=True)
     settings = (*SEVERAL, *ONCE)
     kinds = {
         "named": [[job(p, "sds", seed, s) for p in NAMED] for s in settings for seed in (0, 1)],
@@ -212,7 +220,8 @@ def sheets() -> None:
         names = ("residual", "guidance", "rate", "method", "reward", "seed")
         labels = [" ".join(str(row[0][name]) for name in names) for row in rows]
         strips = [strip(row) / 255 for row in rows]
-        save_png(contact_sheet(strips, labels), PICTURES / f"sweep_{kind}.png")
+        if strips:
+            save_png(contact_sheet(strips, labels), PICTURES / f"sweep_{kind}.png")
 
 
 def main(what: str) -> None:
