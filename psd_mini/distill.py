@@ -6,6 +6,7 @@
         G = method(x, t, eps)                                              same shape
         L = (1/B) 0.5 ||x - stopgrad(x - G)||^2
         + C h w { entropy_weight H(opacity) + variance_weight min(1, 2 progress) Var(depth) }
+        (a method `on_pictures` has x = 2 render - 1 in these two lines)
         field <- Adam(field, dL/dfield)                                    betas 0.9 and 0.99
 
 `one_step` is these lines in code; `distill` sets up, repeats it and finishes. One torch.Generator
@@ -143,7 +144,9 @@ def one_step(number: int, job: Job) -> Step:
         look: Any = {"n_samples": options.n_samples, "background": options.background}
         rendering = render(job.field, cameras, options.resolution, generator=generator, **look)
         parameters = dict(job.field.named_parameters(prefix="field"))
-        x = prior.encode(rendering.rgb)
+        # G enters at x, or at the picture itself: then the encoder has no part in the gradient
+        x = prior.encode(rendering.rgb.detach() if method.on_pictures else rendering.rgb)
+        entry = 2 * rendering.rgb - 1 if method.on_pictures else x
     check_finite({**parameters, "the render": x})
     job.keep()  # the last good state, before its update, which may overflow
     job.cost.renders += len(cameras)
@@ -159,6 +162,7 @@ def one_step(number: int, job: Job) -> Step:
     # G = method(x, t, eps)
     prompts = [job.prompt] * len(cameras)
     context = Context(prior, job.embeddings, cameras, prompts, job.reward, job.cost)
+    context.images = rendering.rgb.detach()
     moved: dict[str, float] = {}
     if job.negative is not None:
         moved = job.negative.step(progress, x.detach(), context, generator)
@@ -167,13 +171,13 @@ def one_step(number: int, job: Job) -> Step:
 
     with job.cost.timed("backward"):
         # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + C h w { weights of entropy and variance }
-        loss = surrogate_loss(x, gradient)
+        loss = surrogate_loss(entry, gradient)
         if options.entropy_weight:
             entropy = opacity_entropy(rendering.opacity)
-            loss = loss + options.entropy_weight * x[0].numel() * entropy
+            loss = loss + options.entropy_weight * entry[0].numel() * entropy
         if options.variance_weight:
             spread = min(1.0, 2 * progress) * depth_variance(rendering.weights, rendering.z)
-            loss = loss + options.variance_weight * x[0].numel() * spread
+            loss = loss + options.variance_weight * entry[0].numel() * spread
         job.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in parameters.items()}

@@ -56,7 +56,7 @@ import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor
 
-from psd_mini._internal.arguments import at_least, needs, one_of, validated
+from psd_mini._internal.arguments import at_least, in_words, needs, one_of, validated
 from psd_mini._internal.runs import check_finite
 from psd_mini.cameras import Cameras
 from psd_mini.schedule import WEIGHTINGS, NoiseSchedule
@@ -233,11 +233,13 @@ class Method:
 
     It is given x (B, C, h, w), detached, t (B,), eps (N, B, C, h, w) and a `Context`. It returns G
     of x's shape, the direction in which its loss increases (the loop divides it by B), and a
-    dictionary of numbers. A plain function that returns G, or both, is a method too.
+    dictionary of numbers. A plain function that returns G, or both, is a method too. One that is
+    `on_pictures` returns the direction for 2 image - 1 instead (`methods.image_residual`).
     """
 
     n_noises: int = 1  # N, independent noises per picture
     shared_timestep: bool = False  # one t for all pictures of a step
+    on_pictures: bool = False  # where G enters: at 2 image - 1 instead of at x
     function: Callable | None = None
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Any:
@@ -257,7 +259,7 @@ class Method:
         """The method itself, or one made of a function or of an object of another class."""
         if isinstance(method, Method):
             return method
-        own = ("n_noises", "shared_timestep", "state_dict", "load_state_dict")
+        own = ("n_noises", "shared_timestep", "on_pictures", "state_dict", "load_state_dict")
         made = Method()
         made.__dict__ |= {name: getattr(method, name) for name in own if hasattr(method, name)}
         made.function = method
@@ -300,7 +302,7 @@ class Context:
 
     prior: see `Prior`; embeddings (2, ...): [prompt, negative prompt]; cameras: B, one per picture,
     or None for priors that know none; prompts: the B prompts in words, for rewards; reward: images,
-    prompts -> scores, or None; predictions: what `predict` answered last, for callbacks.
+    prompts -> scores, or None; predictions: what `predict` answered last; images: B, in [0, 1].
     """
 
     prior: Any
@@ -310,6 +312,7 @@ class Context:
     reward: Callable | None = None
     cost: Cost = field(default_factory=Cost)
     predictions: Predictions | None = None
+    images: Float[Tensor, "b 3 h w"] | None = None
 
     def __post_init__(self) -> None:
         needs("prior", self.prior, "schedule", "predict_noise")
@@ -352,18 +355,15 @@ def answer(
     """Ask a method for its gradient and its numbers.
 
     Raises:
-        ValueError: something else than a tensor of x's shape, such as a loss.
+        ValueError: something else than a tensor of x's shape (or the pictures'), such as a loss.
     """
     answered = method(x, t, eps, context)
     pair = isinstance(answered, tuple) and len(answered) == 2
     gradient, metrics = answered if pair else (answered, {})
-    if not isinstance(gradient, Tensor) or gradient.shape != x.shape:
-        tensor = isinstance(gradient, Tensor)
-        came = f"shape {tuple(gradient.shape)}" if tensor else type(gradient).__name__
-        raise ValueError(
-            f"method: expected a gradient of shape {tuple(x.shape)} (not a loss, and averaged over "
-            f"the noises), got {came}"
-        )
+    like: Any = context.images if getattr(method, "on_pictures", False) else x
+    if not isinstance(gradient, Tensor) or gradient.shape != like.shape:
+        expected = f"expected a gradient of shape {tuple(like.shape)}, averaged over the noises"
+        raise ValueError(f"method: {expected} (not a loss), got {in_words(gradient)}")
     return gradient, metrics
 
 

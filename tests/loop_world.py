@@ -130,8 +130,8 @@ def run(method=None, world=None, callback=None, field=None, **options):
         raise
 
 
-def picture(field, cameras, z):
-    """x (B, 2, 2, 2), opacity (B, 4, 4) and the places in their bins, at the loop's places z.
+def drawn(field, cameras, z):
+    """rgb (B, 3, 4, 4), opacity (B, 4, 4) and the places in their bins, at the loop's places z.
 
     w_i = (1 - a_i) prod_{j<i} a_j
     """
@@ -145,7 +145,13 @@ def picture(field, cameras, z):
     light = ((left / through * (1 - through))[..., None] * colour.view(*z.shape, 3)).sum(-2)
     rgb = (light + left[..., -1:] * BACKGROUND).permute(0, 3, 1, 2)
     places = (z + along[..., None] + chord[..., None] / 2) / chord[..., None]
-    return World().encode(rgb), 1 - left[..., -1], places
+    return rgb, 1 - left[..., -1], places
+
+
+def picture(field, cameras, z):
+    """x (B, 2, 2, 2) of what is drawn, its opacity and places."""
+    rgb, *others = drawn(field, cameras, z)
+    return World().encode(rgb), *others
 
 
 def sds(x, info, mean):

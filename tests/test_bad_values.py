@@ -115,6 +115,7 @@ GENERATE = {
         "field": "voxel",
         "prior": "exact",
         "guidance_scale": 2.0,
+        "residual": "image",
         "negative_prompt": "red",
     },
     **{
@@ -208,7 +209,7 @@ TABLE = {
     "Regression.__call__": (pm.Regression(("ball", "red")), CALL),
     "METHODS": (
         used(methods.make_method, gradient),
-        {"method": "psd", "guidance_scale": 2.0, "preference_weight": 1.0},
+        {"method": "psd", "guidance_scale": 2.0, "preference_weight": 1.0} | {"residual": "latent"},
     ),
     "DreamDPO": (used(methods.DreamDPO, gradient), {**BASED, "tau": 0.1, "published_code": False}),
     "RewardSDS": (
@@ -259,7 +260,7 @@ TABLE = {
             "prompts": ["a ball"] * 2,
             "reward": REWARD,
         }
-        | {"cost": Cost(), "predictions": PREDICTIONS},
+        | {"cost": Cost(), "predictions": PREDICTIONS, "images": X},
     ),
     "Cameras": (
         used(pm.Cameras, lambda cameras: pm.camera_rays(cameras, 2, 2)),
@@ -787,7 +788,7 @@ COMMANDS = {
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
         **{"cameras-per-step": "2", "n-samples": "4", "t-min": "0.1", "t-max": "0.9"},
         **{"lr-scale": "1", "entropy-weight": "0.01", "background": "0.5"},
-        **{"annealing": "sqrt", "variance-weight": "0.1"},
+        **{"annealing": "sqrt", "variance-weight": "0.1", "residual": "image"},
     },
     "compare": {
         **{

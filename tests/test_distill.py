@@ -448,14 +448,14 @@ def test_a_plain_function_is_a_method_and_what_is_no_gradient_is_refused(prior):
 
     assert same(run(prior, method=zero, entropy_weight=0.0)[0], VoxelField(8))
     for wrong, came in (
-        (lambda x, t, eps, context: x.sum(), r"shape \(\)"),
-        (lambda x, t, eps, context: (eps, {}), r"shape \(1, 2, 3, 8, 8\)"),
-        (lambda x, t, eps, context: x[:1], r"shape \(1, 3, 8, 8\)"),
-        (lambda x, t, eps, context: None, "NoneType"),
-        (lambda x, t, eps, context: 0.5, "float"),
+        (lambda x, t, eps, context: x.sum(), r"\(\) float32"),
+        (lambda x, t, eps, context: (eps, {}), r"\(1, 2, 3, 8, 8\) float32"),
+        (lambda x, t, eps, context: x[:1], r"\(1, 3, 8, 8\) float32"),
+        (lambda x, t, eps, context: None, "None"),
+        (lambda x, t, eps, context: 0.5, "0.5"),
     ):
         with pytest.raises(
-            ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\) .*got {came}"
+            ValueError, match=rf"^method: expected a gradient of shape \(2, 3, 8, 8\), .*got {came}"
         ):
             run(prior, method=wrong)
 

@@ -80,7 +80,8 @@ OTHERS = [
     *(["--cameras-per-step", "2"], ["--n-samples", "8"], ["--t-min", "0.9", "0.1"]),
     *(["--t-min", "0.9", "0.2"], ["--t-max", "0.9", "0.1"], ["--lr-scale", "2"]),
     *(["--lr-scale", "2", "0.1"], ["--entropy-weight", "0"], ["--background", "0.5"]),
-    *(["--annealing", "sqrt"], ["--variance-weight", "0.1"]),
+    *(["--annealing", "sqrt"], ["--variance-weight", "0.1"], ["--residual", "image"]),
+    *(["--guidance-scale", "2", "1"], ["--residual", "latent"]),
 ]
 
 

@@ -269,7 +269,7 @@ def test_the_numbers_of_a_run_are_the_same_everywhere():
         assert (whole[name].default, whole[name].annotation) == usual
     own = set(options) - {"seed"}
     for numbers in (*text_to_3d.DEFAULTS.values(), text_to_3d.PREFERENCE_TIMES):
-        assert set(numbers) <= own | {"guidance_scale"}
+        assert set(numbers) <= own | {"guidance_scale", "residual"}
         Options(**{name: value for name, value in numbers.items() if name in own})
     given = cli.settings_of(cli.parser().parse_args(["generate", "a cube"]))
     assert all(given[name] is None for name in own) and given["seed"] == Options().seed
@@ -311,6 +311,9 @@ def test_defaults_depend_on_the_prior_and_on_a_preference():
     # exact: settings as they were given
     assert (numbers["t_min"], numbers["t_max"]) == ((0.5, 0.5), (1.0, 0.2))
     assert text_to_3d.with_defaults("exact", False, False, {}) == {"guidance_scale": 1.0}
+    learned = text_to_3d.with_defaults("learned", False, False, {})
+    # exact: settings as they stand in DEFAULTS
+    assert (learned["guidance_scale"], learned["residual"]) == ((1.0, 3.0), "image")
     refined = text_to_3d.with_defaults("learned", True, True, {})
     # exact: settings as they were given
     assert (refined["t_min"], refined["t_max"]) == ((0.02, 0.02), (0.98, 0.2))

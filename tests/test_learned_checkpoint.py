@@ -139,5 +139,6 @@ def test_a_prior_of_three_worlds_has_one_interface():
         generate("a zebra", prior="learned", steps=1, progress=False)
     result = generate("a red ball", prior="learned", method="sds", steps=2, progress=False)
     assert result.config["prior"] == result.config["model"] == "learned"
-    assert result.config["guidance_scale"] == 7.5  # exact: a setting
+    assert result.config["guidance_scale"] == (1.0, 3.0)  # exact: settings
+    assert result.config["method"].startswith("ByNoiseLevel(below=ImageResidual(base=SDS(")
     assert {"recognised", "oracle_distance", "true_view_distance"} <= result.metrics.keys()

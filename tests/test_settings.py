@@ -89,8 +89,11 @@ def test_preference_weight_is_finite_and_not_negative(name, weight):
             lambda: make_method("sds", 1.0, 2.0),
             "preference_weight: sds has no such weight; methods that have: psd, ",
         ),
-        (lambda: make_method("psd", NAN), "guidance_scale: expected a finite number, got nan"),
-        (lambda: make_method("sds2", -INF), "guidance_scale: expected a finite number, got -inf"),
+        (
+            lambda: make_method("psd", NAN),
+            "guidance_scale: expected a finite number or (a finite number, a finite number), got",
+        ),
+        (lambda: make_method("sds2", -INF), "guidance_scale: expected a finite number or"),
         (
             lambda: make_method("dps", 2.0, -1.0),
             "preference_weight: expected a finite number of at least 0, got -1.0",

@@ -155,7 +155,9 @@ def test_prompt_outweighs_the_picture(views):
     prior = ToyWorldPrior(views=views)
     t = torch.full((5,), 20)
     x_t = noised(prior, views, t, text.components().index(("mushroom", "pink")))
-    means, log_weights = prior._mixture(prior.embed(["a red mushroom"]).double(), CAMERAS, len(x_t))
+    means, _, log_weights = prior._mixture(
+        prior.embed(["a red mushroom"]).double(), CAMERAS, len(x_t)
+    )
     abar = prior_abar(prior, 20)
     C = abar * prior.variance + 1 - abar
     squared = (x_t.flatten(1)[:, None] - abar.sqrt() * means).square().sum(-1)

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from functools import partial
 
 from psd_mini._internal.arguments import one_of, validated
+from psd_mini.methods.by_noise_level import ByNoiseLevel as ByNoiseLevel
 from psd_mini.methods.dreamdpo import DreamDPO as DreamDPO
 from psd_mini.methods.exact import Exact as Exact
 from psd_mini.methods.hifa import HiFA as HiFA
+from psd_mini.methods.image_residual import RESIDUALS as RESIDUALS
+from psd_mini.methods.image_residual import ImageResidual as ImageResidual
 from psd_mini.methods.linear_combinations import ROWS as ROWS
 from psd_mini.methods.linear_combinations import Coefficients as Coefficients
 from psd_mini.methods.linear_combinations import LinearCombination as LinearCombination
@@ -48,15 +51,20 @@ METHODS: dict[str, Callable[..., Method]] = {**BASES, **PREFERENCE_METHODS}
 
 @validated
 def make_method(
-    method: str, guidance_scale: float = 1.0, preference_weight: float | None = None
+    method: str,
+    guidance_scale: float | tuple[float, float] = 1.0,
+    preference_weight: float | None = None,
+    residual: str = "latent",
 ) -> Method:
     """A method by name, on an SDS base with this guidance scale.
 
     Args:
         method: one of `METHODS`.
-        guidance_scale: g of classifier-free guidance.
+        guidance_scale: g of classifier-free guidance; a pair is g below and above t = 0.6
+            (`ByNoiseLevel`), and below, a method with a preference is SDS with two noises.
         preference_weight: strength of the preference term, for methods that have one; None is the
             method's own default.
+        residual: where the gradient enters, "latent" or "image" (`ImageResidual`).
 
     Raises:
         ValueError: unknown name, or a weight for a method without one.
@@ -65,6 +73,13 @@ def make_method(
     if preference_weight is not None and method not in WEIGHTED:
         reason = f"{method} has no such weight; methods that have: {', '.join(WEIGHTED)}"
         raise ValueError(f"preference_weight: {reason}")
+    one_of("residual", residual, RESIDUALS)
+    if isinstance(guidance_scale, tuple):
+        below, above = guidance_scale
+        lower = make_method(method if method in BASES else "sds2", below, residual=residual)
+        return ByNoiseLevel(lower, make_method(method, above, preference_weight, residual))
+    if residual == "image":
+        return ImageResidual(make_method(method, guidance_scale, preference_weight))
     if method in BASES:
         return BASES[method](guidance_scale=guidance_scale)
     weight = {} if preference_weight is None else {"preference_weight": preference_weight}

@@ -14,7 +14,7 @@ from typing import Any
 
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS
-from psd_mini.methods import METHODS
+from psd_mini.methods import METHODS, RESIDUALS
 from psd_mini.pipelines import compare, generate
 from psd_mini.pipelines.folders import folder_name
 from psd_mini.schedule import ANNEALING, WEIGHTINGS
@@ -22,8 +22,8 @@ from psd_mini.world.prior import CONDITIONING
 
 CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
 CHOICES |= {"weighting": WEIGHTINGS, "gradient_scale": ("ignore", "report", "require")}
-CHOICES["annealing"] = ANNEALING
-COUNTS: dict[str, Any] = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+"}
+CHOICES |= {"annealing": ANNEALING, "residual": RESIDUALS}
+COUNTS = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+", "guidance_scale": "+"}
 PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result")
 # in a folder's name anyway, or nothing to do with the result
 NOT_IN_NAME = ("prompt", "method", "field", "seed", "out", "resume", "overwrite")

@@ -54,15 +54,15 @@ from psd_mini.world.text import words
 # nearest colour has won before any reward is heard (tests/results/psd.md).
 PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
 # Defaults per prior, where they are not those of `Options`. Those of the learned checkpoint come
-# from tests/results/learned.md: fine patterns of colour hardly change the latents, so their
-# gradient is mostly noise, and Adam makes whole steps of it: colours must learn slowly. A run that
-# begins at low noise keeps its first ball. One camera of 512 pixels a step fits on a GPU of 15 GB.
+# from tests/results/learned.md: fine patterns of colour hardly change the latents, so the gradient
+# enters at the picture, and colours still learn slowly; a run that begins at low noise keeps its
+# first ball. One camera of 512 pixels a step fits on a GPU of 15 GB.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
     "dull": {"guidance_scale": 2.0},
     "learned": {
-        **{"guidance_scale": 7.5, "resolution": 64, "lr_scale": (1.0, 0.15)},
-        **PREFERENCE_TIMES,
+        **{"guidance_scale": (1.0, 3.0), "residual": "image"},
+        **{"resolution": 64, "lr_scale": (1.0, 0.15), **PREFERENCE_TIMES},
     },
     "real": {"guidance_scale": 50.0, "resolution": 64, "steps": 5000, "cameras_per_step": 1},
     "a folder or hub id": {"guidance_scale": 7.5, "resolution": 64, "steps": 5000},
@@ -79,7 +79,8 @@ def generate(
     method: str | Callable = "psd",
     field: str = "voxel",
     prior: str = "exact",
-    guidance_scale: float | None = None,
+    guidance_scale: float | tuple[float, float] | None = None,
+    residual: str | None = None,
     negative_prompt: str = "",
     conditioning: str = "camera",
     reward: str | Callable | None = None,
@@ -111,12 +112,13 @@ def generate(
 
     Args:
         prompt: what to make, in words that the prior knows, for example "a red mushroom".
-        method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS. Where a
-            prompt leaves nothing open it changes nothing to be seen.
+        method: a name in `psd_mini.methods.METHODS`. The default adds a preference to SDS.
         field: "voxel" or "triplane".
         prior: "exact", "dull" (exact, of a world in dull colours), "learned" (the small checkpoint
             in the package), "real" (Stable Diffusion), or the folder or hub id of a model.
-        guidance_scale: g of classifier-free guidance (1 = none).
+        guidance_scale: g of classifier-free guidance (1 = none); a pair is g below and above t =
+            0.6 of the schedule, and a preference then speaks above only (`ByNoiseLevel`).
+        residual: where the gradient enters: "latent" or "image" (`methods.image_residual`).
         negative_prompt: what guidance pushes away from.
         conditioning: what the exact prior knows of the camera: "camera", "words" or "none" (shows
             the Janus problem); learned priors are told in words, or with "none" nothing.
@@ -127,10 +129,8 @@ def generate(
         negative: optimise the negative embedding along with the field (needs a guidance scale other
             than 1, and a reward); "random" and "bandit" choose words: `methods.negative_words`.
         init_from: the folder of a finished run (or its field), whose object is to be refined.
-        seed: of everything random; one seed, one machine and one thread count give one result, bit
-            for bit.
-        device, dtype: of a learned prior and the field, for example "cuda" and "float16"; the
-            default is what there is.
+        seed: of everything random; seed, machine and thread count give one result, bit for bit.
+        device, dtype: of a learned prior and the field ("cuda", "float16"); else what there is.
         out: folder for results and checkpoints; None keeps everything in memory. A folder that
             holds a run, this one or another, is refused. At the command line the default is a
             folder in psd_mini_out/ that is named after every setting given.
@@ -141,8 +141,8 @@ def generate(
     The other numbers, from steps to variance_weight, are those of `distill`; None is the default of
     the prior (`DEFAULTS`). With a reward that the method uses, the range of timesteps is
     `PREFERENCE_TIMES`; with `init_from` it is `REFINING_TIMES`. Learned priors enlarge the renders
-    to their own size; results are always 64 x 64. `method` may also be a method of your own,
-    `reward` any function of pictures, and `negative` a `NegativeEmbedding` with its own schedule.
+    to their own size; results are always 64 x 64. `method` may also be a method of your own, and
+    then has its own guidance and residual, `reward` any function, `negative` a `NegativeEmbedding`.
 
     Returns:
         `Generation`.
@@ -156,14 +156,14 @@ def generate(
     if reward is None and (negative or name in PREFERENCE_METHODS):
         reward = "colorfulness"
     preference = bool(negative) or (reward is not None and name not in BASES)
-    given: dict[str, Any] = {"guidance_scale": guidance_scale, "steps": steps, "t_min": t_min}
-    given |= {"cameras_per_step": cameras_per_step, "n_samples": n_samples, "t_max": t_max}
-    given |= {"entropy_weight": entropy_weight, "background": background, "resolution": resolution}
-    given |= {"variance_weight": variance_weight, "lr_scale": lr_scale, "annealing": annealing}
+    given: dict[str, Any] = dict(guidance_scale=guidance_scale, residual=residual, steps=steps)
+    given |= dict(cameras_per_step=cameras_per_step, n_samples=n_samples, t_min=t_min, t_max=t_max)
+    given |= dict(entropy_weight=entropy_weight, background=background, resolution=resolution)
+    given |= dict(variance_weight=variance_weight, lr_scale=lr_scale, annealing=annealing)
     numbers = with_defaults(prior, preference, init_from is not None, given)
-    g = numbers.pop("guidance_scale")
+    g, residual = numbers.pop("guidance_scale"), numbers.pop("residual", "latent")
     options = Options(**numbers, seed=seed)
-    the_method = make_method(method, g, preference_weight) if isinstance(method, str) else method
+    the_method: Any = make_method(name, g, preference_weight, residual) if name else method
     check_negative_prompt(negative_prompt, the_method)
     the_field, start = first_field(field, seed, init_from)
     config = options.as_config() | {
@@ -280,7 +280,7 @@ def kept_in(
 
 
 def make_negative(
-    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance_scale: float
+    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance: Any
 ) -> NegativeEmbedding | NegativeWords | None:
     """The one that was given, or one that starts at the negative prompt and suits the prior."""
     if not isinstance(negative, bool | str):
@@ -288,10 +288,11 @@ def make_negative(
     if not negative:
         return None
     start = prior.embed_negative(negative_prompt)
+    g = guidance[0] if isinstance(guidance, tuple) else guidance  # of a pair: that at low noise
     if negative is True:
         settings = prior.negative_settings(start[0], prior.embed([prompt])[0])
-        return NegativeEmbedding(start[0], guidance_scale, **settings)
+        return NegativeEmbedding(start[0], g, **settings)
     # no word that the prompt itself has
     known = [word for word in (*OBJECTS, *COLOURS) if word not in prompt.lower().split()]
     embeddings = torch.cat([*map(prior.embed_negative, known), start])
-    return NegativeWords(known, embeddings, guidance_scale, choice=negative)
+    return NegativeWords(known, embeddings, g, choice=negative)

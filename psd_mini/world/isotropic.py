@@ -72,6 +72,26 @@ def isotropic_log_prob(
     return torch.logsumexp(joint, -1) - 0.5 * x_t.shape[1] * torch.log(2 * math.pi * c)[:, 0]
 
 
+def isotropic_given(
+    x_t: Points, means: Means, log_views: Weights, variance: float, alpha_t: Level, sigma_t: Level
+) -> Float[Tensor, "e b k"]:
+    """Log-density in nats of the noised pictures given the component, which has P pictures:
+
+        log p_t(x_t | k) = log sum_p w_p N(x_t; alpha_t mu_pk, c I)
+
+    Args:
+        means: mu_pk, (B or 1, P K, D), k in front of d.
+        log_views: log w_p, (E, B, P); each row is normalised to sum to one.
+
+    The others are as in isotropic_denoise.
+    """
+    c = alpha_t**2 * variance + sigma_t**2
+    n_components = means.shape[1] // log_views.shape[2]
+    log_w = torch.log_softmax(log_views, -1).repeat_interleave(n_components, -1)
+    joint = _log_joint(x_t, means, log_w, c, alpha_t).unflatten(-1, (-1, n_components))
+    return torch.logsumexp(joint, 2) - 0.5 * x_t.shape[1] * torch.log(2 * math.pi * c)
+
+
 def _log_joint(
     x_t: Points, means: Means, log_weights: Weights, c: Level, alpha_t: Level
 ) -> Weights:

@@ -16,6 +16,18 @@ softmax-weighted mean of pictures and nothing is approximated:
 
 This is the score that a perfectly trained network would have on this world (cf. the exact denoiser
 of a finite data set, Karras et al. 2022, arXiv 2206.00364, appendix B.3).
+
+Views that agree. With n_views = V, V pictures that follow each other are views of one object, as in
+MVDream (Shi et al. 2023, arXiv 2308.16512), whose attention sees the tokens of all views:
+
+    p(x^1 .. x^V | e, cameras) = sum_k w_k prod_v p(x^v | k, camera_v)
+    g_k^v = softmax_k( log w_k + sum over all views u of log p_t(x_t^u | k, camera_u) )
+
+One responsibility for all views; the rest is as above, and t may differ from view to view. The
+evidence of V views adds up, so the object is decided earlier, as at a noise level sqrt(V) smaller.
+With known cameras there is nothing that this repairs: one field already ties its views. Nor does it
+where the camera is known in words only: the views share k, and each still has its own hidden
+camera. What it changes, and what that costs a preference: tests/results/learned.md.
 """
 
 from __future__ import annotations
@@ -37,7 +49,7 @@ from psd_mini.rewards import score
 from psd_mini.schedule import NoiseSchedule, Times, scaled_linear_schedule
 from psd_mini.sds import Prior
 from psd_mini.world import text
-from psd_mini.world.isotropic import isotropic_denoise, isotropic_log_prob
+from psd_mini.world.isotropic import isotropic_denoise, isotropic_given, isotropic_log_prob
 from psd_mini.world.metrics import KERNEL_WIDTH
 from psd_mini.world.pool import WorldViews, make_views, pool_cameras
 
@@ -66,9 +78,11 @@ class ToyWorldPrior(Prior):
             a prior that limits what can be reached: it knows the same objects in dull colours only.
         log_prior: (M,) log pi_k of the components up to a constant; default equal.
         schedule: noise levels; default Stable Diffusion's.
+        n_views: V, pictures that follow each other and are of one object; `cameras_per_step` is
+            then a multiple of it.
 
     Raises:
-        ValueError: unknown conditioning, or log_prior of another shape.
+        ValueError: unknown conditioning, n_views below 1, or log_prior of another shape.
     """
 
     @plain_torch()
@@ -79,10 +93,12 @@ class ToyWorldPrior(Prior):
         views: WorldViews | None = None,
         log_prior: Float[Tensor, " m"] | None = None,
         schedule: NoiseSchedule | None = None,
+        n_views: int = 1,
     ):
         one_of("conditioning", conditioning, CONDITIONING)
+        at_least("n_views", n_views, 1)
         self.views = views or make_views(pool_cameras(), resolution)
-        self.conditioning = conditioning
+        self.conditioning, self.n_views = conditioning, n_views
         self.schedule = schedule or scaled_linear_schedule()
         self.variance = (2 * KERNEL_WIDTH) ** 2  # tau_x^2: a unit of image is two units of x
         self.keys = text.component_keys()
@@ -98,6 +114,8 @@ class ToyWorldPrior(Prior):
         more = f", log_prior={self.log_prior.tolist()}" if self.log_prior.any() else ""
         if self.views.vividness != 1:
             more += f", vividness {self.views.vividness:g}"
+        if self.n_views > 1:
+            more += f", {self.n_views} views of one object"
         return f"ToyWorldPrior({settings}, {len(self.views.cameras)} cameras{more})"
 
     def embed(self, prompts: list[str]) -> Float[Tensor, "k v"]:
@@ -182,8 +200,14 @@ class ToyWorldPrior(Prior):
         """x0_hat = E[x | x_t, e, camera] for each embedding (equation: the module's docstring)."""
         flat = x_t.flatten(1)
         alpha_t, sigma_t = self.schedule.alpha_sigma(t, flat)
-        means, log_weights = self._mixture(embeddings.to(x_t), cameras, len(x_t))
-        x0_hat = isotropic_denoise(flat, means, log_weights, self.variance, alpha_t, sigma_t)
+        means, of_view, of_component = self._mixture(embeddings.to(x_t), cameras, len(x_t))
+        level = self.variance, alpha_t, sigma_t
+        if self.n_views > 1:
+            evidence = isotropic_given(flat, means, of_view, *level)
+            blocks = self._blocks(evidence)
+            # log w_k + what the other views of the block say of k
+            of_component = of_component + (blocks.sum(2, keepdim=True) - blocks).flatten(1, 2)
+        x0_hat = isotropic_denoise(flat, means, _weights(of_view, of_component), *level)
         return x0_hat.view(-1, *x_t.shape)
 
     def predict_noise(
@@ -207,18 +231,32 @@ class ToyWorldPrior(Prior):
     def log_prob(
         self, x: Pictures, embeddings: Embeddings, cameras: Cameras, t: Times | None = None
     ) -> Float[Tensor, "e b"]:
-        """log p_t(x_t | e, camera) in nats, (E, B); of the clean pictures when t is None."""
+        """log p_t(x_t | e, camera) in nats, (E, B); of the clean pictures when t is None.
+
+        With n_views = V it is that of each block of V pictures, (E, B / V).
+        """
         flat = x.flatten(1)
         alpha_t, sigma_t = torch.ones_like(flat[:, :1]), torch.zeros_like(flat[:, :1])
         if t is not None:
             alpha_t, sigma_t = self.schedule.alpha_sigma(t, flat)
-        means, log_weights = self._mixture(embeddings.to(x), cameras, len(x))
-        return isotropic_log_prob(flat, means, log_weights, self.variance, alpha_t, sigma_t)
+        means, of_view, of_component = self._mixture(embeddings.to(x), cameras, len(x))
+        level = self.variance, alpha_t, sigma_t
+        if self.n_views == 1:
+            return isotropic_log_prob(flat, means, _weights(of_view, of_component), *level)
+        evidence = self._blocks(isotropic_given(flat, means, of_view, *level))
+        log_w = torch.log_softmax(of_component[:, :: self.n_views], -1)
+        return torch.logsumexp(log_w + evidence.sum(2), -1)
 
-    def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, Tensor]:
-        """Centres (B or 1, M', D) and log-weights (E, B, M') of the mixture at each of n cameras.
+    def _blocks(self, evidence: Float[Tensor, "e b m"]) -> Float[Tensor, "e blocks v m"]:
+        """The views of one object side by side."""
+        if evidence.shape[1] % self.n_views:
+            expected = f"expected a multiple of the prior's n_views={self.n_views}"
+            raise ArgumentError(f"cameras_per_step: {expected}, got {evidence.shape[1]} pictures")
+        return evidence.unflatten(1, (-1, self.n_views))
 
-        M' = M components with the camera known, else P M: every component at every camera.
+    def _mixture(self, embeddings: Tensor, cameras: Cameras, n: int) -> tuple[Tensor, ...]:
+        """The mixture at each of n cameras: centres (B or 1, P M, D), log-weights of the P hidden
+        cameras (E, B, P) and of the M components (E, B, M). With the camera known P is 1.
         """
         if embeddings.shape[1] != self.keys.shape[1]:
             expected = f"finite numbers (E, {self.keys.shape[1]}), as `embed` gives them"
@@ -229,21 +267,26 @@ class ToyWorldPrior(Prior):
         index = self.views.index_of(cameras)
         keys, log_prior = self.keys.to(embeddings), self.log_prior.to(embeddings)
         if self.conditioning == "camera":
-            log_weights = embeddings @ keys.T + log_prior
-            return self._points(index, embeddings), log_weights[:, None].expand(-1, n, -1)
+            of_component = (embeddings @ keys.T + log_prior)[:, None].expand(-1, n, -1)
+            certain = torch.zeros_like(of_component[..., :1])
+            return self._points(index, embeddings), certain, of_component
         views = text.view_keys(self.views.cameras).to(embeddings)
         embeddings = embeddings[:, None].expand(-1, n, -1)
         if self.conditioning == "words":
             embeddings = embeddings + text.WORD_STRENGTH * views[index]
         # <e, key of (camera, object, colour)> = <e, view key> + <e, object and colour key>
         of_view, of_component = embeddings @ views.T, embeddings @ keys.T + log_prior
-        log_weights = of_view[..., None] + of_component[..., None, :]  # (E, B, P, M)
         made_from = self.views, embeddings.dtype, embeddings.device
         if self._whole_pool[0] != made_from:
             points = self._points(torch.arange(len(self.views.cameras)), embeddings)
             self._whole_pool = made_from, points.flatten(0, 1)[None]
-        return self._whole_pool[1], log_weights.flatten(2)
+        return self._whole_pool[1], of_view, of_component
 
     def _points(self, index: Int[Tensor, " b"], like: Tensor) -> Float[Tensor, "b m d"]:
         """mu_k = 2 picture - 1 of all components at the cameras `index`."""
         return self.views.pictures(index).to(like).flatten(2).mul_(2).sub_(1)
+
+
+def _weights(of_view: Tensor, of_component: Tensor) -> Float[Tensor, "e b pm"]:
+    """Log-weights of every component at every hidden camera."""
+    return (of_view[..., None] + of_component[..., None, :]).flatten(2)

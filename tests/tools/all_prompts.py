@@ -27,7 +27,10 @@ def work(job: dict) -> dict:
     from psd_mini.cameras import orbit
 
     field, prior = ("voxel", "learned") if job["field"] == "learned" else (job["field"], "exact")
-    result = generate(job["prompt"], method="sds", field=field, prior=prior, progress=False)
+    # the learned rung's setting when these were made
+    before = {"residual": "latent", "guidance_scale": 7.5, "lr_scale": (1.0, 0.15)}
+    options = {"field": field, "prior": prior, **(before if prior == "learned" else {})}
+    result = generate(job["prompt"], method="sds", progress=False, **options)
     PICTURES.mkdir(exist_ok=True)
     view = render_views(result.field, orbit([30.0], 20.0), 64)[0]
     torch.save(view.mul(255).round().byte(), picture_of(job))

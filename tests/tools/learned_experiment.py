@@ -50,7 +50,9 @@ def work(job: dict) -> dict:
     from psd_mini.world.metrics import judge_views
 
     plain = ("guidance_scale", "steps", "entropy_weight")
-    options = {name: job[name] for name in plain if name in job}
+    # the learned rung's setting when these were made
+    options = {"residual": "latent", "guidance_scale": 7.5, "lr_scale": (1.0, 0.15)}
+    options |= {name: job[name] for name in plain if name in job}
     if "lr_scale" in job:
         options |= {"lr_scale": tuple(job["lr_scale"]), "t_min": (job["t_start"], 0.02)}
     method, *changes = job["method"].split()

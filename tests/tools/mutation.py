@@ -66,6 +66,8 @@ TESTS = {
     "sds": ("formulas settings sds relatives distill", "not test_distill or plain_function"),
     "psd": ("formulas settings psd", ""),
     "negative": ("negative limiting_prior", ""),
+    "methods/by_noise_level": ("image_residual", ""),
+    "methods/image_residual": ("image_residual", ""),
     "methods/hifa": ("settings hifa noise_rules", ""),
     "methods/linear_combinations": ("settings linear_combinations", ""),
     "methods/negative_words": ("limiting_prior", ""),
