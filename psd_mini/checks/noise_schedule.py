@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ def beta_at(t: int) -> float:
     return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
 
 
-def prod_beta_at(t: int) -> float:
-    """The product of beta_0 to beta_t."""
-    return math.prod(map(beta_at, range(t + 1)))
+def betas_to(t: int) -> list[float]:
+    """beta_0 to beta_t."""
+    return list(map(beta_at, range(t + 1)))
 
 
 # of t, in formulas
@@ -43,12 +43,15 @@ LEVELS: dict[str, Any] = {
     "beta": beta_at,
     "T": T,
 }
-LEVELS |= {"prod_beta": prod_beta_at, "sqrt": math.sqrt, "scaling": SCALING}
+LEVELS |= {"prod_beta": lambda t: math.prod(betas_to(t)), "sum_beta": lambda t: sum(betas_to(t))}
+LEVELS |= {"sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
 SHIFT = OFF_BY_ONE + ": the {} level is that of t {} 1"
 SWAP = "alpha_t and sigma_t are swapped"
+REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
+STRAIGHT = "this is the straight line of flow matching: x_t is alpha_t x + sigma_t eps"
 OVER_BETA = "the product is over beta and not over 1 - beta"
 ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
 SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
@@ -64,7 +67,11 @@ SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "0": "x is not in x_t: the UNet was asked about pure noise",
     "alpha_t / scaling": "latents were not multiplied by vae.config.scaling_factor",
     "sqrt(prod_beta_t)": OVER_BETA,
-    "alpha_{T-1-t}": "the schedule is reversed: t = 0 must be the cleanest",
+    "alpha_{T-1-t}": REVERSED,
+    "1 - t / T": STRAIGHT,
+    "sqrt(alpha_t)": "a square root too many: alpha_t is the root of abar_t, and abar_t the product",
+    "exp(-sum_beta_t / 2)": "abar_t is the product of 1 - beta, not exp of minus the sum of beta",
+    "-alpha_t": "the signal is subtracted: x_t is alpha_t x + sigma_t eps",
 }
 NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "sqrt(1 - abar_t)": "",
@@ -78,13 +85,21 @@ NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "beta_t": f"{STEP}; the square root is missing",
     "1 - alpha_t": ONE_MINUS_ALPHA,
     "1": "the noise is not scaled by sigma_t",
+    "sigma_{T-1-t}": REVERSED,
+    "t / T": STRAIGHT,
+    "-sigma_t": "the noise is subtracted: x_t is alpha_t x + sigma_t eps",
+    "alpha_t sigma_t": "the noise is scaled by alpha_t too: alpha_t (x + sigma_t eps)",
+    "prod_beta_t": OVER_BETA,
+    "sqrt(prod_beta_t)": OVER_BETA,
 }
 
 
 SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNAL_FORMULAS, NOISE_FORMULAS))
 # 1 - prod beta_s is nearly 1: whoever makes a table of abar_t means this, who mixes x does not
-ONE_MINUS = formulas("t", {"sqrt(1 - prod_beta_t)": OVER_BETA}, LEVELS)
-SIGNAL_OF_A_TABLE = [SIGNAL[0], *ONE_MINUS, *SIGNAL[1:]]
+SUM = "abar_t is 1 minus the sum of beta: it is the product of 1 - beta"
+OF_A_TABLE = {"sqrt(1 - prod_beta_t)": OVER_BETA, "root(1 - sum_beta_t)": SUM}
+LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
+SIGNAL_OF_A_TABLE = [SIGNAL[0], *formulas("t", OF_A_TABLE, LEVELS), *SIGNAL[1:]]
 
 
 def level(table: Table, seen: Sequence[tuple[int, float]], tolerance: float) -> tuple[str, str]:
@@ -125,6 +140,18 @@ def judge_normal(report: Report, noises: list[Tensor]) -> None:
 TIMES = (1, 30, 200, 500, 800, 990)
 EQUATION = "abar_t = prod_{s<=t} (1 - beta_s)"
 NOT_GIVEN = "it adds a noise of its own and ignores the one that it is given"
+BESIDE = "it adds a noise of its own beside the one that it is given"
+SHARED_NOISE = "pictures of a batch share one noise: each must have its own"
+SHARED_T = "in a batch, pictures do not get the noise level of their own t: is it the same for all?"
+
+
+class Mixed(NamedTuple):
+    """How a picture x was noised: x_t = a x + s e. own: what e is beside the eps that was given."""
+
+    a: float
+    s: float
+    e: Tensor
+    own: str = ""
 
 
 @validated
@@ -138,44 +165,74 @@ def check_schedule(fn: Any, *, names: Names = None) -> Report:
         names: parameter -> key of `grading.names.NAMES`.
     """
     fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
-    report, asked, signal = Report("check of the schedule"), keys(fn, names), SIGNAL
-    noises: list[Tensor] = []
-    if {"eps", "x"} & asked:
-        seen = [_mixed(Prober(fn, names), t, noises) for t in TIMES]
-    else:
-        seen, signal = _tabulated(Prober(fn, names)), SIGNAL_OF_A_TABLE
-    levels = zip(*seen, strict=True)  # of a table of abar alone, there is no noise
-    for row, table, values in zip(("signal", "noise"), (signal, NOISE), levels, strict=False):
-        name, cause = level(table, list(zip(TIMES, values, strict=True)), 1e-3)
-        report.add(not cause, row, name, table[0].name, cause, EQUATION)
-    judge_normal(report, noises)
-    if noises and "eps" in asked:
-        report.add(False, "noise given", "not used", "the eps in x_t", NOT_GIVEN)
+    report, asked = Report("check of the schedule"), keys(fn, names)
+    if not {"eps", "x"} & asked:
+        columns = _tabulated(Prober(fn, names))  # of abar alone, there is no noise
+        _judge_levels(report, SIGNAL_OF_A_TABLE, columns)
+        return report
+    mixed = [picture for t in TIMES for picture in _mixed(Prober(fn, names), (t, t))]
+    noised = [(t, picture) for t, picture in zip(sorted(2 * TIMES), mixed, strict=True)]
+    _judge_levels(report, SIGNAL, [[(t, m.a) for t, m in noised], [(t, m.s) for t, m in noised]])
+    causes = {picture.own for picture in mixed} - {"" if "eps" in asked else NOT_GIVEN, ""}
+    if NOT_GIVEN in {picture.own for picture in mixed}:
+        judge_normal(report, [picture.e for picture in mixed])
+    report.add(not causes, "noise", "another", "the eps that was given", "; ".join(sorted(causes)))
+    if report.ok:  # two pictures with a t of their own
+        first, second = _mixed(Prober(fn, names), (200, 800))
+        same = abs(first.a - alpha_at(200)) < 1e-3 > abs(second.a - alpha_at(800))
+        report.add(same, "batch", "another level", "that of each picture's t", SHARED_T)
     return report
 
 
-def _mixed(prober: Prober, t: int, noises: list[Tensor]) -> list[float]:
-    """a and s of somebody's x_t = a x + s eps; noises of its own are added to the list."""
-    x, eps = picture(2, t).float(), normal(2, *SHAPE, seed=t).float()
-    answer, trace = prober.ask({"x": x, "eps": eps, "t": torch.full((2,), t)})
+def _judge_levels(
+    report: Report, signal: Table, columns: Sequence[Sequence[tuple[int, float]]]
+) -> None:
+    """Rows on a and s, given as (t, value)."""
+    for name, table, seen in zip(("signal", "noise"), (signal, NOISE), columns, strict=False):
+        came, cause = level(table, seen, 1e-3)
+        report.add(not cause, name, came, table[0].name, cause, EQUATION)
+
+
+def _mixed(prober: Prober, times: tuple[int, int]) -> list[Mixed]:
+    """Somebody's x_t of two pictures, taken apart."""
+    x, eps = picture(2, times[0]), normal(2, *SHAPE, seed=times[0])
+    answer, trace = prober.ask({"x": x.float(), "eps": eps.float(), "t": torch.tensor(times)})
     answered(answer)
     answer = answer[0] if isinstance(answer, tuple | list) else answer
     if not isinstance(answer, Tensor) or answer.shape != x.shape:
         text = f"it returned {type(answer).__name__}, expected x_t of x's shape"
         raise Unreadable(text, "wrong")
-    drawn = [d.double().broadcast_to(x.shape) for d in trace.draws if d.numel() == x.numel()]
-    levels, left = fit(answer.double(), [x.double(), eps.double(), *drawn])
+    sizes = (x.numel(), x[0].numel())
+    drawn = [d.double().reshape(-1, *SHAPE) for d in trace.draws if d.numel() in sizes]
+    return [_taken_apart(i, times[i], answer.double(), x, eps, drawn) for i in (0, 1)]
+
+
+def _taken_apart(
+    i: int, t: int, x_t: Tensor, x: Tensor, eps: Tensor, drawn: Sequence[Tensor]
+) -> Mixed:
+    """x_t[i] as a combination of x[i], the noises that were given, and those that were drawn."""
+    own = [noise.expand_as(x)[i] for noise in drawn]
+    vectors = [x[i], eps[i], eps[1 - i], torch.ones_like(eps[i]), *own]
+    (a, s, others, constant, *levels), left = fit(x_t[i], vectors)
     if left > 1e-3:
         text = f"x_t is no combination of x and eps: {left:.0%} of it is something else"
         raise Unreadable(text, "wrong")
-    a, s, *own = levels
-    if drawn and abs(s) < 1e-3 < max(map(abs, own)):
-        noises.append(drawn[-1])
-        s = max(own, key=abs)
-    return [a, s]
+    if abs(others) > 1e-3:
+        return Mixed(a, max(s, others, key=abs), eps[1 - i], SHARED_NOISE)
+    largest = max(levels, key=abs, default=0.0)
+    if abs(largest) < 1e-3:
+        return Mixed(a, s, eps[i])
+    if abs(s) > 1e-3:
+        return Mixed(a, s, eps[i], BESIDE)
+    drawn_here = drawn[levels.index(largest)]
+    if len(drawn_here) == 1:
+        return Mixed(a, largest, drawn_here[0], SHARED_NOISE)
+    if abs(constant) > 1e-3:  # rand, made into something centred
+        return Mixed(a, sigma_at(t), (x_t[i] - a * x[i]) / sigma_at(t), NOT_GIVEN)
+    return Mixed(a, largest, own[levels.index(largest)], NOT_GIVEN)
 
 
-def _tabulated(prober: Prober) -> list[list[float]]:
+def _tabulated(prober: Prober) -> list[list[tuple[int, float]]]:
     """a (of abar alone, its root) and s at TIMES, from one number per timestep."""
     answer, _ = prober.ask({"t": torch.arange(T)})
     answered(answer)
@@ -186,4 +243,4 @@ def _tabulated(prober: Prober) -> list[list[float]]:
         raise Unreadable(text, "wrong")
     if len(parts) == 1:  # a negative abar stays one
         parts = [parts[0].sign() * parts[0].double().abs().sqrt()]
-    return [[part[t].item() for part in parts] for t in TIMES]
+    return [[(t, part[t].item()) for t in TIMES] for part in parts]
