@@ -110,15 +110,13 @@ def level(table: Table, seen: Sequence[tuple[int, float]], tolerance: float) -> 
     found = best_explanation([((t,), value) for t, value in seen], [table], tolerance, floor=0.02)
     if found is not None:
         return found[0].name, found[0].cause
-    right = table[0]
-
-    def error(pair: tuple[int, float]) -> tuple[bool, float]:
-        t, value = pair
-        return math.isnan(value), abs(value - right.value(t))
-
-    t, worst = max(seen, key=error)
-    cause = f"{worst:.4g} came at t = {t}, expected {right.name} = {right.value(t):.4g}"
-    return f"{worst:.4g} at t = {t}", cause
+    right, t = table[0], seen[0][0]
+    times = {t: value / right.value(t) for t, value in seen}
+    k, worst = times[t], max(times, key=lambda t: (math.isnan(times[t]), abs(times[t] - 1)))
+    if all(abs(other - k) <= 1e-3 * abs(k) for other in times.values()):
+        return f"{k:.3g} {right.name}", f"{right.name} is multiplied by {k:.3g}"
+    came, expected = dict(seen)[worst], f"{right.name} = {right.value(worst):.4g}"
+    return f"{came:.4g} at t = {worst}", f"{came:.4g} came at t = {worst}, expected {expected}"
 
 
 def judge_normal(report: Report, noises: list[Tensor]) -> None:
