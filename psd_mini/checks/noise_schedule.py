@@ -59,6 +59,8 @@ SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "abar_t": ROOT,
     "alpha_{t-1}": SHIFT.format("signal", "-"),
     "alpha_{t+1}": SHIFT.format("signal", "+"),
+    "abar_{t-1}": f"{SHIFT.format('signal', '-')}; {ROOT}",
+    "abar_{t+1}": f"{SHIFT.format('signal', '+')}; {ROOT}",
     "sqrt(1 - abar_t)": SWAP,
     "1 - abar_t": f"{SWAP}, and {ROOT}",
     "sqrt(1 - beta_t)": STEP,
@@ -79,6 +81,9 @@ NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "0": "no noise was added: the UNet must see x_t = alpha_t x + sigma_t eps",
     "sigma_{t-1}": SHIFT.format("noise", "-"),
     "sigma_{t+1}": SHIFT.format("noise", "+"),
+    "1 - abar_{t-1}": f"{SHIFT.format('noise', '-')}; the square root is missing",
+    "1 - abar_{t+1}": f"{SHIFT.format('noise', '+')}; the square root is missing",
+    "sigma_t / alpha_t": "this is sigma_t / alpha_t, the noise in x_t / alpha_t",
     "sqrt(abar_t)": SWAP,
     "abar_t": f"{SWAP}, and {ROOT}",
     "sqrt(beta_t)": STEP,
@@ -98,6 +103,7 @@ SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNAL_FORMULAS, NOISE
 # 1 - prod beta_s is nearly 1: whoever makes a table of abar_t means this, who mixes x does not
 SUM = "abar_t is 1 minus the sum of beta: it is the product of 1 - beta"
 OF_A_TABLE = {"sqrt(1 - prod_beta_t)": OVER_BETA, "root(1 - sum_beta_t)": SUM}
+OF_A_TABLE |= {"alpha_{T-1} / alpha_{t-1}": "the product runs from t to the end, not from 0 to t"}
 LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
 SIGNAL_OF_A_TABLE = [SIGNAL[0], *formulas("t", OF_A_TABLE, LEVELS), *SIGNAL[1:]]
 
@@ -214,6 +220,7 @@ def _taken_apart(
     (a, s, others, constant, *levels), left = fit(x_t[i], vectors)
     if left > 1e-3:
         text = f"x_t is no combination of x and eps: {left:.0%} of it is something else"
+        text += "" if abs(s) > 0.05 else ", and the noise that was given is not in it"
         raise Unreadable(text, "wrong")
     if abs(others) > 1e-3:
         return Mixed(a, max(s, others, key=abs), eps[1 - i], SHARED_NOISE)

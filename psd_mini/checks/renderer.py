@@ -16,7 +16,7 @@ from psd_mini.checks.grading.submission import answered, environment, parts_of, 
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
-from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, named
+from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas
 
 RENDER = (
     "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -38,6 +38,9 @@ SHADOWED = "the transmittance is shifted the wrong way: T_i is what the samples 
 CLAMPED = "the opacity is a clamped sum of alphas: it is the sum of the weights T alpha"
 NORMALISED = "the weights are divided by their sum: empty rays become opaque"
 THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
+ONE_WIDTH = "all samples of a ray get one delta: each has its own"
+DROPPED = "the last sample is dropped: there are as many widths as samples"
+OTHER_BACKGROUND = "the background is multiplied by something else than 1 - opacity"
 NAMES: dict[str, Any] = {  # in formulas
     **{"later": later, "exp": torch.exp, "sigmoid": torch.sigmoid, "softplus": F.softplus},
     "ones_like": torch.ones_like,
@@ -48,6 +51,8 @@ NAMES: dict[str, Any] = {  # in formulas
     "up_to": lambda passed: torch.cumprod(passed, -1),
     "over_rays": lambda passed: torch.cumprod(passed, 0),
     "sum_to": lambda alpha: torch.cumsum(alpha, -1),
+    "mean": lambda delta: delta.mean(-1, keepdim=True),
+    "first": lambda delta: delta[:, :1],
     "total": lambda weights: weights.sum(-1, keepdim=True),
     "last": lambda values: values[:, -1:],
 }
@@ -60,6 +65,9 @@ TABLES = {  # by what formulas are of; the first one is right
         "exp(-rho delta)": "alpha and 1 - alpha are swapped: exp(-rho delta) is what passes",
         "1 - exp(-rho rolled(delta, 1))": PREVIOUS,
         "1 - exp(-rho previous(delta))": PREVIOUS,
+        "1 - exp(-rho delta^2)": "alpha has delta twice: it is 1 - exp(-rho delta)",
+        "1 - exp(-rho mean(delta))": ONE_WIDTH,
+        "1 - exp(-rho first(delta))": ONE_WIDTH,
         "1 - exp(-rho rolled(delta, -1))": NEXT,
         "1 - exp(-sigmoid(rho) delta)": "the density goes through a sigmoid: it is one already",
         "1 - exp(-softplus(rho) delta)": "the density goes through a softplus: it is one already",
@@ -85,6 +93,7 @@ TABLES = {  # by what formulas are of; the first one is right
         "later(over_rays(passed))": OVER_RAYS,
         "passed": "the product is missing: T_i is what all samples before i let pass together",
         "2 - passed - sum_to(1 - passed)": SUMMED,
+        "(2 - passed - sum_to(1 - passed)).clamp(min=0)": SUMMED,
     },
     "T, alpha": {  # weights
         "T alpha": "",
@@ -106,9 +115,11 @@ TABLES = {  # by what formulas are of; the first one is right
     },
     "colour": {
         "colour": "",
+        "flipped(colour)": "the channels are in reverse order (BGR)",
         "sigmoid(colour)": "the colour goes through a sigmoid twice: it is in 0..1 already",
     },
 }
+ANY_BACKGROUND = Row("any", lambda opacity, T, alpha: 0 * opacity, OTHER_BACKGROUND, 1.25)
 # the width of the last sample is anybody's choice, where only depths are given
 LAST_WIDTHS = [
     Row("0.1", lambda delta: 0.1),
@@ -117,6 +128,9 @@ LAST_WIDTHS = [
     Row("any", lambda delta: None),
     Row("unlike", lambda delta: 0.0, "the last sample is not composited like the others", 1.25),
 ]
+
+
+OF_WIDTHS = [LAST_WIDTHS[0], Row("0", lambda delta: 0.0, DROPPED)]
 
 
 class Rays(NamedTuple):
@@ -130,7 +144,10 @@ class Rays(NamedTuple):
 
 
 def _rays() -> Rays:
-    """From empty rays to such that end inside matter; the last sample of every second is empty."""
+    """From empty rays, and those with one sample of matter, to such that end inside of it.
+
+    The last sample of every second one is empty.
+    """
     n, s = RAYS, SAMPLES
     steps = torch.rand(n, s, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     z = 1 + torch.cumsum(0.05 + 0.2 * steps, -1)
@@ -138,6 +155,7 @@ def _rays() -> Rays:
     colour = torch.rand(n, s, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     rho = torch.linspace(0, 5, n).double()[:, None] * normal(n, s, seed=1).abs()
     rho[::2, -1] = 0
+    rho[2:16:2] *= torch.eye(s)[:7]  # matter in one sample only
     return Rays(rho.requires_grad_(), colour, delta, z)
 
 
@@ -153,19 +171,22 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     fn = prepare(fn, ("render", "composite", "forward"), names)
     report, asked = Report("check of the renderer"), keys(fn, names)
     rays, white = _rays(), _white_by_default(fn, names)
-    rays = rays._replace(background=1.0) if white else rays
+    if white or "background" not in asked:
+        rays = rays._replace(background=float(white))
     target = _rendered(report, fn, names, rays)
     if target is None:
         return report
-    last_widths = LAST_WIDTHS[:1] if "widths" in asked else LAST_WIDTHS
-    best = explain_picture(target, rays, white or "background" in asked, last_widths)
+    last_widths = OF_WIDTHS if "widths" in asked else LAST_WIDTHS
+    best = explain_picture(target, rays, last_widths)
     read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
-    causes = [f"it is none of the known slips; {tuple(target.shape)} came, read as {read}"]
-    if best is not None:
+    if best is None:
+        where = _simplest_wrong(target, rays)
+        causes = [f"none of the known slips, and {where}: {tuple(target.shape)}, read as {read}"]
+    else:
         causes = causes_of(best)
     came = "another" if causes else "as it should"
     report.add(not causes, "compositing", came, "the formula", "; ".join(causes), RENDER)
-    if best is not None:
+    if best is not None and best[4] is not ANY_BACKGROUND:
         _judge_gradient(report, target, composited(target, rays, best[:6]), rays.rho)
     return report
 
@@ -212,13 +233,16 @@ def composited(target: Tensor, rays: Rays, rows: Sequence[Row]) -> Tensor:
     return torch.einsum("ns,nsc->nc", w, colours.value(rays.colour)) + behind
 
 
+def _tables() -> list[list[Row]]:
+    return [formulas(arguments, rows, NAMES) for arguments, rows in TABLES.items()]
+
+
 def explain_picture(
-    target: Tensor, rays: Rays, takes_background: bool, last_widths: Sequence[Row]
+    target: Tensor, rays: Rays, last_widths: Sequence[Row]
 ) -> tuple[Row, ...] | None:
     """The rows with the fewest slips that give these rgb or weights."""
-    tables = [formulas(arguments, rows, NAMES) for arguments, rows in TABLES.items()]
-    if not takes_background:  # black, and nothing to be seen of it
-        tables[4] = [named(tables[4], "0 opacity")._replace(cause="")]
+    tables = _tables()
+    tables[4].append(ANY_BACKGROUND)
     if target.shape[-1] != 3:
         tables[4:] = [tables[4][:1], tables[5][:1]]
     came = target.detach().double()
@@ -234,9 +258,24 @@ def explain_picture(
                 share = ((came - mine) * added).sum(-1, keepdim=True)
                 share /= added.square().sum(-1, keepdim=True).clamp(min=1e-30)
                 mine += share.clamp(0, 1) * added
-        return allclose(came[told], mine[told], rtol=1e-4, atol=1e-5, equal_nan=True)
+        rest = came - mine
+        if rows[4] is ANY_BACKGROUND:  # it is grey
+            rest = rest - rest.mean(-1, keepdim=True)
+        near = rest.abs() <= 1e-4 * mine.abs() + 1e-5
+        return bool((near | (came.isnan() & mine.isnan()))[told].all())
 
     return fewest_slips([*tables, last_widths], fits, most=2.25)
+
+
+def _simplest_wrong(target: Tensor, rays: Rays) -> str:
+    """At how much matter it goes wrong, in rays whose last sample is empty."""
+    right = composited(target, rays, [table[0] for table in _tables()])
+    wrong = ((target - right).abs().amax(-1) > 1e-4)[::2]
+    counts = (rays.rho > 0).sum(-1)[::2][wrong]
+    if not len(counts):
+        return "only the last sample is wrong"
+    found = min(int(counts.min()), 2)
+    return ("empty rays are wrong", "one sample of matter is wrong", "several are")[found]
 
 
 def _with_last(target: Tensor, rays: Rays, rows: Sequence[Row], last: float | Tensor) -> Tensor:
