@@ -253,7 +253,7 @@ def _judge_against(
     alike = [i for i, along in enumerate(cosines) if abs(along) > 1 - tolerance]
     alike.sort(
         key=lambda i: abs(ratios[i] - 1) > tolerance
-    )  # the same in size too, if there is one
+    )
     came, expected = f"cosine {cosines[0]:.5f}", "cosine 1"
     if not alike:
         report.add(False, "direction", came, expected, _another_direction(got, known[0][1]))

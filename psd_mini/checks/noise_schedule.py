@@ -71,7 +71,7 @@ SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "sqrt(prod_beta_t)": OVER_BETA,
     "alpha_{T-1-t}": REVERSED,
     "1 - t / T": STRAIGHT,
-    "sqrt(alpha_t)": "a square root too many: alpha_t is the root of abar_t, and abar_t the product",
+    "sqrt(alpha_t)": "a square root too many: abar_t itself is the product, alpha_t its root",
     "exp(-sum_beta_t / 2)": "abar_t is the product of 1 - beta, not exp of minus the sum of beta",
     "-alpha_t": "the signal is subtracted: x_t is alpha_t x + sigma_t eps",
 }

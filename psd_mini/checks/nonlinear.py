@@ -34,7 +34,7 @@ FORMULAS = {  # of the gradient G that is right, c, u and guided predictions, no
     "limit(guided) - eps": f"the guided prediction {UNBOUND}",
     "limit(u) + g (limit(c) - limit(u)) - eps": OF_NOISES,
     "limit(c) - limit(u)": OF_NOISES,
-    "x - limit((noisy - sigma guided) / alpha)": "x0_hat is clamped to -1..1: latents are no pixels",
+    "x - limit((noisy - sigma guided) / alpha)": "x0_hat is clamped to -1..1: it is no picture",
 }
 FUNCTIONS = {"sign": torch.sign, "tanh": torch.tanh, "relu": F.relu, "abs": torch.abs}
 FUNCTIONS |= {"normalize": F.normalize, "limit": lambda values: values.clamp(-1, 1)}
