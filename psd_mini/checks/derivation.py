@@ -251,9 +251,7 @@ def _judge_against(
     cosines = [cosine(got, gradient) for _, gradient in known]
     ratios = [fit(got, [gradient])[0][0] for _, gradient in known]
     alike = [i for i, along in enumerate(cosines) if abs(along) > 1 - tolerance]
-    alike.sort(
-        key=lambda i: abs(ratios[i] - 1) > tolerance
-    )
+    alike.sort(key=lambda i: abs(abs(ratios[i]) - 1) > tolerance)
     came, expected = f"cosine {cosines[0]:.5f}", "cosine 1"
     if not alike:
         report.add(False, "direction", came, expected, _another_direction(got, known[0][1]))

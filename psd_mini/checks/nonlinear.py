@@ -46,11 +46,11 @@ def why_not_linear(method: Method, readings: Sequence[Reading], limit: float, st
     for row in ROWS:
         if all(_explains(row.value(*_parts(method, r)), r.gradient) for r in readings):
             return row.cause
-    if limit:
-        return CLAMPED.format(limit)
     leftover = max(reading.leftover for reading in readings)
     if leftover > 0.9 and style == "loss":
         return VANISHED
+    if limit:
+        return CLAMPED.format(limit)
     return f"{leftover:.0%} {NOT_LINEAR}"
 
 

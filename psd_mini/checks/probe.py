@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,13 +31,18 @@ from psd_mini.checks.trace import Call, Trace, flows, flows_through
 HALF = (torch.float16, torch.bfloat16)
 Values = dict[str, Any]  # by the keys of `NAMES`
 Form = tuple[str, bool]  # a key of LAYOUTS or "" for latents; stacked embeddings
-RAYS = "(H W, 3)"
+RAYS = ("(H W, 3)", "(B, H W, 3)")
+# where a docstring says that the prompt stands before the empty one: diffusers has it second
+PROMPT_FIRST = re.compile(
+    r"\[\s*(text|cond|pos|prompt)\w*\s*,\s*(un|neg|null|empty)", re.IGNORECASE
+)
 # how code may take pictures, made of (B, 3, H, W); those without B hold one
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "(B, 3, H, W)": lambda pictures: pictures,
     "(B, H, W, 3)": lambda pictures: pictures.movedim(1, -1),
     "(H, W, 3)": lambda pictures: pictures[0].movedim(0, -1),
-    RAYS: lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+    RAYS[0]: lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+    RAYS[1]: lambda pictures: pictures.movedim(1, -1).flatten(1, 2),
 }
 # what a submission raises whatever the form of its input is
 NOT_THE_FORM = (NameError, AttributeError, KeyError, ImportError, OSError, MemoryError, SystemExit)
@@ -169,7 +175,7 @@ class Prober:
 
     def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
         layout, stacked = form
-        size = self.size if layout == RAYS else (512, 512)
+        size = self.size if layout in RAYS else (512, 512)
         if batch > 1 and layout.find("B") < 0 <= layout.find("H"):
             raise Unreadable(f"it takes one picture {layout}", verdict=False)
         drawn = given(batch, seed, layout, size)
@@ -212,7 +218,9 @@ class Prober:
         passed = arguments(fn, values, self.names)
         if not stacked or any(value is uncond for value in passed.values()):
             return passed
-        both = torch.cat((uncond, cond))  # diffusers stacks the unconditional one first
+        both = torch.cat((uncond, cond))
+        if PROMPT_FIRST.search(fn.__doc__ or ""):
+            both = torch.cat((cond, uncond))
         return {name: both if value is cond else value for name, value in passed.items()}
 
     def _predicted(self, values: Values) -> dict[str, Tensor]:

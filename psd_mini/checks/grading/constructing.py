@@ -60,6 +60,8 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
             given[name] = HELD[key][1]
         elif (texts and PROMPTS.fullmatch(name) and required) or (required and key not in values):
             given[name] = option(name, ARGS)
+        elif key == "args" and isinstance(default, dict):  # settings of its own
+            given[name] = default
         elif key in values and (not simple or key in ("device", "fp16")):
             given[name] = values[key]
     return invoke(cls, given)
@@ -120,7 +122,7 @@ def with_held(made: Any, method: Callable) -> Callable:
         finally:
             OPTIONS.update(HELD.values())
 
-    taken = [*parameters(method).values(), *more]
+    taken, call.__doc__ = [*parameters(method).values(), *more], method.__doc__
     call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     call.__self__ = made  # type: ignore[attr-defined]
     return call if more else method
