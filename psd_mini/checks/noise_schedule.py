@@ -150,12 +150,13 @@ SHARED_T = "in a batch, pictures do not get the noise level of their own t: is i
 
 
 class Mixed(NamedTuple):
-    """How a picture x was noised: x_t = a x + s e. own: what e is beside the eps that was given."""
+    """How a picture x was noised: x_t = a x + s e. own: what is wrong with e, if it is not eps."""
 
+    t: int
     a: float
     s: float
     e: Tensor
-    own: str = ""
+    own: str
 
 
 @validated
@@ -170,21 +171,20 @@ def check_schedule(fn: Any, *, names: Names = None) -> Report:
     """
     fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
     report, asked = Report("check of the schedule"), keys(fn, names)
-    if not {"eps", "x"} & asked:
-        columns = _tabulated(Prober(fn, names))  # of abar alone, there is no noise
-        _judge_levels(report, SIGNAL_OF_A_TABLE, columns)
+    if not {"eps", "x"} & asked:  # of a table of abar alone, there is no noise
+        _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(Prober(fn, names)))
         return report
     mixed = [picture for t in TIMES for picture in _mixed(Prober(fn, names), (t, t))]
-    noised = [(t, picture) for t, picture in zip(sorted(2 * TIMES), mixed, strict=True)]
-    _judge_levels(report, SIGNAL, [[(t, m.a) for t, m in noised], [(t, m.s) for t, m in noised]])
-    causes = {picture.own for picture in mixed} - {"" if "eps" in asked else NOT_GIVEN, ""}
-    if NOT_GIVEN in {picture.own for picture in mixed}:
+    _judge_levels(report, SIGNAL, [[(m.t, m.a) for m in mixed], [(m.t, m.s) for m in mixed]])
+    causes = {picture.own for picture in mixed}
+    if NOT_GIVEN in causes:
         judge_normal(report, [picture.e for picture in mixed])
-    report.add(not causes, "noise", "another", "the eps that was given", "; ".join(sorted(causes)))
+    cause = "; ".join(sorted(causes - {"" if "eps" in asked else NOT_GIVEN, ""}))
+    report.add(not cause, "noise given", "not used as it is", "the eps in x_t", cause)
     if report.ok:  # two pictures with a t of their own
-        first, second = _mixed(Prober(fn, names), (200, 800))
-        same = abs(first.a - alpha_at(200)) < 1e-3 > abs(second.a - alpha_at(800))
-        report.add(same, "batch", "another level", "that of each picture's t", SHARED_T)
+        pair = _mixed(Prober(fn, names), (200, 800))
+        right = all(abs(picture.a - alpha_at(picture.t)) < 1e-3 for picture in pair)
+        report.add(right, "batch", "another level", "that of each picture's t", SHARED_T)
     return report
 
 
@@ -215,26 +215,19 @@ def _taken_apart(
     i: int, t: int, x_t: Tensor, x: Tensor, eps: Tensor, drawn: Sequence[Tensor]
 ) -> Mixed:
     """x_t[i] as a combination of x[i], the noises that were given, and those that were drawn."""
-    own = [noise.expand_as(x)[i] for noise in drawn]
-    vectors = [x[i], eps[i], eps[1 - i], torch.ones_like(eps[i]), *own]
-    (a, s, others, constant, *levels), left = fit(x_t[i], vectors)
+    noises = [eps[i], eps[1 - i], *(noise.expand_as(x)[i] for noise in drawn)]
+    words = ["", SHARED_NOISE]
+    words += [SHARED_NOISE if len(noise) == 1 else NOT_GIVEN for noise in drawn]
+    (a, constant, *levels), left = fit(x_t[i], [x[i], torch.ones_like(x[i]), *noises])
     if left > 1e-3:
         text = f"x_t is no combination of x and eps: {left:.0%} of it is something else"
-        text += "" if abs(s) > 0.05 else ", and the noise that was given is not in it"
+        text += "" if abs(levels[0]) > 0.05 else ", and the noise that was given is not in it"
         raise Unreadable(text, "wrong")
-    if abs(others) > 1e-3:
-        return Mixed(a, max(s, others, key=abs), eps[1 - i], SHARED_NOISE)
-    largest = max(levels, key=abs, default=0.0)
-    if abs(largest) < 1e-3:
-        return Mixed(a, s, eps[i])
-    if abs(s) > 1e-3:
-        return Mixed(a, s, eps[i], BESIDE)
-    drawn_here = drawn[levels.index(largest)]
-    if len(drawn_here) == 1:
-        return Mixed(a, largest, drawn_here[0], SHARED_NOISE)
+    used = [j for j, value in enumerate(levels) if abs(value) > 1e-3] or [0]
+    s, e = levels[used[0]], noises[used[0]]
     if abs(constant) > 1e-3:  # rand, made into something centred
-        return Mixed(a, sigma_at(t), (x_t[i] - a * x[i]) / sigma_at(t), NOT_GIVEN)
-    return Mixed(a, largest, own[levels.index(largest)], NOT_GIVEN)
+        s, e = sigma_at(t), (x_t[i] - a * x[i]) / sigma_at(t)
+    return Mixed(t, a, s, e, BESIDE if len(used) > 1 else words[used[0]])
 
 
 def _tabulated(prober: Prober) -> list[list[tuple[int, float]]]:
