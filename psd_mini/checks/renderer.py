@@ -181,7 +181,9 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
     if best is None:
         where = _simplest_wrong(target, rays)
-        causes = [f"none of the known slips, and {where}: {tuple(target.shape)}, read as {read}"]
+        causes = [
+            f"none of the known slips, and {where}: {tuple(target.shape)} came, read as {read}"
+        ]
     else:
         causes = causes_of(best)
     came = "another" if causes else "as it should"

@@ -58,7 +58,9 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
             given[name] = construct(hints[name], {})
         elif simple and key in HELD and default >= 1:
             given[name] = HELD[key][1]
-        elif (texts and PROMPTS.fullmatch(name) and required) or (required and key not in values):
+        elif (texts and PROMPTS.fullmatch(name) and (required or isinstance(default, str))) or (
+            required and key not in values
+        ):
             given[name] = option(name, ARGS)
         elif key == "args" and isinstance(default, dict):  # settings of its own
             given[name] = default

@@ -64,6 +64,9 @@ class Missing(metaclass=Answering):
                 return nn.Module.__getattr__(self, name)
         return Answering.__getattr__(type(self), name)
 
+    def register_buffer(self, name: str, value: Any, **_: Any) -> None:
+        self._buffers[name] = value  # nn.Module's refuses a name that something answers to
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_made_up(type(self)):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]

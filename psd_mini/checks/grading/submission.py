@@ -29,7 +29,7 @@ from psd_mini.checks.report import Unreadable
 # methods that hold the gradient in classes of courses and public code
 COURSE = (
     *("sds_loss", "get_sds_loss", "train_step", "calc_sds_loss", "compute_loss", "loss"),
-    *("calc_grad", "compute_grad", "calculate_sds", "gradient", "training_step", "forward"),
+    *("calc_grad", "compute_grad", "calculate_sds", "gradient", "forward"),
 )
 # base classes of these are nobody's submission: torch.nn.Module has a `forward` that only raises
 FOREIGN = ("builtins", "abc", "typing", "torch", "lightning", "pytorch_lightning")
@@ -122,7 +122,7 @@ def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
     public = [name for name in written if not name.startswith("_")]
     like = [name for name in public if any(word in name for word in methods)]
     exact = [name for name in methods if name in written]
-    for found in (exact[:1], like, {"__call__"} & set(written), public):
+    for found in (exact[:1], like, {"__call__", "training_step"} & set(written), public):
         if len(found) == 1:
             return next(iter(found))
     asking = [name for name in public if {"x", "image"} & keys(getattr(target, name))]
