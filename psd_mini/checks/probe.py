@@ -137,7 +137,8 @@ class Prober:
         asked = keys(fn, names)
         stacked = guided or "guidance_scale" in asked
         self.size = _size_of(getattr(fn, "__self__", None))
-        layouts = [*LAYOUTS, ""] if "image" in asked else ["", *LAYOUTS]
+        known = [form for form in LAYOUTS if form != RAYS[1] or self.size != (512, 512)]
+        layouts = [*known, ""] if "image" in asked else ["", *known]
         # the most plausible form first
         self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
 
