@@ -195,7 +195,7 @@ class Prober:
                 if layout and len(self.forms) > 1:
                     _look_at_encoded(drawn["pictures"], trace)
                 leaf = _entrance(x, trace, bool(layout))
-                training = _training_of(result, trace)
+                training = training_of(result, trace)
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
         changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -233,7 +233,7 @@ class Prober:
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
 
 
-def _training_of(result: Any, trace: Trace) -> list[tuple[Call, Tensor]]:
+def training_of(result: Any, trace: Trace) -> list[tuple[Call, Tensor]]:
     """What q's predictions get from each loss that came, and what has been back-propagated."""
     asked = [call for call in trace.calls if call.model == "q" and call.eps_hat.requires_grad]
     predictions = [call.eps_hat for call in asked]

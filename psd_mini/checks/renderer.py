@@ -16,7 +16,7 @@ from psd_mini.checks.grading.submission import answered, environment, parts_of, 
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
-from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas
+from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips, formulas
 
 RENDER = (
     "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -128,8 +128,6 @@ LAST_WIDTHS = [
     Row("any", lambda delta: None),
     Row("unlike", lambda delta: 0.0, "the last sample is not composited like the others", 1.25),
 ]
-
-
 OF_WIDTHS = [LAST_WIDTHS[0], Row("0", lambda delta: 0.0, DROPPED)]
 
 
@@ -179,12 +177,9 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     last_widths = OF_WIDTHS if "widths" in asked else LAST_WIDTHS
     best = explain_picture(target, rays, last_widths)
     read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
-    if best is None:
-        where = _simplest_wrong(target, rays)
-        causes = [
-            f"none of the known slips, and {where}: {tuple(target.shape)} came, read as {read}"
-        ]
-    else:
+    came = f"{tuple(target.shape)} came, read as {read}"
+    causes = [f"none of the known slips, and {_simplest_wrong(target, rays)}; {came}"]
+    if best is not None:
         causes = causes_of(best)
     came = "another" if causes else "as it should"
     report.add(not causes, "compositing", came, "the formula", "; ".join(causes), RENDER)
@@ -239,9 +234,7 @@ def _tables() -> list[list[Row]]:
     return [formulas(arguments, rows, NAMES) for arguments, rows in TABLES.items()]
 
 
-def explain_picture(
-    target: Tensor, rays: Rays, last_widths: Sequence[Row]
-) -> tuple[Row, ...] | None:
+def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> tuple[Row, ...] | None:
     """The rows with the fewest slips that give these rgb or weights."""
     tables = _tables()
     tables[4].append(ANY_BACKGROUND)
