@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from submissions import levels
 from submissions_tables import formula, three_predictions
 
+from psd_mini.checks.grading.missing import named
+
 WRONG: dict = {}
 RIGHT: dict = {}
 
@@ -285,3 +287,131 @@ def guided_q(x, t, eps, unet, unet_lora, cond, uncond, scheduler, guidance_scale
 
 
 add("guided q", "vsd", guided_q, "q's prediction is multiplied by g")
+
+
+# ---------------------------------------------------------------------------------- whole classes
+
+
+class PromptFirst:
+    """CSD with a stack of its own order."""
+
+    def __init__(self):
+        from diffusers import StableDiffusionPipeline
+
+        self.pipe = StableDiffusionPipeline.from_pretrained("id")
+
+    def __call__(self, latents, text_embeddings):
+        """text_embeddings: [text, uncond], of twice as many rows as latents."""
+        t = torch.randint(20, 980, (len(latents),))
+        noisy = self.pipe.scheduler.add_noise(latents, torch.randn_like(latents), t)
+        with torch.no_grad():
+            both = self.pipe.unet(torch.cat((noisy, noisy)), torch.cat((t, t)), text_embeddings)
+        text, uncond = both.sample.chunk(2)
+        return ((text - uncond) * latents).sum() / len(latents)
+
+
+class EmptyFirst(PromptFirst):
+    def __call__(self, latents, text_embeddings):
+        """text_embeddings: [uncond, text], which is taken for the other order."""
+        return super().__call__(latents, text_embeddings)
+
+
+class OwnWords(torch.nn.Module):
+    """SDS with prompts as defaults, and torchvision's Normalize."""
+
+    def __init__(self, prompt="a red apple", negative="ugly, blurry"):
+        super().__init__()
+        from diffusers import StableDiffusionPipeline
+
+        self.pipe = StableDiffusionPipeline.from_pretrained("id")
+        self.prompts = (negative, prompt)
+        self.normalize = named("torchvision", "Normalize")([0.5] * 3, [0.5] * 3)
+
+    def embed(self, prompt):
+        return self.pipe.text_encoder(self.pipe.tokenizer(prompt).input_ids)[0]
+
+    def forward(self, images, guidance_scale):
+        pictures = self.normalize(F.interpolate(images, (512, 512)))
+        z = self.pipe.vae.encode(pictures).latent_dist.sample()
+        z = z * self.pipe.vae.config.scaling_factor
+        n, t, eps = len(z), torch.randint(20, 980, (len(z),)), torch.randn_like(z)
+        with torch.no_grad():
+            noisy = self.doubled(self.pipe.scheduler.add_noise(z, eps, t))
+            prompts = torch.cat([self.embed([prompt] * n) for prompt in self.prompts])
+            u, c = self.pipe.unet(noisy, self.doubled(t), prompts).sample.chunk(2)
+        return ((u + guidance_scale * (c - u) - eps) * z).sum() / n
+
+    def doubled(self, rows):
+        return torch.cat((rows, rows))
+
+
+class Interleaved(OwnWords):
+    def doubled(self, rows):
+        return rows.repeat_interleave(2, dim=0)
+
+
+class RaysOfABatch(OwnWords):
+    def __init__(self, H=48, W=64):
+        super().__init__()
+        self.H, self.W = H, W
+
+    def forward(self, pred_rgb, guidance_scale):
+        images = pred_rgb.reshape(-1, self.H, self.W, 3).permute(0, 3, 1, 2)
+        return super().forward(images, guidance_scale)
+
+
+class AlwaysOn:
+    """VSD whose adapters nobody switches off."""
+
+    def __init__(self):
+        from diffusers import StableDiffusionPipeline
+
+        self.pipe = StableDiffusionPipeline.from_pretrained("id")
+        self.pipe.unet.add_adapter("lora")
+
+    def vsd_loss(self, latents, cond, uncond, guidance_scale):
+        t, unet = torch.randint(20, 980, (len(latents),)), self.pipe.unet
+        noisy = self.pipe.scheduler.add_noise(latents, torch.randn_like(latents), t)
+        with torch.no_grad():
+            u, c = unet(noisy, t, uncond).sample, unet(noisy, t, cond).sample
+            unet.enable_adapters()
+            q = unet(noisy, t, cond).sample
+        return ((u + guidance_scale * (c - u) - q) * latents).sum() / len(latents)
+
+
+RIGHT["prompt first"] = ("csd", PromptFirst)
+RIGHT["words of its own"] = ("sds", OwnWords)
+RIGHT["rays of a batch"] = ("sds", RaysOfABatch)
+add("empty prompt first", "csd", EmptyFirst, "ascent")
+add("interleaved", "sds", Interleaved, "repeat for repeat_interleave?")
+add("adapters always on", "vsd", AlwaysOn, "only q is asked")
+
+
+SETTINGS = {"guidance": {"scale": 50.0, "first": 0.02}, "prompt": "a tree"}
+
+
+class OfSettings(named("pytorch_lightning", "LightningModule")):
+    """Its settings are nested, and a buffer has the name of something that answers already."""
+
+    def __init__(self, cfg=named("omegaconf", "OmegaConf").create(SETTINGS)):  # noqa: B008
+        super().__init__()
+        from diffusers import StableDiffusionPipeline
+
+        self.cfg, self.pipe = cfg, StableDiffusionPipeline.from_pretrained("id")
+        cond, uncond = self.pipe.encode_prompt(cfg.prompt, "cpu", 1, True, "")
+        self.register_buffer("cond", cond)
+        self.register_buffer("uncond", uncond)
+
+    def compute_sds_loss(self, latents):
+        t, eps = torch.randint(20, 980, (len(latents),)), torch.randn_like(latents)
+        with torch.no_grad():
+            x_t = self.pipe.scheduler.add_noise(latents, eps, t)
+            prompts = (e.expand(len(x_t), -1, -1) for e in (self.uncond, self.cond))
+            u, c = (self.pipe.unet(x_t, t, e).sample for e in prompts)
+        return ((u + self.cfg.guidance.scale * (c - u) - eps) * latents).sum() / len(latents)
+
+    def training_step(self, batch, batch_idx):
+        return self.compute_sds_loss(batch["latents"])
+
+
+RIGHT["nested settings"] = ("sds", OfSettings)

@@ -132,6 +132,8 @@ def read(
     # a prompt that nobody gave came from a text encoder: the only prompt, or a negative one
     unknown = "negative" if any("cond" in row for row in labels) else "cond"
     for call, row in zip(trace.calls, labels, strict=True):
+        if row.count("") > 1 and unknown == "cond":
+            _tell_apart(call, row)
         _sort(call, [label or unknown for label in row], pictures)
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *x.shape[1:]), x.shape) for d in drawn] + eps
@@ -169,6 +171,16 @@ def _labels(call: Call, known: Embeddings) -> list[str]:
         near = (name for name, e in table if allclose(row, e.expand_as(row), atol=2e-3))
         labels.append(next(near, ""))
     return labels
+
+
+def _tell_apart(call: Call, labels: list[str]) -> None:
+    """Of two prompts of its own in one call, the first is the negative one, as in diffusers."""
+    nobodys = [i for i, label in enumerate(labels) if not label]
+    embeddings = call.embeddings.detach()  # type: ignore[union-attr]
+    first, last = embeddings[nobodys[0]], embeddings[nobodys[-1]]
+    for i in nobodys:
+        if not torch.equal(first, last) and torch.equal(embeddings[i], first):
+            labels[i] = "uncond"
 
 
 def _split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
