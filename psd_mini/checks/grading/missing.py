@@ -140,8 +140,8 @@ def resize(x: Tensor, size: Any, *_: Any, **__: Any) -> Tensor:
 
 def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float], **_: Any) -> Tensor:
     """(B, 3, H, W), each channel by its own mean and standard deviation."""
-    mean, std = (torch.tensor(values).to(x).view(-1, 1, 1) for values in (mean, std))
-    return (x - mean) / std
+    centre, width = (torch.tensor(values).to(x).view(-1, 1, 1) for values in (mean, std))
+    return (x - centre) / width
 
 
 class Settings(dict):
