@@ -276,7 +276,7 @@ def half_of_the_noise(c, u, eps, g, a, s, x):
 
 add("prediction clamped", "sds", clamped_prediction, "the guided prediction is clamped")
 add("x0_hat clamped", "sds", clamped_x0_hat, "x0_hat is clamped")
-add("velocity", "sds", taken_for_a_velocity, "a velocity is made into a noise")
+add("velocity", "sds", taken_for_a_velocity, "is taken for a velocity")
 add("minus velocity", "sds", minus_a_velocity, "subtracted from a velocity")
 add("half of the noise", "sds", half_of_the_noise, "the noise has another size")
 

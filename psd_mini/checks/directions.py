@@ -96,6 +96,7 @@ BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's predictio
 RAW = "the noise is not subtracted in the preference term: raw form, eps_hat of winner minus loser"
 SIZE_OF_NOISE = "the noise has another size than the predictions beside it"
 SIZE_OF_Q = "q's prediction has another size than the guided prediction"
+AS_VELOCITY = "the prediction is taken for a velocity (v_prediction): it is a noise already"
 OTHER_TERM = "what is subtracted from the predictions is another term, or of another size"
 
 
@@ -120,7 +121,7 @@ SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the pr
     "- eps + (1 - alpha) / sigma x": NO_ALPHA,
     "- alpha / sigma eps - alpha (1 - alpha) / sigma^2 x": NO_ROOTS,
     # of v = alpha eps - sigma x, with (alpha v + sigma x_t) or (alpha eps_hat - sigma x_t)
-    "- alpha eps + sigma x": "a velocity is made into a noise here: the prediction is one already",
+    "- alpha eps + sigma x": AS_VELOCITY,
     "- (1 + sigma^2) / alpha eps - sigma x": "the noise is subtracted from a velocity",
 }
 SUBTRACTED = [
