@@ -237,6 +237,7 @@ for name, submission, words in (
     ("tanh", bent(torch.tanh), "a tanh"),
     ("relu", bent(torch.relu), "below 0 are cut off"),
     ("abs", bent(torch.abs), "the absolute value"),
+    ("centred", bent(lambda G: G - G.mean((1, 2, 3), keepdim=True)), "the mean over the picture"),
     ("normalised", bent(lambda G: F.normalize(G, dim=1)), "normalised at every pixel"),
     ("clamped loss", loss_of(lambda x, x_t, G, *_: x - (x - G.clamp(-1, 1)).detach()), "at 1:"),
     ("target of x_t", loss_of(lambda x, x_t, G, *_: x - (x_t - G)), "x_t is not detached"),

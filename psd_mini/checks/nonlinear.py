@@ -29,6 +29,7 @@ FORMULAS = {  # of the gradient G that is right, c, u and guided predictions, no
     "-relu(-G)": CUT_OFF.format("above"),
     "abs(G)": "the absolute value of the gradient is taken: its signs are lost",
     "G^2": "the gradient is squared: its signs are lost",
+    "G - G.mean()": "the mean over the picture is subtracted from the gradient",
     "G abs(G)": "each element of the gradient is multiplied by its size",
     "normalize(G, dim=0)": "the gradient is normalised at every pixel: only whole pictures may be",
     "limit(guided) - eps": f"the guided prediction {UNBOUND}",
