@@ -257,17 +257,18 @@ def _judge_against(
         report.add(False, "direction", came, expected, _another_direction(got, known[0][1]))
         return  # sizes of different directions do not compare
     (name, _), ratio = known[alike[0]], ratios[alike[0]]
-    causes, size = [name] if name else [], f"{abs(ratio):.4g}"
+    causes = [name] if name else []
     causes += [ASCENT] if ratio < 0 else []
     turned = cosines[0] < 1 - tolerance
     report.add(not turned, "direction", came, expected, "; ".join(causes))
     slips = [*constants((got.numel(), 1, 1)), *factors("gradient")[::2]]
     rows = best_explanation([((1, batch, 1.0), abs(ratio))], [products_of(slips)], tolerance)
     cause = "a factor is missing, or one too many" if rows is None else rows[0].cause
-    came = size if rows is None else rows[0].name
+    came = f"{abs(ratio):.4g}" if rows is None else rows[0].name
     words = [f"the size is {came} times the reference: {cause}"] if cause else []
     words = words if turned else [*causes, *words]
-    report.add(not words, "size", f"{abs(ratios[0]):.4g}", "1", "; ".join(words))
+    size = f"{abs(ratio if turned else ratios[0]):.4g}"
+    report.add(not words, "size", size, "1", "; ".join(words))
 
 
 def _another_direction(got: Tensor, want: Tensor) -> str:
