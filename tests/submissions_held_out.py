@@ -164,7 +164,7 @@ def detached_everything(x, t, eps, predict_noise, cond, uncond, guidance_scale, 
     return (g * (x - x)).sum()
 
 
-@held("sds", "linear")
+@held("sds", "only the sign")
 def sign_of_gradient(x, t, eps, predict_noise, cond, uncond, guidance_scale, alphas_cumprod):
     a, s = levels(alphas_cumprod, t)
     with torch.no_grad():

@@ -530,9 +530,12 @@ TABLE = {
     ),
     "check_gradient": (
         lambda inputs, **others: pm.check_gradient(
-            others["fn"], others["reference"], inputs, tolerance=others["tolerance"]
+            others.pop("fn"), others.pop("reference"), inputs, **others
         ),
-        {"fn": lambda x: x, "reference": lambda x: x, "inputs": X, "tolerance": 1e-3},
+        {
+            **{"fn": lambda x: x, "reference": lambda x: x, "inputs": X, "tolerance": 1e-3},
+            "slips": {"twice as much": lambda x: 2 * x},
+        },
     ),
     "numeric_gradient": (
         pm.numeric_gradient,

@@ -43,8 +43,8 @@ MISTAKES = {
     ),
     "03_rewards_and_why_pixel_gradients_fail": (
         "redness returned shape (), expected (8,), one per image",
-        "the sign is flipped",
-        None,
+        "sigma_t is missing; the sign is flipped",
+        "the denoiser's Jacobian is missing",
         "no gradient path: the loss does not depend on x as far as autograd knows",
     ),
     "04_preference_score_distillation": (
@@ -52,7 +52,11 @@ MISTAKES = {
         "the noise is not subtracted in the preference term",
         None,
     ),
-    "05_negative_embeddings": (None, "is eps(x_t; n) computed under no_grad", None),
+    "05_negative_embeddings": (
+        "the factor is g, not g - 1; the sign is flipped",
+        "is eps(x_t; n) computed under no_grad",
+        "a point inside is moved out",
+    ),
     "06_stable_diffusion_on_colab": (
         "a sector begins 22.5 degrees before its name",
         "the gradient flows through the UNet (its Jacobian)",

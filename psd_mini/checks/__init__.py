@@ -13,7 +13,7 @@ How a check works, and where:
     probe               runs the code, guard turns what it raises into a row
     reading             takes its gradient apart into the vectors that it is made of
     tables              is the engine: one row of every table, with the fewest slips, explains it
-    directions, noise_schedule, sizes, rewarding, preference_weights, renderer
+    directions, nonlinear, noise_schedule, sizes, rewarding, preference_weights, renderer
                         hold the tables: what people write, right or wrong, in rows
     judging             writes the rows of a report (report); checks never raise
 
@@ -45,8 +45,9 @@ Newer kinds are SDS with another vector for the noise, and look at their x_t fir
 What a size other than w(t) means is a matter of policy, see `sizes`. A check of another kind is the
 same in small: `renderer` and `negative_embedding` are a table each, and a search in it.
 
-`derivation` compares gradients that exist on paper only; `grading.grader` checks folders, and
-`grading.outlets` writes what Gradescope reads.
+`derivation` compares gradients that exist on paper only: `check_gradient(..., slips={...})` names
+what each exercise lists; `guard.exercise` is for a notebook's own checker. `grading.grader` checks
+folders, and `grading.outlets` writes what Gradescope reads.
 """
 
 from psd_mini.checks.derivation import Estimate as Estimate

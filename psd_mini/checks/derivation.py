@@ -8,7 +8,7 @@ errors are small.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -201,6 +201,7 @@ def check_gradient(
     reference: Callable[..., Tensor],
     *inputs: Tensor | float,
     tolerance: float = 1e-3,
+    slips: Mapping[str, Callable[..., Tensor]] | None = None,
 ) -> Report:
     """Does fn give the gradient that `reference` gives? Direction and size apart.
 
@@ -209,6 +210,8 @@ def check_gradient(
         reference: the same arguments; returns the gradient.
         inputs: x first; by default one picture of latents.
         tolerance: relative.
+        slips: {what is wrong: the gradient that comes of it}, as functions like `reference`. A
+            mistake in the sign or a factor beside one of them is named too.
     """
     report = Report("check of a gradient")
     first = inputs[0] if inputs else picture(1, 0)
@@ -231,22 +234,46 @@ def check_gradient(
     text = f"the gradient is {came}: {cause}"
     report.add(not cause, "gradient", came, "finite, not zero", text)
     if report.ok:
-        _judge_against(report, got, want, len(x), tolerance)
+        known = [("", want)]
+        for name, slip in (slips or {}).items():
+            known.append((name, slip(x.clone(), *inputs[1:]).detach().double()))
+        _judge_against(report, got, known, len(x), tolerance)
     return report
 
 
-def _judge_against(report: Report, got: Tensor, want: Tensor, batch: int, tolerance: float) -> None:
-    """Rows on the direction and the size of a gradient beside another."""
-    (ratio,), _ = fit(got, [want])
-    along = cosine(got, want)
-    cause = ASCENT if along < -1 + tolerance else "another direction"
-    report.add(along > 1 - tolerance, "direction", f"cosine {along:.5f}", "cosine 1", cause)
-    if abs(along) < 1 - tolerance:
+def _judge_against(
+    report: Report, got: Tensor, known: list[tuple[str, Tensor]], batch: int, tolerance: float
+) -> None:
+    """Rows on the direction and the size of a gradient, beside the right one and what slips give.
+
+    known: the right one first, with the name "".
+    """
+    cosines = [cosine(got, gradient) for _, gradient in known]
+    ratios = [fit(got, [gradient])[0][0] for _, gradient in known]
+    alike = [i for i, along in enumerate(cosines) if abs(along) > 1 - tolerance]
+    alike.sort(key=lambda i: abs(abs(ratios[i]) - 1) > tolerance)
+    came, expected = f"cosine {cosines[0]:.5f}", "cosine 1"
+    if not alike:
+        report.add(False, "direction", came, expected, _another_direction(got, known[0][1]))
         return  # sizes of different directions do not compare
-    size = f"{abs(ratio):.4g}"
+    (name, _), ratio = known[alike[0]], ratios[alike[0]]
+    causes = [name] if name else []
+    causes += [ASCENT] if ratio < 0 else []
+    turned = cosines[0] < 1 - tolerance
+    report.add(not turned, "direction", came, expected, "; ".join(causes))
     slips = [*constants((got.numel(), 1, 1)), *factors("gradient")[::2]]
     rows = best_explanation([((1, batch, 1.0), abs(ratio))], [products_of(slips)], tolerance)
     cause = "a factor is missing, or one too many" if rows is None else rows[0].cause
-    name = size if rows is None else rows[0].name
-    words = f"the size is {name} times the reference: {cause}"
-    report.add(not cause, "size", size, "1", words)
+    came = f"{abs(ratio):.4g}" if rows is None else rows[0].name
+    words = [f"the size is {came} times the reference: {cause}"] if cause else []
+    words = words if turned else [*causes, *words]
+    size = f"{abs(ratio if turned else ratios[0]):.4g}"
+    report.add(not words, "size", size, "1", "; ".join(words))
+
+
+def _another_direction(got: Tensor, want: Tensor) -> str:
+    """Where the two differ most."""
+    _, at = (got - want).abs().flatten().max(0)
+    place = [int(index) for index in torch.unravel_index(at, got.shape)]
+    values = f"{got.flatten()[at].item():.4g} came, {want.flatten()[at].item():.4g} is expected"
+    return f"another direction: at {place} {values}"

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from psd_mini.checks.reading import Reading, Terms
+from psd_mini.checks.reading import Group, Reading, Terms
 from psd_mini.checks.tables import Row, Table, fewest_slips, formulas, named, slips_of
 
 
@@ -61,11 +61,15 @@ CHUNKS = (
     "cond and uncond are swapped (order of the chunks?): flipped guidance, away from the prompt"
 )
 # what predictions and noises are made of, by the labels of `reading`
-LABELS = ("cond", "uncond", "q", "noise", "mean noise", "other", "x")
-NAMES = ("cond", "uncond", "eps_q", "eps", "mean_eps", "another_noise", "x")  # in formulas
+LABELS = ("cond", "uncond", "q", "noise", "mean noise", "first noise", "next noise", "other", "x")
+NAMES = (  # in formulas
+    *("cond", "uncond", "eps_q", "eps", "mean_eps", "first_eps", "next_eps", "another_noise", "x"),
+)
 VECTORS = dict(zip(NAMES, torch.eye(len(NAMES), dtype=torch.float64), strict=True))
 VECTORS["nothing"] = 0 * VECTORS["x"]
-COND, UNCOND, Q, EPS, _, OTHER, X, NOTHING = VECTORS.values()
+COND, UNCOND, Q, EPS, OTHER, X, NOTHING = (
+    VECTORS[name] for name in ("cond", "uncond", "eps_q", "eps", "another_noise", "x", "nothing")
+)
 OWN_GUIDANCE = "guidance"  # the numbers say the rest
 PREDICTION_FORMULAS = {  # of the guidance scale g: the combination of predictions
     GUIDED: "the predictions are guided",
@@ -93,6 +97,9 @@ NO_ALPHA = "it contains the picture itself: x0_hat is not divided by alpha_t"
 NO_ROOTS = "it contains the picture itself: x0_hat is made with abar_t, its square root is missing"
 BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's prediction only"
 RAW = "the noise is not subtracted in the preference term: raw form, eps_hat of winner minus loser"
+SIZE_OF_NOISE = "the noise has another size than the predictions beside it"
+SIZE_OF_Q = "q's prediction has another size than the guided prediction"
+AS_VELOCITY = "the prediction is taken for a velocity (v_prediction): it is a noise already"
 OTHER_TERM = "what is subtracted from the predictions is another term, or of another size"
 
 
@@ -106,6 +113,9 @@ SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the pr
     "- another_noise": "the noise was redrawn: the one that is subtracted is not the one in x_t",
     "- 2 eps": "the noise is subtracted twice: it stands in the gradient with the factor 2",
     "- g eps": GUIDED_NOISE,
+    "- g eps_q": "q's prediction is multiplied by g: it belongs outside of the guidance",
+    "- first_eps": "the first noise is subtracted from both predictions: each has its own",
+    "- next_eps": "the noises of the pair are swapped: each belongs to its own prediction",
     "- cond": FOR_BOTH,
     "- x": "it contains the picture itself: x is subtracted where the noise belongs",
     # (x - x0_hat) alpha / sigma with a wrong x0_hat: (x_t - eps_hat) / alpha,
@@ -113,9 +123,14 @@ SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the pr
     "- sigma eps": NO_SIGMA,
     "- eps + (1 - alpha) / sigma x": NO_ALPHA,
     "- alpha / sigma eps - alpha (1 - alpha) / sigma^2 x": NO_ROOTS,
+    # of v = alpha eps - sigma x, with (alpha v + sigma x_t) or (alpha eps_hat - sigma x_t)
+    "- alpha eps + sigma x": AS_VELOCITY,
+    "- (1 + sigma^2) / alpha eps - sigma x": "the noise is subtracted from a velocity",
 }
 SUBTRACTED = [
     *formulas("alpha, sigma, g", SUBTRACTED_FORMULAS, VECTORS),
+    Row("- k eps", lambda a, s, g: NOTHING, SIZE_OF_NOISE, 1.25, lambda a, s, g: [EPS]),
+    Row("- k eps_q", lambda a, s, g: NOTHING, SIZE_OF_Q, 1.25, lambda a, s, g: [Q]),
     Row("- eps_q - eps", lambda a, s, g: NOTHING, BESIDE_Q, 1.5, lambda a, s, g: [Q, EPS]),
     Row("another term", lambda a, s, g: NOTHING, OTHER_TERM, 2, lambda a, s, g: [Q, EPS, OTHER]),
 ]
@@ -138,6 +153,13 @@ def coefficients(rows: Sequence[Row], g: float, a: float, s: float) -> Tensor:
     return predictions.value(g) + subtracted.value(a, s, g) + place.value(a, s)
 
 
+def _noised(label: str, number: int, groups: list[Group]) -> list[Group]:
+    """Whose noises a label means at the x_t of this number."""
+    if label == "mean noise":
+        return groups
+    return [groups[{"noise": number, "first noise": 0, "next noise": number - 1}[label]]]
+
+
 def _placed(reading: Reading, parts: Mapping[int, Tensor]) -> Terms:
     """Coefficients (by LABELS) of each x_t, by its number, as terms of the whole picture."""
     terms: Terms = defaultdict(float)
@@ -145,8 +167,8 @@ def _placed(reading: Reading, parts: Mapping[int, Tensor]) -> Terms:
         for label, value in zip(LABELS, row.tolist(), strict=True):
             if value == 0:
                 continue
-            if label in ("noise", "mean noise"):
-                noised = [reading.groups[number]] if label == "noise" else reading.groups
+            if label.endswith("noise"):
+                noised = _noised(label, number, reading.groups)
                 for group in noised:  # without any noise in x_t, the one that was drawn
                     key = ("other", 0) if group.eps is None else ("noise", group.noise)
                     terms[key] += value * group.ratio / len(noised)

@@ -58,6 +58,25 @@ def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report
     return decorate
 
 
+def exercise(check: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a notebook's own checker of a function, which returns a text.
+
+    What the function raises, or that it returns None, becomes a `Report`.
+    """
+
+    @functools.wraps(check)
+    def run(fn: Callable[..., Any]) -> Any:
+        def answering(*args: Any) -> Any:
+            answer = fn(*args)
+            if answer is None:
+                raise Unreadable("it returned None: is a return missing?", "not answered")
+            return answer
+
+        return guarded(getattr(fn, "__name__", "an answer"))(check)(answering)
+
+    return run
+
+
 def status_of(error: BaseException) -> str:
     """What an exception says of a submission: "not answered" by a stub, else "could not run".
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import Tensor
-
 from psd_mini.checks import directions
 from psd_mini.checks.directions import GUIDED, Method, fit_rows
+from psd_mini.checks.nonlinear import clamped_at, why_not_linear
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Reading, cosine, in_numbers
 from psd_mini.checks.report import Report
@@ -20,14 +19,12 @@ from psd_mini.checks.sizes import W_FORMULAS, size
 from psd_mini.checks.tables import Row, causes_of, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
-NOT_LINEAR = (
-    "of it is no combination of predictions, noise and x: not linear in them (was it rescaled?)"
-)
-CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose their direction"
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"
 NOT_DETACHED = "the gradient is exactly zero: was the target detached? x cancels in x - (x - G)"
+ONLY_Q = "only q is asked, never the prior: are its adapters on all the time?"
 THROUGH_X_T = "the gradient flows through x_t, which brings an extra alpha_t: a part of w(t)"
+ON_GRAPH = "x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it"
 TWO_X_T = "the two predictions are not at the same x_t: each must see the same noise, at the same t"
 
 
@@ -74,6 +71,8 @@ def basics(report: Report, trial: Trial, equation: str) -> bool:
         came, cause = "NaN or infinity", NOT_FINITE
     elif not calls:
         cause = "the UNet was never called: the prior has no say in this gradient"
+    elif all(call.model == "q" for call in calls):
+        cause = ONLY_Q
     elif bool((trial.gradient == 0).all()):
         lost = trial.loss is not None and trial.loss.abs().max() > 0
         came, cause = "exactly zero", NOT_DETACHED if lost else CANCELLED
@@ -89,7 +88,7 @@ def judge_gradient(report: Report, method: Method, runs: Runs, scale: Scale) -> 
         own = _own_guidance(readings, runs.tolerance)
         for reading in readings + readings_of(runs.batched):
             reading.g = own or reading.g
-    blocked = _unreadable(runs, readings)
+    blocked = _unreadable(method, runs, readings)
     rows = None if blocked else directions.explain_direction(method, readings, runs.tolerance)
     if rows is None:
         came = _terms(readings[0])
@@ -119,24 +118,16 @@ def _own_guidance(readings: list[Reading], tolerance: float) -> float | None:
     return own if own > 1 - tolerance else None
 
 
-def _unreadable(runs: Runs, readings: list[Reading]) -> str:
+def _unreadable(method: Method, runs: Runs, readings: list[Reading]) -> str:
     """Why the coefficients of this gradient mean nothing; "" where they do."""
     if any(trial.through_unet() for trial in runs.trials):
         return JACOBIAN
     if all(map(_at_two_x_t, readings)):
         return TWO_X_T
-    leftover = max(reading.leftover for reading in readings)
-    if leftover <= 5 * runs.tolerance:
-        return ""
-    limit = _clamped_at(readings[0].gradient)
-    return CLAMPED.format(limit) if limit else f"{leftover:.0%} {NOT_LINEAR}"
-
-
-def _clamped_at(gradient: Tensor) -> float:
-    """The size that more than one element in a hundred has, if it is the largest; otherwise 0."""
-    sizes = gradient.abs()
-    at_limit = (sizes == sizes.max()).double().mean().item()
-    return sizes.max().item() if 0.01 < at_limit < 1 else 0.0
+    limits = [clamped_at(reading.gradient) for reading in readings]
+    if any(limits) or max(reading.leftover for reading in readings) > 5 * runs.tolerance:
+        return why_not_linear(method, readings, max(limits), runs.trials[0].style)
+    return ""
 
 
 def _at_two_x_t(reading: Reading) -> bool:
@@ -156,8 +147,11 @@ def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row
         cosines.append(cosine(reading.gradient, rows[3].value() * exact))
     worst, causes = min(cosines), causes_of(rows[1:])
     status: bool | str = worst > 1 - runs.tolerance and not causes
-    if status and any(trial.through_x_t() for trial in runs.trials):
+    through_x_t = any(trial.through_x_t() for trial in runs.trials)
+    if status and through_x_t:
         status, causes = "note", [THROUGH_X_T]
+    elif through_x_t and rows[2].cause == directions.AT_X_T:
+        causes.append(ON_GRAPH)
     came = f"cosine {worst:.4f}: {_terms(readings[0])}"
     report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from psd_mini.checks.directions import Method, reference
 from psd_mini.checks.exact_world import T
-from psd_mini.checks.noise_schedule import NOISE, SIGNAL, judge_normal, level
+from psd_mini.checks.noise_schedule import NOISE, SHARED_T, SIGNAL, judge_normal, level
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import PREDICTIONS, Group, Reading, cosine
 from psd_mini.checks.report import Report
 
-SHARED_T = "in a batch, pictures do not get the noise level of their own t: is it the same for all?"
 NOT_WHOLE = f"the UNet takes integers 0..{T - 1}: was t divided by {T}, or drawn out of range?"
 KEPT = (
     "the UNet is called with gradients on: right, but its graph costs memory and time; use"

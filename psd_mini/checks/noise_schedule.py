@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ def beta_at(t: int) -> float:
     return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
 
 
-def prod_beta_at(t: int) -> float:
-    """The product of beta_0 to beta_t."""
-    return math.prod(map(beta_at, range(t + 1)))
+def betas_to(t: int) -> list[float]:
+    """beta_0 to beta_t."""
+    return list(map(beta_at, range(t + 1)))
 
 
 # of t, in formulas
@@ -43,12 +43,15 @@ LEVELS: dict[str, Any] = {
     "beta": beta_at,
     "T": T,
 }
-LEVELS |= {"prod_beta": prod_beta_at, "sqrt": math.sqrt, "scaling": SCALING}
+LEVELS |= {"prod_beta": lambda t: math.prod(betas_to(t)), "sum_beta": lambda t: sum(betas_to(t))}
+LEVELS |= {"sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
 SHIFT = OFF_BY_ONE + ": the {} level is that of t {} 1"
 SWAP = "alpha_t and sigma_t are swapped"
+REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
+STRAIGHT = "this is the straight line of flow matching: x_t is alpha_t x + sigma_t eps"
 OVER_BETA = "the product is over beta and not over 1 - beta"
 ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
 SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
@@ -56,6 +59,8 @@ SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "abar_t": ROOT,
     "alpha_{t-1}": SHIFT.format("signal", "-"),
     "alpha_{t+1}": SHIFT.format("signal", "+"),
+    "abar_{t-1}": f"{SHIFT.format('signal', '-')}; {ROOT}",
+    "abar_{t+1}": f"{SHIFT.format('signal', '+')}; {ROOT}",
     "sqrt(1 - abar_t)": SWAP,
     "1 - abar_t": f"{SWAP}, and {ROOT}",
     "sqrt(1 - beta_t)": STEP,
@@ -64,7 +69,11 @@ SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "0": "x is not in x_t: the UNet was asked about pure noise",
     "alpha_t / scaling": "latents were not multiplied by vae.config.scaling_factor",
     "sqrt(prod_beta_t)": OVER_BETA,
-    "alpha_{T-1-t}": "the schedule is reversed: t = 0 must be the cleanest",
+    "alpha_{T-1-t}": REVERSED,
+    "1 - t / T": STRAIGHT,
+    "sqrt(alpha_t)": "a square root too many: abar_t itself is the product, alpha_t its root",
+    "exp(-sum_beta_t / 2)": "abar_t is the product of 1 - beta, not exp of minus the sum of beta",
+    "-alpha_t": "the signal is subtracted: x_t is alpha_t x + sigma_t eps",
 }
 NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "sqrt(1 - abar_t)": "",
@@ -72,19 +81,31 @@ NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "0": "no noise was added: the UNet must see x_t = alpha_t x + sigma_t eps",
     "sigma_{t-1}": SHIFT.format("noise", "-"),
     "sigma_{t+1}": SHIFT.format("noise", "+"),
+    "1 - abar_{t-1}": f"{SHIFT.format('noise', '-')}; the square root is missing",
+    "1 - abar_{t+1}": f"{SHIFT.format('noise', '+')}; the square root is missing",
+    "sigma_t / alpha_t": "this is sigma_t / alpha_t, the noise in x_t / alpha_t",
     "sqrt(abar_t)": SWAP,
     "abar_t": f"{SWAP}, and {ROOT}",
     "sqrt(beta_t)": STEP,
     "beta_t": f"{STEP}; the square root is missing",
     "1 - alpha_t": ONE_MINUS_ALPHA,
     "1": "the noise is not scaled by sigma_t",
+    "sigma_{T-1-t}": REVERSED,
+    "t / T": STRAIGHT,
+    "-sigma_t": "the noise is subtracted: x_t is alpha_t x + sigma_t eps",
+    "alpha_t sigma_t": "the noise is scaled by alpha_t too: alpha_t (x + sigma_t eps)",
+    "prod_beta_t": OVER_BETA,
+    "sqrt(prod_beta_t)": OVER_BETA,
 }
 
 
 SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNAL_FORMULAS, NOISE_FORMULAS))
 # 1 - prod beta_s is nearly 1: whoever makes a table of abar_t means this, who mixes x does not
-ONE_MINUS = formulas("t", {"sqrt(1 - prod_beta_t)": OVER_BETA}, LEVELS)
-SIGNAL_OF_A_TABLE = [SIGNAL[0], *ONE_MINUS, *SIGNAL[1:]]
+SUM = "abar_t is 1 minus the sum of beta: it is the product of 1 - beta"
+OF_A_TABLE = {"sqrt(1 - prod_beta_t)": OVER_BETA, "root(1 - sum_beta_t)": SUM}
+OF_A_TABLE |= {"alpha_{T-1} / alpha_{t-1}": "the product runs from t to the end, not from 0 to t"}
+LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
+SIGNAL_OF_A_TABLE = [SIGNAL[0], *formulas("t", OF_A_TABLE, LEVELS), *SIGNAL[1:]]
 
 
 def level(table: Table, seen: Sequence[tuple[int, float]], tolerance: float) -> tuple[str, str]:
@@ -95,15 +116,13 @@ def level(table: Table, seen: Sequence[tuple[int, float]], tolerance: float) -> 
     found = best_explanation([((t,), value) for t, value in seen], [table], tolerance, floor=0.02)
     if found is not None:
         return found[0].name, found[0].cause
-    right = table[0]
-
-    def error(pair: tuple[int, float]) -> tuple[bool, float]:
-        t, value = pair
-        return math.isnan(value), abs(value - right.value(t))
-
-    t, worst = max(seen, key=error)
-    cause = f"{worst:.4g} came at t = {t}, expected {right.name} = {right.value(t):.4g}"
-    return f"{worst:.4g} at t = {t}", cause
+    right, t = table[0], seen[0][0]
+    times = {t: value / right.value(t) for t, value in seen}
+    k, worst = times[t], max(times, key=lambda t: (math.isnan(times[t]), abs(times[t] - 1)))
+    if all(abs(other - k) <= 1e-3 * abs(k) for other in times.values()):
+        return f"{k:.3g} {right.name}", f"{right.name} is multiplied by {k:.3g}"
+    came, expected = dict(seen)[worst], f"{right.name} = {right.value(worst):.4g}"
+    return f"{came:.4g} at t = {worst}", f"{came:.4g} came at t = {worst}, expected {expected}"
 
 
 def judge_normal(report: Report, noises: list[Tensor]) -> None:
@@ -125,6 +144,19 @@ def judge_normal(report: Report, noises: list[Tensor]) -> None:
 TIMES = (1, 30, 200, 500, 800, 990)
 EQUATION = "abar_t = prod_{s<=t} (1 - beta_s)"
 NOT_GIVEN = "it adds a noise of its own and ignores the one that it is given"
+BESIDE = "it adds a noise of its own beside the one that it is given"
+SHARED_NOISE = "pictures of a batch share one noise: each must have its own"
+SHARED_T = "in a batch, pictures do not get the noise level of their own t: is it the same for all?"
+
+
+class Mixed(NamedTuple):
+    """How a picture x was noised: x_t = a x + s e. own: what is wrong with e, if it is not eps."""
+
+    t: int
+    a: float
+    s: float
+    e: Tensor
+    own: str
 
 
 @validated
@@ -138,44 +170,67 @@ def check_schedule(fn: Any, *, names: Names = None) -> Report:
         names: parameter -> key of `grading.names.NAMES`.
     """
     fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
-    report, asked, signal = Report("check of the schedule"), keys(fn, names), SIGNAL
-    noises: list[Tensor] = []
-    if {"eps", "x"} & asked:
-        seen = [_mixed(Prober(fn, names), t, noises) for t in TIMES]
-    else:
-        seen, signal = _tabulated(Prober(fn, names)), SIGNAL_OF_A_TABLE
-    levels = zip(*seen, strict=True)  # of a table of abar alone, there is no noise
-    for row, table, values in zip(("signal", "noise"), (signal, NOISE), levels, strict=False):
-        name, cause = level(table, list(zip(TIMES, values, strict=True)), 1e-3)
-        report.add(not cause, row, name, table[0].name, cause, EQUATION)
-    judge_normal(report, noises)
-    if noises and "eps" in asked:
-        report.add(False, "noise given", "not used", "the eps in x_t", NOT_GIVEN)
+    report, asked = Report("check of the schedule"), keys(fn, names)
+    if not {"eps", "x"} & asked:  # of a table of abar alone, there is no noise
+        _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(Prober(fn, names)))
+        return report
+    mixed = [picture for t in TIMES for picture in _mixed(Prober(fn, names), (t, t))]
+    _judge_levels(report, SIGNAL, [[(m.t, m.a) for m in mixed], [(m.t, m.s) for m in mixed]])
+    causes = {picture.own for picture in mixed}
+    if NOT_GIVEN in causes:
+        judge_normal(report, [picture.e for picture in mixed])
+    cause = "; ".join(sorted(causes - {"" if "eps" in asked else NOT_GIVEN, ""}))
+    report.add(not cause, "noise given", "not used as it is", "the eps in x_t", cause)
+    if report.ok:  # two pictures with a t of their own
+        pair = _mixed(Prober(fn, names), (200, 800))
+        right = all(abs(picture.a - alpha_at(picture.t)) < 1e-3 for picture in pair)
+        report.add(right, "batch", "another level", "that of each picture's t", SHARED_T)
     return report
 
 
-def _mixed(prober: Prober, t: int, noises: list[Tensor]) -> list[float]:
-    """a and s of somebody's x_t = a x + s eps; noises of its own are added to the list."""
-    x, eps = picture(2, t).float(), normal(2, *SHAPE, seed=t).float()
-    answer, trace = prober.ask({"x": x, "eps": eps, "t": torch.full((2,), t)})
+def _judge_levels(
+    report: Report, signal: Table, columns: Sequence[Sequence[tuple[int, float]]]
+) -> None:
+    """Rows on a and s, given as (t, value)."""
+    for name, table, seen in zip(("signal", "noise"), (signal, NOISE), columns, strict=False):
+        came, cause = level(table, seen, 1e-3)
+        report.add(not cause, name, came, table[0].name, cause, EQUATION)
+
+
+def _mixed(prober: Prober, times: tuple[int, int]) -> list[Mixed]:
+    """Somebody's x_t of two pictures, taken apart."""
+    x, eps = picture(2, times[0]), normal(2, *SHAPE, seed=times[0])
+    answer, trace = prober.ask({"x": x.float(), "eps": eps.float(), "t": torch.tensor(times)})
     answered(answer)
     answer = answer[0] if isinstance(answer, tuple | list) else answer
     if not isinstance(answer, Tensor) or answer.shape != x.shape:
         text = f"it returned {type(answer).__name__}, expected x_t of x's shape"
         raise Unreadable(text, "wrong")
-    drawn = [d.double().broadcast_to(x.shape) for d in trace.draws if d.numel() == x.numel()]
-    levels, left = fit(answer.double(), [x.double(), eps.double(), *drawn])
+    sizes = (x.numel(), x[0].numel())
+    drawn = [d.double().reshape(-1, *SHAPE) for d in trace.draws if d.numel() in sizes]
+    return [_taken_apart(i, times[i], answer.double(), x, eps, drawn) for i in (0, 1)]
+
+
+def _taken_apart(
+    i: int, t: int, x_t: Tensor, x: Tensor, eps: Tensor, drawn: Sequence[Tensor]
+) -> Mixed:
+    """x_t[i] as a combination of x[i], the noises that were given, and those that were drawn."""
+    noises = [eps[i], eps[1 - i], *(noise.expand_as(x)[i] for noise in drawn)]
+    words = ["", SHARED_NOISE]
+    words += [SHARED_NOISE if len(noise) == 1 else NOT_GIVEN for noise in drawn]
+    (a, constant, *levels), left = fit(x_t[i], [x[i], torch.ones_like(x[i]), *noises])
     if left > 1e-3:
         text = f"x_t is no combination of x and eps: {left:.0%} of it is something else"
+        text += "" if abs(levels[0]) > 0.05 else ", and the noise that was given is not in it"
         raise Unreadable(text, "wrong")
-    a, s, *own = levels
-    if drawn and abs(s) < 1e-3 < max(map(abs, own)):
-        noises.append(drawn[-1])
-        s = max(own, key=abs)
-    return [a, s]
+    used = [j for j, value in enumerate(levels) if abs(value) > 1e-3] or [0]
+    s, e = levels[used[0]], noises[used[0]]
+    if abs(constant) > 1e-3:  # rand, made into something centred
+        s, e = sigma_at(t), (x_t[i] - a * x[i]) / sigma_at(t)
+    return Mixed(t, a, s, e, BESIDE if len(used) > 1 else words[used[0]])
 
 
-def _tabulated(prober: Prober) -> list[list[float]]:
+def _tabulated(prober: Prober) -> list[list[tuple[int, float]]]:
     """a (of abar alone, its root) and s at TIMES, from one number per timestep."""
     answer, _ = prober.ask({"t": torch.arange(T)})
     answered(answer)
@@ -186,4 +241,4 @@ def _tabulated(prober: Prober) -> list[list[float]]:
         raise Unreadable(text, "wrong")
     if len(parts) == 1:  # a negative abar stays one
         parts = [parts[0].sign() * parts[0].double().abs().sqrt()]
-    return [[part[t].item() for part in parts] for t in TIMES]
+    return [[(t, part[t].item()) for t in TIMES] for part in parts]

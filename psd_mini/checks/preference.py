@@ -47,7 +47,8 @@ TWO_TIMES = "the pair stands at different t: rewards of different noise levels d
 HALF_GUIDED = "guidance on one of the two only: winner and loser must be guided alike"
 ONE_NOISE = "the noise of one of the two is not subtracted: the terms must be eps_hat - eps_i"
 BARE = "no noise is subtracted: the terms must be eps_hat - eps_i"
-EQUATION, WORDS = "h_i = eps_cfg(x_t^i) - eps_i", {"nothing": BARE, "another term": ONE_NOISE}
+EQUATION = "h_i = eps_cfg(x_t^i) - eps_i"
+WORDS = {"nothing": BARE, "- k eps": ONE_NOISE, "another term": ONE_NOISE}
 RESIDUALS = Method("pair", EQUATION, GUIDED, "- eps", WORDS)
 ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
 ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"

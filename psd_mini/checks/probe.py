@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from psd_mini.checks.exact_world import SHAPE, embedding, neighbour, normal, picture
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
 from psd_mini.checks.grading.stand_ins import VAE, name_second
-from psd_mini.checks.grading.submission import environment, gradient_of, parts_of
+from psd_mini.checks.grading.submission import environment, gradient_of, training_of
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.reading import Reading, cosine, read
 from psd_mini.checks.report import Unreadable
@@ -30,13 +31,18 @@ from psd_mini.checks.trace import Call, Trace, flows, flows_through
 HALF = (torch.float16, torch.bfloat16)
 Values = dict[str, Any]  # by the keys of `NAMES`
 Form = tuple[str, bool]  # a key of LAYOUTS or "" for latents; stacked embeddings
-RAYS = "(H W, 3)"
+RAYS = ("(H W, 3)", "(B, H W, 3)")
+# where a docstring says that the prompt stands before the empty one: diffusers has it second
+PROMPT_FIRST = re.compile(
+    r"\[\s*(text|cond|pos|prompt)\w*\s*,\s*(un|neg|null|empty)", re.IGNORECASE
+)
 # how code may take pictures, made of (B, 3, H, W); those without B hold one
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "(B, 3, H, W)": lambda pictures: pictures,
     "(B, H, W, 3)": lambda pictures: pictures.movedim(1, -1),
     "(H, W, 3)": lambda pictures: pictures[0].movedim(0, -1),
-    RAYS: lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+    RAYS[0]: lambda pictures: pictures[0].movedim(0, -1).flatten(0, 1),
+    RAYS[1]: lambda pictures: pictures.movedim(1, -1).flatten(1, 2),
 }
 # what a submission raises whatever the form of its input is
 NOT_THE_FORM = (NameError, AttributeError, KeyError, ImportError, OSError, MemoryError, SystemExit)
@@ -136,7 +142,8 @@ class Prober:
         asked = keys(fn, names)
         stacked = guided or "guidance_scale" in asked
         self.size = _size_of(getattr(fn, "__self__", None))
-        layouts = [*LAYOUTS, ""] if "image" in asked else ["", *LAYOUTS]
+        known = [form for form in LAYOUTS if form != RAYS[1] or self.size != (512, 512)]
+        layouts = [*known, ""] if "image" in asked else ["", *known]
         # the most plausible form first
         self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
 
@@ -174,7 +181,7 @@ class Prober:
 
     def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
         layout, stacked = form
-        size = self.size if layout == RAYS else (512, 512)
+        size = self.size if layout in RAYS else (512, 512)
         if batch > 1 and layout.find("B") < 0 <= layout.find("H"):
             raise Unreadable(f"it takes one picture {layout}", verdict=False)
         drawn = given(batch, seed, layout, size)
@@ -193,7 +200,7 @@ class Prober:
                 if layout and len(self.forms) > 1:
                     _look_at_encoded(drawn["pictures"], trace)
                 leaf = _entrance(x, trace, bool(layout))
-                training = _training_of(result, trace)
+                training = training_of(result, trace)
                 gradient, style, loss = gradient_of(result, leaf)
         after = {name: passed[name].detach().to(value) for name, value in before.items()}
         changed = [name for name in before if not torch.equal(before[name], after[name])]
@@ -217,9 +224,10 @@ class Prober:
         passed = arguments(fn, values, self.names)
         if not stacked or any(value is uncond for value in passed.values()):
             return passed
+        prompt_first = PROMPT_FIRST.search(fn.__doc__ or "")
         for name, value in passed.items():
             if value is cond or value is values["cond_src"]:  # diffusers stacks the other one first
-                passed[name] = torch.cat((uncond, value))
+                passed[name] = torch.cat((value, uncond) if prompt_first else (uncond, value))
         return passed
 
     def _predicted(self, values: Values) -> dict[str, Tensor]:
@@ -229,26 +237,6 @@ class Prober:
             x_t = values["scheduler"].add_noise(values["x"], values["eps"], t)
             cond, uncond = (unet(x_t, t, values[k]).sample for k in ("cond", "uncond"))
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
-
-
-def _training_of(result: Any, trace: Trace) -> list[tuple[Call, Tensor]]:
-    """What q's predictions get from each loss that came, and what has been back-propagated."""
-    asked = [call for call in trace.calls if call.model == "q" and call.eps_hat.requires_grad]
-    predictions = [call.eps_hat for call in asked]
-    found = [(call, call.eps_hat.grad) for call in asked]
-    seen = [(tensor, tensor.grad) for tensor in [*trace.on_graph, *predictions]]
-    for tensor, _ in seen:
-        tensor.grad = None
-    for part in result.values() if isinstance(result, Mapping) else parts_of(result):
-        if predictions and isinstance(part, Tensor) and part.requires_grad:
-            with suppress(RuntimeError):  # its graph is gone: it has been back-propagated
-                gradients = torch.autograd.grad(
-                    part.sum(), predictions, retain_graph=True, allow_unused=True
-                )
-                found += zip(asked, gradients, strict=True)
-    for tensor, before in seen:  # recorded tensors keep gradients: this was no part of the run
-        tensor.grad = before
-    return [(call, gradient.clone()) for call, gradient in found if gradient is not None]
 
 
 def _noises_in(passed: Values, drawn: Values) -> list[Tensor]:

@@ -134,7 +134,7 @@ def read(
     # a prompt that nobody gave came from a text encoder: the only prompt, or a negative one
     unknown = "negative" if any("cond" in row for row in labels) else "cond"
     for call, row in zip(trace.calls, labels, strict=True):
-        _sort(call, [label or unknown for label in row], pictures)
+        _sort(call, _completed(call, row, unknown), pictures)
     drawn = [d.double() for d in trace.draws if d.numel() in (x.numel(), x[0].numel())]
     noises = [torch.broadcast_to(d.reshape(-1, *x.shape[1:]), x.shape) for d in drawn] + eps
     for i, picture in enumerate(pictures):
@@ -171,6 +171,21 @@ def _labels(call: Call, known: Embeddings) -> list[str]:
         near = (name for name, e in table if allclose(row, e.expand_as(row), atol=2e-3))
         labels.append(next(near, ""))
     return labels
+
+
+def _completed(call: Call, labels: list[str], unknown: str) -> list[str]:
+    """Labels with those of prompts that nobody gave.
+
+    Where these are all prompts there are, of two in one call the first is the negative one, as in
+    diffusers.
+    """
+    nobodys = [i for i, label in enumerate(labels) if not label]
+    if nobodys and unknown == "cond" and call.embeddings is not None:
+        first, last = call.embeddings[nobodys[0]], call.embeddings[nobodys[-1]]
+        for i in nobodys:
+            if torch.equal(call.embeddings[i], first) and not torch.equal(first, last):
+                labels[i] = "uncond"
+    return [label or unknown for label in labels]
 
 
 def split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:

@@ -30,6 +30,7 @@ X0_HAT = "(x_t - sigma_t eps_cfg)/alpha_t"
 NOISY = "the reward is shown the noisy x_t, which it has never seen: denoise to x0_hat first"
 RENDER = "the reward is shown the render itself, the same for both noises: it must see x0_hat"
 UNGUIDED = "the reward is shown x0_hat without guidance, while the gradient is guided"
+UNPROMPTED = f"{UNGUIDED}, and of the unconditional prediction: the prompt has no say"
 UNDIVIDED = f"x0_hat is not divided by alpha_t: it is {X0_HAT}"
 DIVIDED_TWICE = f"x0_hat is divided by alpha_t twice: it is {X0_HAT}"
 OTHER = f"the reward is not shown x0_hat = {X0_HAT}"
@@ -45,6 +46,7 @@ PICTURES = [  # of alpha_t, sigma_t, g: what the reward may have been shown
     Row("x0_hat times alpha_t", lambda a, s, g: _denoised(1, -s, g), UNDIVIDED),
     Row("x0_hat over alpha_t", lambda a, s, g: _denoised(1 / a**2, -s / a**2, g), DIVIDED_TWICE),
     Row("x0_hat without guidance", lambda a, s, g: _denoised(1 / a, -s / a, 1), UNGUIDED),
+    Row("x0_hat of no prompt", lambda a, s, g: _denoised(1 / a, -s / a, 0), UNPROMPTED),
     Row("without sigma_t", lambda a, s, g: _denoised(1, -1, g), f"{OTHER}: sigma_t is missing"),
     Row("of abar_t", lambda a, s, g: _denoised(1, -s * s, g), f"{OTHER}: roots are missing"),
     Row("swapped", lambda a, s, g: _denoised(1, -a, g), f"{OTHER}: alpha_t for sigma_t"),
@@ -54,6 +56,7 @@ PICTURES = [  # of alpha_t, sigma_t, g: what the reward may have been shown
 ]
 # resizing costs some likeness; a picture is a combination of vectors where nothing else is left
 LIKE, EXACT = 0.9, 3e-3
+SPREAD = 4e-4  # relative, of coefficients: one step of t changes them by twice as much
 LIKELY = ("x0_hat", "x0_hat without guidance", "the noisy x_t", "x itself")  # told by likeness
 
 
@@ -211,7 +214,7 @@ def _what_it_saw(shown: list[Seen], decoded: list[Seen]) -> tuple[Ok, str, str]:
     names, parts = {seen.like for seen in shown}, [seen for seen in shown if seen.terms]
     rows = [row for row in PICTURES if row.name in names]
     if parts:
-        rows.append(_row_of(parts) or Row(in_numbers(parts[0].terms), dict, OTHER))
+        rows.append(_row_of(parts) or _another_mixture(parts[0]))
     if "something else" in names:
         rows.append(Row("something else", dict, OTHER))
     if not rows:
@@ -231,14 +234,26 @@ def _what_it_saw(shown: list[Seen], decoded: list[Seen]) -> tuple[Ok, str, str]:
 
 def _row_of(parts: list[Seen]) -> Row | None:
     """The row of PICTURES that all pictures are; of one size for all t, or else of any size."""
-    for spread in (2e-2, math.inf):
+    for spread in (SPREAD, math.inf):
         for row in PICTURES:
             if _scale_of(row, parts, spread) is not None:
                 return row
     return None
 
 
-def _scale_of(row: Row, parts: list[Seen], spread: float = 2e-2) -> float | None:
+def _another_mixture(seen: Seen) -> Row:
+    """What a picture is that no row is: x_t minus the guided prediction times another number?"""
+    terms, group = seen.terms, seen.reading.groups[seen.noise]
+    x_t, cause = terms["x_t"] or 1e-30, OTHER
+    number = -(terms.get("cond", 0.0) + terms.get("uncond", 0.0)) / x_t
+    wanted = _denoised(x_t, -x_t * number, seen.reading.g)
+    if all(abs(value - wanted.get(key, 0.0)) < 1e-2 * abs(x_t) for key, value in terms.items()):
+        cause += f", but x_t - {number:.4g} eps_cfg at t = {seen.reading.t}, where sigma_t is"
+        cause += f" {group.s:.4g}: at the level of another t?"
+    return Row(in_numbers(terms), dict, cause)
+
+
+def _scale_of(row: Row, parts: list[Seen], spread: float = SPREAD) -> float | None:
     """By how much all these pictures are larger than the row's; None where they are others."""
     sizes = []
     for seen in parts:
@@ -250,7 +265,7 @@ def _scale_of(row: Row, parts: list[Seen], spread: float = 2e-2) -> float | None
         came = torch.tensor([terms.get(key, 0.0) for key in keys]).double()
         wish = torch.tensor([wanted.get(key, 0.0) for key in keys]).double()
         (size,), left = fit(came, [wish])
-        if size <= 0 or left > 1e-2:
+        if size <= 0 or left > SPREAD:
             return None
         sizes.append(size)
     if not sizes or max(sizes) - min(sizes) > spread * max(sizes):

@@ -17,13 +17,14 @@ from psd_mini._internal.arguments import validated
 from psd_mini.checks import judging_draws as draws
 from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
 from psd_mini.checks.grading.names import Names, arguments, invoke, keys
-from psd_mini.checks.grading.submission import COURSE, answered, prepare
+from psd_mini.checks.grading.submission import COURSE, answered, prepare, training_of
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient
 from psd_mini.checks.probe import Prober, Trial, given
 from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
+from psd_mini.checks.trace import Call, Trace
 
 Weighting = str | None
 # batch, g, t, seed: several noise levels, t = 500 twice with another picture
@@ -162,63 +163,51 @@ def run_all(
 
 
 def _check_training(report: Report, train: Callable, names: Names) -> None:
-    """q's network must learn eps_q = E[eps | x_t] of the renders: min || eps_q(x_t) - eps ||^2.
-
-    The loss is quadratic in eps_q, so its gradient by q's bias is k (eps_q - target), and a fit
-    tells the target.
-    """
-    prober = Prober(train, names)
-    answer, trace = prober.ask({**given(1, 3), "t": torch.tensor([400]), "guidance_scale": 7.5})
-    if isinstance(answer, Tensor) and answer.requires_grad:
-        answer.sum().backward()
-    gradient = prober.given["q"].bias.grad
-    if gradient is None or not trace.calls:
+    """Does a training loss of its own bring q's network to the noise?"""
+    drawn = given(1, 3)
+    values = {**drawn, "t": torch.tensor([400]), "guidance_scale": 7.5}
+    answer, trace = Prober(train, names).ask(values)
+    training = training_of(answer, trace)
+    if training:
+        _report_learnt(report, _learnt(training, trace, [("noise", drawn["eps"][0])]))
+    else:
         cause = "q's network receives no gradient: it never learns"
         report.add(False, TRAINING, "no gradient for q", "a gradient", cause)
-        return
-    others = [("prior", call.eps_hat[0]) for call in trace.calls if call.model != "q"]
-    noises = [n for n in [*trace.draws, given(1, 3)["eps"]] if n.shape == gradient.shape]
-    others += [("noise", noise[0]) for noise in noises]
-    q = next((call.eps_hat[0] for call in trace.calls if call.model == "q"), None)
-    learnt, _ = _learnt(gradient[0], q, others)
-    _report_learnt(report, learnt)
 
 
 def _judge_training(report: Report, trials: list[Trial]) -> None:
-    """What q learns from losses that came beside that of x: see `_check_training`."""
+    """What q learns from losses that came beside that of x."""
     for trial in trials:
-        x = [("x", reading.x) for reading in trial.readings]
-        rows = [(call, row) for call in trial.trace.calls for row in call.eps_hat]
-        priors = [("prior", row) for call, row in rows if call.model != "q"]
-        given_noises = [("noise", g.eps) for r in trial.readings for g in r.groups]
-        drawn = [("noise", noise) for draw in trial.trace.draws for noise in draw]
-        for call, gradient in trial.training:
-            shape, q = gradient[0].shape, call.eps_hat[0]
-            others = [*x, *priors, *given_noises, *drawn]
-            same = [(name, v) for name, v in others if v is not None and v.shape == shape]
-            learnt, left = _learnt(gradient[0], q, same)
-            if learnt and left < 0.02:
-                _report_learnt(report, learnt)
-                return
+        known = [("x", reading.x) for reading in trial.readings]
+        groups = [group for reading in trial.readings for group in reading.groups]
+        known += [("noise", group.eps) for group in groups if group.eps is not None]
+        learnt = _learnt(trial.training, trial.trace, known)
+        if learnt:
+            _report_learnt(report, learnt)
+            return
     report.add("note", TRAINING, "no loss of q that can be read", "", NOT_CHECKED)
 
 
 def _learnt(
-    gradient: Tensor, q: Tensor | None, others: list[tuple[str, Tensor]]
-) -> tuple[dict[str, float], float]:
-    """The target in gradient = k (q - target), by name, and the relative rest of the fit.
+    training: list[tuple[Call, Tensor]], trace: Trace, known: list[tuple[str, Tensor]]
+) -> dict[str, float]:
+    """The target of q's network, by what it is made of; empty where none can be read.
 
-    It is empty where q is not in the gradient.
+    q must learn eps_q = E[eps | x_t] of the renders, min || eps_q(x_t) - eps ||^2. Such a loss is
+    quadratic: its gradient by eps_q is k (eps_q - target), and a fit tells the target.
     """
-    own = [] if q is None else [q.detach().double()]
-    vectors = own + [vector.detach().double() for _, vector in others]
-    coefficients, left = fit(gradient.double(), vectors)
-    k = coefficients.pop(0) if own else 0.0
-    learnt: dict[str, float] = {}
-    for (name, _), value in zip(others, coefficients, strict=True):
-        if abs(value) > 0.02 * abs(k) > 0:
-            learnt[name] = learnt.get(name, 0.0) - value / k
-    return learnt, left
+    others = [*known, *(("noise", noise) for draw in trace.draws for noise in draw)]
+    others += [("prior", e) for call in trace.calls if call.model != "q" for e in call.eps_hat]
+    for call, gradient in training:
+        q, learnt = call.eps_hat[0].detach().double(), dict[str, float]()
+        same = [(name, v.detach().double()) for name, v in others if v.shape == q.shape]
+        (k, *values), left = fit(gradient[0].double(), [q, *(v for _, v in same)])
+        for (name, _), value in zip(same, values, strict=True):
+            if abs(value) > 0.02 * abs(k) > 0:
+                learnt[name] = learnt.get(name, 0.0) - value / k
+        if learnt and left < 0.02:
+            return learnt
+    return {}
 
 
 def _report_learnt(report: Report, learnt: dict[str, float]) -> None:

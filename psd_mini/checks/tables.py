@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations
 from typing import Any, NamedTuple
 
 
@@ -75,12 +75,11 @@ def fewest_slips(
     Returns:
         None where no combination fits.
     """
-    for rows in sorted(product(*tables), key=slips_of):
-        if slips_of(rows) > most:
-            return None
-        if fits(*rows):
-            return rows
-    return None
+    found: list[tuple[Row, ...]] = [()]
+    for table in tables:
+        longer = [(*rows, row) for rows in found for row in table]
+        found = [rows for rows in longer if slips_of(rows) <= most]
+    return next((rows for rows in sorted(found, key=slips_of) if fits(*rows)), None)
 
 
 def best_explanation(

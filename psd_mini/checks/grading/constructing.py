@@ -33,6 +33,8 @@ from psd_mini.checks.grading.names import (
 ARGS = named("options", "args")
 PROMPTS = re.compile("((neg(ative)?_)?(prompt|text|caption)|neg(ative)?)s?")
 ENCODES = {"tokenizer", "text_encoder", "encode_prompt", "tokenize"}
+NUMBERS = (float, int)
+KEPT = (str, dict, *NUMBERS)  # defaults of these types stay
 EMBEDDINGS = ("cond", "uncond", "n")
 
 
@@ -53,16 +55,21 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
     for name, parameter in parameters(cls).items():
         default, required = parameter.default, parameter.default is parameter.empty
         key = "args" if name == "cfg" else key_of(name, names, guess=required)
-        simple = isinstance(default, str | float | int)
         if dataclasses.is_dataclass(hints.get(name)):
             given[name] = construct(hints[name], {})
-        elif simple and key in HELD and default >= 1:
+        elif isinstance(default, NUMBERS) and key in HELD and default >= 1:
             given[name] = HELD[key][1]
-        elif (texts and PROMPTS.fullmatch(name) and required) or (required and key not in values):
+        elif (texts and _is_text(parameter)) or (required and key not in values):
             given[name] = option(name, ARGS)
-        elif key in values and (not simple or key in ("device", "fp16")):
+        elif key in values and (not isinstance(default, KEPT) or key in ("device", "fp16")):
             given[name] = values[key]
     return invoke(cls, given)
+
+
+def _is_text(parameter: inspect.Parameter) -> bool:
+    """Is it a prompt? One of its own, too: only ours can be told from the negative one."""
+    given = parameter.default is parameter.empty or isinstance(parameter.default, str)
+    return given and PROMPTS.fullmatch(parameter.name) is not None
 
 
 def names_used(cls: type) -> set[str]:
@@ -120,7 +127,7 @@ def with_held(made: Any, method: Callable) -> Callable:
         finally:
             OPTIONS.update(HELD.values())
 
-    taken = [*parameters(method).values(), *more]
+    taken, call.__doc__ = [*parameters(method).values(), *more], method.__doc__
     call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     call.__self__ = made  # type: ignore[attr-defined]
     return call if more else method

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import partial
@@ -62,6 +63,9 @@ class Missing(metaclass=Answering):
             with suppress(AttributeError):
                 return nn.Module.__getattr__(self, name)
         return Answering.__getattr__(type(self), name)
+
+    def register_buffer(self, name: str, value: Any, **_: Any) -> None:
+        self._buffers[name] = value  # nn.Module's refuses a name that something answers to
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not is_made_up(type(self)):
@@ -134,6 +138,12 @@ def resize(x: Tensor, size: Any, *_: Any, **__: Any) -> Tensor:
     return F.interpolate(x, tuple(size), mode="bilinear", antialias=True)
 
 
+def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float], **_: Any) -> Tensor:
+    """(B, 3, H, W), each channel by its own mean and standard deviation."""
+    centre, width = (torch.tensor(values).to(x).view(-1, 1, 1) for values in (mean, std))
+    return (x - centre) / width
+
+
 class Settings(dict):
     """omegaconf's settings: nested dictionaries with attributes; of several, the last counts."""
 
@@ -153,7 +163,11 @@ class Settings(dict):
 
 PARTS: dict[str, dict[str, Any]] = {  # by library
     "einops": {"rearrange": rearrange, "repeat": rearrange},
-    "torchvision": {"resize": resize, "Resize": lambda size, **_: partial(resize, size=size)},
+    "torchvision": {
+        **{"resize": resize, "normalize": normalize},
+        "Resize": lambda size, **_: partial(resize, size=size),
+        "Normalize": lambda mean, std, **_: partial(normalize, mean=mean, std=std),
+    },
     "omegaconf": {
         "OmegaConf": SimpleNamespace(create=Settings, merge=Settings, structured=Settings)
     },

@@ -31,8 +31,8 @@ NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "network net eps_theta eps_phi",
     "unet": "unet pretrained unet_pretrained unet_pre transformer",
     "velocity": "velocity predict_velocity velocity_model v_model v_theta v flow vector_field",
-    "q": "q unet_q q_model predict_q lora unet_lora lora_unet unet_phi eps_q predict_noise_q "
-    "variational phi unet_psi psi",
+    "q": "q unet_q q_unet q_model predict_q lora unet_lora lora_unet unet_phi eps_q "
+    "predict_noise_q variational phi unet_psi psi",
     "cond": "cond text_embeddings text_emb embeddings prompt_embeds e_cond c y emb "
     "encoder_hidden_states emb_cond embedding text_embedding cond_embeddings cond_emb text_embeds "
     "prompt_embedding positive pos y_emb text text_embeddings_cond tgt_text_embedding "

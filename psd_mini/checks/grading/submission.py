@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,11 +26,12 @@ from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.report import Unreadable
+from psd_mini.checks.trace import Call, Trace
 
 # methods that hold the gradient in classes of courses and public code
 COURSE = (
     *("sds_loss", "get_sds_loss", "train_step", "calc_sds_loss", "compute_loss", "loss"),
-    *("calc_grad", "compute_grad", "calculate_sds", "gradient", "training_step", "forward"),
+    *("calc_grad", "compute_grad", "calculate_sds", "gradient", "forward"),
 )
 # base classes of these are nobody's submission: torch.nn.Module has a `forward` that only raises
 FOREIGN = ("builtins", "abc", "typing", "torch", "lightning", "pytorch_lightning")
@@ -129,7 +131,7 @@ def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
     public = [name for name in written if not name.startswith("_")]
     like = [name for name in public if any(word in name for word in methods)]
     exact = [name for name in methods if name in written]
-    for found in (exact[:1], like, {"__call__"} & set(written), public):
+    for found in (exact[:1], like, {"__call__", "training_step"} & set(written), public):
         if len(found) == 1:
             return next(iter(found))
     asking = [name for name in public if {"x", "image"} & keys(getattr(target, name))]
@@ -221,3 +223,23 @@ def _unusable(result: Any, x: Tensor) -> str:
         text = "no gradient path: the loss does not depend on x as far as autograd knows. Was it"
         return f"{text} computed under no_grad, or from detached latents?"
     return ""
+
+
+def training_of(result: Any, trace: Trace) -> list[tuple[Call, Tensor]]:
+    """What q's predictions get from each loss that came, and what has been back-propagated."""
+    asked = [call for call in trace.calls if call.model == "q" and call.eps_hat.requires_grad]
+    predictions = [call.eps_hat for call in asked]
+    found = [(call, call.eps_hat.grad) for call in asked]
+    seen = [(tensor, tensor.grad) for tensor in [*trace.on_graph, *predictions]]
+    for tensor, _ in seen:
+        tensor.grad = None
+    for part in result.values() if isinstance(result, Mapping) else parts_of(result):
+        if predictions and isinstance(part, Tensor) and part.requires_grad:
+            with suppress(RuntimeError):  # its graph is gone: it has been back-propagated
+                gradients = torch.autograd.grad(
+                    part.sum(), predictions, retain_graph=True, allow_unused=True
+                )
+                found += zip(asked, gradients, strict=True)
+    for tensor, before in seen:  # recorded tensors keep gradients: this was no part of the run
+        tensor.grad = before
+    return [(call, gradient.clone()) for call, gradient in found if gradient is not None]
