@@ -94,6 +94,15 @@ for name, pieces, words in (
     add(name, "renderer", renderer(**pieces), words)
 
 
+def three_at_once(density, colour, deltas, background):
+    alpha = 1 - torch.exp(-density)
+    weights = (1 - alpha).cumprod(-1) * alpha
+    return (weights[..., None] * colour).sum(1) + background
+
+
+add("three at once", "renderer", three_at_once, "inclusive: sample i must not shadow itself; the b")
+
+
 def without_the_last(density, colour, deltas, background):
     return renderer()(density[:, :-1], colour[:, :-1], deltas[:, :-1], background)
 

@@ -54,7 +54,7 @@ MISTAKES = {
     ),
     "05_negative_embeddings": (
         "the factor is g, not g - 1; the sign is flipped",
-        "is eps(x_t; n) computed under no_grad",
+        "is it under no_grad, or is the loss detached?",
         "a point inside is moved out",
     ),
     "06_stable_diffusion_on_colab": (
