@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from psd_mini._internal.adam import Adam
 from psd_mini._internal.arguments import at_least, named, one_of, validated
 from psd_mini._internal.files import write_atomically
 
@@ -189,7 +190,7 @@ def make_field(kind: str, generator: torch.Generator | None = None, **settings) 
 
 
 @validated
-def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> torch.optim.Adam:
+def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> Adam:
     """The optimiser that trains a field: Adam with betas 0.9 and 0.99, on the field's own groups.
 
     Args:
@@ -207,7 +208,7 @@ def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> t
         raise ValueError(f"lr_scale: expected {expected}; got {lr_scale!r}")
     pairs = zip(groups, scales, strict=True)
     groups = [{**group, "lr": group["lr"] * scale} for group, scale in pairs]
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+    return Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
 @validated

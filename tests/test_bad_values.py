@@ -707,7 +707,8 @@ def small_world(tmp_path, monkeypatch):
     for module in (metrics, results):
         monkeypatch.setattr(module, "judge_views", lambda: VIEWS)
     monkeypatch.setattr(results, "oracle_distance", lambda *settings: 1.0)
-    monkeypatch.setattr(text_to_3d, "save", lambda result, folder: None)
+    for name in ("save", "save_views"):
+        monkeypatch.setattr(text_to_3d, name, lambda result, folder: None)
 
 
 @pytest.mark.parametrize("name", TABLE)

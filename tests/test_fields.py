@@ -354,6 +354,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_the_optimiser_is_adam():
+    """m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, p <- p - lr m' / (sqrt(v') + eps), with m'
+    and v' divided by 1 - b^n (Kingma & Ba 2015, algorithm 1)."""
+    p = nn.Parameter(torch.randn(5, generator=seeded(0), dtype=F64))
+    gradients = torch.randn(4, 5, generator=seeded(1), dtype=F64)
+    expected = p.detach().clone()
+    m, v = torch.zeros(5, dtype=F64), torch.zeros(5, dtype=F64)
+
+    class Alone(nn.Module):
+        def parameter_groups(self):
+            return [{"params": [p], "lr": 0.3}]
+
+    optimizer = make_optimizer(Alone(), 1.0)
+    for n, g in enumerate(gradients, 1):
+        optimizer.zero_grad()
+        (p * g).sum().backward()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        expected -= 0.3 * (m / (1 - 0.9**n)) / ((v / (1 - 0.99**n)).sqrt() + 1e-15)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("kind", FIELDS)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_saved_fields_come_back_bit_for_bit(kind, dtype, tmp_path):

@@ -15,6 +15,7 @@ from psd_mini import generate, load_field, render_views
 from psd_mini.distill import Options
 from psd_mini.pipelines import cli
 from psd_mini.pipelines import generate as text_to_3d
+from psd_mini.pipelines import results
 from psd_mini.world import metrics
 
 SMALL = ["--steps", "3", "--resolution", "8"]
@@ -49,6 +50,33 @@ def test_default_method_prefers_and_a_full_prompt_leaves_nothing_to_prefer():
         "a red mushroom",
         "an orange mushroom",
     )
+
+
+def test_the_object_is_shown_before_it_is_judged(tmp_path, capsys, monkeypatch):
+    """views.png is on the disk, with a title without a verdict, before anything else is made; at
+    the end its title is the verdict. Each phase says a line, and the numbers are explained."""
+    quick_results(monkeypatch)
+    seen = []
+    for name in ("save_views", "save", "measure"):
+
+        def noted(*args, name=name, old=getattr(results, name)):
+            seen.append((name, sorted(file.name for file in tmp_path.iterdir())))
+            if name == "save_views":
+                seen[-1] += (args[0].summary(),)
+            return old(*args) if name != "save" else None
+
+        monkeypatch.setattr(text_to_3d, name, noted)
+    cli.main(["generate", "a red ball", *SMALL, "--out", str(tmp_path)])
+    assert [what[0] for what in seen] == ["save_views", "save", "measure", "save_views"]
+    assert "views.png" not in seen[0][1] and "views.png" in seen[1][1]
+    assert "steps" in seen[0][2] and "recognised as" in seen[3][2]
+    printed = capsys.readouterr()
+    phases = [line for line in printed.err.splitlines() if "|" not in line and line.strip()]
+    assert [line.split()[0] for line in phases if not line.startswith("drawing")] == [
+        f"{tmp_path}/views.png",
+        "comparing",
+    ]
+    assert results.IN_WORDS in printed.out
 
 
 def test_output_folder_holds_everything(tmp_path, capsys, monkeypatch):
@@ -203,7 +231,8 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments, "--out", str(tmp_path / "out")])
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    lines = [line for line in error.splitlines() if not line.startswith("drawing")]
+    assert stop.value.code == 2 and message in error and len(lines) == 1
 
 
 def test_folder_that_cannot_be_written(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """The package reads from top to bottom: a module imports only from those above it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import psd_mini
@@ -53,3 +55,21 @@ def test_the_root_holds_the_book_and_nothing_else():
 def test_internal_imports_nothing_else_of_the_package():
     for path in (PACKAGE / "_internal").glob("*.py"):
         assert imported_rooms(path) <= {"_internal"}, path
+
+
+def test_a_run_does_not_wait_for_what_it_does_not_use():
+    """torch's compiler takes 2 s to import, and nothing is compiled: a step leaves it alone, though
+    torch's optimisers and its switch to deterministic algorithms would import it."""
+    step = "pm.generate('a cube', prior='exact', method='sds', steps=1, resolution=8)"
+    code = f"""
+import sys, psd_mini as pm
+from psd_mini.pipelines import generate as module
+module.finish = lambda *parts: None
+{step}
+print([name for name in ("torch._dynamo", "sympy", "matplotlib", "diffusers") if name in sys.modules])
+import torch
+torch.optim.Adam([torch.zeros(1)])
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True"], done.stderr

@@ -337,6 +337,16 @@ def test_each_camera_has_its_own_picture(monkeypatch):
     assert torch.get_num_threads() == 2
 
 
+def test_objects_that_share_their_rays_are_as_if_drawn_alone(monkeypatch):
+    """In several goes of cameras too."""
+    cameras = orbit64([0.0, 50.0, 100.0], [0.0, 20.0, 40.0])
+    alone = [render_layers(name, cameras, 16) for name in OBJECTS]
+    for rays_at_once in (2 * 32**2, 2**19):
+        monkeypatch.setattr(views, "RAYS_AT_ONCE", rays_at_once)
+        together = views.render_world(list(OBJECTS), cameras, 16)
+        torch.testing.assert_close(together, torch.stack(alone), atol=1e-9, rtol=0)
+
+
 def test_colours_are_distinct_and_gray_is_their_middle():
     """Gray has equal channels and is the nearest to the mean of all; any two are 0.3 apart."""
     colours = torch.tensor(list(COLOURS.values()), dtype=torch.float64)

@@ -37,6 +37,7 @@ def quick_results(monkeypatch, files: bool = False) -> None:
 
     if not files:
         monkeypatch.setattr(text_to_3d, "save", save_alone)
+        monkeypatch.setattr(text_to_3d, "save_views", lambda result, folder: None)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:

@@ -1,5 +1,4 @@
-"""What keeps a long run alive: checkpoints, Ctrl-C, NaN, a progress bar. The loop itself is
-`distill`.
+"""What keeps a long run alive: checkpoints, Ctrl-C, NaN, progress. The loop itself is `distill`.
 
 A checkpoint is a dictionary of tensors, numbers and strings. It is written to a temporary file
 beside its place, flushed to the disk and renamed over the old one, which the operating system does
@@ -11,6 +10,7 @@ import io
 import json
 import math
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -105,16 +105,16 @@ def different(saved: dict[str, Any], settings: dict[str, Any]) -> str:
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Switch torch's deterministic algorithms on for a block (a warning where a GPU has none)."""
-    before = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    # `use_deterministic_algorithms` would import torch's compiler, 2 s
+    before = torch.get_deterministic_debug_mode()
     settings: Any = torch.utils.deterministic
     fills = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     settings.fill_uninitialized_memory = False  # nothing here reads it, and filling takes time
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warned)
+        torch.set_deterministic_debug_mode(before)
         settings.fill_uninitialized_memory = fills
 
 
@@ -149,6 +149,12 @@ def interrupts_deferred() -> Iterator[list[int]]:
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+def tell(show: Any, text: str) -> None:
+    """A line that says what comes next, where the progress bars are, if they are shown."""
+    if show:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Keeper:

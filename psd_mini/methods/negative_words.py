@@ -30,10 +30,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from psd_mini._internal.arguments import one_of, validated
-from psd_mini.negative import check_guidance
+from psd_mini.negative import NegativeEmbedding, check_guidance
 from psd_mini.rewards import score
 from psd_mini.schedule import draw_noises, sample_timesteps
 from psd_mini.sds import Context, cfg
+from psd_mini.world.objects import COLOURS, OBJECTS
 
 CHOICES = ("random", "bandit")
 TRIED = 2  # words that the bandit tries in a step
@@ -129,3 +130,22 @@ class NegativeWords:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value, self.visits = state["value"].clone(), state["visits"].clone()
         self.embedding = state["embedding"]
+
+
+def make_negative(
+    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance: Any
+) -> NegativeEmbedding | NegativeWords | None:
+    """The one that was given, or one that starts at the negative prompt and suits the prior."""
+    if not isinstance(negative, bool | str):
+        return negative
+    if not negative:
+        return None
+    start = prior.embed_negative(negative_prompt)
+    g = guidance[0] if isinstance(guidance, tuple) else guidance  # of a pair: that at low noise
+    if negative is True:
+        settings = prior.negative_settings(start[0], prior.embed([prompt])[0])
+        return NegativeEmbedding(start[0], g, **settings)
+    # no word that the prompt itself has
+    known = [word for word in (*OBJECTS, *COLOURS) if word not in prompt.lower().split()]
+    embeddings = torch.cat([*map(prior.embed_negative, known), start])
+    return NegativeWords(known, embeddings, g, choice=negative)

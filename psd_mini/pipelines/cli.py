@@ -15,7 +15,7 @@ from typing import Any
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS
 from psd_mini.methods import METHODS, RESIDUALS
-from psd_mini.pipelines import compare, generate
+from psd_mini.pipelines import compare, generate, results
 from psd_mini.pipelines.folders import folder_name
 from psd_mini.schedule import ANNEALING, WEIGHTINGS
 from psd_mini.world.prior import CONDITIONING
@@ -120,6 +120,8 @@ def run_generate(args: argparse.Namespace) -> None:
         how = "the same command with --resume goes on"
         raise SystemExit(f"interrupted; {how} from the checkpoint in {out}") from None
     print(result.summary())
+    if result.metrics:
+        print(results.IN_WORDS)
     if result.out is None:
         saved = args.resume or when_saved(out) != before
         how = "with --resume writes them" if saved else "has to begin anew"

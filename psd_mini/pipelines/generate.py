@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from psd_mini._internal.arguments import named, one_of, validated
 from psd_mini._internal.identity import identity, in_config
-from psd_mini._internal.runs import plain_torch
+from psd_mini._internal.runs import plain_torch, tell
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS, load_field, make_field
 from psd_mini.methods import BASES, PREFERENCE_METHODS, NegativeWords, make_method
-from psd_mini.methods.negative_words import CHOICES
+from psd_mini.methods.negative_words import CHOICES, make_negative
 from psd_mini.negative import NegativeEmbedding, check_negative_prompt
 from psd_mini.pipelines import folders
 from psd_mini.pipelines.results import (
@@ -36,6 +36,7 @@ from psd_mini.pipelines.results import (
     Generation,
     measure,
     save,
+    save_views,
     write_out,
     write_run,
 )
@@ -206,11 +207,22 @@ def generate(
             progress=progress,
         )
     result = Generation(prompt, the_field, config, {}, vars(run.cost), 0.0, run.history, folder)
-    write_out(save, result)  # at once: the oracle takes long, and may be interrupted
-    result.metrics = measure(the_field, config, options, the_negative, the_reward)
+    finish(result, options, the_negative, the_reward, progress)
     result.seconds = time.perf_counter() - started
     write_out(write_run, result)
     return result
+
+
+def finish(
+    result: Generation, options: Options, negative: Any, reward: Callable | None, progress: bool
+) -> None:
+    """Show the object, then write its other files, then judge it, which may take longest."""
+    write_out(save_views, result)
+    tell(result.out and progress, f"{result.out}/views.png shows it; mesh and turntable follow")
+    write_out(save, result)
+    tell(progress, "comparing it with the true pictures; once for each object, an oracle is fitted")
+    result.metrics = measure(result.field, result.config, options, negative, reward, progress)
+    write_out(save_views, result)  # with the verdict as its title
 
 
 def look_at_words(prompt: str, prior: str, negative: Any) -> None:
@@ -277,22 +289,3 @@ def kept_in(
         raise
     finally:
         field.cpu()
-
-
-def make_negative(
-    negative: Any, prior: Any, prompt: str, negative_prompt: str, guidance: Any
-) -> NegativeEmbedding | NegativeWords | None:
-    """The one that was given, or one that starts at the negative prompt and suits the prior."""
-    if not isinstance(negative, bool | str):
-        return negative
-    if not negative:
-        return None
-    start = prior.embed_negative(negative_prompt)
-    g = guidance[0] if isinstance(guidance, tuple) else guidance  # of a pair: that at low noise
-    if negative is True:
-        settings = prior.negative_settings(start[0], prior.embed([prompt])[0])
-        return NegativeEmbedding(start[0], g, **settings)
-    # no word that the prompt itself has
-    known = [word for word in (*OBJECTS, *COLOURS) if word not in prompt.lower().split()]
-    embeddings = torch.cat([*map(prior.embed_negative, known), start])
-    return NegativeWords(known, embeddings, g, choice=negative)

@@ -32,14 +32,18 @@ MAKERS = (
 
 
 def oracle_distance(
-    field: str, target: tuple[str, str], resolution: int = 32, steps: int = ORACLE_STEPS
+    field: str,
+    target: tuple[str, str],
+    resolution: int = 32,
+    steps: int = ORACLE_STEPS,
+    progress: bool = False,
 ) -> float:
     """What a field of this kind can express: its `true_view_distance` after regression.
 
     The field starts as for distillation and sees the same cameras with the same optimiser, but is
     pulled to the true pictures of `target` = (object, colour) (see `methods.regression`), for as
     many steps as the run that it is compared with, at most `ORACLE_STEPS`. The number is kept in
-    the cache folder.
+    the cache folder. `progress` shows a bar.
     """
     the_field = fields.make_field(field)
     settings = (field, the_field.settings, target, resolution, steps, torch.get_num_threads())
@@ -49,8 +53,8 @@ def oracle_distance(
         if 0 <= known < math.inf:
             return known
     prior, caption = exact.ToyWorldPrior(resolution), world.text.caption(*target)
-    numbers: dict[str, Any] = {"steps": steps, "resolution": resolution}
-    distill(the_field, prior, Regression(target), caption, **numbers, progress=False)
+    numbers: dict[str, Any] = {"steps": steps, "resolution": resolution, "progress": progress}
+    distill(the_field, prior, Regression(target), caption, **numbers)
     views = metrics.judge_views()
     seen = metrics.judge(pictures.render_views(the_field, views.cameras, views.resolution))
     distance = float(seen.distances[world.text.components().index(target)])

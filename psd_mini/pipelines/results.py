@@ -24,6 +24,11 @@ from psd_mini.world.metrics import judge, judge_views
 from psd_mini.world.text import VOCABULARY, caption
 
 EXACT = ("exact", "dull")
+# what the numbers of `Generation.summary` say
+IN_WORDS = (
+    "the distance is how far its pictures are from the true ones: 0 is equal, 1 black for white;\n"
+    "the oracle's is what such a field comes to when it is fitted to the true pictures themselves"
+)
 JUDGED = (*EXACT, "learned")  # of the toy world, whose results can be compared with a truth
 
 
@@ -83,10 +88,12 @@ def measure(
     options: Options,
     negative: Any,
     reward: Callable | None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """What judge and reward say of a finished field, and the oracle's distance; {} without a truth.
 
-    A proxy is reported apart from the gold reward that it was trained to predict.
+    A proxy is reported apart from the gold reward that it was trained to predict. With `progress`
+    the fitting of an oracle shows a bar.
     """
     prior, kind = config["prior"], config["field"]["kind"]
     if prior not in JUDGED:
@@ -99,7 +106,7 @@ def measure(
     steps = min(options.steps, ORACLE_STEPS)
     metrics = {
         "true_view_distance": found.true_view_distance,
-        "oracle_distance": oracle_distance(kind, found.recognised, resolution, steps),
+        "oracle_distance": oracle_distance(kind, found.recognised, resolution, steps, progress),
         "log_density_gap": found.log_density_gap,
         "recognised": caption(*found.recognised),
     }
@@ -114,12 +121,16 @@ def measure(
     return metrics
 
 
-def save(result: Generation, folder: Path) -> None:
-    """Write turntable.gif, views.png, curves.png, field.safetensors and mesh.glb."""
-    result.turntable(folder / "turntable.gif")
+def save_views(result: Generation, folder: Path) -> None:
+    """Write views.png, the first file of a run to look at."""
     result.views(folder / "views.png")
-    curves.curves(result.history, folder / "curves.png")
+
+
+def save(result: Generation, folder: Path) -> None:
+    """Write field.safetensors, turntable.gif, curves.png and mesh.glb."""
     save_field(result.field, folder / "field.safetensors")
+    result.turntable(folder / "turntable.gif")
+    curves.curves(result.history, folder / "curves.png")
     try:
         mesh.write_glb(result.mesh(), folder / "mesh.glb")
     except ValueError as error:  # an object that is all fog has no surface

@@ -148,7 +148,8 @@ def extract_mesh(
         ImportError: scikit-image is missing.
     """
     try:
-        from skimage.measure import label, marching_cubes
+        from scipy.ndimage import label  # a part of scikit-image that is there early
+        from skimage.measure import marching_cubes
     except ImportError:
         how = "install it with: pip install scikit-image"
         raise ImportError(f"a mesh needs scikit-image; {how}") from None
@@ -176,7 +177,9 @@ def extract_mesh(
         raise ValueError(f"level: {found}; lower the level or train longer")
     volume = capped.view(resolution, resolution, resolution).numpy()
     if largest:
-        components = label(volume > level)  # nodes that touch, also at a corner; 0 is outside
+        components = label(volume > level, np.ones((3, 3, 3)))[
+            0
+        ]  # touching, also at a corner; 0 outside
         sizes = np.bincount(components.ravel())[1:]
         volume[(components > 0) & (components != 1 + sizes.argmax())] = 0
     # the density grows inwards ("ascent"), and faces look outwards

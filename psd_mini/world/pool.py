@@ -21,11 +21,12 @@ from psd_mini import cameras as cameras_module
 from psd_mini._internal.arguments import at_least, validated
 from psd_mini._internal.files import write_atomically
 from psd_mini._internal.identity import made_of, spelled
+from psd_mini._internal.runs import tell
 from psd_mini.cameras import Cameras, orbit
 from psd_mini.world import objects as objects_module
 from psd_mini.world import views as views_module
 from psd_mini.world.objects import COLOURS, OBJECTS
-from psd_mini.world.views import recolour, render_layers
+from psd_mini.world.views import recolour, render_world
 
 POOL_SIZE = 128
 GOLDEN_ANGLE = 180.0 * (3.0 - 5.0**0.5)  # degrees; successive multiples never bunch up
@@ -141,7 +142,9 @@ def make_views(cameras: Cameras, resolution: int) -> WorldViews:
             return WorldViews(cameras, torch.from_numpy(np.array(found)))
     except Exception:  # not there yet, or damaged, which numpy reports in many ways: draw it
         pass
-    layers = torch.stack([render_layers(name, cameras, resolution) for name in OBJECTS]).float()
+    size = f"{len(cameras)} sides, {resolution} x {resolution} pixels"
+    tell(True, f"drawing the toy world's {len(OBJECTS)} objects from {size}; kept for next time")
+    layers = render_world(list(OBJECTS), cameras, resolution).float()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
