@@ -13,9 +13,8 @@ from worlds import quick_results, same
 import psd_mini
 from psd_mini import generate, load_field, render_views
 from psd_mini.distill import Options
-from psd_mini.pipelines import cli
+from psd_mini.pipelines import cli, results
 from psd_mini.pipelines import generate as text_to_3d
-from psd_mini.pipelines import results
 from psd_mini.world import metrics
 
 SMALL = ["--steps", "3", "--resolution", "8"]
@@ -57,15 +56,22 @@ def test_the_object_is_shown_before_it_is_judged(tmp_path, capsys, monkeypatch):
     the end its title is the verdict. Each phase says a line, and the numbers are explained."""
     quick_results(monkeypatch)
     seen = []
-    for name in ("save_views", "save", "measure"):
 
-        def noted(*args, name=name, old=getattr(results, name)):
-            seen.append((name, sorted(file.name for file in tmp_path.iterdir())))
-            if name == "save_views":
-                seen[-1] += (args[0].summary(),)
-            return old(*args) if name != "save" else None
+    def note(name, result):
+        title = result.summary() if name == "save_views" else ""
+        seen.append((name, sorted(file.name for file in tmp_path.iterdir()), title))
 
-        monkeypatch.setattr(text_to_3d, name, noted)
+    def save_views(result, folder):
+        note("save_views", result)
+        results.save_views(result, folder)
+
+    def measure(*args):
+        note("measure", None)
+        return results.measure(*args)
+
+    monkeypatch.setattr(text_to_3d, "save_views", save_views)
+    monkeypatch.setattr(text_to_3d, "save", lambda result, folder: note("save", result))
+    monkeypatch.setattr(text_to_3d, "measure", measure)
     cli.main(["generate", "a red ball", *SMALL, "--out", str(tmp_path)])
     assert [what[0] for what in seen] == ["save_views", "save", "measure", "save_views"]
     assert "views.png" not in seen[0][1] and "views.png" in seen[1][1]

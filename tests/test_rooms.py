@@ -60,14 +60,13 @@ def test_internal_imports_nothing_else_of_the_package():
 def test_a_run_does_not_wait_for_what_it_does_not_use():
     """torch's compiler takes 2 s to import, and nothing is compiled: a step leaves it alone, though
     torch's optimisers and its switch to deterministic algorithms would import it."""
-    step = "pm.generate('a cube', prior='exact', method='sds', steps=1, resolution=8)"
-    code = f"""
-import sys, psd_mini as pm
+    code = """
+import sys, torch, psd_mini as pm
 from psd_mini.pipelines import generate as module
 module.finish = lambda *parts: None
-{step}
-print([name for name in ("torch._dynamo", "sympy", "matplotlib", "diffusers") if name in sys.modules])
-import torch
+pm.generate("a cube", prior="exact", method="sds", steps=1, resolution=8)
+heavy = "torch._dynamo", "sympy", "matplotlib", "diffusers"
+print([name for name in heavy if name in sys.modules])
 torch.optim.Adam([torch.zeros(1)])
 print("torch._dynamo" in sys.modules)
 """

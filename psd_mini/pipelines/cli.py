@@ -1,7 +1,7 @@
-"""The command line: `psd-mini generate "a red mushroom"`, `compare` and `check`.
+"""The command line: `psd-mini generate "a red mushroom"`, `compare`, `sweep` and `check`.
 
-The options are the arguments of `generate`, `compare` and `checks.grading.grader.grade`: types and
-defaults are in their signatures, and what each is for in their docstrings.
+The options are the arguments of `generate`, `compare`, `sweep` and `checks.grading.grader.grade`:
+types and defaults are in their signatures, and what each is for in their docstrings.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from typing import Any
 from psd_mini.distill import Options, distill
 from psd_mini.fields import FIELDS
 from psd_mini.methods import METHODS, RESIDUALS
-from psd_mini.pipelines import compare, generate, results
-from psd_mini.pipelines.folders import folder_name
+from psd_mini.pipelines import compare, generate, results, sweep
 from psd_mini.schedule import ANNEALING, WEIGHTINGS
 from psd_mini.world.prior import CONDITIONING
 
@@ -24,9 +23,7 @@ CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
 CHOICES |= {"weighting": WEIGHTINGS, "gradient_scale": ("ignore", "report", "require")}
 CHOICES |= {"annealing": ANNEALING, "residual": RESIDUALS}
 COUNTS = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+", "guidance_scale": "+"}
-PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result")
-# in a folder's name anyway, or nothing to do with the result
-NOT_IN_NAME = ("prompt", "method", "field", "seed", "out", "resume", "overwrite")
+PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result", "settings")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,25 +35,30 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="psd-mini", description=description)
     commands = root.add_subparsers(dest="command", required=True)
     runs: list[tuple[Callable, Callable]]
-    runs = [(run_generate, generate.generate), (run_compare, compare.compare), (run_check, grade)]
+    runs = [(run_generate, generate.generate), (run_compare, compare.compare)]
+    runs += [(run_sweep, sweep.sweep), (run_check, grade)]
     for run, function in runs:
         name, text = run.__name__.removeprefix("run_"), inspect.getdoc(function) or ""
         purpose = text.partition("\n\nArgs:")[0]
         command = commands.add_parser(name, help=purpose.partition("\n")[0], description=purpose)
         command.set_defaults(run=run)
         add_arguments(command, function)
+        if run is run_sweep:
+            add_arguments(command, generate.generate, without=sweep.ONE_RUN)
     add_outlets(command)
     return root
 
 
-def add_arguments(command: argparse.ArgumentParser, function: Callable) -> None:
+def add_arguments(
+    command: argparse.ArgumentParser, function: Callable, without: Sequence[str] = ()
+) -> None:
     """An option for each argument of a function; one without a default needs no dashes."""
     texts = explained(distill) | explained(function)
     for name, parameter in inspect.signature(function).parameters.items():
         usual, annotation = parameter.default, parameter.annotation
         flag, text = "--" + name.replace("_", "-"), texts.get(name, "")
         form: dict[str, Any] = {"nargs": COUNTS.get(name), "choices": CHOICES.get(name)}
-        if name in PYTHON_ONLY:
+        if name in (*PYTHON_ONLY, *without):
             continue
         if usual is parameter.empty:
             command.add_argument(name, help=text, **form)
@@ -105,12 +107,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Run `generate`, and say what came out and where it is."""
-    settings, others = settings_of(args), {}
-    for name, parameter in inspect.signature(generate.generate).parameters.items():
-        if name in settings and name not in NOT_IN_NAME and settings[name] != parameter.default:
-            others[name] = settings[name]
-    name = folder_name([args.prompt, args.method, args.field], others, [args.seed])
-    out = settings["out"] = args.out or f"psd_mini_out/{name}"
+    settings = settings_of(args)
+    out = settings["out"] = args.out or f"psd_mini_out/{sweep.run_name(settings)}"
     before = when_saved(out)
     try:
         result = generate.generate(**settings)
@@ -139,6 +137,14 @@ def when_saved(out: str | Path) -> int:
 def run_compare(args: argparse.Namespace) -> None:
     """Run `compare`, which prints its table."""
     compare.compare(**settings_of(args) | {"methods": args.methods.split(",")})
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    """Run `sweep`, which prints a line for each run."""
+    try:
+        sweep.sweep(**settings_of(args))
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on") from None
 
 
 def run_check(args: argparse.Namespace) -> None:
