@@ -158,10 +158,9 @@ def write_summary(jobs: Sequence[dict], table: Mapping[Path, list[str]], folder:
     rows: dict[str, list[torch.Tensor]] = {}
     for job, (place, cells) in zip(jobs, table.items(), strict=True):
         lines.append(f"| {place.name} | {' | '.join(cells)} |")
-        if len(cells) > 1:
-            picture = render_views(
-                load_field(place / "field.safetensors"), turntable_cameras(1), 64
-            )
+        path = place / "field.safetensors"
+        if len(cells) > 1 and path.exists():
+            picture = render_views(load_field(path), turntable_cameras(1), 64)
             rows.setdefault(job["prompt"], []).append(picture)
     write_atomically(folder / "sweep.md", "\n".join([*lines, ""]).encode())
     if rows:
