@@ -14,7 +14,7 @@ import torch
 
 import psd_mini
 from psd_mini import ToyWorldPrior
-from psd_mini._internal.identity import identity
+from psd_mini._internal.identity import identity, made_of
 from psd_mini.cameras import Cameras
 from psd_mini.pipelines import oracle
 from psd_mini.rewards import LinearReward, black_box
@@ -170,7 +170,7 @@ def test_identities_of_different_things_differ(where):
 def test_an_identity_is_the_same_in_every_process():
     """Also of a function that holds a set, whose order changes, or that encloses itself."""
     script = """
-from psd_mini._internal.identity import identity
+from psd_mini._internal.identity import identity, made_of
 def made():
     def mine(x):
         return mine(x - 1) if x in {"red", "green", "blue", "pink"} else x
@@ -234,3 +234,25 @@ def test_a_cache_that_cannot_be_written_costs_nothing(small_pool, cache, monkeyp
     assert drawn.isfinite().all() and (cache / "file").read_text() == "precious"
     with pytest.warns(UserWarning, match="views are not cached"):
         assert math.isfinite(oracle.oracle_distance("voxel", ("ball", "red"), 8, 1))
+
+
+def test_an_oracle_of_this_code_comes_with_the_package(tmp_path, monkeypatch):
+    """Of the default settings alone, and only while the code is the one that the table names; it
+    has every object in every colour for both kinds of field."""
+    monkeypatch.setattr(oracle, "cache_folder", lambda: tmp_path)  # of oracles, not of pictures
+    table = json.loads(oracle.SHIPPED.read_text())
+    for kind in ("voxel", "triplane"):
+        assert table[kind].keys() == {text.caption(*pair) for pair in text.components()}
+        assert all(0.01 < distance < 0.1 for distance in table[kind].values())
+    mine, calls = tmp_path / "oracles.json", []
+    monkeypatch.setattr(oracle, "SHIPPED", mine)
+    monkeypatch.setattr(oracle, "distill", lambda *args, **how: calls.append(how["steps"]))
+    for digest, resolution, steps, fits in (
+        (made_of(oracle.MAKERS), 32, oracle.ORACLE_STEPS, False),
+        (made_of(oracle.MAKERS), 32, 119, True),
+        ("another", 32, oracle.ORACLE_STEPS, True),
+    ):
+        mine.write_text(json.dumps({"made_of": digest, "voxel": {"a red ball": 0.5}}))
+        found = oracle.oracle_distance("voxel", ("ball", "red"), resolution, steps)
+        assert bool(calls) == fits and (found == 0.5) != fits  # exact: a number from a file
+        calls.clear()
