@@ -206,8 +206,7 @@ def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> A
     if len(scales) != len(groups):
         expected = f"a number, the field has {len(groups)} groups of parameters"
         raise ValueError(f"lr_scale: expected {expected}; got {lr_scale!r}")
-    pairs = zip(groups, scales, strict=True)
-    groups = [{**group, "lr": group["lr"] * scale} for group, scale in pairs]
+    groups = [{**g, "lr": g["lr"] * scale} for g, scale in zip(groups, scales, strict=True)]
     return Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
