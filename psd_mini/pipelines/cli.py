@@ -22,8 +22,7 @@ from psd_mini.world.prior import CONDITIONING
 CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
 CHOICES |= {"weighting": WEIGHTINGS, "gradient_scale": ("ignore", "report", "require")}
 CHOICES |= {"annealing": ANNEALING, "residual": RESIDUALS}
-COUNTS: dict[str, Any] = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+"}
-COUNTS["guidance_scale"] = "+"
+COUNTS = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+", "guidance_scale": "+"}
 PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result", "settings")
 
 
