@@ -45,7 +45,7 @@ ROWS = formulas("G, c, u, guided, eps, x, noisy, alpha, sigma, g", FORMULAS, FUN
 def why_not_linear(method: Method, readings: Sequence[Reading], limit: float, style: str) -> str:
     """What bends these gradients, or how much of them nothing explains; limit: see `clamped_at`."""
     for row in ROWS:
-        if all(_explains(row.value(*_parts(method, r)), r.gradient) for r in readings):
+        if all(cosine(row.value(*_parts(method, r)), r.gradient) > 0.999 for r in readings):
             return row.cause
     leftover = max(reading.leftover for reading in readings)
     if leftover > 0.9 and style == "loss":
@@ -53,10 +53,6 @@ def why_not_linear(method: Method, readings: Sequence[Reading], limit: float, st
     if limit:
         return CLAMPED.format(limit)
     return f"{leftover:.0%} {NOT_LINEAR}"
-
-
-def _explains(bent: Tensor, gradient: Tensor) -> bool:
-    return cosine(bent, gradient) > 1 - 1e-3
 
 
 def _parts(method: Method, reading: Reading) -> list[Tensor | float]:
