@@ -356,6 +356,7 @@ TABLE = {
             "views": VIEWS,
             "log_prior": torch.zeros(96),
             "schedule": SCHEDULE,
+            "n_views": 1,
         },
     ),
     "ToyWorldPrior.embed": (PRIOR.embed, {"prompts": ["a ball", ""]}),
