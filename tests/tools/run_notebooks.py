@@ -166,7 +166,7 @@ def execute(notebook: nbformat.NotebookNode, fast: bool, timeout: int = 600) -> 
 
 
 def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
-    """Give pictures 256 colours if that makes them smaller and differs by < 1.5 of 255 (RMS)."""
+    """Give pictures 256 colours if that makes them smaller and differs by < 3 of 255 (RMS)."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     for output in outputs:
         if "image/png" not in output.get("data", {}):
@@ -175,7 +175,7 @@ def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
         indexed, buffer = with_palette(picture), io.BytesIO()
         indexed.save(buffer, format="png", optimize=True)
         difference = np.asarray(indexed.convert("RGB"), float) - np.asarray(picture, float)
-        if (difference**2).mean() < 1.5**2:
+        if (difference**2).mean() < 3**2:
             smaller = base64.b64encode(buffer.getvalue()).decode()
             output.data["image/png"] = min(output.data["image/png"], smaller, key=len)
 
