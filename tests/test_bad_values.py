@@ -895,10 +895,16 @@ def test_the_valid_command_runs(small_commands, capsys, command):
     assert ended(command) == (1 if command == "check" else 0), capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [(c, option) for c, option, _ in actions() if c != "sweep" or option in OWN_OF_SWEEP],
-)
+def own_options():
+    """Each command with each option that is its own."""
+    for command, option, _ in actions():
+        # each of the texts makes `check` run a submission in a process of its own
+        marks = [pytest.mark.slow] if command == "check" else []
+        if command != "sweep" or option in OWN_OF_SWEEP:
+            yield pytest.param(command, option, marks=marks)
+
+
+@pytest.mark.parametrize(("command", "option"), list(own_options()))
 def test_a_bad_option_is_named_in_one_line(small_commands, capsys, command, option):
     """Status 2 and a last line that names the option (argparse prints its usage above), or the
     command does its work."""
