@@ -232,11 +232,13 @@ def results(tmp_path_factory):
     return dict(zip(sources, grade(paths, timeout=120), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_code_is_called_right(results, name):
     assert results[name]["status"] == "right", (results[name]["causes"], results[name]["output"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SLIPS)
 def test_a_door_lets_no_mistake_through(results, name):
     assert results[name]["status"] == "wrong"

@@ -3,20 +3,21 @@
 import pytest
 import torch
 from submissions_judgement import RIGHT, WRONG
+from worlds import mostly_slow
 
 from psd_mini.checks import check_gradient
 from psd_mini.checks.grading.grader import CHECKS
 from psd_mini.checks.guard import exercise
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", mostly_slow(WRONG, 5))
 def test_it_is_caught_and_named(name):
     kind, submission, words = WRONG[name]
     report = CHECKS[kind](submission)
     assert report.status == "wrong" and words in "; ".join(report.causes), report
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", mostly_slow(RIGHT))
 def test_it_is_right(name):
     kind, submission = RIGHT[name]
     CHECKS[kind](submission).require()

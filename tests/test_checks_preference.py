@@ -3,6 +3,7 @@
 import pytest
 import submissions_preference as more
 from submissions import RIGHT, WRONG
+from worlds import mostly_slow
 
 from psd_mini.checks import check_negative_embedding, check_psd, check_renderer
 from psd_mini.checks.grading.grader import CHECKS
@@ -16,13 +17,17 @@ def verdict(report, words):
     assert words in "; ".join(report.causes), report
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in KINDS_HERE])
+@pytest.mark.parametrize(
+    "name", mostly_slow(n for n, (kind, _) in RIGHT.items() if kind in KINDS_HERE)
+)
 def test_no_false_alarm(name):
     kind, submission = RIGHT[name]
     CHECKS[kind](submission).require()
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in KINDS_HERE])
+@pytest.mark.parametrize(
+    "name", mostly_slow(n for n, (kind, *_) in WRONG.items() if kind in KINDS_HERE)
+)
 def test_the_mistake_is_named(name):
     kind, submission, words = WRONG[name]
     report = CHECKS[kind](submission)
@@ -30,13 +35,13 @@ def test_the_mistake_is_named(name):
         verdict(report, word)
 
 
-@pytest.mark.parametrize("name", more.REWARDSDS)
+@pytest.mark.parametrize("name", mostly_slow(more.REWARDSDS))
 def test_reward_weighted_noises(name):
     submission, words = more.REWARDSDS[name]
     verdict(check_psd(submission, form="softmax"), words)
 
 
-@pytest.mark.parametrize("name", more.ONE_RESIDUAL)
+@pytest.mark.parametrize("name", mostly_slow(more.ONE_RESIDUAL))
 def test_base_of_one_residual(name):
     submission, words = more.ONE_RESIDUAL[name]
     report = check_psd(submission)
@@ -67,13 +72,13 @@ def test_dreamdpo():
     verdict(check_psd(more.dreamdpo_small_gap_branch, form="dreamdpo"), "no noise is subtracted")
 
 
-@pytest.mark.parametrize("name", more.NEGATIVE)
+@pytest.mark.parametrize("name", mostly_slow(more.NEGATIVE))
 def test_negative_embedding(name):
     submission, words = more.NEGATIVE[name]
     verdict(check_negative_embedding(submission), words)
 
 
-@pytest.mark.parametrize("name", more.RENDERERS)
+@pytest.mark.parametrize("name", mostly_slow(more.RENDERERS))
 def test_renderer(name):
     submission, words = more.RENDERERS[name]
     verdict(check_renderer(submission), words)

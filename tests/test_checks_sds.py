@@ -6,6 +6,7 @@ import pytest
 import torch
 from submissions import RIGHT, WRONG
 from submissions_preference import psd_hard
+from worlds import mostly_slow
 
 from psd_mini.checks import check_csd, check_psd, check_sds, exact_world, sizes
 from psd_mini.checks.grading.grader import CHECKS
@@ -20,13 +21,13 @@ SCALED = ("MeanInsteadOfSum", "MissingHalf", "PlainMSE")
 TIMES = torch.tensor([90, 250, 500, 930])
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in RIGHT.items() if kind in BASIC])
+@pytest.mark.parametrize("name", mostly_slow(n for n, (kind, _) in RIGHT.items() if kind in BASIC))
 def test_no_false_alarm(name):
     kind, submission = RIGHT[name]
     CHECKS[kind](submission).require()
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, *_) in WRONG.items() if kind in BASIC])
+@pytest.mark.parametrize("name", mostly_slow(n for n, (kind, *_) in WRONG.items() if kind in BASIC))
 def test_the_mistake_is_named(name):
     kind, submission, words = WRONG[name]
     report = CHECKS[kind](submission)

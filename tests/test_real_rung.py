@@ -47,6 +47,7 @@ def refused(source, match, **settings):
     return str(refusal.value)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(folder, tmp_path, capsys):
     """--prior FOLDER: everything is written, nothing is judged, the guidance scale is 7.5, the
     summary is one line."""

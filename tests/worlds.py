@@ -2,6 +2,7 @@
 
 from types import ModuleType
 
+import pytest
 import torch
 
 from psd_mini import ToyWorldPrior, save_field
@@ -52,3 +53,12 @@ def public_names(module):
     own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     hidden = ("Any", "import_module")
     return {k: v for k, v in own.items() if k not in hidden and not isinstance(v, ModuleType)}
+
+
+def mostly_slow(names, every=4):
+    """Parameters of a test: the first and every fourth are quick, the others have the marker
+    `slow`."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if number % every else [])
+        for number, name in enumerate(names)
+    ]
