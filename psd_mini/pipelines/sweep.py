@@ -42,7 +42,7 @@ COLUMNS = ("recognised", "true_view_distance", "oracle_distance", "reward")
 def run_name(settings: Mapping[str, Any]) -> str:
     """The name of a run's folder: prompt, method, field, settings that are not usual, and seed."""
     usual = {name: p.default for name, p in signature(generate).parameters.items()}
-    full, others = usual | settings, {}
+    full, others = usual | dict(settings), {}
     for name in usual:
         if name not in NOT_IN_NAME and spelled(full[name]) != spelled(usual[name]):
             others[name] = full[name]
