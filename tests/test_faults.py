@@ -67,11 +67,13 @@ def kill_at_random(folder, rng):
     assert end(process) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment(unbroken, tmp_path):
     kill_at_random(tmp_path, random.Random(0))
     check_end(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [1, 7])
 def test_killed_in_the_write_of_a_checkpoint(unbroken, tmp_path, write):
     """The half-written file stands beside the old checkpoint and is not taken for it."""
@@ -80,6 +82,7 @@ def test_killed_in_the_write_of_a_checkpoint(unbroken, tmp_path, write):
     check_end(tmp_path, unbroken)
 
 
+@pytest.mark.slow
 def test_two_processes_end_in_the_same_bits(unbroken, tmp_path):
     check_end(tmp_path, unbroken)
 

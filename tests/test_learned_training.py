@@ -157,6 +157,7 @@ def trained(tmp_path_factory):
     return folder / "model"
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_bits(trained, tmp_path, monkeypatch):
     """Killed in each stage at step 2 (a checkpoint a step), then started again with the same
     command."""
@@ -202,6 +203,7 @@ def test_other_settings_do_not_continue_a_training(trained):
         train.train(trained, trained.parent / "work", **other)
 
 
+@pytest.mark.slow
 def test_latents_of_another_autoencoder_or_world_are_not_used(trained, tmp_path, monkeypatch):
     """The autoencoder's stage is begun anew with other settings: the model is the one of a fresh
     folder. And a world that was changed does not go on from the old one's stages."""
