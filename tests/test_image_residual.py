@@ -10,6 +10,7 @@ from worlds import normal, same, small_world
 
 from psd_mini import PSD, SDS, Context, Regression, VoxelField, distill, generate
 from psd_mini.methods import METHODS, ByNoiseLevel, ImageResidual, make_method
+from psd_mini.methods.negative_words import make_negative
 from psd_mini.pipelines.generate import with_defaults
 from psd_mini.rewards import make_reward
 
@@ -198,3 +199,16 @@ def test_generate_passes_it_on():
         ValueError, match="^residual: 'pixels' is not known; choose from latent, image"
     ):
         generate("a ball", residual="pixels", **small)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"), [((1.0, 3.0), 3.0), ((3.0, 1.0), 3.0), (2.0, 2.0)]
+)
+@pytest.mark.parametrize("negative", [True, "random"])
+def test_of_a_pair_of_guidance_scales_a_negative_embedding_takes_one_that_acts(
+    negative, guidance, expected
+):
+    """At 1 it has no effect and is refused: `--prior learned --negative`, whose default is a pair,
+    has to work."""
+    made = make_negative(negative, small_world(), "a mushroom", "", guidance)
+    assert made.guidance_scale == expected

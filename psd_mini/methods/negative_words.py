@@ -141,7 +141,8 @@ def make_negative(
     if not negative:
         return None
     start = prior.embed_negative(negative_prompt)
-    g = guidance[0] if isinstance(guidance, tuple) else guidance  # of a pair: that at low noise
+    below, above = guidance if isinstance(guidance, tuple) else (guidance, guidance)
+    g = above if above != 1 else below  # it learns at high noise, if guidance acts there
     if negative is True:
         settings = prior.negative_settings(start[0], prior.embed([prompt])[0])
         return NegativeEmbedding(start[0], g, **settings)

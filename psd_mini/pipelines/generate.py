@@ -220,7 +220,7 @@ def finish(
     write_out(save_views, result)
     tell(result.out and progress, f"{result.out}/views.png shows it; mesh and turntable follow")
     write_out(save, result)
-    tell(progress, "comparing it with the true pictures; once for each object, an oracle is fitted")
+    tell(progress and result.config["prior"] in JUDGED, "comparing it with the true pictures")
     result.metrics = measure(result.field, result.config, options, negative, reward, progress)
     write_out(save_views, result)  # with the verdict as its title
 

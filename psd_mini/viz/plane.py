@@ -73,9 +73,8 @@ def plane(
 
 def _mixture(mixture: GaussianMixture) -> dict[str, list]:
     """The parameters as lists."""
-    variances = mixture.eigenvalues.expand_as(mixture.means)
     return {
         "logWeights": mixture.log_weights.clamp(min=-1e9).tolist(),
         "means": mixture.means.tolist(),
-        "variances": variances.tolist(),
+        "variances": mixture.eigenvalues.expand_as(mixture.means).tolist(),
     }
