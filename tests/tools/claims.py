@@ -1,10 +1,10 @@
 """The paper's two claims as experiments: their plan is tests/results/claims_plan.json.
 
-    python tests/tools/claims.py sweep | main | dull-sweep | dull | rivals | learned      resumable
-    python tests/tools/claims.py main 3                    seeds up to 3 only, and goes on later
+    python tests/tools/claims.py sweep | main | proxies | rivals | learned | dull-sweep | dull
+    python tests/tools/claims.py main 3                    seeds up to 3 only
 
-Every finished run is a line of tests/results/claims_NAME.jsonl. `claims_tables.py` makes the tables
-of tests/results/claims.md from these lines.
+Every finished run is a line of tests/results/claims_NAME.jsonl, and is not done again.
+`claims_tables.py` makes the tables of tests/results/claims.md from these lines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 from jobs import run_jobs
 
 RESULTS = Path(__file__).parent.parent / "results"
-STARTS = Path(os.environ.get("PSD_MINI_CACHE", "build")) / "claims_starts"
+MADE = Path(os.environ.get("PSD_MINI_CACHE", "build"))
+STARTS, TRAINED = MADE / "claims_starts", MADE / "claims_proxies"
 PLAN = json.loads((RESULTS / "claims_plan.json").read_text())
 DEFAULT_WEIGHT = 1.0  # of PSD
 RADII = (70.0, 260.0, 1430.0, 6460.0)  # evidence at t = 0.5, 0.3, 0.1 and 0.02 in the vivid world
@@ -63,6 +64,19 @@ def start_field(prompt: str, kind: str, seed: int) -> Any:
         save_field(field, own)
         own.rename(path)
     return load_field(path)
+
+
+def proxy_of(kind: str, trained: int) -> Any:
+    """The proxy of a training seed: shipped up to 2, above that trained by `proxies`."""
+    from safetensors.torch import load_file
+
+    from psd_mini.pretrained.proxy import ProxyReward, proxy_network
+
+    if trained <= 2:
+        return ProxyReward.load(kind, trained)
+    name, network = f"{kind}-{trained}", proxy_network()
+    network.load_state_dict(load_file(TRAINED / f"{name}.safetensors"))
+    return ProxyReward(name, network.requires_grad_(False).eval())
 
 
 def method_of(name: str, weight: float | None, settings: dict[str, Any]) -> Any:
@@ -112,7 +126,6 @@ def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from psd_mini import distill, make_field
-    from psd_mini.rewards import make_reward
     from psd_mini.world.gold import gold_reward
 
     prompt, seed, kind = job["prompt"], job["seed"], job["reward"]
@@ -120,8 +133,7 @@ def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
     field = make_field("voxel", torch.Generator().manual_seed(seed))
     if "start" in task:
         field = start_field(prompt, kind, seed)
-    trained = job.get("proxy", seed % 3)
-    proxy = make_reward(f"proxy:{kind}-{trained}" if trained else f"proxy:{kind}")
+    proxy = proxy_of(kind, job.get("proxy", seed % 3))
     settings = dict(job.get("settings") or {})
     times = {name: tuple(task[name]) for name in ("t_min", "t_max")}
     numbers: dict[str, Any] = {"steps": task["steps"], "seed": seed, **times}
@@ -232,15 +244,22 @@ def chosen_weights(records: list[dict[str, Any]], kind: str, task: str, method: 
     return list(dict.fromkeys([*best, *default]))
 
 
+def weighted_methods(
+    swept: list[dict[str, Any]], task: str, kind: str, methods: list[str]
+) -> list[tuple[str, float | None]]:
+    """Methods with the weights that the plan takes from the sweep, in one world."""
+    return [
+        (method, weight)
+        for method in methods
+        for weight in chosen_weights(swept, kind, task, method)
+    ]
+
+
 def main_jobs() -> list[dict[str, Any]]:
     swept = run_jobs(sweep_jobs(), proxy_run, RESULTS / "claims_sweep.jsonl")
     jobs = []
     for task, kind in PLAN["worlds"]:
-        chosen: list[tuple[str, float | None]] = [
-            (method, weight)
-            for method in PLAN["sweep"]["weights"]
-            for weight in chosen_weights(swept, kind, task, method)
-        ]
+        chosen = weighted_methods(swept, task, kind, list(PLAN["sweep"]["weights"]))
         chosen += [(method, None) for method in PLAN["main"]["without a weight"]]
         every = proxy_jobs(PLAN["prompts"], PLAN["main"]["seeds"], chosen)
         jobs += [job for job in every if (job["task"], job["reward"]) == (task, kind)]
@@ -252,6 +271,27 @@ def main_jobs() -> list[dict[str, Any]]:
         return job["seed"] > 3, extra, job["seed"]
 
     return sorted(jobs, key=place)
+
+
+def proxies_jobs() -> list[dict[str, Any]]:
+    """What decides claim 1, with proxies that no run has seen; trains those that are missing."""
+    from proxy import train
+
+    kinds, plan = ("rugged", "smooth"), PLAN["proxies"]
+    names = [f"{kind}-{trained}" for trained in plan["trained"] for kind in kinds]
+    missing = [name for name in names if not (TRAINED / f"{name}.safetensors").exists()]
+    if missing:
+        train.main(TRAINED, missing)
+    swept = run_jobs(sweep_jobs(), proxy_run, RESULTS / "claims_sweep.jsonl")
+    jobs = []
+    for task, kind in PLAN["worlds"]:
+        chosen = weighted_methods(swept, task, kind, ["pixel-clean", "psd"])
+        chosen.remove(("psd", DEFAULT_WEIGHT))
+        seeds = [trained + 4 for trained in plan["trained"]]
+        every = proxy_jobs(PLAN["prompts"], seeds, [("sds2", None), *chosen])
+        jobs += [job for job in every if (job["task"], job["reward"]) == (task, kind)]
+    jobs = [{**job, "proxy": job["seed"] - 4} for job in jobs]
+    return sorted(jobs, key=lambda job: job["seed"])
 
 
 def learned_sweep_jobs() -> list[dict[str, Any]]:
@@ -329,6 +369,7 @@ def rival_jobs() -> list[dict[str, Any]]:
 NAMES = {
     "sweep": (sweep_jobs, proxy_run),
     "main": (main_jobs, proxy_run),
+    "proxies": (proxies_jobs, proxy_run),
     "dull-sweep": (dull_sweep_jobs, dull_run),
     "dull": (dull_jobs, dull_run),
     "rivals": (rival_jobs, proxy_run),
@@ -337,6 +378,6 @@ NAMES = {
 
 if __name__ == "__main__":
     jobs_of, worker = NAMES[sys.argv[1]]
-    last_seed = int(sys.argv[2]) if len(sys.argv) > 2 else max(PLAN["main"]["seeds"])
+    last_seed = int(sys.argv[2]) if len(sys.argv) > 2 else 99
     jobs = [job for job in jobs_of() if job["seed"] <= last_seed]
     run_jobs(jobs, worker, RESULTS / f"claims_{sys.argv[1].replace('-', '_')}.jsonl")
