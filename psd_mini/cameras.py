@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -63,11 +64,10 @@ class Cameras:
             expected = "angles strictly between -90 and 90 degrees (z is up)"
             raise ValueError(f"elevation: expected {expected}; use 89 instead")
         if (self.distance <= 0).any():
-            came = f"{self.distance.min().item():g}"
-            raise ValueError(f"distance: expected positive world units, got {came}")
+            raise ValueError(f"distance: expected positive lengths, got {self.distance.min():g}")
         if not 0 < self.fov < math.pi:
-            came = f"{math.degrees(self.fov):g}"
-            raise ValueError(f"fov: expected between 0 and 180 degrees, got {came}")
+            fov = math.degrees(self.fov)
+            raise ValueError(f"fov: expected between 0 and 180 degrees, got {fov:g}")
 
     def __len__(self) -> int:
         return self.azimuth.shape[0]
@@ -97,6 +97,16 @@ class Cameras:
         horizontal = self.distance * torch.cos(self.elevation)
         x, y = horizontal * torch.cos(self.azimuth), horizontal * torch.sin(self.azimuth)
         return torch.stack((x, y, self.distance * torch.sin(self.elevation)), dim=-1)
+
+    def axes(self) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 3"], Float[Tensor, "b 3"]]:
+        """Right, up and forward of each camera's picture, unit vectors in the world.
+
+        f = -position / |position|,    r = f x z / |f x z|,    u = r x f
+        """
+        forward = F.normalize(-self.positions(), dim=-1)
+        z_axis = torch.tensor([0.0, 0.0, 1.0]).to(forward).expand_as(forward)
+        right = F.normalize(torch.linalg.cross(forward, z_axis), dim=-1)
+        return right, torch.linalg.cross(right, forward), forward
 
 
 @validated
@@ -136,8 +146,7 @@ def camera_rays(
 ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b h w 3"]]:
     """One ray through the centre of every pixel.
 
-    With forward f = -position / |position|, right r = f x z / |f x z| and up u = r x f, the ray
-    through row i and column j is
+    With right r, up u and forward f of `Cameras.axes`, the ray through row i and column j is
 
         d = f + tan(fov / 2) (s_x r + s_y u)
         s_x = ((2 j + 1) / W - 1) W / H,    s_y = 1 - (2 i + 1) / H
@@ -153,13 +162,7 @@ def camera_rays(
     """
     at_least("height", height, 1)
     at_least("width", width, 1)
-    origins = cameras.positions()
-    forward = -origins / origins.norm(dim=-1, keepdim=True)
-    z_axis = torch.tensor([0.0, 0.0, 1.0]).to(forward).expand_as(forward)
-    right = torch.linalg.cross(forward, z_axis)
-    right = right / right.norm(dim=-1, keepdim=True)
-    up = torch.linalg.cross(right, forward)
-
+    origins, (right, up, forward) = cameras.positions(), cameras.axes()
     rows, columns = torch.arange(height).to(origins), torch.arange(width).to(origins)
     s_x = ((2 * columns + 1) / width - 1) * (width / height)
     s_y = 1 - (2 * rows + 1) / height
@@ -167,4 +170,4 @@ def camera_rays(
     sideways = s_x[None, None, :, None] * right[:, None, None]
     upwards = s_y[None, :, None, None] * up[:, None, None]
     directions = forward[:, None, None] + math.tan(cameras.fov / 2) * (sideways + upwards)
-    return origins, directions / directions.norm(dim=-1, keepdim=True)
+    return origins, F.normalize(directions, dim=-1)

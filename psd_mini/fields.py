@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from psd_mini._internal.adam import Adam
 from psd_mini._internal.arguments import at_least, named, one_of, validated
-from psd_mini._internal.files import write_atomically
+from psd_mini._internal.files import checksum, write_atomically
 
 Points = Float[Tensor, "n 3"] | Float[Tensor, "0 3"]  # no points give no values
 Values = tuple[Float[Tensor, " n"], Float[Tensor, "n c"]]  # density and colour
@@ -89,9 +89,8 @@ class VoxelField(nn.Module):
         axis = torch.linspace(-bound, bound, resolution)
         # laid out [z, y, x]; the coordinates of a node are (x, y, z)
         nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).flip(-1)
-        cube = nodes.shape[:3]
-        self.density = nn.Parameter(soft_ball(nodes.reshape(-1, 3)).reshape(1, 1, *cube))
-        self.colour = nn.Parameter(torch.zeros(1, channels, *cube))
+        self.density = nn.Parameter(soft_ball(nodes.view(-1, 3)).view(1, 1, *nodes.shape[:3]))
+        self.colour = nn.Parameter(torch.zeros(1, channels, *nodes.shape[:3]))
 
     def forward(self, points: Points) -> Values:
         """Density (N,) and colour (N, C) at points (N, 3)."""
@@ -212,7 +211,7 @@ def make_optimizer(field: nn.Module, lr_scale: float | tuple[float, float]) -> A
 
 @validated
 def save_field(field: nn.Module, path: str | Path) -> None:
-    """Write a field to a safetensors file, its kind and settings in the header.
+    """Write a field to a safetensors file; its header has kind, settings and a checksum of all.
 
     Raises:
         ValueError: not one of the fields in `FIELDS`.
@@ -221,12 +220,11 @@ def save_field(field: nn.Module, path: str | Path) -> None:
 
     kind = next((name for name, cls in FIELDS.items() if type(field) is cls), None)
     if kind is None:
-        came = type(field).__name__
-        raise ValueError(f"field: cannot save a {came}; expected one of {', '.join(FIELDS)}")
-    settings: dict[str, Any] = field.settings  # type: ignore[assignment]
-    header = {"psd_mini_field": json.dumps({"kind": kind, **settings})}
+        raise ValueError(f"field: expected one of {', '.join(FIELDS)}, got {type(field).__name__}")
+    settings: dict[str, Any] = {"kind": kind, **field.settings}  # type: ignore[dict-item]
     state = {name: value.detach().contiguous().cpu() for name, value in field.state_dict().items()}
-    write_atomically(path, save(state, header))
+    settings["sha256"] = checksum(state, settings)
+    write_atomically(path, save(state, {"psd_mini_field": json.dumps(settings)}))
 
 
 @validated
@@ -244,6 +242,8 @@ def load_field(path: str | Path) -> nn.Module:
         if not isinstance(settings, dict):
             raise ValueError(f"its settings are {settings!r:.40}")
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        if settings.pop("sha256", None) not in (None, checksum(state, settings)):
+            raise ValueError("its checksum does not fit")
     with named(f"path: {path}: the field's header and tensors disagree", "save the field again"):
         with torch.device("meta"):  # no memory before the shapes are known to agree
             field = make_field(settings.pop("kind"), **settings)

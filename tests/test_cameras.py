@@ -258,8 +258,8 @@ NAN = float("nan")
     [
         (lambda: orbit(0, 90), r"elevation: expected angles strictly between -90 and 90 .*use 89"),
         (lambda: orbit([0, 0], [10, -120]), r"elevation: expected angles strictly between"),
-        (lambda: orbit(0, 0, distance=0), r"distance: expected positive world units, got 0"),
-        (lambda: orbit(0, 0, distance=-3), r"distance: expected positive world units, got -3"),
+        (lambda: orbit(0, 0, distance=0), r"distance: expected positive lengths, got 0"),
+        (lambda: orbit(0, 0, distance=-3), r"distance: expected positive lengths, got -3"),
         (lambda: orbit(0, 0, fov_degrees=0), r"fov: expected between 0 and 180 degrees, got 0"),
         (lambda: orbit(0, 0, fov_degrees=180), r"fov: expected between 0 and 180 degrees, got 180"),
         (lambda: orbit(0, 0, fov_degrees=NAN), r"fov_degrees: expected a finite number, got nan"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bench import converged_field, plain_render, renderer_ratio
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.autograd import gradcheck
@@ -414,6 +415,31 @@ def test_truncated_file(kept, tmp_path):
     content = whole.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     assert_one_line_error(lambda: load_field(path), str(path), "damaged", "save_field")
+
+
+def test_flipped_bits(tmp_path):
+    """One flipped bit anywhere, in the settings or the numbers, is noticed: there is no other
+    field in the place of the one that was saved."""
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "flipped.safetensors"
+    save_field(VoxelField(4, bound=1.5), whole)
+    content = whole.read_bytes()
+    places = torch.randint(8, len(content), (60,), generator=torch.Generator().manual_seed(0))
+    bound = content.index(b"1.5") + 2  # 1.4 is a bound as well
+    for place in [bound, *places.tolist()]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        assert_one_line_error(lambda: load_field(path), str(path))
+
+
+def test_files_of_older_versions_have_no_checksum(tmp_path):
+    save_field(VoxelField(4), tmp_path / "new.safetensors")
+    header, state = {"kind": "voxel", "resolution": 4, "bound": 1.0, "channels": 3}, {}
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        assert set(json.loads(file.metadata()["psd_mini_field"])) == {*header, "sha256"}
+        state = {name: file.get_tensor(name) for name in ("density", "colour")}
+    save_file(state, tmp_path / "old.safetensors", {"psd_mini_field": json.dumps(header)})
+    assert load_field(tmp_path / "old.safetensors").settings["resolution"] == 4
 
 
 class Bomb:

@@ -15,7 +15,8 @@ import trimesh
 from psd_mini.cameras import orbit
 from psd_mini.fields import VoxelField
 from psd_mini.rendering import render
-from psd_mini.viz.mesh import Mesh, extract_mesh, silhouette_level, srgb_to_linear, write_glb
+from psd_mini.viz.export import srgb_to_linear, write_glb, write_ply
+from psd_mini.viz.mesh import Mesh, extract_mesh, silhouette_level
 
 R, r = 0.6, 0.25  # of the torus, world units
 SHARPNESS = 0.02  # its density falls from 40 to 0 within a few of these; it is 20 on the surface
@@ -266,6 +267,17 @@ def test_glb_colours_are_linear_light(torus_mesh, glb):
     scene: Any = trimesh.load(glb, process=False)
     (body,) = scene.geometry.values()
     np.testing.assert_allclose(body.visual.vertex_attributes["color"][:, :3], linear, atol=1e-6)
+
+
+def test_ply_read_by_another_program(torus_mesh, tmp_path):
+    """Positions are the bits of the mesh, faces its corners in their order, colours its bytes."""
+    write_ply(torus_mesh, tmp_path / "torus.ply")
+    body: Any = trimesh.load(tmp_path / "torus.ply", process=False)
+    np.testing.assert_array_equal(body.vertices, torus_mesh.vertices)  # exact: a file holds bits
+    np.testing.assert_array_equal(body.faces, torus_mesh.faces)  # exact: whole numbers
+    shown = body.visual.vertex_colors[:, :3] / 255
+    np.testing.assert_allclose(shown, torus_mesh.colours, atol=0.5 / 255 + 1e-6)
+    assert body.is_watertight and body.is_winding_consistent
 
 
 def test_srgb_to_linear_joins():

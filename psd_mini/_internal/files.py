@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -20,6 +22,13 @@ def read_archive(path: str | Path) -> Any:
         if part := archive.testzip():
             raise zipfile.BadZipFile(f"{part} does not fit its checksum")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def checksum(tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> str:
+    """SHA-256 of tensors and settings, as safetensors lays them out."""
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(tensors, {"settings": json.dumps(settings)})).hexdigest()
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

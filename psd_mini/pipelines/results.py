@@ -18,7 +18,7 @@ from psd_mini.distill import Options
 from psd_mini.fields import save_field
 from psd_mini.pipelines.oracle import ORACLE_STEPS, oracle_distance
 from psd_mini.rewards import score
-from psd_mini.viz import curves, mesh, pictures
+from psd_mini.viz import curves, export, mesh, pictures
 from psd_mini.world.gold import gold_reward
 from psd_mini.world.metrics import judge, judge_views
 from psd_mini.world.text import VOCABULARY, caption
@@ -132,7 +132,7 @@ def save(result: Generation, folder: Path) -> None:
     result.turntable(folder / "turntable.gif")
     curves.curves(result.history, folder / "curves.png")
     try:
-        mesh.write_glb(result.mesh(), folder / "mesh.glb")
+        export.write_glb(result.mesh(), folder / "mesh.glb")
     except ValueError as error:  # an object that is all fog has no surface
         print(f"no mesh: {error}")
 

@@ -1,4 +1,4 @@
-"""From a density to a coloured triangle mesh, and to a file that browsers show.
+"""From a density to a coloured triangle mesh.
 
 A radiance field has no surface; one is chosen. The mesh is the boundary of the set
 
@@ -9,11 +9,8 @@ topologically consistent form of Lewiner et al. 2003; the code is scikit-image's
 what the ball cuts gets a cap.
 """
 
-import json
 import math
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from psd_mini._internal.files import write_atomically
 from psd_mini.cameras import camera_rays, orbit
 from psd_mini.rendering import as_field, ball_interval, compositing_weights
 
 # world units below the surface at which a vertex's colour is gathered
 COLOUR_DEPTHS = torch.linspace(-0.05, 0.2, 11)
-# numbers that glTF gives to these words
-FLOAT32, UINT32, VERTEX_BUFFER, INDEX_BUFFER = 5126, 5125, 34962, 34963
 
 
 class Mesh(NamedTuple):
@@ -194,69 +188,3 @@ def extract_mesh(
     # colour = sum_i w_i c_i / sum_i w_i
     colours = torch.einsum("vs,vsc->vc", weights, colour) / opacity.clamp(min=1e-8)[:, None]
     return Mesh(vertices.numpy(), faces.astype(np.int32), colours.clamp(0, 1).numpy())
-
-
-def srgb_to_linear(colours: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """Intensity of light from the value that a screen is given, both in [0, 1] (IEC 61966-2-1).
-
-    linear = c / 12.92 if c <= 0.04045, else ((c + 0.055) / 1.055)^2.4
-    """
-    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-
-
-def write_glb(mesh: Mesh, path: str | Path) -> None:
-    """Write a mesh as a binary glTF 2.0 file (.glb), whole or not at all.
-
-    glTF has y up and the front of an object at +z; here z is up and the front at +x. One rotation
-    about the diagonal, which moves the axes round in a cycle, does both:
-
-        (x, y, z)_glTF = (y, z, x)
-
-    glTF's vertex colours are linear light, so the screen values are converted. They already hold
-    the light of the pictures that the field was trained on, so the material is to be shown unlit
-    (extension KHR_materials_unlit); a viewer that does not know the extension shows a matt surface.
-
-    Args:
-        mesh: from `extract_mesh`.
-        path: the file, usually named .glb.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    vertices = mesh.vertices[:, [1, 2, 0]].astype("<f4")
-    colours = srgb_to_linear(mesh.colours).astype("<f4")
-    faces = mesh.faces.astype("<u4").ravel()
-    arrays = (
-        (vertices, FLOAT32, "VEC3", VERTEX_BUFFER),
-        (colours, FLOAT32, "VEC3", VERTEX_BUFFER),
-        (faces, UINT32, "SCALAR", INDEX_BUFFER),
-    )
-    binary, views, accessors = b"", list[dict](), list[dict]()
-    for values, component, kind, target in arrays:
-        form = {"componentType": component, "type": kind, "count": len(values)}
-        accessors.append({"bufferView": len(views), **form})
-        place = {"byteOffset": len(binary), "byteLength": values.nbytes}
-        views.append({"buffer": 0, "target": target, **place})
-        binary += values.tobytes()
-    accessors[0] |= {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
-    surface = {"attributes": {"POSITION": 0, "COLOR_0": 1}, "indices": 2, "material": 0}
-    matt = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
-    document = {
-        "asset": {"version": "2.0", "generator": "psd-mini"},
-        "extensionsUsed": ["KHR_materials_unlit"],
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [surface]}],
-        "materials": [{"pbrMetallicRoughness": matt, "extensions": {"KHR_materials_unlit": {}}}],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": len(binary)}],
-    }
-    text = json.dumps(document).encode()
-    # lengths of chunks are multiples of four, and json is filled up with blanks
-    text += b" " * (-len(text) % 4)
-    # a chunk is its length, its kind and its bytes
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text
-    chunks += struct.pack("<I4s", len(binary), b"BIN\0") + binary
-    write_atomically(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
