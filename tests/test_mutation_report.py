@@ -9,7 +9,7 @@ REPORT = (ROOT / "tests" / "results" / "mutation.md").read_text()
 # modules that came after the sample was run; names are those of the tree it was run on
 LATER = {f"methods/{name}" for name in ("hifa", "linear_combinations", "noise_rules")}
 LATER |= {f"methods/{name}" for name in ("running_gaussian", "score_model", "vsd")}
-LATER |= {f"methods/{name}" for name in ("by_noise_level", "image_residual")}
+LATER |= {f"methods/{name}" for name in ("by_noise_level", "image_residual", "low_rank")}
 
 
 def modules_of_the_tool():

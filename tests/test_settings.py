@@ -172,6 +172,7 @@ def test_methods_by_name():
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
     rows = sds.replace("SDS", "LinearCombination").replace(")", ", row='ROW')")
     own = "own=RunningGaussian(rate=0.1, width=None), entropy=1.0, lookahead=0.0"
+    lora = own.replace("RunningGaussian(rate=0.1, width=None)", "LowRank(rank=4, rate=0.1)")
     vsd = sds.replace("SDS", "VSD").replace(")", f", {own})")
     expected = {
         "sds": sds,
@@ -180,6 +181,8 @@ def test_methods_by_name():
         **{row: rows.replace("ROW", row) for row in ("nfsd", "bridge")},
         "vsd": vsd,
         "l2-vsd": vsd.replace("lookahead=0.0", "lookahead=0.01"),
+        "vsd-lora": vsd.replace(own, lora),
+        "l2-vsd-lora": vsd.replace(own, lora.replace("lookahead=0.0", "lookahead=0.01")),
         "hifa": "HiFA(guidance_scale=3.0, weighting='uniform', n_noises=1, denoise_steps=4)",
         "psd": (
             f"PSD(base={sds}, preference_weight=1.0, omega='hard', tau=None, pair_base='mean', "
@@ -210,6 +213,8 @@ def test_methods_by_name():
         "bridge": 1,
         "vsd": 1,
         "l2-vsd": 1,
+        "vsd-lora": 1,
+        "l2-vsd-lora": 1,
         "hifa": 1,
         "psd": 1,
         "dreamdpo": 2,
@@ -229,8 +234,9 @@ def test_methods_by_name():
         Exact(_tilted={})
 
 
+UNMETERED = ("exact", "vsd-lora", "l2-vsd-lora")  # they need a prior of another kind
 METERED = {
-    **{name: partial(make_method, name, 2.0) for name in METHODS if name != "exact"},
+    **{name: partial(make_method, name, 2.0) for name in METHODS if name not in UNMETERED},
     "fresh": lambda: PSD(SDS(2.0), 3.0, "bt", 0.5, "fresh", over_views=False),
 }
 

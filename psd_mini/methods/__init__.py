@@ -16,6 +16,7 @@ from psd_mini.methods.image_residual import ImageResidual as ImageResidual
 from psd_mini.methods.linear_combinations import ROWS as ROWS
 from psd_mini.methods.linear_combinations import Coefficients as Coefficients
 from psd_mini.methods.linear_combinations import LinearCombination as LinearCombination
+from psd_mini.methods.low_rank import LowRank as LowRank
 from psd_mini.methods.negative_words import NegativeWords as NegativeWords
 from psd_mini.methods.noise_rules import NoiseRule as NoiseRule
 from psd_mini.methods.regression import Regression as Regression
@@ -31,12 +32,18 @@ from psd_mini.methods.vsd import VSD as VSD
 from psd_mini.psd import PSD
 from psd_mini.sds import CSD, SDS, Method
 
+
+def _low_rank_vsd(guidance_scale: float = 1.0, lookahead: float = 0.0) -> VSD:
+    return VSD(guidance_scale, own=LowRank(), lookahead=lookahead)
+
+
 # name -> constructor. BASES take a guidance_scale, the others a `base` to build on; those in
 # WEIGHTED take a preference_weight too
 BASES: dict[str, Callable[..., Method]] = {
     **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
     **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
     **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01), "hifa": HiFA},
+    **{"vsd-lora": _low_rank_vsd, "l2-vsd-lora": partial(_low_rank_vsd, lookahead=0.01)},
 }
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,

@@ -102,19 +102,7 @@ class RunningGaussian(ScoreModel):
         alpha_t, sigma_t = context.prior.schedule.alpha_sigma(t, x)
         return own_noise(x, eps, centres[:, None], alpha_t, sigma_t, now["variance"].to(x))
 
-    def update(self, step: Parameters) -> None:
-        for key, move in step.items():
-            self.parameters[key] = self.parameters[key] + move
-
     def _keys(self, x: Renders, context: Context) -> list[int]:
         """Which Gaussian each render belongs to: its camera's."""
         index = getattr(context.cameras, "index", None)
         return [0] * len(x) if index is None else index.tolist()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parameters": self.parameters}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "variance" not in state.get("parameters", {}):
-            raise ValueError(f"state: expected the parameters of a RunningGaussian, got {state}")
-        self.parameters = dict(state["parameters"])

@@ -63,8 +63,10 @@ def own_noise(
 class ScoreModel:
     """What VSD asks of a model of the renders; this one knows nothing: eps_q = eps, VSD is SDS."""
 
+    parameters: dict[Any, Tensor] = {}  # what moves during a run; never changed in place
+
     def step(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> dict[Any, Tensor]:
-        """What one update on these renders will add to the parameters: a dictionary of tensors."""
+        """What one update on these renders will add to the parameters."""
         return {}
 
     def noise(
@@ -73,15 +75,21 @@ class ScoreModel:
         """eps_q in x_t = alpha_t x + sigma_t eps, of the parameters plus `moved`."""
         return eps
 
-    def update(self, step: Any) -> None:
+    def update(self, step: dict[Any, Tensor]) -> None:
         """Add a step to the parameters."""
+        moved = {name: self.parameters[name] + move for name, move in step.items()}
+        self.parameters = {**self.parameters, **moved}
 
     def state_dict(self) -> dict[str, Any]:
         """What changes during a run, for the checkpoint."""
-        return {}
+        return {"parameters": self.parameters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
+        if "parameters" not in state:
+            wanted = f"the parameters of a {type(self).__name__}"
+            raise ValueError(f"state: expected {wanted}, got {state!r:.60}")
+        self.parameters = dict(state["parameters"])
 
 
 @validated

@@ -15,6 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent.parent / "results"
 Record = dict[str, Any]
+STUDENT_T = 2.45  # 97.5% of Student's t with the six degrees of freedom of seven proxies
 
 
 def read(name: str) -> list[Record]:
@@ -114,6 +115,44 @@ def verdicts(records: list[Record], swept: list[Record]) -> list[str]:
     return lines
 
 
+def over_proxies(ours: list[Record], theirs: list[Record]) -> tuple[float, float, list[float]]:
+    """Paired difference in gold with the proxy as the unit: mean, error, value of each proxy.
+
+    A proxy's value is the mean over prompts of the mean over its seeds.
+    """
+    first, second = by_run(ours, "gold_reward"), by_run(theirs, "gold_reward")
+    proxy = {record["seed"]: record.get("proxy", record["seed"] % 3) for record in ours}
+    of_proxy: dict[int, dict[tuple[str, int], float]] = defaultdict(dict)
+    for prompt, seed in first.keys() & second.keys():
+        gap = first[prompt, seed] - second[prompt, seed]
+        of_proxy[proxy[seed]][prompt, seed] = gap
+    values = [clustered(of_proxy[number])[0] for number in sorted(of_proxy)]
+    return mean(values), stdev(values) / len(values) ** 0.5, values
+
+
+def proxies_table(records: list[Record], swept: list[Record]) -> list[str]:
+    """Claim 1 with an error over proxies, in one world: the plan's section "proxies"."""
+    values = sorted({r.get("proxy", r["seed"] % 3) for r in records})
+    lines = [
+        "| weights chosen by | psd minus | gold, over proxies | "
+        + " | ".join(f"proxy {number}" for number in values)
+        + " |"
+    ]
+    lines.append("|---" * (3 + len(values)) + "|")
+    found = settings_of(records)
+    for key in ("proxy_reward", "gold_reward"):
+        chosen = {m: best_by(swept, m, key) for m in ("psd", "pixel-clean")}
+        ours = found["psd", chosen["psd"]]
+        for method in ("pixel-clean", "sds2"):
+            gap, error, each = over_proxies(ours, found[method, chosen.get(method)])
+            weight = "" if method == "sds2" else f" at {chosen[method]:g}"
+            sure = "**" if abs(gap) > STUDENT_T * error else ""
+            head = f"| {key.split('_')[0]} (psd at {chosen['psd']:g}) | {method}{weight} "
+            cells = [f"{sure}{gap:+.3f} ± {error:.3f}{sure}", *(f"{one:+.2f}" for one in each)]
+            lines.append(f"{head}| {' | '.join(cells)} |")
+    return lines
+
+
 def r_weighted(records: list[Record], method: str) -> bool:
     return any(r["method"] == method and r["weight"] is not None for r in records)
 
@@ -197,6 +236,9 @@ if __name__ == "__main__":
         print(f"\n### {task}, {kind}\n")
         print("\n".join(proxy_table(mine)), "\n")
         print("\n".join(verdicts(mine, worlds(swept)[task, kind])))
+    for (task, kind), mine in worlds(judged + read("proxies")).items():
+        print(f"\n### {task}, {kind}: the proxy as the unit\n")
+        print("\n".join(proxies_table(mine, worlds(swept)[task, kind])))
     for name in ("dull_sweep", "dull"):
         if records := read(name):
             print(f"\n### {name}\n")

@@ -70,6 +70,7 @@ TESTS = {
     "methods/image_residual": ("image_residual", ""),
     "methods/hifa": ("settings hifa noise_rules", ""),
     "methods/linear_combinations": ("settings linear_combinations", ""),
+    "methods/low_rank": ("low_rank", ""),
     "methods/negative_words": ("limiting_prior", ""),
     "methods/__init__": ("settings", ""),
     "methods/dreamdpo": ("settings psd preference_relatives", ""),
