@@ -167,6 +167,7 @@ def test_identities_of_different_things_differ(where):
     assert identity(one) == identity(one) != identity(other) and "\n" not in identity(one)
 
 
+@pytest.mark.slow
 def test_an_identity_is_the_same_in_every_process():
     """Also of a function that holds a set, whose order changes, or that encloses itself."""
     script = """

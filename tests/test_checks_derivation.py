@@ -125,6 +125,7 @@ def test_statistics_refuse_to_rank_draws_together():
     ).all()  # a standard deviation of 40 is known to 1 / sqrt(80)
 
 
+@pytest.mark.slow
 def test_check_gradient_tells_direction_from_size():
     reference = lambda x: 2 * x  # noqa: E731
     check_gradient(lambda x: (x**2).sum(), reference).require()

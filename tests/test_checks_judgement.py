@@ -10,7 +10,7 @@ from psd_mini.checks.grading.grader import CHECKS
 from psd_mini.checks.guard import exercise
 
 
-@pytest.mark.parametrize("name", mostly_slow(WRONG, 5))
+@pytest.mark.parametrize("name", mostly_slow(WRONG, 10))
 def test_it_is_caught_and_named(name):
     kind, submission, words = WRONG[name]
     report = CHECKS[kind](submission)
@@ -58,6 +58,7 @@ def check_doubling(fn):
     return "right" if fn(2) == 4 else "WRONG"
 
 
+@pytest.mark.slow
 def test_a_notebooks_own_checker_answers_always():
     assert check_doubling(lambda x: 2 * x) == "right" and check_doubling(lambda x: x) == "WRONG"
 

@@ -66,6 +66,7 @@ def test_what_only_a_batch_shows_is_a_note(words):
     ]
 
 
+@pytest.mark.slow
 def test_dreamdpo():
     verdict(check_psd(more.dreamdpo_formula, form="dreamdpo"), "")
     verdict(check_psd(more.dreamdpo_formula), "base is missing")

@@ -67,6 +67,7 @@ def test_a_weight_that_is_none_of_them_or_no_weight_at_all():
         assert sizes.size(seen, "gradient", 1e-2, "sds")[0] is False
 
 
+@pytest.mark.slow
 def test_checks_take_a_weighting():
     """plain_gradient and psd_hard have w = 1, csd_scaled too, with a factor g that CSD may have."""
     for check, fn in (

@@ -212,6 +212,7 @@ def test_methods_and_rewards_of_ones_own(quick, tmp_path):
             compare("a ball", wrong, **settings)
 
 
+@pytest.mark.slow
 def test_weights_make_a_curve_of_proxy_and_gold(tmp_path):
     """Means over the seeds by weight, in the order of the weights; a picture only with a proxy.
 

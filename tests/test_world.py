@@ -125,6 +125,7 @@ def test_cameras_of_the_pool_are_found_and_others_refused():
         make_views(orbit(0.0, 0.0), 4)
 
 
+@pytest.mark.slow
 def test_the_judge_recognises_every_true_object_at_every_camera():
     """True pictures have distance 0 and gap 0, and they win at each of the 24 cameras alone."""
     views = judge_views()

@@ -55,8 +55,8 @@ def public_names(module):
     return {k: v for k, v in own.items() if k not in hidden and not isinstance(v, ModuleType)}
 
 
-def mostly_slow(names, every=4):
-    """Parameters of a test: the first and every fourth are quick, the others have the marker
+def mostly_slow(names, every=8):
+    """Parameters of a test: the first and every eighth are quick, the others have the marker
     `slow`."""
     return [
         pytest.param(name, marks=[pytest.mark.slow] if number % every else [])
