@@ -172,7 +172,7 @@ def test_methods_by_name():
     sds = "SDS(guidance_scale=3.0, weighting='sds', n_noises=1)"
     rows = sds.replace("SDS", "LinearCombination").replace(")", ", row='ROW')")
     own = "own=RunningGaussian(rate=0.1, width=None), entropy=1.0, lookahead=0.0"
-    lora = own.replace("RunningGaussian(rate=0.1, width=None)", "LowRank(rank=4, rate=0.1)")
+    lora = own.replace("RunningGaussian(rate=0.1, width=None)", "LowRank(rank=4, rate=1.0)")
     vsd = sds.replace("SDS", "VSD").replace(")", f", {own})")
     expected = {
         "sds": sds,
