@@ -127,6 +127,8 @@ def test_lookahead_with_the_network():
         eps_cond = SDS(weighting="uniform").predict(x, t, eps, context).eps_cond
         ahead = eps_cond[0] - after.noise(x, t, eps, context)[0]
         close(method(x, t, eps, context)[0], ahead)
+        # what a callback sees
+        close(context.predictions.eps_hat[-1], after.noise(x, t, eps, context))
         linear = VSD(weighting="uniform", own=copy.deepcopy(own), lookahead=1e-4)
         gaps.append((linear(x, t, eps, context)[0] - ahead).abs().max().item())
     assert 50 < gaps[0] / gaps[1] < 200

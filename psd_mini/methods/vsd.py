@@ -78,7 +78,9 @@ class VSD(SDS):
             # eps_q(h) = eps_psi + [eps_{psi + h d_psi} - eps_psi] / h
             eps_q = eps_q + (self.own.noise(x, t, eps, context, moved) - eps_q) / h
         self.own.update(step)
-        return predictions._replace(eps_hat=torch.cat((predictions.eps_hat, eps_q[None])))
+        both = torch.cat((predictions.eps_hat, eps_q[None]))
+        context.predictions = predictions._replace(eps_hat=both)  # callbacks see eps_q too
+        return context.predictions
 
     def residual(self, predictions: Predictions, eps: Noises) -> Tensor:
         eps_q = predictions.eps_hat[-1]  # type: ignore[index]
