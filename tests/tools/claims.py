@@ -1,6 +1,6 @@
 """The paper's two claims as experiments: their plan is tests/results/claims_plan.json.
 
-    python tests/tools/claims.py sweep | main | proxies | rivals | learned | dull-sweep | dull
+    python tests/tools/claims.py sweep | main | proxies | noise | rivals | dull-sweep | dull | ...
     python tests/tools/claims.py main 3                    seeds up to 3 only
 
 Every finished run is a line of tests/results/claims_NAME.jsonl, and is not done again.
@@ -66,13 +66,15 @@ def start_field(prompt: str, kind: str, seed: int) -> Any:
     return load_field(path)
 
 
-def proxy_of(kind: str, trained: int) -> Any:
-    """The proxy of a training seed: shipped up to 2, above that trained by `proxies`."""
+def proxy_of(kind: str, trained: int | str) -> Any:
+    """The proxy of a training seed, or "noisy": shipped up to 2, above that trained by `proxies`."""
     from safetensors.torch import load_file
 
     from psd_mini.pretrained.proxy import ProxyReward, proxy_network
 
-    if trained <= 2:
+    if trained == "noisy":
+        return ProxyReward.load(f"{kind}-noisy")
+    if trained in (0, 1, 2):
         return ProxyReward.load(kind, trained)
     name, network = f"{kind}-{trained}", proxy_network()
     network.load_state_dict(load_file(TRAINED / f"{name}.safetensors"))
@@ -294,6 +296,14 @@ def proxies_jobs() -> list[dict[str, Any]]:
     return sorted(jobs, key=lambda job: job["seed"])
 
 
+def noise_jobs() -> list[dict[str, Any]]:
+    """The proxy that has seen noisy pictures beside the one that has not."""
+    plan = PLAN["noise"]
+    chosen = [(method, w) for method, weights in plan["weights"].items() for w in weights]
+    jobs = in_world(proxy_jobs(PLAN["prompts"], [plan["seed"]], chosen))
+    return [{**job, "proxy": proxy} for job in jobs for proxy in plan["proxies"]]
+
+
 def learned_sweep_jobs() -> list[dict[str, Any]]:
     plan = PLAN["learned prior"]["sweep"]
     chosen = [(method, w) for method, weights in plan["weights"].items() for w in weights]
@@ -312,10 +322,14 @@ def learned_jobs() -> list[dict[str, Any]]:
     return in_learned_world(proxy_jobs(PLAN["prompts"], plan["seeds"], chosen))
 
 
+def in_world(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs from nothing with the rugged proxy."""
+    return [job for job in jobs if (job["task"], job["reward"]) == ("from nothing", "rugged")]
+
+
 def in_learned_world(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The jobs from nothing with the rugged proxy, for the learned prior."""
-    mine = [job for job in jobs if (job["task"], job["reward"]) == ("from nothing", "rugged")]
-    return [{**job, "prior": "learned"} for job in mine]
+    """The same for the learned prior."""
+    return [{**job, "prior": "learned"} for job in in_world(jobs)]
 
 
 def dull_sweep_jobs() -> list[dict[str, Any]]:
@@ -370,6 +384,7 @@ NAMES = {
     "sweep": (sweep_jobs, proxy_run),
     "main": (main_jobs, proxy_run),
     "proxies": (proxies_jobs, proxy_run),
+    "noise": (noise_jobs, proxy_run),
     "dull-sweep": (dull_sweep_jobs, dull_run),
     "dull": (dull_jobs, dull_run),
     "rivals": (rival_jobs, proxy_run),
