@@ -67,7 +67,7 @@ def start_field(prompt: str, kind: str, seed: int) -> Any:
 
 
 def proxy_of(kind: str, trained: int | str) -> Any:
-    """The proxy of a training seed, or "noisy": shipped up to 2, above that trained by `proxies`."""
+    """The proxy of a training seed, or "noisy"; those above 2 are not shipped, `proxies` trains."""
     from safetensors.torch import load_file
 
     from psd_mini.pretrained.proxy import ProxyReward, proxy_network
