@@ -237,6 +237,7 @@ TABLE = {
         used(methods.VSD, gradient),
         {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5, "lookahead": 0.1},
     ),
+    "low_rank_vsd": (methods.low_rank_vsd, {"guidance_scale": 2.0, "lookahead": 0.01}),
     "VSD.predict": (methods.VSD(2.0).predict, CALL),
     "VSD.residual": (
         methods.VSD(2.0).residual,
@@ -279,6 +280,7 @@ TABLE = {
     "Cameras.numbered": (used(CAMERAS.numbered, lambda cameras: cameras.index), {}),
     "Cameras.side": (CAMERAS.side, {"n": 4}),
     "Cameras.positions": (CAMERAS.positions, {}),
+    "Cameras.axes": (CAMERAS.axes, {}),
     "orbit": (
         used(pm.orbit, lambda cameras: pm.camera_rays(cameras, 2, 2)),
         {

@@ -33,7 +33,9 @@ from psd_mini.psd import PSD
 from psd_mini.sds import CSD, SDS, Method
 
 
-def _low_rank_vsd(guidance_scale: float = 1.0, lookahead: float = 0.0) -> VSD:
+@validated
+def low_rank_vsd(guidance_scale: float = 1.0, lookahead: float = 0.0) -> VSD:
+    """VSD whose q is `LowRank`, the prior's own network with additions."""
     return VSD(guidance_scale, own=LowRank(), lookahead=lookahead)
 
 
@@ -43,7 +45,7 @@ BASES: dict[str, Callable[..., Method]] = {
     **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
     **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
     **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01), "hifa": HiFA},
-    **{"vsd-lora": _low_rank_vsd, "l2-vsd-lora": partial(_low_rank_vsd, lookahead=0.01)},
+    **{"vsd-lora": low_rank_vsd, "l2-vsd-lora": partial(low_rank_vsd, lookahead=0.01)},
 }
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,
