@@ -84,7 +84,6 @@ def test_notebook_05_reads_the_words_as_its_cell_does():
 
 
 def test_the_one_notebook_says_what_it_prints():
-    (red,) = printed(ONE, "t = 999: alpha_t 0.07, posterior weight of red #")
     (best,) = printed(ONE, "best true mushroom: reward #")
     runs = {
         name: printed(ONE, f"{name:15s} reward #   distance # (# x SDS)")
@@ -95,11 +94,21 @@ def test_the_one_notebook_says_what_it_prints():
     assert float(reward) > float(best) and float(times) > 1.0
     says(
         ONE,
-        f"at $t = 999$ red still has weight {red}",
         f"above the best true mushroom: its reward is {reward}, that of the true red one {best}",
         f"It is also {times} times as far off as SDS is ({distance} against {runs['SDS'][1]})",
         f"The pixel gradient is {runs['pixel gradient'][2]} times as far off as SDS",
     )
+
+
+def test_the_one_notebook_prints_closed_forms_beside_its_pairs():
+    """2 Cov(R, f) of one Gaussian, S = 1/2, at alpha_t = 0.6: printed with three digits."""
+    a, s, S = 0.6, 0.8, 0.5
+    J = a * S / (a**2 * S + s**2)
+    for name, value in (("h", -2 * a * s * J**2), ("eps_hat", 2 * s**3 * J**2 / (a * S))):
+        found = map(float, printed(ONE, f"{name:8s} closed form #   pairs # +- #"))
+        closed, pairs, error = found
+        assert abs(closed - value) < 0.00051
+        assert abs(pairs - value) < 4 * error + 0.00051
 
 
 def test_notebook_06_says_what_it_prints():

@@ -58,6 +58,9 @@ SAID = [  # notebook, what its prose says, what a cell printed
         "It is 1 to 2% only where the classifier has something to say",
         "wrong blob t = 100: 1.0% t = 500: 1.3% t = 900: 2.3%",
     ),
+    ("04", "hard 2.26 \\lambda, gap 1.60", "hard rests at 2.26 lambda gap rests at 1.60 lambda"),
+    ("04", "the duel 0.74", "bt rests at 0.74 lambda"),
+    ("04", "the gate 0.47", "gated rests at 0.47 lambda"),
     ("04", "At t > 0 they are not", "three blobs, t = 400: the slopes differ by 60%"),
 ]
 

@@ -21,54 +21,123 @@ from PIL import Image
 
 PATHS = sorted(tools.NOTEBOOKS.glob("*.ipynb"))
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-NO_EXERCISES = {"psd_in_one_notebook"}
 # In order, the phrase with which the checker names each stub's mistake. None: it does not, or it
 # also names a wrong one.
+NOT_RIGHT = "WRONG|not yet|not answered|could not run"
+NOTHING = "it returned None"
 MISTAKES = {
     "00_text_to_3d_in_one_minute": (
         "a single mushroom",
         "full of green light too; subtract what is not green",
         "below 0.05, but twice",
+        NOTHING,
     ),
     "01_radiance_field": (
         "upside down (row 0 is the top row), not through the centres (half a pixel), too wide",
         "delta is missing: opacity must not depend on the number of samples; the transmittance is",
         "zyx: the last index is x; nearest: not interpolated",
+        NOTHING,
     ),
     "02_score_distillation": (
         "the noise is not subtracted",
         "your scale acts as g + 1",
         "a variance of 0.8 is left, 0 is possible",
         "the noise is subtracted: this is SDS; CSD is the difference of two predictions",
+        NOTHING,
     ),
     "03_rewards_and_why_pixel_gradients_fail": (
         "redness returned shape (), expected (8,), one per image",
         "sigma_t is missing; the sign is flipped",
         "the denoiser's Jacobian is missing",
         "no gradient path: the loss does not depend on x as far as autograd knows",
+        NOTHING,
     ),
     "04_preference_score_distillation": (
         None,
         "the noise is not subtracted in the preference term",
         None,
+        NOTHING,
     ),
     "05_negative_embeddings": (
         "the factor is g, not g - 1; the sign is flipped",
         "is it under no_grad, or is the loss detached?",
         "a point inside is moved out",
+        NOTHING,
     ),
     "06_stable_diffusion_on_colab": (
         "a sector begins 22.5 degrees before its name",
         "the gradient flows through the UNet (its Jacobian)",
         "one number for all pictures cannot rank them",
+        "one call with a batch of 4 was expected, not []",
     ),
     "07_find_the_bug": (
         "look again at A, B, C, D, E",
         "the residual is taken at x_t instead of x",
         "the reward is shown the noisy x_t",
         "x0_hat is not divided by alpha_t",
+        NOTHING,
     ),
-    "08_beyond_sds": ("another direction", "another direction", "another direction"),
+    "08_beyond_sds": ("another direction", "another direction", "another direction", NOTHING),
+    "psd_in_one_notebook": ("not yet, expected a tensor", "not yet, expected a tensor"),
+}
+# Exercises without a first attempt to repair: wrong answers, and the phrase that names each.
+WRONG = {
+    "00": {
+        "winner = lambda a, b, r: a if r(a).max() > r(b).max() else b": "and not one view",
+        "winner = lambda a, b, r: torch.where((r(a) > r(b))[:, None, None, None], a, b)": (
+            "each view has a winner of its own"
+        ),
+    },
+    "01": {
+        "median_depth = lambda w, z, far: (w * z).sum(1) / w.sum(1)": "the mean depth",
+        "median_depth = lambda w, z, far: z[0, w.argmax(1)]": "the sample with the most weight",
+    },
+    "02": {
+        "denoised_from_score = lambda x, score, a, s: (x + s * score) / a": "wants a square",
+        "denoised_from_score = lambda x, score, a, s: (x - s**2 * score) / a": "it is added",
+    },
+    "03": {
+        "tilted_probabilities = lambda p, r, beta: (r / beta).softmax(0)": "the prior is forgotten",
+        "tilted_probabilities = lambda p, r, beta: p * (r / beta).exp()": "not normalised",
+    },
+    "04": {
+        "pair_gradient = lambda h, R, lam, tau: h.mean(0) + lam * torch.tanh((R[0] - R[1]) / tau)"
+        "[:, None] * (h[0] - h[1])": "2 tau belongs under the gap",
+        "pair_gradient = lambda h, R, lam, tau: h.mean(0) + lam * torch.sign(R[0] - R[1])"
+        "[:, None] * (h[0] - h[1])": "this is a hard omega",
+    },
+    "05": {
+        "inversion_loss = lambda e, eps, R: (e - eps).square().sum(-1)"
+        ".gather(0, R.argmax(0)[None]).sum()": "the winner is described",
+        "inversion_loss = lambda e, eps, R: (e - eps).square().sum()": "both described",
+    },
+    "06": {
+        "guided = lambda unet, x, t, y, n, g: pm.cfg(*unet(torch.cat((x, x)), torch.cat((t, t)),"
+        "encoder_hidden_states=torch.cat((n, y))).sample.chunk(2), g)": "are exchanged",
+        "guided = lambda unet, x, t, y, n, g: pm.cfg(*(unet(x, t, e).sample for e in (y, n)), g)": (
+            "one call with a batch of 4 was expected, not [2, 2]"
+        ),
+    },
+    "07": {
+        "points_home = lambda G, x, x0: (G * (x - x0)).sum() > 0": "one answer for the whole batch",
+        "points_home = lambda G, x, x0: (G * (x0 - x)).flatten(1).sum(1) > 0": "sign is flipped",
+    },
+    "08": {
+        "def lags(path, rho):\n    m, found = path[0], []\n    for x in path:\n"
+        "        m = m + rho * (x - m)\n        found.append(x - m)\n"
+        "    return torch.stack(found)": "it learns first and answers then",
+        "def lags(path, rho):\n    m, found = path[0], []\n    for x in path:\n"
+        "        found.append(x - m)\n        m = rho * m + (1 - rho) * x\n"
+        "    return torch.stack(found)": "rho and 1 - rho are exchanged",
+    },
+    "psd": {
+        "duel = lambda gap, tau: torch.sigmoid(gap / tau)": "this is P(1 wins)",
+        "duel = lambda gap, tau: torch.tanh(gap / tau)": "tau, not 2 tau",
+        "def preference_of_many(h, R):\n    signs = (R[:, None] - R).sign()[..., None]\n"
+        "    return (signs * (h[:, None] - h)).sum((0, 1)) / 2": "a sum, not a mean",
+        "def preference_of_many(h, R):\n    signs = (R[:, None] - R).sign()[..., None]\n"
+        "    return (signs * (h[:, None] - h)).mean((0, 1))": "not i = j",
+    },
 }
 
 
@@ -135,6 +204,18 @@ def test_badge_and_install_cell_are_generated(path):
         assert "psd_mini" not in "\n".join(
             re.findall(r"^\s*(?:import|from) .*", code_of(notebook), re.MULTILINE)
         )
+
+
+@each
+def test_links_to_other_notebooks_lead_there(path):
+    """And each of the course has one to the notebook before and after it."""
+    (first, *_), numbered = read(path).cells, [p.stem for p in PATHS if p.stem[0] == "0"]
+    for target in re.findall(r"\]\(([\w/.]+)\)", prose(read(path))):
+        assert (tools.NOTEBOOKS / target).exists(), target
+    if path.stem in numbered:
+        at = numbered.index(path.stem)
+        neighbours = numbered[max(at - 1, 0) : at] + numbered[at + 1 : at + 2]
+        assert all(f"({stem}.ipynb)" in first.source for stem in neighbours)
 
 
 def code_of(notebook):
@@ -269,10 +350,9 @@ def test_a_reader_finds_what_every_notebook_has(path):
         assert needed.lower() in words.lower(), needed
     assert re.search(r"arXiv \d{4}\.\d{5}", words)
     n = len(re.findall(r"^#+ Exercise \d", words, re.MULTILINE))
-    if path.stem not in NO_EXERCISES:
-        assert n >= 3
-        assert n == len(solutions(read(path)))
-        assert all(n == len(tools.tagged(read(path), tag)) for tag in ("stub", "check"))
+    assert n >= (2 if path.stem in tools.SELF_CONTAINED else 4)
+    assert n == len(solutions(read(path)))
+    assert all(n == len(tools.tagged(read(path), tag)) for tag in ("stub", "check"))
 
 
 @each
@@ -311,8 +391,55 @@ def test_the_stubs_fail_with_the_intended_messages(path):
     assert len(phrases) == len(checks)
     for phrase, check in zip(phrases, checks, strict=True):
         said = " ".join(texts(check).split())  # the reports are wrapped
-        assert re.search(r"WRONG|not yet|could not run", said), said
+        assert re.search(NOT_RIGHT, said), said
         assert phrase is None or phrase in said, said
+
+
+@pytest.mark.parametrize("number", WRONG)
+def test_exercises_from_nothing_name_wrong_answers(number, capsys):
+    """Their checkers need a notebook's imports and a helper or two, and nothing else of it."""
+    (path,) = (path for path in PATHS if path.stem.startswith(number))
+    helpers = {"seed", "doubles", "seeded", "verdict"}
+    space: dict = {}
+    for node in (n for cell in code_cells(read(path)) for n in ast.parse(cell.source).body):
+        imports = isinstance(node, ast.Import | ast.ImportFrom)
+        if imports or (isinstance(node, ast.FunctionDef) and node.name in helpers):
+            exec(compile(ast.Module([node], []), path.stem, "exec"), space)
+    for cell in code_cells(read(path)):
+        if cell.id == "nothing-help":
+            exec(cell.source, space)
+    answers = {**WRONG[number], **dict.fromkeys(solutions(read(path)), ": right")}
+    for check in tools.tagged(read(path), "check"):
+        called = (re.findall(r"def (\w+)\(", before(path, check).source) or ["data"])[0]
+        mine = {c: said for c, said in answers.items() if re.search(rf"\b{called}\b( =|\()", c)}
+        if not any(code in WRONG[number] for code in mine):
+            continue  # a stub to be repaired
+        assert len(mine) == 3
+        for code, phrase in mine.items():
+            exec(code, space)
+            exec(check.source, space)
+            said = " ".join(capsys.readouterr().out.split())
+            assert phrase in said, said
+            assert (": right" in said) == (phrase == ": right")
+
+
+def before(path, check):
+    """The stub that a check belongs to."""
+    notebook = read(path)
+    return tools.tagged(notebook, "stub")[
+        [cell.id for cell in tools.tagged(notebook, "check")].index(check.id)
+    ]
+
+
+@each
+def test_the_minutes_are_counted(path):
+    """In the notebook's own words and in the teachers' table."""
+    says = rf"\b{tools.minutes(read(path))} minutes"
+    (paragraph,) = re.findall(r"\*\*Minutes and hardware.*", prose(read(path)))
+    assert re.search(says, paragraph), (says, paragraph)
+    table = (tools.NOTEBOOKS / "README.md").read_text()
+    (row,) = (row for row in table.splitlines() if row.startswith("|") and path.name in row)
+    assert f"| {tools.minutes(read(path))} |" in row, (says, row)
 
 
 def test_measurements_written_down_in_a_notebook_are_the_recorded_ones():
@@ -375,7 +502,7 @@ def test_it_runs_and_the_solutions_pass(path):
         notebook.cells += [nbformat.v4.new_code_cell(source) for source in (solution, check.source)]
     print(f"{path.stem}, fast: {tools.execute(notebook, fast=True, timeout=300):.0f} s")
     for cell in checks:
-        assert re.search(r"WRONG|not yet|could not run", texts(cell)), (
+        assert re.search(NOT_RIGHT, texts(cell)), (
             f"the stub passes, or its checker says nothing: {texts(cell)}"
         )
     for cell in notebook.cells[len(notebook.cells) - 2 * len(stubs) + 1 :: 2] if stubs else []:
@@ -414,6 +541,8 @@ def test_handouts_have_the_exercises_and_not_the_solutions(tmp_path):
     before = [path.read_bytes() for path in PATHS]
     tools.main(["--handout", str(tmp_path)])
     assert [path.read_bytes() for path in PATHS] == before
+    for name in ("README.md", "grading/rubric.md", "grading/run_autograder"):
+        assert (tmp_path / name).read_text() == (tools.NOTEBOOKS / name).read_text()
     for path in PATHS:
         whole, handed = (
             nbformat.read(folder / path.name, as_version=4) for folder in (path.parent, tmp_path)

@@ -25,7 +25,7 @@ ANGLES = torch.tensor([10.0, 130.0, 255.0]), torch.tensor([5.0, 20.0, 35.0])
 T = torch.tensor([970, 950, 930])
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
 CONSTANTS = {"BETAS", "ALPHAS_CUMPROD", "TAU", "WORDS", "PAIRS", "KEYS", "COLOURS", "FREE"}
-CONSTANTS |= {"BLACK", "OBJECTS", "LIGHT"}
+CONSTANTS |= {"BLACK", "OBJECTS", "LIGHT", "LINE", "LOG_P", "LOG_TILTED", "ALPHA", "EPS", "MASS"}
 
 
 def prose(path):
@@ -159,19 +159,9 @@ def test_denoiser(one, scene):
 
 
 def test_the_algebra(one):
-    a, b, c = torch.randn(3, 2, 3, 4, 4, generator=seed(0), dtype=torch.float64)
-    omega, lam = (
-        torch.tensor([1.0, -1.0]).double(),
-        torch.tensor([0.5, 0.7]).double().view(2, 1, 1, 1),
-    )
+    a, b = torch.randn(2, 2, 3, 4, 4, generator=seed(0), dtype=torch.float64)
     exact = {"atol": 0.0, "rtol": 0.0}
     torch.testing.assert_close(one.cfg(a, b, 7.5), pm.cfg(a, b, 7.5), **exact)
-    torch.testing.assert_close(
-        one.sds_gradient(a, b, c, 3.0, lam), pm.sds_gradient(a, b, c, 3.0, lam), **exact
-    )
-    torch.testing.assert_close(
-        one.psd_gradient(a, b, c, omega, lam, lam), pm.psd_gradient(a, b, c, omega, lam, lam)
-    )
     torch.testing.assert_close(one.surrogate_loss(a, b), pm.surrogate_loss(a, b), **exact)
     pictures = torch.rand(4, 3, 8, 8, generator=seed(1))
     torch.testing.assert_close(one.reward(pictures), Colorfulness()(pictures), **CLOSE)
@@ -189,9 +179,7 @@ def test_sds_and_psd_give_the_same_gradient_from_the_same_seed(one, scene, g):
     expected, _ = pm.PSD(pm.SDS(g))(scene.x, t, eps, scene.context)
     gradient = one.psd(scene.x, t, *inputs[2:], seed(8), g)
     torch.testing.assert_close(gradient, expected, **CLOSE)
-    assert (
-        gradient - one.psd(scene.x, t, *inputs[2:], seed(8), g, strength=0.0)
-    ).abs().max() > 1e-3
+    assert (gradient - one.psd(scene.x, t, *inputs[2:], seed(8), g, lam=0.0)).abs().max() > 1e-3
 
 
 def test_the_field_gets_the_same_gradient(one, scene):
@@ -228,3 +216,52 @@ def test_the_negative_embedding_gets_the_same_gradient(one, scene):
     torch.testing.assert_close(
         one.negative_gradient(n, scene.x, T, eps, scene.e, scene.means, 2.0), expected, **CLOSE
     )
+
+
+def line(one):
+    """The notebook's two kinds of picture on a line, as a mixture of the package."""
+    schedule = pm.NoiseSchedule(torch.tensor([one.ALPHA**2]).double())
+    means = torch.tensor([[-1.0], [1.2]]).double()
+    return pm.GaussianMixture([0.5, 0.5], means, [0.1, 0.1], schedule)
+
+
+def test_on_the_line_sums_are_the_closed_forms(one):
+    """eps_hat of the prior and of the tilted prior, at the notebook's one noise level."""
+    assert abs(one.ALPHA**2 + one.SIGMA**2 - 1) < 1e-12
+    x_t, t = torch.linspace(-2.5, 2.5, 11).double(), torch.zeros(11, dtype=torch.long)
+    tilted, _ = line(one).tilt_linear(torch.ones(1).double(), one.BETA)
+    for prior, log_prior in ((line(one), one.LOG_P), (tilted, one.LOG_TILTED)):
+        expected = prior.predict_noise(x_t[:, None], t)[0, :, 0]
+        torch.testing.assert_close(one.noise_1d(x_t, log_prior), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_on_the_line_pairs_are_covariances(one):
+    """2 Cov(R, h) = -2 (alpha / sigma) Var(x0_hat) over the noises; random pairs agree."""
+    x = torch.tensor([-1.0, 0.3, 1.5]).double()
+    x0_hat = (
+        line(one)
+        .denoise(
+            (one.ALPHA * x[:, None] + one.SIGMA * one.EPS).view(-1, 1),
+            torch.zeros(3 * len(one.EPS), dtype=torch.long),
+        )[0]
+        .view(3, -1)
+    )
+    variance = x0_hat.square() @ one.MASS - (x0_hat @ one.MASS).square()
+    cov_eps = (x0_hat * one.EPS) @ one.MASS
+    _, with_h, with_raw = one.averages(x)
+    expected = -2 * one.ALPHA / one.SIGMA * variance
+    torch.testing.assert_close(with_h, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(with_raw, expected + 2 * cov_eps, atol=1e-6, rtol=1e-6)
+    for k, value in enumerate(x):
+        pairs = one.by_pairs(value, 20_000, 7)
+        error = pairs.std(1) / 20_000**0.5
+        away = (pairs.mean(1) - torch.stack((with_h[k], with_raw[k]))).abs()
+        # exact: within four standard errors
+        assert (away < 4 * error).all()
+
+
+def test_ten_lines_are_psd(cells):
+    """Between the two marks: ten statements' lines, comments not counted."""
+    (source,) = (cell for cell in cells if "the ten lines that are PSD" in cell)
+    _, inside, _ = re.split(r"^ *# -{20,}.*$", source, flags=re.MULTILINE)
+    assert len([row for row in inside.splitlines() if row.strip()]) == 10

@@ -3,7 +3,8 @@
     python tests/tools/run_notebooks.py                 all of notebooks/*.ipynb, in full
     python tests/tools/run_notebooks.py 02 psd_in_one   those whose names begin so
     python tests/tools/run_notebooks.py --cells-only    badges and install cells, smaller pictures
-    python tests/tools/run_notebooks.py --handout DIR   copies without outputs and solutions
+    python tests/tools/run_notebooks.py --handout DIR   the course pack: copies without outputs and
+                                                        solutions, plan, rubric, grading files
     python tests/tools/run_notebooks.py --script        the self-contained one as one Python file
 
 Each notebook gets a badge and (but for the self-contained one) an install cell from the constants
@@ -19,6 +20,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+from count_lines import code_lines
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -83,10 +86,15 @@ if importlib.util.find_spec("psd_mini") is None:
 
 
 def badge(name: str) -> str:
-    """The markdown of a notebook's Colab badge."""
+    """The markdown of a notebook's Colab badge, and links to its neighbours."""
     colab = "https://colab.research.google.com"
     address = f"{colab}/github/{REPOSITORY}/blob/{BRANCH}/notebooks/{name}.ipynb"
-    return f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({address})"
+    row = [f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({address})"]
+    stems = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+    at = stems.index(name)
+    for word, neighbour in (("previous", stems[:at][-1:]), ("next", stems[at + 1 :][:1])):
+        row += [f"[{word}: {stem[:2]}]({stem}.ipynb)" for stem in neighbour if stem[0] == "0"]
+    return " · ".join([*row, "[the course](README.md)"])
 
 
 def install_cell() -> str:
@@ -217,6 +225,28 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
         raise ValueError(f"outputs name paths of this machine: {', '.join(private)}")
 
 
+def minutes(notebook: nbformat.NotebookNode) -> int:
+    """What a student needs, to five minutes: reading, code to be read, equations, exercises.
+
+    A minute for 100 words, 20 lines of code (folded cells, stubs and checkers do not count) or a
+    displayed equation; for an exercise five, and one more for each line of its solution.
+    """
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = prose.split("## References")[0]
+    answers = re.findall(r"<details>.*?```python\n(.*?)```.*?</details>", prose, re.DOTALL)
+    prose = re.sub(r"<details>.*?</details>", "", prose, flags=re.DOTALL)
+    read = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        and not cell.metadata.get("tags")
+        and "# @title" not in cell.source
+    ]
+    lines = sum(len(code_lines(source + "\n")) for source in read)
+    written = sum(5 + len(code_lines(answer)) for answer in answers)
+    return 5 * round((len(prose.split()) / 100 + lines / 20 + prose.count("$$") / 2 + written) / 5)
+
+
 def hand_out(notebook: nbformat.NotebookNode) -> None:
     """Take outputs and folded solutions away."""
     for cell in notebook.cells:
@@ -258,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--handout",
         metavar="DIR",
         type=Path,
-        help="write copies without outputs and solutions there instead",
+        help="write a course pack there instead: copies without solutions, plan, rubric",
     )
     parser.add_argument("--script", action="store_true", help=f"write {SCRIPT.name}")
     options = parser.parse_args(arguments)
@@ -267,6 +297,10 @@ def main(arguments: list[str] | None = None) -> None:
         SCRIPT.write_text(as_script(nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)))
         subprocess.run([sys.executable, "-m", "ruff", "format", "-q", str(SCRIPT)], check=True)
         return
+    if options.handout:
+        options.handout.mkdir(parents=True, exist_ok=True)
+        shutil.copy(NOTEBOOKS / "README.md", options.handout)  # plan and grading commands
+        shutil.copytree(NOTEBOOKS / "grading", options.handout / "grading", dirs_exist_ok=True)
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         if options.names and not path.stem.startswith(tuple(options.names)):
             continue
@@ -274,7 +308,6 @@ def main(arguments: list[str] | None = None) -> None:
         with_generated_cells(notebook, path.stem)
         if options.handout:
             hand_out(notebook)
-            options.handout.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, options.handout / path.name)
             continue
         if not options.cells_only:
