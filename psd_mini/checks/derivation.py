@@ -194,7 +194,6 @@ def gradient_statistics(
     return Statistics(mean, error, bias, variance, signal / max(variance, 1e-300))
 
 
-@validated
 @guarded("a gradient")
 def check_gradient(
     fn: Callable[..., Any],

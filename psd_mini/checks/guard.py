@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from psd_mini._internal.arguments import ArgumentError, validated
 from psd_mini.checks.exact_world import T
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.report import Report, Unreadable, no_answer
@@ -39,8 +40,8 @@ USUAL_REASONS = [
 def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report]]:
     """Decorator of a check: exceptions (exit included) become a row, and diffusers is offline.
 
-    sys.exit is caught. os._exit and endless loops are not: those need a process of their own, see
-    `grading.grader`.
+    Before that, the check's own arguments are looked at (`validated`). sys.exit is caught.
+    os._exit and endless loops are not: those need a process of their own, see `grading.grader`.
     """
 
     def decorate(check: Callable[..., Report]) -> Callable[..., Report]:
@@ -50,10 +51,11 @@ def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report
                 with offline_diffusers():
                     return check(*args, **kwargs)
             except (Exception, SystemExit) as error:
-                text = str(error) if isinstance(error, Unreadable) else describe(error)
+                said = isinstance(error, Unreadable | ArgumentError)
+                text = str(error) if said else describe(error)
                 return no_answer(status_of(error), text, f"check of {what}")
 
-        return run
+        return validated(run)
 
     return decorate
 

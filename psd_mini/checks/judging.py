@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from psd_mini.checks import directions
 from psd_mini.checks.directions import GUIDED, Method, fit_rows
@@ -15,7 +14,7 @@ from psd_mini.checks.nonlinear import clamped_at, why_not_linear
 from psd_mini.checks.probe import Trial
 from psd_mini.checks.reading import Reading, cosine, in_numbers
 from psd_mini.checks.report import Report
-from psd_mini.checks.sizes import W_FORMULAS, size
+from psd_mini.checks.sizes import W_FORMULAS, Scale, size
 from psd_mini.checks.tables import Row, causes_of, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
@@ -26,16 +25,6 @@ ONLY_Q = "only q is asked, never the prior: are its adapters on all the time?"
 THROUGH_X_T = "the gradient flows through x_t, which brings an extra alpha_t: a part of w(t)"
 ON_GRAPH = "x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it"
 TWO_X_T = "the two predictions are not at the same x_t: each must see the same noise, at the same t"
-
-
-class Scale(NamedTuple):
-    """What is asked of a gradient's size.
-
-    weighting: the name of w(t) if only that one is right. policy: a key of `sizes.POLICIES`.
-    """
-
-    weighting: str | None = None
-    policy: str = "report"
 
 
 @dataclass
@@ -167,7 +156,8 @@ def _judge_size(
             seen.append((reading.t, reading.batch, reading.g, abs(sum(weights))))
     free_g = method.predictions != GUIDED
     style = runs.trials[0].style
-    ok, came, cause = size(seen, style, 5 * runs.tolerance, *scale, free_g)
+    asked = (scale.weighting, scale.policy)
+    ok, came, cause = size(seen, style, 5 * runs.tolerance, *asked, free_g)
     weight = W_FORMULAS.get(scale.weighting or "")
     expected = f"w(t) = {weight}" if weight else "any w(t) > 0"
     report.add(ok, "size", came, expected, cause, method.equation)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
 from psd_mini.checks.grading.names import Names, keys
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
@@ -159,7 +158,6 @@ class Mixed(NamedTuple):
     own: str
 
 
-@validated
 @guarded("the schedule")
 def check_schedule(fn: Any, *, names: Names = None) -> Report:
     """Is this noise schedule, or this way to add noise, right?

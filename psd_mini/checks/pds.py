@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.directions import GUIDED, VECTORS, Method
 from psd_mini.checks.exact_world import SCHEDULE, neighbour
 from psd_mini.checks.grading.names import Names
@@ -162,7 +161,6 @@ def _look(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "source", "another pair" if cause else wanted, wanted, cause, EQUATION)
 
 
-@validated
 @guarded("PDS")
 def check_pds(fn: Any, *, names: Names = None) -> Report:
     """Is this a PDS gradient, the target's stochastic latent minus the source's?
@@ -172,4 +170,4 @@ def check_pds(fn: Any, *, names: Names = None) -> Report:
             prompts' embeddings cond and cond_src (or `tgt_text_embedding`, `src_text_embedding`).
         names: parameter -> key of `grading.names.NAMES`.
     """
-    return check_method(PDS, fn, None, names, look=_look)
+    return check_method(PDS, fn, names=names, look=_look)

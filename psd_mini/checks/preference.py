@@ -21,20 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
+from psd_mini._internal.arguments import one_of
 from psd_mini.checks import judging_draws as draws
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
-from psd_mini.checks.grading.names import Names, keys
+from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import JACOBIAN, Scale, basics, combination_of
+from psd_mini.checks.judging import JACOBIAN, basics, combination_of
 from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
-from psd_mini.checks.sds import known_scale
-from psd_mini.checks.sizes import known_choice, size
+from psd_mini.checks.sizes import Scale, size
 from psd_mini.checks.tables import Row, causes_of
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
@@ -55,7 +54,6 @@ ONE_WINNER = "one winner for the whole batch: right for views of one object, wro
 OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
 
 
-@validated
 @guarded("PSD")
 def check_psd(
     fn: Any,
@@ -81,10 +79,9 @@ def check_psd(
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
-    known_choice("form", form, tuple(weights.FORMS))
-    known_choice("omega", omega, (None, *weights.OMEGAS))
+    one_of("form", form, weights.FORMS)
+    one_of("omega", omega or "hard", weights.OMEGAS)
     scale = Scale(weighting, gradient_scale)
-    known_scale(scale)
     report = Report(f"check of {form}")
     submission = prepare(fn, METHODS, names)
     more = {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA}
@@ -102,7 +99,7 @@ def check_psd(
 
         def judged(sizes: list[float]) -> weights.Judged:
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
-            return size(seen, trials[0].style, 1e-2, *scale)
+            return size(seen, trials[0].style, 1e-2, scale.weighting, scale.policy)
 
         found = weights.judge_weights(report, form, samples, judged, omega)
         _judge_batch(report, prober, rows, found)
@@ -140,7 +137,7 @@ def _sample(
     prober: Prober, reading: Reading, rewards: Tensor, rows: tuple[Row, ...] | None
 ) -> weights.Sample:
     """The rewards and weights of one picture, and the preference weight if it was asked for."""
-    asked = "preference_weight" in keys(prober.fn, prober.names)
+    asked = "preference_weight" in prober.keys
     lam = prober.given["preference_weight"] if asked else None
     found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
     return weights.Sample(reading.t, lam, rewards, found)

@@ -124,26 +124,21 @@ class Prober:
         fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
         guided: its formula needs both prompts, whether or not it takes a guidance scale.
-        unit: of the time t that it is given.
+
+    keys: what it asks for.
     """
 
     def __init__(
-        self,
-        fn: Callable,
-        names: Names = None,
-        more: Mapping[str, Any] | None = None,
-        guided: bool = False,
-        unit: float = 1,
+        self, fn: Callable, names: Names = None, more: Mapping[str, Any] = {}, guided: bool = False
     ):
-        self.unit = unit
-        self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
+        self.fn, self.names, self.given = fn, names, environment() | dict(more)
         self.asked: list[Call] = []  # what the last attempt asked of the UNet
-        name_second(getattr(fn, "__self__", None))
-        asked = keys(fn, names)
-        stacked = guided or "guidance_scale" in asked
-        self.size = _size_of(getattr(fn, "__self__", None))
+        self.keys, owner = keys(fn, names), getattr(fn, "__self__", None)
+        name_second(owner)
+        stacked = guided or "guidance_scale" in self.keys
+        self.size = _size_of(owner)
         known = [form for form in LAYOUTS if form != RAYS[1] or self.size != (512, 512)]
-        layouts = [*known, ""] if "image" in asked else ["", *known]
+        layouts = [*known, ""] if "image" in self.keys else ["", *known]
         # the most plausible form first
         self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
 
@@ -187,7 +182,7 @@ class Prober:
         drawn = given(batch, seed, layout, size)
         x = drawn["x"]
         values = {**self.given, **drawn, "guidance_scale": g}
-        values["t"] = torch.tensor((t * batch)[:batch]) * self.unit
+        values["t"] = torch.tensor((t * batch)[:batch]) * self.given["unet"].time_unit
         with traced(seed) as trace:
             passed = self._passed(values, stacked)
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, allclose
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import normal
 from psd_mini.checks.grading.names import Names, key_of, keys, parameters
 from psd_mini.checks.grading.submission import answered, environment, parts_of, prepare
@@ -155,7 +154,6 @@ def _rays() -> Rays:
     return Rays(rho.requires_grad_(), colour, delta, z)
 
 
-@validated
 @guarded("the renderer")
 def check_renderer(fn: Any, *, names: Names = None) -> Report:
     """Does fn(density (N, S), colour (N, S, 3), deltas (N, S), background) composite along rays?

@@ -93,6 +93,7 @@ class UNet(StandIn):
     config |= dict(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
     config |= dict.fromkeys(("addition_embed_type", "class_embed_type", "time_cond_proj_dim"))
     in_channels = SHAPE[0]
+    time_unit: float = 1  # of the time that whoever takes t is given
 
     def __init__(self, q: bool = False, **_: Any):
         super().__init__()
@@ -180,6 +181,8 @@ class Velocity(UNet):
 
     Times are in [0, 1], or in [0, T] as diffusers scales them.
     """
+
+    time_unit = 1 / T
 
     def predict(self, sample: Tensor, t: Tensor, e: Tensor | None, q: bool) -> Tensor:
         return exact_velocity(sample, flow_time(t), e)
