@@ -29,7 +29,8 @@ class Method:
     """What is right: a row of PREDICTIONS, a row of SUBTRACTED.
 
     name: "SDS". equation: shown with a mistake. words: for the name of a row, of another method,
-    or for "predictions" in general, what it means that this came instead. others, places: rows of
+    or for "predictions" in general, what it means that this came instead; for "size", what comes
+    before the cause of a wrong one. others, places: rows of
     its own, before those of SUBTRACTED and in place of PLACES.
     """
 
@@ -51,7 +52,10 @@ CSD_METHOD = Method("CSD", f"G = w(t) ({DIFFERENCE})", DIFFERENCE, "nothing", wo
 SDS_NOT_VSD = "the noise is subtracted instead of q's prediction: this is SDS, not VSD"
 VSD_WORDS = {"SDS": SDS_NOT_VSD, "CSD": NO_Q, "nothing": NO_Q}
 VSD_METHOD = Method("VSD", f"G = w(t) ({GUIDED} - eps_q)", GUIDED, "- eps_q", words=VSD_WORDS)
-CFG_WORDS = {"CSD": "only the difference cond - uncond is used"}
+CFG_WORDS = {  # there is no w(t) in a prediction
+    "CSD": "only the difference cond - uncond is used",
+    "size": "guidance must be linear in the two predictions (was it rescaled?): ",
+}
 CFG_EQUATION = "eps_hat = eps_neg + g (eps_cond - eps_neg)"
 CFG_METHOD = Method("classifier-free guidance", CFG_EQUATION, GUIDED, "nothing", words=CFG_WORDS)
 METHODS = [SDS_METHOD, CSD_METHOD, VSD_METHOD]

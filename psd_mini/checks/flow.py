@@ -22,9 +22,8 @@ from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import environment
 from psd_mini.checks.grading.unet import Velocity, flow_time
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import readings_of
 from psd_mini.checks.noise_schedule import LEVELS, level
-from psd_mini.checks.probe import Trial
+from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import split_gradient, split_x_t
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method

@@ -1,4 +1,4 @@
-"""How signal and noise are mixed: the tables of a and s in x_t = a x + s eps, and their check."""
+"""How signal and noise are mixed, x_t = a x + s eps: tables of a and s, rows on x_t, a check."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, pic
 from psd_mini.checks.grading.names import Names, keys
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.probe import Prober
-from psd_mini.checks.reading import fit
+from psd_mini.checks.probe import Prober, Trial, readings_of
+from psd_mini.checks.reading import Group, fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.tables import Table, best_explanation, formulas
 
@@ -140,7 +140,46 @@ def judge_normal(report: Report, noises: list[Tensor]) -> None:
     report.add(normal, "noise", came, "0, 1, 3", cause, "eps ~ N(0, I)")
 
 
+def _groups(trials: list[Trial]) -> list[Group]:
+    return [group for reading in readings_of(trials) for group in reading.groups]
+
+
+def levels(trials: list[Trial]) -> list[tuple[str, str]]:
+    """How signal and noise were mixed: (formula, cause) of a and of s."""
+    groups = [group for group in _groups(trials) if group.t == round(group.t)]
+    if not groups:
+        return [("?", ""), ("?", "")]
+    slack = 1e-2 if any(trial.tolerance > 0.01 for trial in trials) else 2e-4
+    a = level(SIGNAL, [(round(g.t), g.a) for g in groups], slack)
+    return [a, level(NOISE, [(round(g.t), g.s) for g in groups], slack)]
+
+
+def judge_noise(report: Report, trials: list[Trial]) -> None:
+    """x_t = alpha_t x + sigma_t eps with eps ~ N(0, I), at the t that the UNet was told."""
+    if judge_levels(report, trials):
+        judge_normal(report, [group.eps for group in _groups(trials) if group.eps is not None])
+    asked = [t for trial in trials for call in trial.trace.calls for t in call.t.tolist()]
+    whole = all(0 <= t <= T - 1 and t == round(t) for t in asked)
+    came = f"{min(asked):g}..{max(asked):g}"
+    report.add(whole, "t", came, f"integers in 0..{T - 1}", NOT_WHOLE)
+
+
+def judge_levels(report: Report, trials: list[Trial]) -> bool:
+    """x_t = alpha_t x + sigma_t eps; is there as much noise in it as there should be?"""
+    single = [trial for trial in trials if len(trial.readings) == 1]
+    (a, cause_a), (s, cause_s) = levels(single)
+    causes = list(dict.fromkeys(filter(None, (cause_a, cause_s))))
+    together = levels([trial for trial in trials if len(trial.readings) > 1])
+    if not causes and any(cause for _, cause in together):
+        causes = [SHARED_T]
+    came, expected = f"{a} x + {s} eps", f"{SIGNAL[0].name} x + {NOISE[0].name} eps"
+    equation = "x_t = alpha_t x + sigma_t eps"
+    report.add(not causes, "x_t", came, expected, "; ".join(causes), equation)
+    return not cause_s
+
+
 TIMES = (1, 30, 200, 500, 800, 990)
+NOT_WHOLE = f"the UNet takes integers 0..{T - 1}: was t divided by {T}, or drawn out of range?"
 EQUATION = "abar_t = prod_{s<=t} (1 - beta_s)"
 NOT_GIVEN = "it adds a noise of its own and ignores the one that it is given"
 BESIDE = "it adds a noise of its own beside the one that it is given"

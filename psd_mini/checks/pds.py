@@ -30,10 +30,8 @@ from psd_mini.checks.directions import GUIDED, VECTORS, Method
 from psd_mini.checks.exact_world import SCHEDULE, neighbour
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import readings_of
-from psd_mini.checks.judging_draws import judge_levels
-from psd_mini.checks.noise_schedule import LEVELS
-from psd_mini.checks.probe import Trial
+from psd_mini.checks.noise_schedule import LEVELS, judge_levels
+from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, fit
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from psd_mini._internal.arguments import one_of
-from psd_mini.checks import judging_draws as draws
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import JACOBIAN, basics, combination_of
+from psd_mini.checks.judging import JACOBIAN, basics, combination_of, judge_graph
+from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
@@ -103,8 +103,8 @@ def check_psd(
 
         found = weights.judge_weights(report, form, samples, judged, omega)
         _judge_batch(report, prober, rows, found)
-    draws.judge_noise(report, trials)
-    draws.judge_graph(report, trials)
+    judge_noise(report, trials)
+    judge_graph(report, trials)
     return report
 
 

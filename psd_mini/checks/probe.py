@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,11 @@ class Trial:
     def through_unet(self) -> bool:
         """Does the gradient flow through the UNet?"""
         return any(flows(call.eps_hat) for call in self.trace.calls)
+
+
+def readings_of(trials: Sequence[Trial]) -> list[Reading]:
+    """The pictures of all trials."""
+    return [reading for trial in trials for reading in trial.readings]
 
 
 def given(batch: int, seed: int, layout: str = "", size: tuple[int, int] = (512, 512)) -> Values:

@@ -26,9 +26,8 @@ from psd_mini.checks.directions import GUIDED, Method
 from psd_mini.checks.exact_world import alpha_sigma
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import readings_of
 from psd_mini.checks.noise_schedule import LEVELS
-from psd_mini.checks.probe import Trial
+from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, cosine, fit, split_gradient
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method

@@ -7,18 +7,24 @@ summed over elements and divided by the batch or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from psd_mini.checks import judging_draws as draws
 from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
 from psd_mini.checks.grading.names import Names, arguments, invoke
 from psd_mini.checks.grading.submission import COURSE, answered, prepare, training_of
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import Runs, basics, judge_gradient
+from psd_mini.checks.judging import (
+    Runs,
+    basics,
+    judge_batch,
+    judge_gradient,
+    judge_graph,
+    judge_inputs,
+)
+from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial, given
 from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
@@ -31,7 +37,6 @@ ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
-RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
 TRAINING, NOT_CHECKED = "training of q", "q's training was not checked"
@@ -93,7 +98,7 @@ def check_vsd(
 def check_method(
     method: Method,
     target: Any,
-    scale: Scale = Scale(),  # noqa: B008
+    scale: Scale | None = None,
     names: Names = None,
     judges_training: bool = False,
     look: Callable[[Report, list[Trial]], None] | None = None,
@@ -115,17 +120,17 @@ def check_method(
         return report
     if look:
         look(report, [*runs.trials, *runs.limits, *runs.batched])
-    readable = judge_gradient(report, method, runs, scale)
+    readable = judge_gradient(report, method, runs, scale or Scale())
     if not look:
-        draws.judge_noise(report, [*runs.trials, *runs.batched])
-    draws.judge_graph(report, runs.trials)
+        judge_noise(report, [*runs.trials, *runs.batched])
+    judge_graph(report, runs.trials)
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
         report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
     if judges_training:
         _judge_training(report, runs.trials)
     if readable:
-        draws.judge_batch(report, method, runs.batched, runs.failure)
+        judge_batch(report, method, runs.batched, runs.failure)
     return report
 
 
@@ -218,10 +223,7 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
     runs = run_all(Prober(guided))
     if basics(report, runs.trials[0], CFG_METHOD.equation):
         judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
-    for i, finding in enumerate(report.findings):
-        if finding.name == "size" and not finding.ok:  # there is no w(t) in a prediction
-            report.findings[i] = replace(finding, cause=f"{RESCALED}: {finding.cause}")
-    draws.judge_inputs(report, changed)
+    judge_inputs(report, changed)
     return report
 
 
