@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -21,20 +22,16 @@ NOT_READY = (
     " offline_diffusers(), call that method and hand in the object instead of its class"
 )
 # the usual reason of an exception, by what its text contains
-USUAL_REASONS = [
-    ("cuda", "it moves tensors to cuda; use x.device instead of a fixed device"),
-    ("nvidia", "it moves tensors to cuda; use x.device instead of a fixed device"),
-    ("systemexit", "it calls exit"),
-    ("leaf variable", "it changes its input in place"),
-    ("modified by an inplace", "it changes its input in place"),
-    ("out of bounds", f"was t outside 0..{T - 1}?"),
-    ("out of range", f"was t outside 0..{T - 1}?"),
-    ("nonetype", NOT_READY),
-    ("memoryerror", "it takes more memory than a submission is given"),
-    ("can't allocate memory", "it takes more memory than a submission is given"),
-    ("file too large", "it prints or writes more than a submission is given"),
-    ("graph a second time", "it back-propagates the same graph twice"),
-]
+USUAL_REASONS = {
+    "cuda|nvidia": "it moves tensors to cuda; use x.device instead of a fixed device",
+    "systemexit": "it calls exit",
+    "leaf variable|modified by an inplace": "it changes its input in place",
+    "out of bounds|out of range": f"was t outside 0..{T - 1}?",
+    "nonetype": NOT_READY,
+    "memoryerror|can't allocate memory": "it takes more memory than a submission is given",
+    "file too large": "it prints or writes more than a submission is given",
+    "graph a second time": "it back-propagates the same graph twice",
+}
 
 
 def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report]]:
@@ -112,5 +109,5 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SyntaxError):  # the frames are the importer's
         where, text = f" (line {error.lineno})", error.msg
     words = f"{type(error).__name__} {text}".lower()
-    hint = next((f": {reason}" for sign, reason in USUAL_REASONS if sign in words), "")
-    return f"it raised {type(error).__name__}{where}: {text}{hint}"
+    hints = [f": {reason}" for signs, reason in USUAL_REASONS.items() if re.search(signs, words)]
+    return f"it raised {type(error).__name__}{where}: {text}{''.join(hints[:1])}"

@@ -196,9 +196,9 @@ def combination_of(reading: Reading, rows: Sequence[Row]) -> str:
 
 def _terms(r: Reading) -> str:
     """The gradient written out, "+7.5 eps_cond -6.5 eps_uncond -1 eps"."""
-    labels = {"eps_cond": "cond", "eps_uncond": "uncond", "eps_negative": "negative"}
-    labels |= {"eps": "noise", "eps_q": "q", "another noise": "other", "x": "x"}
-    return in_numbers({name: r.total(label) for name, label in labels.items()}, 1e-3)
+    terms = {f"eps_{label}": r.total(label) for label in ("cond", "uncond", "negative")}
+    terms |= {label: r.total(label) for label in ("eps", "eps_q", "another_noise", "x")}
+    return in_numbers(terms, 1e-3)
 
 
 def judge_graph(report: Report, trials: list[Trial]) -> None:

@@ -29,21 +29,11 @@ def beta_at(t: int) -> float:
     return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
 
 
-def betas_to(t: int) -> list[float]:
-    """beta_0 to beta_t."""
-    return list(map(beta_at, range(t + 1)))
-
-
 # of t, in formulas
-LEVELS: dict[str, Any] = {
-    "abar": abar_at,
-    "alpha": alpha_at,
-    "sigma": sigma_at,
-    "beta": beta_at,
-    "T": T,
-}
-LEVELS |= {"prod_beta": lambda t: math.prod(betas_to(t)), "sum_beta": lambda t: sum(betas_to(t))}
-LEVELS |= {"sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
+LEVELS: dict[str, Any] = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at}
+LEVELS |= {"T": T, "sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
+LEVELS["prod_beta"] = lambda t: math.prod(map(beta_at, range(t + 1)))
+LEVELS["sum_beta"] = lambda t: sum(map(beta_at, range(t + 1)))
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"

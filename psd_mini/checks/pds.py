@@ -121,7 +121,7 @@ def _pair(reading: Reading) -> str:
     target.noise, target.ratio = 0, 1.0
     of_x, of_source = (max(part, key=lambda name: name != "uncond") for part in (tgt, src))
     reading.groups, reading.x = [target], x - x_src
-    reading.terms = {("x", 0): psi, ("noise", 0): total, ("other", 0): fresh}
+    reading.terms = {("x", 0): psi, ("eps", 0): total, ("another_noise", 0): fresh}
     reading.terms |= {("cond", 0): tgt[of_x], ("uncond", 0): tgt.get("uncond", 0.0)}
     if abs(total) < 0.01 * abs(chi):
         return NO_SOURCE

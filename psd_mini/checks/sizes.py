@@ -117,10 +117,9 @@ def size(
         expected = ratio(weight, factor, *seen[0])
         if constant is not ANY_CONSTANT:
             expected = constant.value()
-        for run in seen:  # written so that NaN does not fit
-            if not abs(ratio(weight, factor, *run) - expected) <= tolerance * expected:
-                return False
-        return True
+        # written so that NaN does not fit
+        errors = (abs(ratio(weight, factor, *run) - expected) for run in seen)
+        return all(error <= tolerance * expected for error in errors)
 
     found = fewest_slips([weights, known, products_of(factors(style, free_g), 2)], fits)
     if found is None:

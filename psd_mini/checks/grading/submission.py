@@ -50,7 +50,6 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
     pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
     pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
-    number = torch.float32
     cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
     stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
@@ -64,7 +63,7 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
         "velocity": predict,
         "num_train_timesteps": T,
         "device": torch.device("cpu"),
-        "dtype": number,
+        "dtype": torch.float32,
         **{"cond": cond, "uncond": uncond, "n": n, "reward": reward},
         "args": ARGS,
         "fp16": False,

@@ -20,7 +20,7 @@ from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, current
 
 OTHER_POOLED = "text_embeds belong to another prompt than encoder_hidden_states"
-SWITCHES = ("enable_", "disable_", "set_", "fuse_", "unfuse_", "load_", "add_adapter", "upcast_")
+SWITCHES = "enable_ disable_ set_ fuse_ unfuse_ load_ add_adapter upcast_ print_"
 PROCESSORS = [  # names of some of the attention layers
     f"{block}.attentions.0.transformer_blocks.0.{attention}.processor"
     for block in ("down_blocks.0", "mid_block", "up_blocks.1")
@@ -69,7 +69,7 @@ class StandIn(nn.Module):
         return self.gain.device
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(SWITCHES):
+        if name.startswith(tuple(SWITCHES.split())):
             return lambda *_, **__: None
         return super().__getattr__(name)
 
@@ -105,15 +105,9 @@ class UNet(StandIn):
         """Turn the adapters on or off. Where none was added, the caller of the code has done so."""
         current().adapted |= not self.q
         self.q, self.on = True, on
-        self._grow()
-
-    def _grow(self) -> None:
-        """An adapter has weights of its own: they ask for gradients, be the rest frozen or not."""
+        # an adapter has weights of its own: they ask for gradients, be the rest frozen or not
         if not isinstance(self.bias, nn.Parameter):
             self.bias = nn.Parameter(torch.zeros(()))
-
-    def print_trainable_parameters(self) -> None:
-        """peft's: nothing that a check has to know."""
 
     add_adapter = enable_adapters = enable_adapter_layers = partialmethod(switch, True)
     disable_adapters = disable_adapter_layers = partialmethod(switch, False)
