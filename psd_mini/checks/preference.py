@@ -195,7 +195,7 @@ def _judge_batch(
 ) -> None:
     """Two pictures at once, with different winners: who decides for whom?
 
-    explained: the rows that explain the weights of one picture; of pairs there are four.
+    explained: the rows that explain the weights of one picture.
     """
     for seed in range(10, 40):
         try:
@@ -207,7 +207,7 @@ def _judge_batch(
         for reading, rewards in zip(trial.readings, scores, strict=True):
             if rewards is not None and len(rewards) == 2:
                 samples.append(_sample(prober, reading, rewards, rows))
-        if explained is None or len(explained) != 4 or len(samples) != 2:
+        if explained is None or len(samples) != 2:
             return  # weights of more noises, or other rows say what is wrong
         # the mean decides as the second picture would: not as the first one
         if samples[0].gap * samples[1].gap < 0 and abs(samples[0].gap) < abs(samples[1].gap):
