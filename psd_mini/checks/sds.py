@@ -12,18 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psd_mini.checks import judging
 from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
 from psd_mini.checks.grading.names import Names, arguments, invoke
 from psd_mini.checks.grading.submission import COURSE, answered, prepare, training_of
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import (
-    Runs,
-    basics,
-    judge_batch,
-    judge_gradient,
-    judge_graph,
-    judge_inputs,
-)
 from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial, given
 from psd_mini.checks.reading import fit, in_numbers
@@ -116,27 +109,27 @@ def check_method(
     name = method.name.lower()
     fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
     runs = run_all(Prober(fn, names, world, guided=method is CSD_METHOD))
-    if not basics(report, runs.trials[0], method.equation):
+    if not judging.basics(report, runs.trials[0], method.equation):
         return report
     if look:
         look(report, [*runs.trials, *runs.limits, *runs.batched])
-    readable = judge_gradient(report, method, runs, scale or Scale())
+    readable = judging.judge_gradient(report, method, runs, scale or Scale())
     if not look:
         judge_noise(report, [*runs.trials, *runs.batched])
-    judge_graph(report, runs.trials)
+    judging.judge_graph(report, runs.trials)
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
         report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
     if judges_training:
         _judge_training(report, runs.trials)
     if readable:
-        judge_batch(report, method, runs.batched, runs.failure)
+        judging.judge_batch(report, method, runs.batched, runs.failure)
     return report
 
 
-def run_all(prober: Prober) -> Runs:
+def run_all(prober: Prober) -> judging.Runs:
     """Every call that a gradient is judged by."""
-    runs = Runs([prober.run(*plan) for plan in ONE_PICTURE])
+    runs = judging.Runs([prober.run(*plan) for plan in ONE_PICTURE])
     runs.takes_g = "guidance_scale" in prober.keys
     runs.limits = [prober.run(*plan) for plan in LIMITS]
     try:
@@ -221,9 +214,9 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
 
     report = Report(f"check of {CFG_METHOD.name}")
     runs = run_all(Prober(guided))
-    if basics(report, runs.trials[0], CFG_METHOD.equation):
-        judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
-    judge_inputs(report, changed)
+    if judging.basics(report, runs.trials[0], CFG_METHOD.equation):
+        judging.judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
+    judging.judge_inputs(report, changed)
     return report
 
 
