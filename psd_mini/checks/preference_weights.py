@@ -26,7 +26,7 @@ from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips
 from psd_mini.methods.rewardsds import reward_weights
 from psd_mini.psd import omega
 
-OMEGAS, PAIRS = ("hard", "gap", "bt"), ("psd", "dreamdpo")
+OMEGAS, OF_PAIRS = ("hard", "gap", "bt"), ("psd", "dreamdpo")
 EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
 FORMS = {  # the weights that are expected, by form
     "psd": "1/2 +- lambda omega(R_1 - R_2)",
@@ -121,7 +121,7 @@ Judged = tuple[Ok, str, str]  # by `sizes.size`
 
 def _tables(form: str, omega_asked: str | None, known_weight: bool) -> list[list[Row]]:
     """(BASES, PULLS, SIGNS, SIDES); for RewardSDS, where nothing is pulled, rules for the bases."""
-    if form not in PAIRS:
+    if form not in OF_PAIRS:
         rules = [
             Row(form, lambda R: reward_weights(R[:, None], form)[:, 0]),
             Row("worst", lambda R: reward_weights(-R[:, None], form)[:, 0], WORST),
@@ -197,7 +197,7 @@ def judge_weights(
         return None
     weights = [round(value, 3) for value in samples[0].weights.tolist()]
     rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
-    came, pair = f"{weights} for rewards {rewards}", form in PAIRS
+    came, pair = f"{weights} for rewards {rewards}", form in OF_PAIRS
     best, cause = None, f"they are not {FORMS[form]}"
     known_weight = samples[0].lam is not None
     if pair and len(weights) != 2:

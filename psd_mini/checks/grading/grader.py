@@ -236,7 +236,8 @@ def _options(kind: str, scale: Scale, timeout: float, memory: float) -> dict[str
         raise OSError("files are graded in forks, which this system has not: call check_sds(fn)")
     for name, value, unit in (("timeout", timeout, "seconds"), ("memory", memory, "GiB")):
         if not 0 < value <= 86400:
-            raise ValueError(f"{name}: expected 0 to 86400 {unit}, more than 0, got {value:g}")
+            expected = f"more than 0 and at most 86400 {unit}"
+            raise ValueError(f"{name}: expected {expected}, got {value:g}")
     if kind in HAVE_WEIGHT:
         return {"weighting": scale.weighting, "gradient_scale": scale.policy}
     if scale.weighting is not None:
