@@ -118,9 +118,7 @@ def _unreadable(method: Method, runs: Runs, readings: list[Reading]) -> str:
 
 def _at_two_x_t(reading: Reading) -> bool:
     """Are there predictions of several kinds, and no two x_t have one kind in common?"""
-    asked: list[str] = []
-    for group in reading.groups:
-        asked += group.eps_hat
+    asked = [label for group in reading.groups for label in group.eps_hat]
     return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 

@@ -145,16 +145,11 @@ def _sample(
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
     """Several noises of one picture, at one t."""
-    counts, same_t = set(), True
-    for trial in trials:
-        groups = trial.readings[0].groups
-        counts.add(len(groups))
-        same_t &= len({group.t for group in groups}) == 1
-    cause = SAME_NOISE if counts == {1} else ""
-    if not same_t:
-        cause = TWO_TIMES
-    numbers, at = "/".join(map(str, sorted(counts))), "one" if same_t else "different"
-    came = f"{numbers} noised versions, at {at} t"
+    versions = [trial.readings[0].groups for trial in trials]
+    counts = sorted({len(groups) for groups in versions})
+    same_t = all(len({group.t for group in groups}) == 1 for groups in versions)
+    cause = TWO_TIMES if not same_t else SAME_NOISE if counts == [1] else ""
+    came = f"{'/'.join(map(str, counts))} noised versions, at {'one' if same_t else 'different'} t"
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 

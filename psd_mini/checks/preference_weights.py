@@ -167,12 +167,8 @@ def explain_weights(
         # without a base the pair is all there is, and only then
         if (rows[0].name == "no base") != (rows[1] is THE_PAIR):
             return None
-        sizes = []
-        for sample in samples:
-            if (size := size_by(sample, rows)) is None:
-                return None
-            sizes.append(size)
-        return judged(sizes)
+        sizes = [size_by(sample, rows) for sample in samples]
+        return None if None in sizes else judged(sizes)
 
     def fits(*rows: Row) -> bool:
         found = size_of(*rows[:-1])

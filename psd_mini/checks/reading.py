@@ -111,11 +111,9 @@ def cosine(u: Tensor, v: Tensor) -> float:
 
 def in_numbers(terms: Mapping[str, float], small: float = 1e-2) -> str:
     """Coefficients written out, "+1.1 x_t -0.5 cond"; `small`, relative, is left out."""
-    smallest, words = small * max(map(abs, terms.values())), []
-    for name, value in terms.items():
-        if abs(value) > smallest:
-            words.append(f"{value:+.3g} {name}")
-    return " ".join(words)
+    smallest = small * max(map(abs, terms.values()))
+    large = {name: value for name, value in terms.items() if abs(value) > smallest}
+    return " ".join(f"{value:+.3g} {name}" for name, value in large.items())
 
 
 def read(
@@ -203,10 +201,7 @@ def split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
 
 def _number_among(v: Tensor, seen: list[Tensor]) -> int | None:
     """The number of the vector that v is a multiple of."""
-    for j, other in enumerate(seen):
-        if abs(cosine(v, other)) > 0.99:
-            return j
-    return None
+    return next((j for j, other in enumerate(seen) if abs(cosine(v, other)) > 0.99), None)
 
 
 def split_gradient(picture: Reading) -> None:
