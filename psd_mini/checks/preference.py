@@ -122,9 +122,7 @@ def _samples(
     prober: Prober, form: str, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
 ) -> list[weights.Sample]:
     """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
-    samples = []
-    for trial, rewards in scored:
-        samples.append(_sample(prober, trial.readings[0], rewards, rows))
+    samples = [_sample(prober, trial.readings[0], rewards, rows) for trial, rewards in scored]
     if samples and samples[0].lam and form == "psd":
         prober.given["preference_weight"] = 2 * LAMBDA
         twice = prober.run(*PAIRS[0]).readings[0]

@@ -229,11 +229,8 @@ def _judge_strength(
     status: Ok = not pull.cause
     cause = f"{pull.cause}, beside {base.name}"
     if pull.name == ANY_PULL.name:
-        pulls = []
-        for sample in (samples[0], samples[-1]):
-            (k, m), _ = fit(sample.weights, weights_by(sample, *rows))
-            pulls.append(m / k)
-        ratio = pulls[1] / pulls[0]
+        once, twice = (fit(s.weights, weights_by(s, *rows))[0] for s in (samples[0], samples[-1]))
+        ratio = (twice[1] / twice[0]) / (once[1] / once[0])  # of m / k
         status, cause = not right or (not omega_asked and "note"), OWN_OMEGA
         if abs(ratio - 2) > 4e-2:
             status, cause = False, f"{NOT_PROPORTIONAL}: {ratio:.2f} times as large at twice of it"
