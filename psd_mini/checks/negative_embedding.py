@@ -65,7 +65,7 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
         values["n"] = values["uncond"] = embedding("negative", 1).requires_grad_()
         values["cond"].requires_grad_()
         try:
-            answer, _ = Prober(fn, names, {"reward": reward}).ask(values)
+            answer, _ = Prober(fn, names).ask(values)
         except Unreadable:
             if batch > 1:  # written for one picture: that is allowed
                 continue

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
-from psd_mini.checks.grading.names import Names, keys
+from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, Trial, readings_of
@@ -197,19 +197,19 @@ def check_schedule(fn: Any, *, names: Names = None) -> Report:
         names: parameter -> key of `grading.names.NAMES`.
     """
     fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
-    report, asked = Report("check of the schedule"), keys(fn, names)
-    if not {"eps", "x"} & asked:  # of a table of abar alone, there is no noise
-        _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(Prober(fn, names)))
+    report, prober = Report("check of the schedule"), Prober(fn, names)
+    if not {"eps", "x"} & prober.keys:  # of a table of abar alone, there is no noise
+        _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(prober))
         return report
-    mixed = [picture for t in TIMES for picture in _mixed(Prober(fn, names), (t, t))]
+    mixed = [picture for t in TIMES for picture in _mixed(prober, (t, t))]
     _judge_levels(report, SIGNAL, [[(m.t, m.a) for m in mixed], [(m.t, m.s) for m in mixed]])
     causes = {picture.own for picture in mixed}
     if NOT_GIVEN in causes:
         judge_normal(report, [picture.e for picture in mixed])
-    cause = "; ".join(sorted(causes - {"" if "eps" in asked else NOT_GIVEN, ""}))
+    cause = "; ".join(sorted(causes - {"" if "eps" in prober.keys else NOT_GIVEN, ""}))
     report.add(not cause, "noise given", "not used as it is", "the eps in x_t", cause)
     if report.ok:  # two pictures with a t of their own
-        pair = _mixed(Prober(fn, names), (200, 800))
+        pair = _mixed(prober, (200, 800))
         right = all(abs(picture.a - alpha_at(picture.t)) < 1e-3 for picture in pair)
         report.add(right, "batch", "another level", "that of each picture's t", SHARED_T)
     return report

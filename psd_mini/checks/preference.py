@@ -32,7 +32,7 @@ from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
+from psd_mini.checks.rewarding import judge_reward, rewards_of, seen_by_reward
 from psd_mini.checks.sizes import Scale, size
 from psd_mini.checks.tables import Row, causes_of
 
@@ -83,9 +83,8 @@ def check_psd(
     one_of("omega", omega or "hard", weights.OMEGAS)
     scale = Scale(weighting, gradient_scale)
     report = Report(f"check of {form}")
-    submission = prepare(fn, METHODS, names)
-    more = {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA}
-    prober = Prober(submission, names, more)
+    more = {"tau": 1.0, "preference_weight": LAMBDA}
+    prober = Prober(prepare(fn, METHODS, names), names, more)
     trials = [prober.run(*PAIRS[0])]
     if not basics(report, trials[0], weights.EQUATION):
         return report
