@@ -54,11 +54,10 @@ TURNED += " view or reshape: use permute"
 class Trial:
     """One call of a submission: its gradient (B, ...) in float64 and all that was recorded.
 
-    g: guidance scale; style: "gradient" or "loss"; changed: names of inputs that it modified;
-    training: q's predictions, and the gradient of a loss that came by each of them.
+    style: "gradient" or "loss"; changed: names of inputs that it modified; training: q's
+    predictions, and the gradient of a loss that came by each of them.
     """
 
-    g: float
     gradient: Tensor
     style: str
     loss: Tensor | None
@@ -213,7 +212,7 @@ class Prober:
         known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
         readings = read(g, latents, gradient, trace, known, _noises_in(passed, drawn))
         tolerance = 0.03 if half else 2e-3
-        return Trial(g, gradient, style, loss, trace, readings, tolerance, changed, training)
+        return Trial(gradient, style, loss, trace, readings, tolerance, changed, training)
 
     def _passed(self, values: Values, stacked: bool, fn: Callable | None = None) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""
