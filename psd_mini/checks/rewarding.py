@@ -77,14 +77,14 @@ def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
 class Seen(NamedTuple):
     """A picture that the reward was shown, or latents that were decoded.
 
-    reading, noise: whose x0_hat it is. terms: its coefficients by LABELS, None where it is no
+    reading, noise: whose x0_hat it is. terms: its coefficients by LABELS, empty where it is no
     combination. like: name of the row of PICTURES that it is like, where it has no coefficients.
     """
 
     score: float
     reading: Reading
     noise: int = 0
-    terms: Tensor | None = None
+    terms: Tensor = torch.empty(0)
     like: str = "something else"
 
     def wanted(self, row: Row) -> Tensor:
@@ -117,7 +117,7 @@ def _recognised(image: Tensor, score: float, readings: list[Reading]) -> Seen:
         terms, left = fit(_centred(picture, free), columns)
         if left < rest:
             seen, rest = Seen(score, reading, i, torch.tensor(terms).double(), ""), left
-    for reading, i in places if seen.terms is None else []:
+    for reading, i in [] if len(seen.terms) else places:
         for name in LIKELY:
             candidate = Seen(score, reading, i, like=name)
             coefficients = candidate.wanted(named(PICTURES, name))
@@ -203,7 +203,7 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tenso
         rewards = rewards_of(trial, here)[0]
         if rewards is not None:
             scored.append((trial, rewards))
-    decoded = [seen for seen in decoded if seen.terms is not None]
+    decoded = [seen for seen in decoded if len(seen.terms)]
     status, came, cause = _what_it_saw(shown, decoded)
     report.add(status, "reward sees", came, "x0_hat", cause, "R_i = r(decode(x0_hat_i))")
     leaks = any(flows(images) for trial in trials for images, _ in trial.trace.rewarded)
@@ -215,7 +215,7 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tenso
 
 def _what_it_saw(shown: list[Seen], decoded: list[Seen]) -> tuple[Ok, str, str]:
     """Status, what came and what is wrong with it."""
-    names, parts = {seen.like for seen in shown}, [s for s in shown if s.terms is not None]
+    names, parts = {seen.like for seen in shown}, [s for s in shown if len(s.terms)]
     rows = [row for row in PICTURES if row.name in names]
     if parts:
         rows.append(_row_of(parts) or _another_mixture(parts[0]))
