@@ -216,7 +216,7 @@ def check_gradient(
     first = inputs[0] if inputs else picture(1, 0)
     if not isinstance(first, Tensor):
         raise Unreadable(f"inputs: expected x, a tensor, as the first of them, got {first!r}")
-    x, known = first.detach().clone(), []
+    x, known = first.detach().clone(), list[tuple[str, Tensor]]()
     for name, gives in {"": reference, **(slips or {})}.items():
         known.append((name, gives(x.clone(), *inputs[1:]).detach().double()))
     want = known[0][1]

@@ -167,8 +167,8 @@ def explain_weights(
         # without a base the pair is all there is, and only then
         if (rows[0].name == "no base") != (rows[1] is THE_PAIR):
             return None
-        sizes = [size_by(sample, rows) for sample in samples]
-        return None if None in sizes else judged(sizes)
+        sizes = [size for sample in samples if (size := size_by(sample, rows)) is not None]
+        return judged(sizes) if len(sizes) == len(samples) else None
 
     def fits(*rows: Row) -> bool:
         found = size_of(*rows[:-1])
