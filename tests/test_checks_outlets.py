@@ -14,7 +14,7 @@ import submissions
 from submissions_preference import psd_hard
 
 from psd_mini.checks import Report, check_sds
-from psd_mini.checks.grading.outlets import gradescope
+from psd_mini.checks.grading.command import gradescope
 from psd_mini.checks.report import no_answer
 from psd_mini.pipelines.cli import main
 

@@ -47,7 +47,7 @@ same in small: `renderer` and `negative_embedding` are a table each, and a searc
 
 `derivation` compares gradients that exist on paper only: `check_gradient(..., slips={...})` names
 what each exercise lists; `guard.exercise` is for a notebook's own checker. `grading.grader` checks
-folders, and `grading.outlets` writes what Gradescope reads.
+folders, and `grading.command` writes what Gradescope reads.
 """
 
 from psd_mini.checks.derivation import Estimate as Estimate

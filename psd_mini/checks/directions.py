@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.reading import Group, Reading, Terms
-from psd_mini.checks.tables import Row, Table, fewest_slips, formulas, named, slips_of
+from psd_mini.checks.tables import Row, Table, fewest_slips, formulas, slips_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Method:
     """What is right: a row of PREDICTIONS, a row of SUBTRACTED.
 
     name: "SDS". equation: shown with a mistake. words: for the name of a row, of another method,
-    or for "predictions" in general, what it means that this came instead. others, places: rows of
+    or for "predictions" in general, what it means that this came instead; for "size", what comes
+    before the cause of a wrong one. others, places: rows of
     its own, before those of SUBTRACTED and in place of PLACES.
     """
 
@@ -51,7 +52,10 @@ CSD_METHOD = Method("CSD", f"G = w(t) ({DIFFERENCE})", DIFFERENCE, "nothing", wo
 SDS_NOT_VSD = "the noise is subtracted instead of q's prediction: this is SDS, not VSD"
 VSD_WORDS = {"SDS": SDS_NOT_VSD, "CSD": NO_Q, "nothing": NO_Q}
 VSD_METHOD = Method("VSD", f"G = w(t) ({GUIDED} - eps_q)", GUIDED, "- eps_q", words=VSD_WORDS)
-CFG_WORDS = {"CSD": "only the difference cond - uncond is used"}
+CFG_WORDS = {  # there is no w(t) in a prediction
+    "CSD": "only the difference cond - uncond is used",
+    "size": "guidance must be linear in the two predictions (was it rescaled?): ",
+}
 CFG_EQUATION = "eps_hat = eps_neg + g (eps_cond - eps_neg)"
 CFG_METHOD = Method("classifier-free guidance", CFG_EQUATION, GUIDED, "nothing", words=CFG_WORDS)
 METHODS = [SDS_METHOD, CSD_METHOD, VSD_METHOD]
@@ -60,16 +64,14 @@ S_PLUS_1 = "your scale acts as g + 1 (DreamFusion's convention, s+1): start from
 CHUNKS = (
     "cond and uncond are swapped (order of the chunks?): flipped guidance, away from the prompt"
 )
-# what predictions and noises are made of, by the labels of `reading`
-LABELS = ("cond", "uncond", "q", "noise", "mean noise", "first noise", "next noise", "other", "x")
-NAMES = (  # in formulas
-    *("cond", "uncond", "eps_q", "eps", "mean_eps", "first_eps", "next_eps", "another_noise", "x"),
+# what gradients are made of: the labels of `reading`, and the noises of other x_t
+LABELS = (
+    *("cond", "uncond", "eps_q", "eps", "another_noise", "x"),
+    *("mean_eps", "first_eps", "next_eps"),
 )
-VECTORS = dict(zip(NAMES, torch.eye(len(NAMES), dtype=torch.float64), strict=True))
-VECTORS["nothing"] = 0 * VECTORS["x"]
-COND, UNCOND, Q, EPS, OTHER, X, NOTHING = (
-    VECTORS[name] for name in ("cond", "uncond", "eps_q", "eps", "another_noise", "x", "nothing")
-)
+VECTORS = dict(zip(LABELS, torch.eye(len(LABELS), dtype=torch.float64), strict=True))
+COND, UNCOND, Q, EPS, OTHER, X, *_ = VECTORS.values()
+VECTORS["nothing"] = NOTHING = 0 * X
 OWN_GUIDANCE = "guidance"  # the numbers say the rest
 PREDICTION_FORMULAS = {  # of the guidance scale g: the combination of predictions
     GUIDED: "the predictions are guided",
@@ -155,9 +157,9 @@ def coefficients(rows: Sequence[Row], g: float, a: float, s: float) -> Tensor:
 
 def _noised(label: str, number: int, groups: list[Group]) -> list[Group]:
     """Whose noises a label means at the x_t of this number."""
-    if label == "mean noise":
+    if label == "mean_eps":
         return groups
-    return [groups[{"noise": number, "first noise": 0, "next noise": number - 1}[label]]]
+    return [groups[{"eps": number, "first_eps": 0, "next_eps": number - 1}[label]]]
 
 
 def _placed(reading: Reading, parts: Mapping[int, Tensor]) -> Terms:
@@ -167,13 +169,13 @@ def _placed(reading: Reading, parts: Mapping[int, Tensor]) -> Terms:
         for label, value in zip(LABELS, row.tolist(), strict=True):
             if value == 0:
                 continue
-            if label.endswith("noise"):
+            if label.endswith("eps"):
                 noised = _noised(label, number, reading.groups)
                 for group in noised:  # without any noise in x_t, the one that was drawn
-                    key = ("other", 0) if group.eps is None else ("noise", group.noise)
+                    key = ("another_noise", 0) if group.eps is None else ("eps", group.noise)
                     terms[key] += value * group.ratio / len(noised)
             else:
-                terms[label, 0 if label in ("other", "x") else number] += value
+                terms[label, 0 if label in ("another_noise", "x") else number] += value
     return terms
 
 
@@ -229,9 +231,7 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
 
 def right_rows(method: Method) -> tuple[Row, ...]:
     """What is right for a method: a row of each of the four tables."""
-    predictions = named(PREDICTIONS, method.predictions)._replace(cause="")
-    subtracted = named([*method.others, *SUBTRACTED], method.subtracted)._replace(cause="")
-    return predictions, subtracted, PLACES[0], SIGNS[0]
+    return tuple(next(row for row in table if not row.cause) for table in tables_of(method))
 
 
 def explain_direction(
@@ -275,6 +275,5 @@ def reference(method: Method, reading: Reading, weights: Sequence[float]) -> Ten
         parts = coefficients(rows, reading.g, group.a, group.s).tolist()
         for label, value in zip(LABELS, parts, strict=True):
             if value:
-                vector = reading.x if label == "x" else group.vector(label)
-                total = total + weight * value * vector
+                total += weight * value * (reading.x if label == "x" else group.vector(label))
     return total

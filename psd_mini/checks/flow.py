@@ -16,16 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.directions import GUIDED, PLACES, VECTORS, Method
 from psd_mini.checks.exact_world import T
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import environment
 from psd_mini.checks.grading.unet import Velocity, flow_time
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import readings_of
 from psd_mini.checks.noise_schedule import LEVELS, level
-from psd_mini.checks.probe import Trial
+from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import split_gradient, split_x_t
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
@@ -87,7 +85,6 @@ def _look(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "x_t", f"({a}) x + ({s}) eps", "(1 - t) x + (t) eps", cause)
 
 
-@validated
 @guarded("flow")
 def check_flow(fn: Any, *, names: Names = None) -> Report:
     """Is this SDS with a velocity model, G = w(t) (v_hat - (eps - x)) at x_t = (1 - t) x + t eps?
@@ -97,5 +94,4 @@ def check_flow(fn: Any, *, names: Names = None) -> Report:
             It is asked at t in [0, 1], or in [0, 1000] as in diffusers.
         names: parameter -> key of `grading.names.NAMES`.
     """
-    world = environment(Velocity())
-    return check_method(FLOW, fn, None, names, look=_look, world=world, unit=1 / T)
+    return check_method(FLOW, fn, names=names, look=_look, world=environment(Velocity()))

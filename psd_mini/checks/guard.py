@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from psd_mini._internal.arguments import ArgumentError, validated
 from psd_mini.checks.exact_world import T
 from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.report import Report, Unreadable, no_answer
@@ -20,27 +22,23 @@ NOT_READY = (
     " offline_diffusers(), call that method and hand in the object instead of its class"
 )
 # the usual reason of an exception, by what its text contains
-USUAL_REASONS = [
-    ("cuda", "it moves tensors to cuda; use x.device instead of a fixed device"),
-    ("nvidia", "it moves tensors to cuda; use x.device instead of a fixed device"),
-    ("systemexit", "it calls exit"),
-    ("leaf variable", "it changes its input in place"),
-    ("modified by an inplace", "it changes its input in place"),
-    ("out of bounds", f"was t outside 0..{T - 1}?"),
-    ("out of range", f"was t outside 0..{T - 1}?"),
-    ("nonetype", NOT_READY),
-    ("memoryerror", "it takes more memory than a submission is given"),
-    ("can't allocate memory", "it takes more memory than a submission is given"),
-    ("file too large", "it prints or writes more than a submission is given"),
-    ("graph a second time", "it back-propagates the same graph twice"),
-]
+USUAL_REASONS = {
+    "cuda|nvidia": "it moves tensors to cuda; use x.device instead of a fixed device",
+    "systemexit": "it calls exit",
+    "leaf variable|modified by an inplace": "it changes its input in place",
+    "out of bounds|out of range": f"was t outside 0..{T - 1}?",
+    "nonetype": NOT_READY,
+    "memoryerror|can't allocate memory": "it takes more memory than a submission is given",
+    "file too large": "it prints or writes more than a submission is given",
+    "graph a second time": "it back-propagates the same graph twice",
+}
 
 
 def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report]]:
     """Decorator of a check: exceptions (exit included) become a row, and diffusers is offline.
 
-    sys.exit is caught. os._exit and endless loops are not: those need a process of their own, see
-    `grading.grader`.
+    Before that, the check's own arguments are looked at (`validated`). sys.exit is caught.
+    os._exit and endless loops are not: those need a process of their own, see `grading.grader`.
     """
 
     def decorate(check: Callable[..., Report]) -> Callable[..., Report]:
@@ -50,10 +48,11 @@ def guarded(what: str) -> Callable[[Callable[..., Report]], Callable[..., Report
                 with offline_diffusers():
                     return check(*args, **kwargs)
             except (Exception, SystemExit) as error:
-                text = str(error) if isinstance(error, Unreadable) else describe(error)
+                said = isinstance(error, Unreadable | ArgumentError)
+                text = str(error) if said else describe(error)
                 return no_answer(status_of(error), text, f"check of {what}")
 
-        return run
+        return validated(run)
 
     return decorate
 
@@ -110,5 +109,5 @@ def describe(error: BaseException) -> str:
     if isinstance(error, SyntaxError):  # the frames are the importer's
         where, text = f" (line {error.lineno})", error.msg
     words = f"{type(error).__name__} {text}".lower()
-    hint = next((f": {reason}" for sign, reason in USUAL_REASONS if sign in words), "")
-    return f"it raised {type(error).__name__}{where}: {text}{hint}"
+    hints = [f": {reason}" for signs, reason in USUAL_REASONS.items() if re.search(signs, words)]
+    return f"it raised {type(error).__name__}{where}: {text}{''.join(hints[:1])}"

@@ -1,21 +1,17 @@
-"""Rows of a report on SDS, CSD or VSD: is there a gradient; its direction, size and guidance.
-
-What does not depend on the formula is in `judging_draws`.
-"""
+"""Rows of a report: is there a gradient; its direction, size and guidance; graph, inputs, batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from psd_mini.checks import directions
 from psd_mini.checks.directions import GUIDED, Method, fit_rows
 from psd_mini.checks.nonlinear import clamped_at, why_not_linear
-from psd_mini.checks.probe import Trial
-from psd_mini.checks.reading import Reading, cosine, in_numbers
+from psd_mini.checks.probe import Trial, readings_of
+from psd_mini.checks.reading import PREDICTIONS, Reading, cosine, in_numbers
 from psd_mini.checks.report import Report
-from psd_mini.checks.sizes import W_FORMULAS, size
+from psd_mini.checks.sizes import W_FORMULAS, Scale, size
 from psd_mini.checks.tables import Row, causes_of, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
@@ -26,16 +22,11 @@ ONLY_Q = "only q is asked, never the prior: are its adapters on all the time?"
 THROUGH_X_T = "the gradient flows through x_t, which brings an extra alpha_t: a part of w(t)"
 ON_GRAPH = "x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it"
 TWO_X_T = "the two predictions are not at the same x_t: each must see the same noise, at the same t"
-
-
-class Scale(NamedTuple):
-    """What is asked of a gradient's size.
-
-    weighting: the name of w(t) if only that one is right. policy: a key of `sizes.POLICIES`.
-    """
-
-    weighting: str | None = None
-    policy: str = "report"
+KEPT = (
+    "the UNet is called with gradients on: right, but its graph costs memory and time; use"
+    " torch.no_grad()"
+)
+MIXED = "pictures influence each other, share a t or a weight, or embeddings are interleaved"
 
 
 @dataclass
@@ -56,11 +47,6 @@ class Runs:
     def tolerance(self) -> float:
         """Relative, of coefficients: larger in half precision."""
         return max(trial.tolerance for trial in self.trials)
-
-
-def readings_of(trials: Sequence[Trial]) -> list[Reading]:
-    """The pictures of all trials."""
-    return [reading for trial in trials for reading in trial.readings]
 
 
 def basics(report: Report, trial: Trial, equation: str) -> bool:
@@ -132,9 +118,7 @@ def _unreadable(method: Method, runs: Runs, readings: list[Reading]) -> str:
 
 def _at_two_x_t(reading: Reading) -> bool:
     """Are there predictions of several kinds, and no two x_t have one kind in common?"""
-    asked: list[str] = []
-    for group in reading.groups:
-        asked += group.eps_hat
+    asked = [label for group in reading.groups for label in group.eps_hat]
     return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 
@@ -167,9 +151,11 @@ def _judge_size(
             seen.append((reading.t, reading.batch, reading.g, abs(sum(weights))))
     free_g = method.predictions != GUIDED
     style = runs.trials[0].style
-    ok, came, cause = size(seen, style, 5 * runs.tolerance, *scale, free_g)
+    asked = (scale.weighting, scale.policy)
+    ok, came, cause = size(seen, style, 5 * runs.tolerance, *asked, free_g)
     weight = W_FORMULAS.get(scale.weighting or "")
     expected = f"w(t) = {weight}" if weight else "any w(t) > 0"
+    cause = method.words.get("size", "") + cause
     report.add(ok, "size", came, expected, cause, method.equation)
 
 
@@ -208,6 +194,44 @@ def combination_of(reading: Reading, rows: Sequence[Row]) -> str:
 
 def _terms(r: Reading) -> str:
     """The gradient written out, "+7.5 eps_cond -6.5 eps_uncond -1 eps"."""
-    labels = {"eps_cond": "cond", "eps_uncond": "uncond", "eps_negative": "negative"}
-    labels |= {"eps": "noise", "eps_q": "q", "another noise": "other", "x": "x"}
-    return in_numbers({name: r.total(label) for name, label in labels.items()}, 1e-3)
+    terms = {f"eps_{label}": r.total(label) for label in ("cond", "uncond", "negative")}
+    terms |= {label: r.total(label) for label in ("eps", "eps_q", "another_noise", "x")}
+    return in_numbers(terms, 1e-3)
+
+
+def judge_graph(report: Report, trials: list[Trial]) -> None:
+    """Is the UNet's graph kept (memory, even where no gradient flows)? Are inputs changed?"""
+    kept = any(call.eps_hat.requires_grad for trial in trials for call in trial.trace.calls)
+    came = "kept" if kept else "not kept"
+    report.add("note" if kept else True, "graph of the UNet", came, "not kept", KEPT)
+    judge_inputs(report, {name for trial in trials for name in trial.changed})
+
+
+def judge_inputs(report: Report, changed: set[str]) -> None:
+    """Are inputs left as they were?"""
+    came = ", ".join(sorted(changed)) or "unchanged"
+    report.add(not changed, "inputs", came, "unchanged", "it modifies its inputs in place")
+
+
+def _used(reading: Reading) -> list[float]:
+    """1 for each noised version whose predictions are in the gradient; others train q."""
+    sizes = {key: abs(value) for key, value in reading.terms.items() if key[0] in PREDICTIONS}
+    smallest = 1e-3 * max(sizes.values(), default=0.0)
+    used = {number for (_, number), size in sizes.items() if size > smallest}
+    return [float(number in used) for number in range(len(reading.groups))]
+
+
+def judge_batch(report: Report, method: Method, batched: list[Trial], failure: str) -> None:
+    """Three pictures at once, each with its own t, against one."""
+    if failure:
+        cause = "it works for one picture only: reshape w(t) to (B, 1, 1, 1)"
+        report.add("note", "batch of 3", failure, "as for one picture", cause)
+        return
+    worst = 1.0
+    for reading in batched[0].readings:
+        exact = directions.reference(method, reading, _used(reading))
+        worst = min(worst, abs(cosine(reading.gradient, exact)))
+    fine, sound = worst > 1 - 5 * batched[0].tolerance, report.ok
+    status = fine or (not sound and "note")
+    came, cause = f"cosine {worst:.4f}", f"{MIXED} (repeat for repeat_interleave?)" if sound else ""
+    report.add(status, "batch of 3", came, "cosine 1 for each picture", cause)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import SCHEDULE, embedding, exact_eps
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
@@ -45,7 +44,6 @@ SLIPS = {  # factors
 }
 
 
-@validated
 @guarded("the negative embedding")
 def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     """Is this the loss that moves a negative embedding n to where x0_hat is rewarded?
@@ -67,7 +65,7 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
         values["n"] = values["uncond"] = embedding("negative", 1).requires_grad_()
         values["cond"].requires_grad_()
         try:
-            answer, _ = Prober(fn, names, {"reward": reward}).ask(values)
+            answer, _ = Prober(fn, names).ask(values)
         except Unreadable:
             if batch > 1:  # written for one picture: that is allowed
                 continue

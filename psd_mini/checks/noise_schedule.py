@@ -1,4 +1,4 @@
-"""How signal and noise are mixed: the tables of a and s in x_t = a x + s eps, and their check."""
+"""How signal and noise are mixed, x_t = a x + s eps: tables of a and s, rows on x_t, a check."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
-from psd_mini.checks.grading.names import Names, keys
+from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.probe import Prober
-from psd_mini.checks.reading import fit
+from psd_mini.checks.probe import Prober, Trial, readings_of
+from psd_mini.checks.reading import Group, fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.tables import Table, best_explanation, formulas
 
@@ -30,21 +29,11 @@ def beta_at(t: int) -> float:
     return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
 
 
-def betas_to(t: int) -> list[float]:
-    """beta_0 to beta_t."""
-    return list(map(beta_at, range(t + 1)))
-
-
 # of t, in formulas
-LEVELS: dict[str, Any] = {
-    "abar": abar_at,
-    "alpha": alpha_at,
-    "sigma": sigma_at,
-    "beta": beta_at,
-    "T": T,
-}
-LEVELS |= {"prod_beta": lambda t: math.prod(betas_to(t)), "sum_beta": lambda t: sum(betas_to(t))}
-LEVELS |= {"sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
+LEVELS: dict[str, Any] = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at}
+LEVELS |= {"T": T, "sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
+LEVELS["prod_beta"] = lambda t: math.prod(map(beta_at, range(t + 1)))
+LEVELS["sum_beta"] = lambda t: sum(map(beta_at, range(t + 1)))
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
@@ -141,7 +130,46 @@ def judge_normal(report: Report, noises: list[Tensor]) -> None:
     report.add(normal, "noise", came, "0, 1, 3", cause, "eps ~ N(0, I)")
 
 
+def _groups(trials: list[Trial]) -> list[Group]:
+    return [group for reading in readings_of(trials) for group in reading.groups]
+
+
+def levels(trials: list[Trial]) -> list[tuple[str, str]]:
+    """How signal and noise were mixed: (formula, cause) of a and of s."""
+    groups = [group for group in _groups(trials) if group.t == round(group.t)]
+    if not groups:
+        return [("?", ""), ("?", "")]
+    slack = 1e-2 if any(trial.tolerance > 0.01 for trial in trials) else 2e-4
+    a = level(SIGNAL, [(round(g.t), g.a) for g in groups], slack)
+    return [a, level(NOISE, [(round(g.t), g.s) for g in groups], slack)]
+
+
+def judge_noise(report: Report, trials: list[Trial]) -> None:
+    """x_t = alpha_t x + sigma_t eps with eps ~ N(0, I), at the t that the UNet was told."""
+    if judge_levels(report, trials):
+        judge_normal(report, [group.eps for group in _groups(trials) if group.eps is not None])
+    asked = [t for trial in trials for call in trial.trace.calls for t in call.t.tolist()]
+    whole = all(0 <= t <= T - 1 and t == round(t) for t in asked)
+    came = f"{min(asked):g}..{max(asked):g}"
+    report.add(whole, "t", came, f"integers in 0..{T - 1}", NOT_WHOLE)
+
+
+def judge_levels(report: Report, trials: list[Trial]) -> bool:
+    """x_t = alpha_t x + sigma_t eps; is there as much noise in it as there should be?"""
+    single = [trial for trial in trials if len(trial.readings) == 1]
+    (a, cause_a), (s, cause_s) = levels(single)
+    causes = list(dict.fromkeys(filter(None, (cause_a, cause_s))))
+    together = levels([trial for trial in trials if len(trial.readings) > 1])
+    if not causes and any(cause for _, cause in together):
+        causes = [SHARED_T]
+    came, expected = f"{a} x + {s} eps", f"{SIGNAL[0].name} x + {NOISE[0].name} eps"
+    equation = "x_t = alpha_t x + sigma_t eps"
+    report.add(not causes, "x_t", came, expected, "; ".join(causes), equation)
+    return not cause_s
+
+
 TIMES = (1, 30, 200, 500, 800, 990)
+NOT_WHOLE = f"the UNet takes integers 0..{T - 1}: was t divided by {T}, or drawn out of range?"
 EQUATION = "abar_t = prod_{s<=t} (1 - beta_s)"
 NOT_GIVEN = "it adds a noise of its own and ignores the one that it is given"
 BESIDE = "it adds a noise of its own beside the one that it is given"
@@ -159,7 +187,6 @@ class Mixed(NamedTuple):
     own: str
 
 
-@validated
 @guarded("the schedule")
 def check_schedule(fn: Any, *, names: Names = None) -> Report:
     """Is this noise schedule, or this way to add noise, right?
@@ -170,19 +197,19 @@ def check_schedule(fn: Any, *, names: Names = None) -> Report:
         names: parameter -> key of `grading.names.NAMES`.
     """
     fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
-    report, asked = Report("check of the schedule"), keys(fn, names)
-    if not {"eps", "x"} & asked:  # of a table of abar alone, there is no noise
-        _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(Prober(fn, names)))
+    report, prober = Report("check of the schedule"), Prober(fn, names)
+    if not {"eps", "x"} & prober.keys:  # of a table of abar alone, there is no noise
+        _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(prober))
         return report
-    mixed = [picture for t in TIMES for picture in _mixed(Prober(fn, names), (t, t))]
+    mixed = [picture for t in TIMES for picture in _mixed(prober, (t, t))]
     _judge_levels(report, SIGNAL, [[(m.t, m.a) for m in mixed], [(m.t, m.s) for m in mixed]])
     causes = {picture.own for picture in mixed}
     if NOT_GIVEN in causes:
         judge_normal(report, [picture.e for picture in mixed])
-    cause = "; ".join(sorted(causes - {"" if "eps" in asked else NOT_GIVEN, ""}))
+    cause = "; ".join(sorted(causes - {"" if "eps" in prober.keys else NOT_GIVEN, ""}))
     report.add(not cause, "noise given", "not used as it is", "the eps in x_t", cause)
     if report.ok:  # two pictures with a t of their own
-        pair = _mixed(Prober(fn, names), (200, 800))
+        pair = _mixed(prober, (200, 800))
         right = all(abs(picture.a - alpha_at(picture.t)) < 1e-3 for picture in pair)
         report.add(right, "batch", "another level", "that of each picture's t", SHARED_T)
     return report

@@ -60,7 +60,7 @@ def _parts(method: Method, reading: Reading) -> list[Tensor | float]:
     exact = reference(method, reading, [1.0] * len(reading.groups))
     group, g = reading.groups[0], reading.g
     c, u = group.vector("cond"), group.vector("uncond")
-    parts = [exact, c, u, u + g * (c - u), group.vector("noise"), reading.x, group.x_t]
+    parts = [exact, c, u, u + g * (c - u), group.vector("eps"), reading.x, group.x_t]
     return [*parts, group.a or 1e-30, group.s, g]
 
 

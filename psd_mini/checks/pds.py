@@ -26,15 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.directions import GUIDED, VECTORS, Method
 from psd_mini.checks.exact_world import SCHEDULE, neighbour
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import readings_of
-from psd_mini.checks.judging_draws import judge_levels
-from psd_mini.checks.noise_schedule import LEVELS
-from psd_mini.checks.probe import Trial
+from psd_mini.checks.noise_schedule import LEVELS, judge_levels
+from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, fit
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
@@ -124,7 +121,7 @@ def _pair(reading: Reading) -> str:
     target.noise, target.ratio = 0, 1.0
     of_x, of_source = (max(part, key=lambda name: name != "uncond") for part in (tgt, src))
     reading.groups, reading.x = [target], x - x_src
-    reading.terms = {("x", 0): psi, ("noise", 0): total, ("other", 0): fresh}
+    reading.terms = {("x", 0): psi, ("eps", 0): total, ("another_noise", 0): fresh}
     reading.terms |= {("cond", 0): tgt[of_x], ("uncond", 0): tgt.get("uncond", 0.0)}
     if abs(total) < 0.01 * abs(chi):
         return NO_SOURCE
@@ -162,7 +159,6 @@ def _look(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "source", "another pair" if cause else wanted, wanted, cause, EQUATION)
 
 
-@validated
 @guarded("PDS")
 def check_pds(fn: Any, *, names: Names = None) -> Report:
     """Is this a PDS gradient, the target's stochastic latent minus the source's?
@@ -172,4 +168,4 @@ def check_pds(fn: Any, *, names: Names = None) -> Report:
             prompts' embeddings cond and cond_src (or `tgt_text_embedding`, `src_text_embedding`).
         names: parameter -> key of `grading.names.NAMES`.
     """
-    return check_method(PDS, fn, None, names, look=_look)
+    return check_method(PDS, fn, names=names, look=_look)

@@ -21,20 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
-from psd_mini.checks import judging_draws as draws
+from psd_mini._internal.arguments import one_of
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
-from psd_mini.checks.grading.names import Names, keys
+from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import JACOBIAN, Scale, basics, combination_of
+from psd_mini.checks.judging import JACOBIAN, basics, combination_of, judge_graph
+from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.rewarding import judge_reward, reward, rewards_of, seen_by_reward
-from psd_mini.checks.sds import known_scale
-from psd_mini.checks.sizes import known_choice, size
+from psd_mini.checks.rewarding import judge_reward, rewards_of, seen_by_reward
+from psd_mini.checks.sizes import Scale, size
 from psd_mini.checks.tables import Row, causes_of
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
@@ -55,7 +54,6 @@ ONE_WINNER = "one winner for the whole batch: right for views of one object, wro
 OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
 
 
-@validated
 @guarded("PSD")
 def check_psd(
     fn: Any,
@@ -81,14 +79,12 @@ def check_psd(
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
-    known_choice("form", form, tuple(weights.FORMS))
-    known_choice("omega", omega, (None, *weights.OMEGAS))
+    one_of("form", form, weights.FORMS)
+    one_of("omega", omega or "hard", weights.OMEGAS)
     scale = Scale(weighting, gradient_scale)
-    known_scale(scale)
     report = Report(f"check of {form}")
-    submission = prepare(fn, METHODS, names)
-    more = {"reward": reward, "tau": 1.0, "preference_weight": LAMBDA}
-    prober = Prober(submission, names, more)
+    more = {"tau": 1.0, "preference_weight": LAMBDA}
+    prober = Prober(prepare(fn, METHODS, names), names, more)
     trials = [prober.run(*PAIRS[0])]
     if not basics(report, trials[0], weights.EQUATION):
         return report
@@ -102,12 +98,12 @@ def check_psd(
 
         def judged(sizes: list[float]) -> weights.Judged:
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
-            return size(seen, trials[0].style, 1e-2, *scale)
+            return size(seen, trials[0].style, 1e-2, scale.weighting, scale.policy)
 
         found = weights.judge_weights(report, form, samples, judged, omega)
         _judge_batch(report, prober, rows, found)
-    draws.judge_noise(report, trials)
-    draws.judge_graph(report, trials)
+    judge_noise(report, trials)
+    judge_graph(report, trials)
     return report
 
 
@@ -125,9 +121,7 @@ def _samples(
     prober: Prober, form: str, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
 ) -> list[weights.Sample]:
     """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
-    samples = []
-    for trial, rewards in scored:
-        samples.append(_sample(prober, trial.readings[0], rewards, rows))
+    samples = [_sample(prober, trial.readings[0], rewards, rows) for trial, rewards in scored]
     if samples and samples[0].lam and form == "psd":
         prober.given["preference_weight"] = 2 * LAMBDA
         twice = prober.run(*PAIRS[0]).readings[0]
@@ -140,7 +134,7 @@ def _sample(
     prober: Prober, reading: Reading, rewards: Tensor, rows: tuple[Row, ...] | None
 ) -> weights.Sample:
     """The rewards and weights of one picture, and the preference weight if it was asked for."""
-    asked = "preference_weight" in keys(prober.fn, prober.names)
+    asked = "preference_weight" in prober.keys
     lam = prober.given["preference_weight"] if asked else None
     found = torch.tensor(weights_of(reading, rows), dtype=torch.float64)
     return weights.Sample(reading.t, lam, rewards, found)
@@ -148,16 +142,11 @@ def _sample(
 
 def _judge_pair(report: Report, trials: list[Trial]) -> None:
     """Several noises of one picture, at one t."""
-    counts, same_t = set(), True
-    for trial in trials:
-        groups = trial.readings[0].groups
-        counts.add(len(groups))
-        same_t &= len({group.t for group in groups}) == 1
-    cause = SAME_NOISE if counts == {1} else ""
-    if not same_t:
-        cause = TWO_TIMES
-    numbers, at = "/".join(map(str, sorted(counts))), "one" if same_t else "different"
-    came = f"{numbers} noised versions, at {at} t"
+    versions = [trial.readings[0].groups for trial in trials]
+    counts = sorted({len(groups) for groups in versions})
+    same_t = all(len({group.t for group in groups}) == 1 for groups in versions)
+    cause = TWO_TIMES if not same_t else SAME_NOISE if counts == [1] else ""
+    came = f"{'/'.join(map(str, counts))} noised versions, at {'one' if same_t else 'different'} t"
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 
@@ -198,7 +187,7 @@ def _judge_batch(
 ) -> None:
     """Two pictures at once, with different winners: who decides for whom?
 
-    explained: the rows that explain the weights of one picture; of pairs there are four.
+    explained: the rows that explain the weights of one picture.
     """
     for seed in range(10, 40):
         try:
@@ -210,7 +199,7 @@ def _judge_batch(
         for reading, rewards in zip(trial.readings, scores, strict=True):
             if rewards is not None and len(rewards) == 2:
                 samples.append(_sample(prober, reading, rewards, rows))
-        if explained is None or len(explained) != 4 or len(samples) != 2:
+        if explained is None or len(samples) != 2:
             return  # weights of more noises, or other rows say what is wrong
         # the mean decides as the second picture would: not as the first one
         if samples[0].gap * samples[1].gap < 0 and abs(samples[0].gap) < abs(samples[1].gap):

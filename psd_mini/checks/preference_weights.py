@@ -26,7 +26,7 @@ from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips
 from psd_mini.methods.rewardsds import reward_weights
 from psd_mini.psd import omega
 
-OMEGAS = ("hard", "gap", "bt")
+OMEGAS, OF_PAIRS = ("hard", "gap", "bt"), ("psd", "dreamdpo")
 EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
 FORMS = {  # the weights that are expected, by form
     "psd": "1/2 +- lambda omega(R_1 - R_2)",
@@ -62,14 +62,15 @@ SUM = "the base is the sum of both residuals: it should be their mean"
 NO_BASE = "the base is missing: the pair alone does not pull to the prior"
 A_BASE = "there is a base: DreamDPO is the winner's residual minus the loser's alone"
 WINNERS, LOSERS = "the winner's residual", "the loser's residual"
-BASES = [  # of gap = R_1 - R_2: the weights of both residuals without the preference
-    Row(MEAN, lambda gap: (0.5, 0.5)),
-    Row("the first residual", lambda gap: (1.0, 0.0), slips=0),
-    Row("the second residual", lambda gap: (0.0, 1.0), slips=0),
-    Row(WINNERS, lambda gap: (float(gap > 0), float(gap <= 0)), CHOSEN.format(WINNERS)),
-    Row(LOSERS, lambda gap: (float(gap <= 0), float(gap > 0)), CHOSEN.format(LOSERS)),
-    Row("the sum of both residuals", lambda gap: (1.0, 1.0), SUM),
-    Row("no base", lambda gap: (0.0, 0.0), NO_BASE),
+FIRST, SECOND = torch.eye(2, dtype=torch.float64)
+BASES = [  # of the rewards R of a pair: the weights of both residuals without the preference
+    Row(MEAN, lambda R: (FIRST + SECOND) / 2),
+    Row("the first residual", lambda R: FIRST, slips=0),
+    Row("the second residual", lambda R: SECOND, slips=0),
+    Row(WINNERS, lambda R: FIRST if R[0] > R[1] else SECOND, CHOSEN.format(WINNERS)),
+    Row(LOSERS, lambda R: SECOND if R[0] > R[1] else FIRST, CHOSEN.format(LOSERS)),
+    Row("the sum of both residuals", lambda R: FIRST + SECOND, SUM),
+    Row("no base", lambda R: 0 * R, NO_BASE),
 ]
 NO_PULL = "the preference term is missing, the rewards have no influence: SDS with two noises"
 NOT_PROPORTIONAL = "the preference term is not proportional to preference_weight"
@@ -79,11 +80,11 @@ UNNORMALISED = "the weights are not normalised: exp(R), or R itself, without the
 EVEN = "the rewards have no influence: every noise weighs the same"
 WORST = "the worst noise gets the largest weight: wrong sign of the reward, or of the sorting"
 UNSIGNED = "omega is not signed, it must follow the sign of R_1 - R_2: one noise always wins"
-SIDES = [  # of gap: which of the two is pulled to
-    Row("the winner", lambda gap: 1 if gap > 0 else -1),
-    Row("the loser", lambda gap: -1 if gap > 0 else 1, SWAPPED),
-    Row("the first", lambda gap: 1, UNSIGNED),
-    Row("the second", lambda gap: -1, UNSIGNED),
+SIDES = [  # of the rewards: which of the two is pulled to
+    Row("the winner", lambda R: FIRST - SECOND if R[0] > R[1] else SECOND - FIRST),
+    Row("the loser", lambda R: SECOND - FIRST if R[0] > R[1] else FIRST - SECOND, SWAPPED),
+    Row("the first", lambda R: FIRST - SECOND, UNSIGNED),
+    Row("the second", lambda R: SECOND - FIRST, UNSIGNED),
 ]
 
 
@@ -119,16 +120,16 @@ Judged = tuple[Ok, str, str]  # by `sizes.size`
 
 
 def _tables(form: str, omega_asked: str | None, known_weight: bool) -> list[list[Row]]:
-    """(BASES, PULLS, SIGNS, SIDES) for pairs; (rules, SIGNS) for RewardSDS."""
-    if form not in ("psd", "dreamdpo"):
+    """(BASES, PULLS, SIGNS, SIDES); for RewardSDS, where nothing is pulled, rules for the bases."""
+    if form not in OF_PAIRS:
         rules = [
-            Row(form, lambda r: reward_weights(r[:, None], form)[:, 0]),
-            Row("worst", lambda r: reward_weights(-r[:, None], form)[:, 0], WORST),
+            Row(form, lambda R: reward_weights(R[:, None], form)[:, 0]),
+            Row("worst", lambda R: reward_weights(-R[:, None], form)[:, 0], WORST),
             Row("exp", torch.exp, UNNORMALISED),
             Row("rewards", torch.clone, UNNORMALISED),
-            Row("even", lambda r: r**0 / len(r), EVEN),
+            Row("even", lambda R: R**0 / len(R), EVEN),
         ]
-        return [rules, SIGNS]
+        return [rules, [NO_PULL_ROW._replace(cause="")], SIGNS, [Row("none", lambda R: 0 * R)]]
     bases, pulls = BASES, [ANY_PULL._replace(cause="")]
     if form == "dreamdpo":
         bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
@@ -139,12 +140,8 @@ def _tables(form: str, omega_asked: str | None, known_weight: bool) -> list[list
 
 def weights_by(sample: Sample, *rows: Row) -> list[Tensor]:
     """The weights that these rows give; and the direction of a pull whose size is free."""
-    if len(rows) == 2:
-        rule, sign = rows
-        return [sign.value() * rule.value(sample.rewards)]
     base, pull, sign, side = rows
-    towards = side.value(sample.gap) * torch.tensor([1.0, -1.0]).double()
-    weights = torch.tensor(base.value(sample.gap)).double()
+    weights, towards = base.value(sample.rewards), side.value(sample.rewards)
     size = pull.value(sample.t, sample.lam, abs(sample.gap))
     if size is None:
         return [sign.value() * weights, sign.value() * towards]
@@ -168,14 +165,10 @@ def explain_weights(
     @lru_cache
     def size_of(*rows: Row) -> Judged | None:
         # without a base the pair is all there is, and only then
-        if len(rows) == 4 and (rows[0].name == "no base") != (rows[1] is THE_PAIR):
+        if (rows[0].name == "no base") != (rows[1] is THE_PAIR):
             return None
-        sizes = []
-        for sample in samples:
-            if (size := size_by(sample, rows)) is None:
-                return None
-            sizes.append(size)
-        return judged(sizes)
+        sizes = [size for sample in samples if (size := size_by(sample, rows)) is not None]
+        return judged(sizes) if len(sizes) == len(samples) else None
 
     def fits(*rows: Row) -> bool:
         found = size_of(*rows[:-1])
@@ -200,7 +193,7 @@ def judge_weights(
         return None
     weights = [round(value, 3) for value in samples[0].weights.tolist()]
     rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
-    came, pair = f"{weights} for rewards {rewards}", form in ("psd", "dreamdpo")
+    came, pair = f"{weights} for rewards {rewards}", form in OF_PAIRS
     best, cause = None, f"they are not {FORMS[form]}"
     known_weight = samples[0].lam is not None
     if pair and len(weights) != 2:
@@ -211,9 +204,8 @@ def judge_weights(
         report.add(False, "weights", came, FORMS[form], cause, EQUATION)
         return None
     rows, (status, size, factor) = best
-    wrong = causes_of(rows)
-    if pair and rows[1] is not NO_PULL_ROW:  # its strength has a row of its own
-        wrong = causes_of([rows[0], *rows[2:]])
+    # the strength of a pull has a row of its own
+    wrong = causes_of(rows if rows[1] is NO_PULL_ROW else [rows[0], *rows[2:]])
     causes = "; ".join([*wrong, *filter(None, [factor])])
     report.add(not wrong and status, "weights", f"{came}; {size}", FORMS[form], causes, EQUATION)
     if form == "psd" and known_weight and NO_PULL not in wrong:
@@ -237,11 +229,8 @@ def _judge_strength(
     status: Ok = not pull.cause
     cause = f"{pull.cause}, beside {base.name}"
     if pull.name == ANY_PULL.name:
-        pulls = []
-        for sample in (samples[0], samples[-1]):
-            (k, m), _ = fit(sample.weights, weights_by(sample, *rows))
-            pulls.append(m / k)
-        ratio = pulls[1] / pulls[0]
+        once, twice = (fit(s.weights, weights_by(s, *rows))[0] for s in (samples[0], samples[-1]))
+        ratio = (twice[1] / twice[0]) / (once[1] / once[0])  # of m / k
         status, cause = not right or (not omega_asked and "note"), OWN_OMEGA
         if abs(ratio - 2) > 4e-2:
             status, cause = False, f"{NOT_PROPORTIONAL}: {ratio:.2f} times as large at twice of it"

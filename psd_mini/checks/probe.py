@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,11 +54,10 @@ TURNED += " view or reshape: use permute"
 class Trial:
     """One call of a submission: its gradient (B, ...) in float64 and all that was recorded.
 
-    g: guidance scale; style: "gradient" or "loss"; changed: names of inputs that it modified;
-    training: q's predictions, and the gradient of a loss that came by each of them.
+    style: "gradient" or "loss"; changed: names of inputs that it modified; training: q's
+    predictions, and the gradient of a loss that came by each of them.
     """
 
-    g: float
     gradient: Tensor
     style: str
     loss: Tensor | None
@@ -78,6 +77,11 @@ class Trial:
     def through_unet(self) -> bool:
         """Does the gradient flow through the UNet?"""
         return any(flows(call.eps_hat) for call in self.trace.calls)
+
+
+def readings_of(trials: Sequence[Trial]) -> list[Reading]:
+    """The pictures of all trials."""
+    return [reading for trial in trials for reading in trial.readings]
 
 
 def given(batch: int, seed: int, layout: str = "", size: tuple[int, int] = (512, 512)) -> Values:
@@ -124,26 +128,21 @@ class Prober:
         fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
         guided: its formula needs both prompts, whether or not it takes a guidance scale.
-        unit: of the time t that it is given.
+
+    keys: what it asks for.
     """
 
     def __init__(
-        self,
-        fn: Callable,
-        names: Names = None,
-        more: Mapping[str, Any] | None = None,
-        guided: bool = False,
-        unit: float = 1,
+        self, fn: Callable, names: Names = None, more: Mapping[str, Any] = {}, guided: bool = False
     ):
-        self.unit = unit
-        self.fn, self.names, self.given = fn, names, environment() | dict(more or {})
+        self.fn, self.names, self.given = fn, names, environment() | dict(more)
         self.asked: list[Call] = []  # what the last attempt asked of the UNet
-        name_second(getattr(fn, "__self__", None))
-        asked = keys(fn, names)
-        stacked = guided or "guidance_scale" in asked
-        self.size = _size_of(getattr(fn, "__self__", None))
+        self.keys, owner = keys(fn, names), getattr(fn, "__self__", None)
+        name_second(owner)
+        stacked = guided or "guidance_scale" in self.keys
+        self.size = _size_of(owner)
         known = [form for form in LAYOUTS if form != RAYS[1] or self.size != (512, 512)]
-        layouts = [*known, ""] if "image" in asked else ["", *known]
+        layouts = [*known, ""] if "image" in self.keys else ["", *known]
         # the most plausible form first
         self.forms: list[Form] = [(form, s) for form in layouts for s in (stacked, not stacked)]
 
@@ -187,7 +186,7 @@ class Prober:
         drawn = given(batch, seed, layout, size)
         x = drawn["x"]
         values = {**self.given, **drawn, "guidance_scale": g}
-        values["t"] = torch.tensor((t * batch)[:batch]) * self.unit
+        values["t"] = torch.tensor((t * batch)[:batch]) * self.given["unet"].time_unit
         with traced(seed) as trace:
             passed = self._passed(values, stacked)
             tensors = {name: value for name, value in passed.items() if isinstance(value, Tensor)}
@@ -213,7 +212,7 @@ class Prober:
         known = {"cond": drawn["cond"], "uncond": drawn["uncond"], "negative": drawn["n"]}
         readings = read(g, latents, gradient, trace, known, _noises_in(passed, drawn))
         tolerance = 0.03 if half else 2e-3
-        return Trial(g, gradient, style, loss, trace, readings, tolerance, changed, training)
+        return Trial(gradient, style, loss, trace, readings, tolerance, changed, training)
 
     def _passed(self, values: Values, stacked: bool, fn: Callable | None = None) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""

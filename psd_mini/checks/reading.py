@@ -26,7 +26,7 @@ from psd_mini.checks.trace import Call, Trace
 
 Embeddings = Mapping[str, Tensor]  # by label
 Terms = dict[tuple[str, int], float]  # coefficients by (label, number of its x_t or noise)
-PREDICTIONS = ("cond", "uncond", "negative", "q")  # labels; others: "noise", "other", "x"
+PREDICTIONS = ("cond", "uncond", "negative", "eps_q")  # labels; others: eps, another_noise, x
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Group:
 
     def vector(self, label: str) -> Tensor:
         """The noise, or a prediction: of this world, where nobody asked for it."""
-        if label == "noise":
+        if label == "eps":
             return torch.zeros_like(self.x_t) if self.eps is None else self.eps
         if label in self.eps_hat:
             return self.eps_hat[label]
-        t, q = torch.tensor([round(self.t)]).clamp(0, T - 1), label == "q"
+        t, q = torch.tensor([round(self.t)]).clamp(0, T - 1), label == "eps_q"
         return exact_eps(self.x_t[None], t, None if q else embedding(label, 1), q)[0]
 
 
@@ -60,9 +60,9 @@ class Group:
 class Reading:
     """One picture of one run, taken apart.
 
-    terms: coefficients of the gradient. ("noise", j) are noises that are in an x_t, ("other", 0)
-    the largest of those that are in none, ("x", 0) is the picture itself. leftover: relative size
-    of what is none of all this. noises: all that were drawn or given.
+    terms: coefficients of the gradient. ("eps", j) are noises that are in an x_t,
+    ("another_noise", 0) the largest of those in none, ("x", 0) is the picture itself. leftover:
+    relative size of what is none of all this. noises: all that were drawn or given.
     """
 
     g: float
@@ -111,11 +111,9 @@ def cosine(u: Tensor, v: Tensor) -> float:
 
 def in_numbers(terms: Mapping[str, float], small: float = 1e-2) -> str:
     """Coefficients written out, "+1.1 x_t -0.5 cond"; `small`, relative, is left out."""
-    smallest, words = small * max(map(abs, terms.values())), []
-    for name, value in terms.items():
-        if abs(value) > smallest:
-            words.append(f"{value:+.3g} {name}")
-    return " ".join(words)
+    smallest = small * max(map(abs, terms.values()))
+    large = {name: value for name, value in terms.items() if abs(value) > smallest}
+    return " ".join(f"{value:+.3g} {name}" for name, value in large.items())
 
 
 def read(
@@ -163,7 +161,7 @@ def _sort(call: Call, labels: list[str], pictures: list[Reading]) -> None:
 def _labels(call: Call, known: Embeddings) -> list[str]:
     """Which of the known embeddings each row was asked with; "" for one that nobody gave."""
     if call.model == "q" or call.embeddings is None:
-        return ["q" if call.model == "q" else "cond"] * len(call.x_t)
+        return ["eps_q" if call.model == "q" else "cond"] * len(call.x_t)
     table = [(name, e[0].double()) for name, e in known.items()]
     table.append(("uncond", TextEncoder.table[ord(" ")].double()))
     labels = []
@@ -203,10 +201,7 @@ def split_x_t(group: Group, x: Tensor, noises: list[Tensor]) -> None:
 
 def _number_among(v: Tensor, seen: list[Tensor]) -> int | None:
     """The number of the vector that v is a multiple of."""
-    for j, other in enumerate(seen):
-        if abs(cosine(v, other)) > 0.99:
-            return j
-    return None
+    return next((j for j, other in enumerate(seen) if abs(cosine(v, other)) > 0.99), None)
 
 
 def split_gradient(picture: Reading) -> None:
@@ -226,11 +221,11 @@ def split_gradient(picture: Reading) -> None:
         towards = (group.eps * seen[number]).sum() / seen[number].square().sum()
         group.ratio = towards.item()
     vectors += seen
-    keys += [("noise", j) for j in range(len(seen))]
+    keys += [("eps", j) for j in range(len(seen))]
     unused = [n for n in picture.noises if _number_among(n, seen) is None]
     c, picture.leftover = fit(picture.gradient, vectors + unused)
     picture.terms = dict(zip(keys, c, strict=False))
-    picture.terms["other", 0] = max(c[len(vectors) :], key=abs, default=0.0)
+    picture.terms["another_noise", 0] = max(c[len(vectors) :], key=abs, default=0.0)
 
 
 def _rescale(picture: Reading, number: int) -> None:
@@ -239,7 +234,7 @@ def _rescale(picture: Reading, number: int) -> None:
     A wrong sigma_t is not subtracted at its own size, and stays as it is.
     """
     group = picture.groups[number]
-    ratio, key = group.s / sigma_at(round(group.t)), ("noise", group.noise)
+    ratio, key = group.s / sigma_at(round(group.t)), ("eps", group.noise)
     total = sum(picture.terms.get((label, number), 0.0) for label in ("cond", "uncond"))
     matches = abs(picture.terms.get(key, 0.0) + ratio * total) < 1e-2 * abs(total)
     if group.eps is not None and abs(ratio - 1) > 0.02 and matches:

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, allclose
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.exact_world import normal
-from psd_mini.checks.grading.names import Names, key_of, keys, parameters
-from psd_mini.checks.grading.submission import answered, environment, parts_of, prepare
+from psd_mini.checks.grading.names import Names, key_of, parameters
+from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
@@ -155,7 +154,6 @@ def _rays() -> Rays:
     return Rays(rho.requires_grad_(), colour, delta, z)
 
 
-@validated
 @guarded("the renderer")
 def check_renderer(fn: Any, *, names: Names = None) -> Report:
     """Does fn(density (N, S), colour (N, S, 3), deltas (N, S), background) composite along rays?
@@ -165,42 +163,36 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     background parameter, black is expected.
     """
     fn = prepare(fn, ("render", "composite", "forward"), names)
-    report, asked = Report("check of the renderer"), keys(fn, names)
-    rays, white = _rays(), _white_by_default(fn, names)
-    if white or "background" not in asked:
-        rays = rays._replace(background=float(white))
-    target = _rendered(report, fn, names, rays)
+    report, rays, prober = Report("check of the renderer"), _rays(), Prober(fn, names)
+    if "background" not in prober.keys:
+        rays = rays._replace(background=0.0)
+    for name, parameter in parameters(fn).items():  # a switch such as `white_bkgd=True` is kept
+        if parameter.default is True and key_of(name, names) == "background":
+            rays = rays._replace(background=1.0)
+    target = _rendered(report, prober, rays)
     if target is None:
         return report
-    last_widths = OF_WIDTHS if "widths" in asked else LAST_WIDTHS
-    best = explain_picture(target, rays, last_widths)
-    read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
-    came = f"{tuple(target.shape)} came, read as {read}"
-    causes = [f"none of the known slips, and {_simplest_wrong(target, rays)}; {came}"]
-    if best is not None:
+    best = explain_picture(target, rays, OF_WIDTHS if "widths" in prober.keys else LAST_WIDTHS)
+    if best is None:
+        read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
+        came = f"{tuple(target.shape)} came, read as {read}"
+        causes = [f"none of the known slips, and {_simplest_wrong(target, rays)}; {came}"]
+    else:
         causes = causes_of(best)
     came = "another" if causes else "as it should"
     report.add(not causes, "compositing", came, "the formula", "; ".join(causes), RENDER)
     if best is not None and best[4] is not ANY_BACKGROUND:
-        _judge_gradient(report, target, composited(target, rays, best[:6]), rays.rho)
+        _judge_gradient(report, target, composited(target, rays, best), rays.rho)
     return report
 
 
-def _white_by_default(fn: Any, names: Names) -> bool:
-    """Does it take a switch such as `white_bkgd=True`? Switches keep their defaults."""
-    taken = parameters(fn).items()
-    return any(p.default is True and key_of(name, names) == "background" for name, p in taken)
-
-
-def _rendered(report: Report, fn: Any, names: Names, rays: Rays) -> Tensor | None:
+def _rendered(report: Report, prober: Prober, rays: Rays) -> Tensor | None:
     """rgb (N, 3), or weights (N, S); None, and a row that says why, where neither came."""
     n, s = rays.rho.shape
     # "sigma", "rgb" and "t" are other things to a renderer than to a denoiser
-    values: Any = {"density": rays.rho, "x": rays.rho}
-    values |= {"colour": rays.colour.clone(), "image": rays.colour.clone()}
-    values |= {"t": rays.z, "z_vals": rays.z, "widths": rays.delta, "background": rays.background}
-    prober = Prober(fn, names)
-    prober.given = {k: v for k, v in values.items() if k not in environment()}
+    prober.given = {"density": rays.rho, "x": rays.rho, "t": rays.z, "z_vals": rays.z}
+    prober.given |= {"colour": rays.colour.clone(), "image": rays.colour.clone()}
+    prober.given |= {"widths": rays.delta, "background": rays.background}
     prober.given["device"] = torch.device("cpu")
     answer, _ = prober.ask({})
     answered(answer)
@@ -217,8 +209,8 @@ def _rendered(report: Report, fn: Any, names: Names, rays: Rays) -> Tensor | Non
 
 
 def composited(target: Tensor, rays: Rays, rows: Sequence[Row]) -> Tensor:
-    """What one row of each table gives: rgb or weights, as the target is."""
-    alphas, passed, through, weights, background, colours = rows
+    """What one row of each of TABLES gives: rgb or weights, as the target is."""
+    alphas, passed, through, weights, background, colours = rows[:6]
     alpha = alphas.value(rays.rho, rays.delta)
     light = through.value(passed.value(rays.rho, rays.delta, alpha))
     w = weights.value(light, alpha)
@@ -246,9 +238,8 @@ def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> tuple[Row
     came = target.detach().double()
 
     def fits(*rows: Row) -> bool:
-        last, told = rows[6].value(rays.delta), slice(None)
-        if rows[6].name == "unlike":
-            told = slice(0, None, 2)  # rays that end empty
+        last = rows[6].value(rays.delta)
+        told = slice(0, None, 2 if rows[6].name == "unlike" else 1)  # of rays that end empty
         with torch.no_grad():
             mine = _with_last(target, rays, rows, 0.0 if last is None else last)
             if last is None:  # any width: between none, and one that lets nothing pass
@@ -269,18 +260,16 @@ def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> tuple[Row
 def _simplest_wrong(target: Tensor, rays: Rays) -> str:
     """At how much matter it goes wrong, in rays whose last sample is empty."""
     right = composited(target, rays, [table[0] for table in _tables()])
-    wrong = ((target - right).abs().amax(-1) > 1e-4)[::2]
-    counts = (rays.rho > 0).sum(-1)[::2][wrong]
-    if not len(counts):
-        return "only the last sample is wrong"
-    found = min(int(counts.min()), 2)
-    return ("empty rays are wrong", "one sample of matter is wrong", "several are")[found]
+    wrong = (target - right).abs().amax(-1) > 1e-4
+    counts = (rays.rho > 0).sum(-1)[::2][wrong[::2]].tolist()
+    words = ("empty rays are wrong", "one sample of matter is wrong", "several are")
+    return words[min(counts + [2])] if counts else "only the last sample is wrong"
 
 
 def _with_last(target: Tensor, rays: Rays, rows: Sequence[Row], last: float | Tensor) -> Tensor:
     """What these rows give where the last samples have this width."""
     delta = torch.cat((rays.delta[:, :-1], torch.zeros_like(rays.delta[:, :1]) + last), -1)
-    return composited(target, rays._replace(delta=delta), rows[:6])
+    return composited(target, rays._replace(delta=delta), rows)
 
 
 def _judge_gradient(report: Report, target: Tensor, mine: Tensor, rho: Tensor) -> None:

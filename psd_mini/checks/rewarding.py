@@ -36,9 +36,13 @@ DIVIDED_TWICE = f"x0_hat is divided by alpha_t twice: it is {X0_HAT}"
 OTHER = f"the reward is not shown x0_hat = {X0_HAT}"
 
 
-def _denoised(x_t: float, e: float, g: float) -> dict[str, float]:
-    """x_t and the guided prediction, each with its coefficient."""
-    return {"x_t": x_t, "cond": g * e, "uncond": (1 - g) * e}
+LABELS = ("x_t", "cond", "uncond", "x")  # what a picture is made of
+X_T, COND, UNCOND, X = torch.eye(len(LABELS), dtype=torch.float64)
+
+
+def _denoised(x_t: float, e: float, g: float) -> Tensor:
+    """Coefficients, by LABELS, of x_t and the guided prediction."""
+    return x_t * X_T + e * (g * COND + (1 - g) * UNCOND)
 
 
 PICTURES = [  # of alpha_t, sigma_t, g: what the reward may have been shown
@@ -50,8 +54,8 @@ PICTURES = [  # of alpha_t, sigma_t, g: what the reward may have been shown
     Row("without sigma_t", lambda a, s, g: _denoised(1, -1, g), f"{OTHER}: sigma_t is missing"),
     Row("of abar_t", lambda a, s, g: _denoised(1, -s * s, g), f"{OTHER}: roots are missing"),
     Row("swapped", lambda a, s, g: _denoised(1, -a, g), f"{OTHER}: alpha_t for sigma_t"),
-    Row("the noisy x_t", lambda a, s, g: {"x_t": 1}, NOISY),
-    Row("x itself", lambda a, s, g: {"x": 1}, RENDER),
+    Row("the noisy x_t", lambda a, s, g: X_T, NOISY),
+    Row("x itself", lambda a, s, g: X, RENDER),
     Row("the prediction", lambda a, s, g: _denoised(0, 1, g), f"{OTHER} but a noise prediction"),
 ]
 # resizing costs some likeness; a picture is a combination of vectors where nothing else is left
@@ -73,15 +77,23 @@ def reward(images: Tensor, *_: Any, **__: Any) -> Tensor:
 class Seen(NamedTuple):
     """A picture that the reward was shown, or latents that were decoded.
 
-    reading, noise: whose x0_hat it is. terms: its coefficients, {} where it is no combination.
-    like: name of the row of PICTURES that it is like, where it has no coefficients.
+    reading, noise: whose x0_hat it is. terms: its coefficients by LABELS, empty where it is no
+    combination. like: name of the row of PICTURES that it is like, where it has no coefficients.
     """
 
     score: float
     reading: Reading
     noise: int = 0
-    terms: dict[str, float] = {}
+    terms: Tensor = torch.empty(0)
     like: str = "something else"
+
+    def wanted(self, row: Row) -> Tensor:
+        """The coefficients that a row of PICTURES gives here, by LABELS."""
+        group = self.reading.groups[self.noise]
+        terms = row.value(group.a or 1e-30, group.s or 1e-30, self.reading.g)
+        if "uncond" not in group.eps_hat:  # who asks one prompt has one prediction
+            terms = terms * (1 - UNCOND) + terms[2] * COND
+        return terms
 
 
 def seen_by_reward(trial: Trial) -> list[Seen]:
@@ -101,35 +113,26 @@ def _recognised(image: Tensor, score: float, readings: list[Reading]) -> Seen:
     picture, free = _pixels(image)
     places = [(reading, i) for reading in readings for i in range(len(reading.groups))]
     for reading, i in places if free.mean() > 0.01 else []:
-        vectors = _vectors(reading, i)
-        columns = [_centred(_decoded_as(image, z), free) for z in vectors.values()]
-        values, left = fit(_centred(picture, free), columns)
+        columns = [_centred(_decoded_as(image, z), free) for z in _vectors(reading, i)]
+        terms, left = fit(_centred(picture, free), columns)
         if left < rest:
-            terms = dict(zip(vectors, values, strict=True))
-            seen, rest = Seen(score, reading, i, terms, ""), left
-    for reading, i in [] if seen.terms else places:
+            seen, rest = Seen(score, reading, i, torch.tensor(terms).double(), ""), left
+    for reading, i in [] if len(seen.terms) else places:
         for name in LIKELY:
-            like = _likeness(picture, _decoded_as(image, _latents(reading, i, name)))
+            candidate = Seen(score, reading, i, like=name)
+            coefficients = candidate.wanted(named(PICTURES, name))
+            latents = torch.einsum("v,vchw->chw", coefficients, torch.stack(_vectors(reading, i)))
+            like = _likeness(picture, _decoded_as(image, latents))
             if like > likeness:
-                seen, likeness = Seen(score, reading, i, like=name), like
+                seen, likeness = candidate, like
     return seen
 
 
-def _vectors(reading: Reading, i: int) -> dict[str, Tensor]:
-    """What a picture of one noised version can be made of."""
+def _vectors(reading: Reading, i: int) -> list[Tensor]:
+    """What a picture of one noised version can be made of, by LABELS; zeros were not asked for."""
     group = reading.groups[i]
-    vectors = {label: e for label, e in group.eps_hat.items() if label in ("cond", "uncond")}
-    return vectors | {"x_t": group.x_t, "x": reading.x}
-
-
-def _latents(reading: Reading, i: int, name: str) -> Tensor:
-    """The latents of a row of PICTURES."""
-    group, vectors = reading.groups[i], _vectors(reading, i)
-    vectors.setdefault("uncond", vectors.get("cond", group.x_t))
-    latents = torch.zeros_like(reading.x)
-    for label, value in named(PICTURES, name).value(group.a or 1.0, group.s, reading.g).items():
-        latents = latents + value * vectors.get(label, 0 * group.x_t)
-    return latents
+    asked = [group.eps_hat.get(label, 0 * group.x_t) for label in ("cond", "uncond")]
+    return [group.x_t, *asked, reading.x]
 
 
 def _pixels(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +203,8 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tenso
         rewards = rewards_of(trial, here)[0]
         if rewards is not None:
             scored.append((trial, rewards))
-    status, came, cause = _what_it_saw(shown, [seen for seen in decoded if seen.terms])
+    decoded = [seen for seen in decoded if len(seen.terms)]
+    status, came, cause = _what_it_saw(shown, decoded)
     report.add(status, "reward sees", came, "x0_hat", cause, "R_i = r(decode(x0_hat_i))")
     leaks = any(flows(images) for trial in trials for images, _ in trial.trace.rewarded)
     came = "differentiated" if leaks else "yes"
@@ -211,7 +215,7 @@ def judge_reward(report: Report, trials: list[Trial]) -> list[tuple[Trial, Tenso
 
 def _what_it_saw(shown: list[Seen], decoded: list[Seen]) -> tuple[Ok, str, str]:
     """Status, what came and what is wrong with it."""
-    names, parts = {seen.like for seen in shown}, [seen for seen in shown if seen.terms]
+    names, parts = {seen.like for seen in shown}, [s for s in shown if len(s.terms)]
     rows = [row for row in PICTURES if row.name in names]
     if parts:
         rows.append(_row_of(parts) or _another_mixture(parts[0]))
@@ -243,28 +247,21 @@ def _row_of(parts: list[Seen]) -> Row | None:
 
 def _another_mixture(seen: Seen) -> Row:
     """What a picture is that no row is: x_t minus the guided prediction times another number?"""
-    terms, group = seen.terms, seen.reading.groups[seen.noise]
-    x_t, cause = terms["x_t"] or 1e-30, OTHER
-    number = -(terms.get("cond", 0.0) + terms.get("uncond", 0.0)) / x_t
-    wanted = _denoised(x_t, -x_t * number, seen.reading.g)
-    if all(abs(value - wanted.get(key, 0.0)) < 1e-2 * abs(x_t) for key, value in terms.items()):
+    x_t, cond, uncond, _ = terms = seen.terms.tolist()
+    x_t, cause = x_t or 1e-30, OTHER
+    number = -(cond + uncond) / x_t
+    wanted = seen.wanted(Row("", lambda a, s, g: _denoised(x_t, -x_t * number, g)))
+    if (seen.terms - wanted).abs().max() < 1e-2 * abs(x_t):
         cause += f", but x_t - {number:.4g} eps_cfg at t = {seen.reading.t}, where sigma_t is"
-        cause += f" {group.s:.4g}: at the level of another t?"
-    return Row(in_numbers(terms), dict, cause)
+        cause += f" {seen.reading.groups[seen.noise].s:.4g}: at the level of another t?"
+    return Row(in_numbers(dict(zip(LABELS, terms, strict=True))), dict, cause)
 
 
 def _scale_of(row: Row, parts: list[Seen], spread: float = SPREAD) -> float | None:
     """By how much all these pictures are larger than the row's; None where they are others."""
     sizes = []
     for seen in parts:
-        group, terms = seen.reading.groups[seen.noise], seen.terms
-        wanted = row.value(group.a or 1e-30, group.s or 1e-30, seen.reading.g)
-        if "uncond" in wanted and "uncond" not in terms:  # who asks one prompt has one prediction
-            wanted = wanted | {"cond": wanted["cond"] + wanted["uncond"], "uncond": 0.0}
-        keys = list(dict.fromkeys([*terms, *wanted]))
-        came = torch.tensor([terms.get(key, 0.0) for key in keys]).double()
-        wish = torch.tensor([wanted.get(key, 0.0) for key in keys]).double()
-        (size,), left = fit(came, [wish])
+        (size,), left = fit(seen.terms, [seen.wanted(row)])
         if size <= 0 or left > SPREAD:
             return None
         sizes.append(size)

@@ -22,17 +22,16 @@ from typing import Any
 
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
 from psd_mini.checks.directions import GUIDED, Method
 from psd_mini.checks.exact_world import alpha_sigma
 from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import Scale, readings_of
 from psd_mini.checks.noise_schedule import LEVELS
-from psd_mini.checks.probe import Trial
+from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, cosine, fit, split_gradient
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
+from psd_mini.checks.sizes import Scale
 from psd_mini.checks.tables import best_explanation, causes_of, formulas
 
 RANDOM = "the noise is drawn at random: this is SDS; SDI finds it by inverting x"
@@ -120,7 +119,6 @@ def _look(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "inversion", came, "DDIM from x up to t", cause, EQUATION)
 
 
-@validated
 @guarded("SDI")
 def check_sdi(
     fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None

@@ -7,39 +7,34 @@ summed over elements and divided by the batch or not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import validated
-from psd_mini.checks import judging_draws as draws
+from psd_mini.checks import judging
 from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
-from psd_mini.checks.grading.names import Names, arguments, invoke, keys
+from psd_mini.checks.grading.names import Names, arguments, invoke
 from psd_mini.checks.grading.submission import COURSE, answered, prepare, training_of
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.judging import Runs, Scale, basics, judge_gradient
+from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial, given
 from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.sizes import POLICIES, W_FORMULAS, known_choice
+from psd_mini.checks.sizes import Scale
 from psd_mini.checks.trace import Call, Trace
 
-Weighting = str | None
 # batch, g, t, seed: several noise levels, t = 500 twice with another picture
 G_AND_T = ((7.5, 500), (3.0, 250), (7.5, 90), (7.5, 750), (3.0, 930), (7.5, 500))
 ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
-RESCALED = "guidance must be linear in the two predictions (was it rescaled?)"
 LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
 TRAINING, NOT_CHECKED = "training of q", "q's training was not checked"
 
 
-@validated
 @guarded("SDS")
 def check_sds(
     fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
@@ -61,7 +56,6 @@ def check_sds(
     return check_method(SDS_METHOD, fn, Scale(weighting, gradient_scale), names)
 
 
-@validated
 @guarded("CSD")
 def check_csd(
     fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
@@ -70,13 +64,12 @@ def check_csd(
     return check_method(CSD_METHOD, fn, Scale(weighting, gradient_scale), names)
 
 
-@validated
 @guarded("VSD")
 def check_vsd(
     fn: Any,
     *,
     train: Callable | None = None,
-    weighting: Weighting = None,
+    weighting: str | None = None,
     gradient_scale: str = "report",
     names: Names = None,
 ) -> Report:
@@ -95,12 +88,6 @@ def check_vsd(
     return report
 
 
-def known_scale(scale: Scale) -> None:
-    """Raise Unreadable for a weighting or a policy that nobody knows."""
-    known_choice("weighting", scale.weighting, (None, *W_FORMULAS))
-    known_choice("gradient_scale", scale.policy, tuple(POLICIES))
-
-
 def check_method(
     method: Method,
     target: Any,
@@ -108,8 +95,7 @@ def check_method(
     names: Names = None,
     judges_training: bool = False,
     look: Callable[[Report, list[Trial]], None] | None = None,
-    world: Mapping[str, Any] | None = None,
-    unit: float = 1,
+    world: Mapping[str, Any] = {},
 ) -> Report:
     """Does a submission give the gradient of this method? Exceptions of its code are raised.
 
@@ -117,43 +103,34 @@ def check_method(
         judges_training: is the loss of VSD's q looked at, where one came too?
         look: takes the place of the rows on x_t, and comes first; it may change what was read,
             such as put another vector in the place of the noise.
-        world: what is given in place of the usual pipeline. unit: of the time that is given.
+        world: what is given in place of the usual pipeline.
     """
-    scale = scale or Scale()
-    known_scale(scale)
     report = Report(f"check of {method.name}")
     name = method.name.lower()
     fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
-    runs = run_all(fn, names, method is CSD_METHOD, world, unit)
-    if not basics(report, runs.trials[0], method.equation):
+    runs = run_all(Prober(fn, names, world, guided=method is CSD_METHOD))
+    if not judging.basics(report, runs.trials[0], method.equation):
         return report
     if look:
         look(report, [*runs.trials, *runs.limits, *runs.batched])
-    readable = judge_gradient(report, method, runs, scale)
+    readable = judging.judge_gradient(report, method, runs, scale or Scale())
     if not look:
-        draws.judge_noise(report, [*runs.trials, *runs.batched])
-    draws.judge_graph(report, runs.trials)
+        judge_noise(report, [*runs.trials, *runs.batched])
+    judging.judge_graph(report, runs.trials)
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
         report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
     if judges_training:
         _judge_training(report, runs.trials)
     if readable:
-        draws.judge_batch(report, method, runs.batched, runs.failure)
+        judging.judge_batch(report, method, runs.batched, runs.failure)
     return report
 
 
-def run_all(
-    fn: Callable,
-    names: Names,
-    guided: bool = False,
-    world: Mapping[str, Any] | None = None,
-    unit: float = 1,
-) -> Runs:
-    """Every call that a gradient is judged by; guided: of a formula that needs both prompts."""
-    prober = Prober(fn, names, world, guided, unit)
-    runs = Runs([prober.run(*plan) for plan in ONE_PICTURE])
-    runs.takes_g = "guidance_scale" in keys(fn, names)
+def run_all(prober: Prober) -> judging.Runs:
+    """Every call that a gradient is judged by."""
+    runs = judging.Runs([prober.run(*plan) for plan in ONE_PICTURE])
+    runs.takes_g = "guidance_scale" in prober.keys
     runs.limits = [prober.run(*plan) for plan in LIMITS]
     try:
         runs.batched = [prober.run(*BATCH)]
@@ -217,7 +194,6 @@ def _report_learnt(report: Report, learnt: dict[str, float]) -> None:
     report.add(fine, TRAINING, f"q learns {came}", "q learns +1 noise", cause, equation)
 
 
-@validated
 @guarded("classifier-free guidance")
 def check_cfg(fn: Any, *, names: Names = None) -> Report:
     """Is fn(eps_cond, eps_uncond, guidance_scale) = eps_uncond + g (eps_cond - eps_uncond)?
@@ -237,13 +213,10 @@ def check_cfg(fn: Any, *, names: Names = None) -> Report:
         return result
 
     report = Report(f"check of {CFG_METHOD.name}")
-    runs = run_all(guided, None)
-    if basics(report, runs.trials[0], CFG_METHOD.equation):
-        judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
-    for i, finding in enumerate(report.findings):
-        if finding.name == "size" and not finding.ok:  # there is no w(t) in a prediction
-            report.findings[i] = replace(finding, cause=f"{RESCALED}: {finding.cause}")
-    draws.judge_inputs(report, changed)
+    runs = run_all(Prober(guided))
+    if judging.basics(report, runs.trials[0], CFG_METHOD.equation):
+        judging.judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
+    judging.judge_inputs(report, changed)
     return report
 
 

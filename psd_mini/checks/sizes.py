@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
+from psd_mini._internal.arguments import one_of
 from psd_mini.checks.exact_world import SHAPE
 from psd_mini.checks.noise_schedule import LEVELS
-from psd_mini.checks.report import Ok, Unreadable
+from psd_mini.checks.report import Ok
 from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, products_of
 
 # the status of a constant factor, by policy
@@ -23,11 +25,19 @@ W_FORMULAS = {"sds": "sigma_t^2", "uniform": "1", "fantasia3d": "alpha_t sigma_t
 Sizes = Sequence[tuple[int, int, float, float]]  # t, batch, g, size of a gradient
 
 
-def known_choice(name: str, came: str | None, known: Sequence[str | None]) -> None:
-    """Raise Unreadable for a choice that nobody knows."""
-    if came not in known:
-        names = ", ".join(filter(None, known))
-        raise Unreadable(f"{name}: {came!r} is not known; choose from {names}")
+@dataclass(frozen=True)
+class Scale:
+    """What is asked of a gradient's size.
+
+    weighting: the key of W_FORMULAS if only that w(t) is right. policy: a key of POLICIES.
+    """
+
+    weighting: str | None = None
+    policy: str = "report"
+
+    def __post_init__(self) -> None:
+        one_of("weighting", self.weighting or "sds", W_FORMULAS)
+        one_of("gradient_scale", self.policy, POLICIES)
 
 
 def _power(i: int, j: int) -> str:
@@ -107,10 +117,9 @@ def size(
         expected = ratio(weight, factor, *seen[0])
         if constant is not ANY_CONSTANT:
             expected = constant.value()
-        for run in seen:  # written so that NaN does not fit
-            if not abs(ratio(weight, factor, *run) - expected) <= tolerance * expected:
-                return False
-        return True
+        # written so that NaN does not fit
+        errors = (abs(ratio(weight, factor, *run) - expected) for run in seen)
+        return all(error <= tolerance * expected for error in errors)
 
     found = fewest_slips([weights, known, products_of(factors(style, free_g), 2)], fits)
     if found is None:

@@ -115,10 +115,9 @@ def named(table: Table, name: str) -> Row:
 
 def products_of(factors: Table, most: int = 3) -> list[Row]:
     """Every product of at most so many different factors, as one table."""
-    rows = []
+    rows: list[Row] = []
     for n in range(most + 1):
-        for chosen in combinations(factors, n):
-            rows.append(_product(chosen))
+        rows += map(_product, combinations(factors, n))
     return rows
 
 

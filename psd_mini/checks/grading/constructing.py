@@ -18,17 +18,9 @@ from typing import Any
 
 import torch
 
+from psd_mini.checks.grading import names as known
 from psd_mini.checks.grading.missing import named, names_in
-from psd_mini.checks.grading.names import (
-    HELD,
-    OPTIONS,
-    Names,
-    invoke,
-    key_of,
-    keys,
-    option,
-    parameters,
-)
+from psd_mini.checks.grading.names import Names, key_of
 
 ARGS = named("options", "args")
 PROMPTS = re.compile("((neg(ative)?_)?(prompt|text|caption)|neg(ative)?)s?")
@@ -47,23 +39,23 @@ def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
         names: parameter -> key, for parameters with names of their own.
     """
     hints, given = {}, {}
-    if "cond" in values and "uncond" not in keys(cls, names):  # diffusers stacks them
+    if "cond" in values and "uncond" not in known.keys(cls, names):  # diffusers stacks them
         values = {**values, "cond": torch.cat((values["uncond"], values["cond"]))}
     with suppress(Exception):  # annotations that need what is not there
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     texts = bool(ENCODES & names_used(cls))
-    for name, parameter in parameters(cls).items():
+    for name, parameter in known.parameters(cls).items():
         default, required = parameter.default, parameter.default is parameter.empty
         key = "args" if name == "cfg" else key_of(name, names, guess=required)
         if dataclasses.is_dataclass(hints.get(name)):
             given[name] = construct(hints[name], {})
-        elif isinstance(default, NUMBERS) and key in HELD and default >= 1:
-            given[name] = HELD[key][1]
+        elif isinstance(default, NUMBERS) and key in known.HELD and default >= 1:
+            given[name] = known.HELD[key][1]
         elif (texts and _is_text(parameter)) or (required and key not in values):
-            given[name] = option(name, ARGS)
+            given[name] = known.option(name, ARGS)
         elif key in values and (not isinstance(default, KEPT) or key in ("device", "fp16")):
             given[name] = values[key]
-    return invoke(cls, given)
+    return known.invoke(cls, given)
 
 
 def _is_text(parameter: inspect.Parameter) -> bool:
@@ -88,15 +80,15 @@ def make_ready(made: Any, methods: list[str], values: Mapping[str, Any]) -> None
     for name in methods:
         given: dict[str, Any] = {}
         with suppress(Exception):  # it was no such method
-            for parameter, how in parameters(getattr(made, name)).items():
+            for parameter, how in known.parameters(getattr(made, name)).items():
                 if texts and PROMPTS.fullmatch(parameter):
-                    text = option(parameter)
+                    text = known.option(parameter)
                     given[parameter] = [text] if parameter.endswith("s") else text
                 elif how.default is how.empty:
                     key = key_of(parameter)
                     given[parameter] = values[key] if key in (*EMBEDDINGS, "prompt") else None
             if given and None not in given.values():
-                invoke(getattr(made, name), given)
+                known.invoke(getattr(made, name), given)
 
 
 def with_held(made: Any, method: Callable) -> Callable:
@@ -107,12 +99,12 @@ def with_held(made: Any, method: Callable) -> Callable:
     """
     own, used = getattr(made, "__dict__", {}), names_used(type(made))
     places, more = [], []
-    for key, (pattern, value) in HELD.items():
+    for key, (pattern, value) in known.HELD.items():
         found = [(own, name) for name, kept in own.items() if kept is value] + _inside(own, value)
-        names = {name for name in used if option(name) is value}
+        names = {name for name in used if known.option(name) is value}
         if not found and names - own.keys() and any(kept is ARGS for kept in own.values()):
-            found = [(OPTIONS, pattern)]
-        if found and key not in keys(method):
+            found = [(known.OPTIONS, pattern)]
+        if found and key not in known.keys(method):
             places += [(key, *place) for place in found]
             more.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=value))
 
@@ -125,9 +117,9 @@ def with_held(made: Any, method: Callable) -> Callable:
         try:
             return method(*args, **kwargs)
         finally:
-            OPTIONS.update(HELD.values())
+            known.OPTIONS.update(known.HELD.values())
 
-    taken, call.__doc__ = [*parameters(method).values(), *more], method.__doc__
+    taken, call.__doc__ = [*known.parameters(method).values(), *more], method.__doc__
     call.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
     call.__self__ = made  # type: ignore[attr-defined]
     return call if more else method
@@ -140,7 +132,7 @@ def _inside(holder: dict[str, Any], wanted: float) -> list[tuple[dict[str, Any],
         if dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace | dict):
             inside = value if isinstance(value, dict) else vars(value)
             for name, number in inside.items():
-                if option(name) is wanted and isinstance(number, int | float) and number >= 1:
+                if known.option(name) is wanted and isinstance(number, int | float) and number >= 1:
                     places.append((inside, name))
             places += _inside(inside, wanted)
     return places

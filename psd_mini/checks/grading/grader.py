@@ -33,7 +33,7 @@ from psd_mini.checks.grading.offline import offline_diffusers, stood_in
 from psd_mini.checks.grading.submission import COURSE
 from psd_mini.checks.guard import describe, status_of
 from psd_mini.checks.report import STATUSES, Report, Unreadable, in_capitals, no_answer
-from psd_mini.checks.sizes import W_FORMULAS
+from psd_mini.checks.sizes import Scale
 
 Result = dict[str, Any]
 
@@ -187,9 +187,7 @@ def grade(
         ValueError: a weighting that nobody knows, or for a kind without one; no time or no memory.
         OSError: this system cannot fork (Windows): call the check itself, `check_sds(fn)`, there.
     """
-    _look_at_options(kind, weighting, timeout, memory)
-    options = {"weighting": weighting, "gradient_scale": gradient_scale}
-    options = options if kind in HAVE_WEIGHT else {}
+    options = _options(kind, Scale(weighting, gradient_scale), timeout, memory)
     waiting, running = deque(enumerate(paths)), dict[int, Confined]()
     results: dict[int, Result] = {}
 
@@ -232,20 +230,19 @@ def grade(
     return [results[i] for i in range(len(paths))]
 
 
-def _look_at_options(kind: str, weighting: str | None, timeout: float, memory: float) -> None:
-    """Raise what `grade` raises."""
+def _options(kind: str, scale: Scale, timeout: float, memory: float) -> dict[str, Any]:
+    """What the check of a kind is told about sizes; raises what `grade` raises."""
     if not hasattr(os, "fork"):
-        text = "files are graded in forked processes, which this system has not"
-        raise OSError(f"{text}: call check_sds(fn) itself")
-    if weighting is not None and (kind not in HAVE_WEIGHT or weighting not in W_FORMULAS):
-        known = f"kind {kind} has none"
-        if kind in HAVE_WEIGHT:
-            known = f"choose from {', '.join(W_FORMULAS)}"
-        raise ValueError(f"weighting: {weighting!r} is not known; {known}")
+        raise OSError("files are graded in forks, which this system has not: call check_sds(fn)")
     for name, value, unit in (("timeout", timeout, "seconds"), ("memory", memory, "GiB")):
         if not 0 < value <= 86400:
             expected = f"more than 0 and at most 86400 {unit}"
             raise ValueError(f"{name}: expected {expected}, got {value:g}")
+    if kind in HAVE_WEIGHT:
+        return {"weighting": scale.weighting, "gradient_scale": scale.policy}
+    if scale.weighting is not None:
+        raise ValueError(f"weighting: expected none for kind {kind}, got {scale.weighting!r}")
+    return {}
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from psd_mini.checks.exact_world import PROMPTS, T, embedding
 from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_held
 from psd_mini.checks.grading.missing import is_made_up
 from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
-from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, Trace
@@ -50,13 +49,18 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
     pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
     pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
-    number = torch.float32
     cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
     stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
 
-    def predict(x_t: Tensor, t: Any, *rest: Any, **kw: Any) -> Tensor:
-        return _plain(pipe.unet(x_t, t, *rest, **_renamed(kw)))
+    def predict(x_t: Tensor, t: Any, *rest: Any, **keywords: Any) -> Tensor:
+        given = {}
+        for name, value in keywords.items():  # a prompt's embedding may be called anything
+            prompt = KNOWN.get(name) in ("cond", "uncond", "n")
+            given["encoder_hidden_states" if prompt else name] = value
+        sample = pipe.unet(x_t, t, *rest, **given)[0]
+        sample.sample = sample.view_as(sample)  # as some expect of a `model`
+        return sample
 
     return {name: getattr(pipe, name) for name in parts} | {
         "pipe": pipe,
@@ -64,7 +68,7 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
         "velocity": predict,
         "num_train_timesteps": T,
         "device": torch.device("cpu"),
-        "dtype": number,
+        "dtype": torch.float32,
         **{"cond": cond, "uncond": uncond, "n": n, "reward": reward},
         "args": ARGS,
         "fp16": False,
@@ -76,27 +80,10 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
     }
 
 
-def _plain(output: Any) -> Tensor:
-    """The prediction as a tensor that also answers to `.sample`, as some expect of a `model`."""
-    sample = output[0]
-    sample.sample = sample.view_as(sample)
-    return sample
-
-
-def _renamed(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of a plain `predict_noise(x_t, t, ...)` in the UNet's words, for any embedding."""
-    prompts = ("cond", "uncond", "n")
-    return {
-        "encoder_hidden_states" if KNOWN.get(name) in prompts else name: value
-        for name, value in keywords.items()
-    }
-
-
 def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callable:
     """The callable in a submission: a function as it is, an object's method by one of the names.
 
-    A class is made first, within `offline_diffusers`; its constructor's parameters are recognised
-    like all others.
+    A class is made first; its constructor's parameters are recognised like all others.
 
     Raises:
         Unreadable: nothing that can be called.
@@ -104,20 +91,18 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
     made_here = isinstance(target, type)
     if made_here:
         values = environment()
-        with offline_diffusers():
-            bare = target.__init__ is object.__init__  # type: ignore[misc]
-            target = target() if bare else construct(target, values, names)
+        target = construct(target, values, names)
     if inspect.isroutine(target) or isinstance(target, partial):
         return target
     attributes = getattr(target, "__dict__", {})
     written = [name for name, value in attributes.items() if inspect.isroutine(value)]
-    for cls in type(target).__mro__:
-        written += [] if _foreign(cls) else _methods(cls)
+    for cls in type(target).__mro__:  # properties are not computed
+        own = {} if _foreign(cls) else vars(cls)
+        written += [name for name in own if callable(own[name]) or inspect.isroutine(own[name])]
     chosen = _method(target, methods, list(dict.fromkeys(written)))
     if made_here:
         others = [name for name in written if not name.startswith("_") and name != chosen]
-        with offline_diffusers():
-            make_ready(target, others, values)
+        make_ready(target, others, values)
         return with_held(target, getattr(target, chosen))
     return target if chosen == "__call__" else getattr(target, chosen)
 
@@ -139,13 +124,6 @@ def _method(target: Any, methods: Sequence[str], written: Sequence[str]) -> str:
         return asking[0]
     known, name = ", ".join(methods), type(target).__name__
     raise Unreadable(f"{name} has none of the methods {known}; hand in one: object.method")
-
-
-def _methods(cls: type) -> list[str]:
-    """Names of what a class itself defines and can be called. Properties are not computed."""
-    return [
-        name for name, value in vars(cls).items() if callable(value) or inspect.isroutine(value)
-    ]
 
 
 def _foreign(cls: type) -> bool:

@@ -20,7 +20,7 @@ from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, current
 
 OTHER_POOLED = "text_embeds belong to another prompt than encoder_hidden_states"
-SWITCHES = ("enable_", "disable_", "set_", "fuse_", "unfuse_", "load_", "add_adapter", "upcast_")
+SWITCHES = "enable_ disable_ set_ fuse_ unfuse_ load_ add_adapter upcast_ print_"
 PROCESSORS = [  # names of some of the attention layers
     f"{block}.attentions.0.transformer_blocks.0.{attention}.processor"
     for block in ("down_blocks.0", "mid_block", "up_blocks.1")
@@ -69,7 +69,7 @@ class StandIn(nn.Module):
         return self.gain.device
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(SWITCHES):
+        if name.startswith(tuple(SWITCHES.split())):
             return lambda *_, **__: None
         return super().__getattr__(name)
 
@@ -93,6 +93,7 @@ class UNet(StandIn):
     config |= dict(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8)
     config |= dict.fromkeys(("addition_embed_type", "class_embed_type", "time_cond_proj_dim"))
     in_channels = SHAPE[0]
+    time_unit: float = 1  # of the time that whoever takes t is given
 
     def __init__(self, q: bool = False, **_: Any):
         super().__init__()
@@ -104,15 +105,9 @@ class UNet(StandIn):
         """Turn the adapters on or off. Where none was added, the caller of the code has done so."""
         current().adapted |= not self.q
         self.q, self.on = True, on
-        self._grow()
-
-    def _grow(self) -> None:
-        """An adapter has weights of its own: they ask for gradients, be the rest frozen or not."""
+        # an adapter has weights of its own: they ask for gradients, be the rest frozen or not
         if not isinstance(self.bias, nn.Parameter):
             self.bias = nn.Parameter(torch.zeros(()))
-
-    def print_trainable_parameters(self) -> None:
-        """peft's: nothing that a check has to know."""
 
     add_adapter = enable_adapters = enable_adapter_layers = partialmethod(switch, True)
     disable_adapters = disable_adapter_layers = partialmethod(switch, False)
@@ -180,6 +175,8 @@ class Velocity(UNet):
 
     Times are in [0, 1], or in [0, T] as diffusers scales them.
     """
+
+    time_unit = 1 / T
 
     def predict(self, sample: Tensor, t: Tensor, e: Tensor | None, q: bool) -> Tensor:
         return exact_velocity(sample, flow_time(t), e)
