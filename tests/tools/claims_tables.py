@@ -15,6 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent.parent / "results"
 Record = dict[str, Any]
+STUDENT_T_PROMPTS = 2.57  # 97.5% of Student's t with the five degrees of freedom of six prompts
 STUDENT_T = 2.45  # 97.5% of Student's t with the six degrees of freedom of seven proxies
 
 
@@ -153,6 +154,24 @@ def proxies_table(records: list[Record], swept: list[Record]) -> list[str]:
     return lines
 
 
+def noise_table(records: list[Record]) -> list[str]:
+    """The proxy that has seen noise beside the one that has not, paired by prompt."""
+    lines = [
+        "| method | weight | gold, never saw noise | gold, saw noise | difference | distances |",
+        "|---" * 6 + "|",
+    ]
+    for (method, weight), mine in settings_of(records).items():
+        without, seen = ([r for r in mine if r["proxy"] == proxy] for proxy in (0, "noisy"))
+        gap, error, _, _ = difference(seen, without, "gold_reward")
+        sure = "**" if abs(gap) > STUDENT_T_PROMPTS * error and error else ""
+        cells = [method, f"{weight:g}", cell(without, "gold_reward"), cell(seen, "gold_reward")]
+        cells.append(f"{sure}{gap:+.3f} ± {error:.3f}{sure}")
+        distances = [by_run(runs, "true_view_distance") for runs in (without, seen)]
+        cells.append(", ".join(f"{clustered(values)[0]:.3f}" for values in distances))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def r_weighted(records: list[Record], method: str) -> bool:
     return any(r["method"] == method and r["weight"] is not None for r in records)
 
@@ -239,6 +258,9 @@ if __name__ == "__main__":
     for (task, kind), mine in worlds(judged + read("proxies")).items():
         print(f"\n### {task}, {kind}: the proxy as the unit\n")
         print("\n".join(proxies_table(mine, worlds(swept)[task, kind])))
+    if records := read("noise"):
+        print("\n### from nothing, rugged: a proxy that has seen noise\n")
+        print("\n".join(noise_table(records)))
     for name in ("dull_sweep", "dull"):
         if records := read(name):
             print(f"\n### {name}\n")
