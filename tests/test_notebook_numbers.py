@@ -229,6 +229,11 @@ def test_what_is_said_of_claim_1_is_what_the_records_say():
         f"${refined[0][0].strip('-')} \\pm {refined[0][1]}$",
         f"${smooth[0][0].strip('-')} \\pm {smooth[0][1]}$",
     )
+    noise = [r for r in claims_tables.read("noise") if r["method"] == "pixel-noisy"]
+    noise = [r for r in noise if r["weight"] == 1000]  # exact: a setting
+    seen, without = ([r for r in noise if r["proxy"] == proxy] for proxy in ("noisy", 0))
+    gap, error, *_ = claims_tables.difference(seen, without, "gold_reward")
+    says("03_rewards_and_why_pixel_gradients_fail", f"gold ${gap:+.2f} \\pm {error:.2f}$")
     readme = (ROOT / "README.md").read_text()
     for gap, error in (nothing[0], smooth[0], refined[0]):
         assert f"{gap} ± {error}" in readme
