@@ -5,7 +5,8 @@
         x = encode(render(field, camera))                                  x is (B, C, h, w)
         G = method(x, t, eps)                                              same shape
         L = (1/B) 0.5 ||x - stopgrad(x - G)||^2
-        + C h w { entropy_weight H(opacity) + variance_weight min(1, 2 progress) Var(depth) }
+        + C h w { entropy_weight H(opacity) + opacity_weight mean(opacity)
+                  + variance_weight min(1, 2 progress) Var(depth) }
         (a method `on_pictures` has x = 2 render - 1 in these two lines)
         field <- Adam(field, dL/dfield)                                    betas 0.9 and 0.99
 
@@ -17,7 +18,7 @@ a run that was killed and resumed ends in the same bits as one that was not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ class Options:
     seed: int = 0
     annealing: str = "linear"
     variance_weight: float = 0.0
+    opacity_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "cameras_per_step", "resolution", "n_samples"):
@@ -66,15 +68,15 @@ class Options:
                 raise ValueError(f"t_min, t_max: {expected}, got {self.t_min!r} and {self.t_max!r}")
         one_of("annealing", self.annealing, ANNEALING)
         at_least("variance_weight", self.variance_weight, 0, whole=False)
+        at_least("opacity_weight", self.opacity_weight, 0, whole=False)
         scales = self.lr_scale if isinstance(self.lr_scale, tuple) else (self.lr_scale,)
         for scale in scales:
             at_least("lr_scale", scale, 0, whole=False)
 
     def as_config(self) -> dict[str, Any]:
         """What identifies a run: name -> value, and the machine's threads and torch."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
         machine = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-        return {**values, "background": identity(self.background), **machine}
+        return {**vars(self), "background": identity(self.background), **machine}
 
 
 @validated
@@ -170,14 +172,13 @@ def one_step(number: int, job: Job) -> Step:
     gradient, metrics = answer(method, x.detach(), t, eps, context)
 
     with job.cost.timed("backward"):
-        # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + C h w { weights of entropy and variance }
-        loss = surrogate_loss(entry, gradient)
-        if options.entropy_weight:
-            entropy = opacity_entropy(rendering.opacity)
-            loss = loss + options.entropy_weight * entry[0].numel() * entropy
+        # L = (1/B) 0.5 ||x - stopgrad(x - G)||^2 + C h w { weighted entropy, opacity, variance }
+        loss, numbers = surrogate_loss(entry, gradient), entry[0].numel()
+        loss = loss + options.entropy_weight * numbers * opacity_entropy(rendering.opacity)
+        loss = loss + options.opacity_weight * numbers * rendering.opacity.mean()
         if options.variance_weight:
             spread = min(1.0, 2 * progress) * depth_variance(rendering.weights, rendering.z)
-            loss = loss + options.variance_weight * entry[0].numel() * spread
+            loss = loss + options.variance_weight * numbers * spread
         job.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in parameters.items()}
@@ -209,6 +210,7 @@ def distill(
     seed: int = 0,
     annealing: str = "linear",
     variance_weight: float = 0.0,
+    opacity_weight: float = 0.0,
     reward: Callable | None = None,
     negative: Any = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
@@ -242,6 +244,8 @@ def distill(
         annealing: how t_min and t_max move: "linear" or "sqrt".
         variance_weight: weight of `depth_variance`, per number of a picture x, warmed up over the
             first half of the run.
+        opacity_weight: weight of the mean opacity, per number of a picture x. A small one removes
+            matter in the background's colour, which no picture shows (tests/results/objects.md).
         reward: handed to the method through the context.
         negative: a `NegativeEmbedding`, optimised with the field, or `NegativeWords`; replaces
             `negative_prompt`.
@@ -270,7 +274,7 @@ def distill(
     """
     counts = (steps, cameras_per_step, resolution, n_samples)
     usual = (lr_scale, entropy_weight, background, seed)
-    options = Options(*counts, t_min, t_max, *usual, annealing, variance_weight)
+    options = Options(*counts, t_min, t_max, *usual, annealing, variance_weight, opacity_weight)
     needs("prior", prior, "schedule", "embed", "encode", "predict_noise", "draw_cameras")
     needs("radiance_field", radiance_field, "parameter_groups")
     prior, the_method = Prior.of(prior), Method.of(method)

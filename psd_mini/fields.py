@@ -37,7 +37,7 @@ BALL_OFFSET = -1.0  # raw density at that radius
 SLABS = 4
 
 
-def soft_ball(points: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+def soft_ball(points: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n"]:
     """Raw density of the soft ball that every field starts from.
 
         raw(p) = sharpness (radius - |p|) + offset
@@ -89,7 +89,7 @@ class VoxelField(nn.Module):
         axis = torch.linspace(-bound, bound, resolution)
         # laid out [z, y, x]; the coordinates of a node are (x, y, z)
         nodes = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).flip(-1)
-        self.density = nn.Parameter(soft_ball(nodes.view(-1, 3)).view(1, 1, *nodes.shape[:3]))
+        self.density = nn.Parameter(soft_ball(nodes)[None, None])
         self.colour = nn.Parameter(torch.zeros(1, channels, *nodes.shape[:3]))
 
     def forward(self, points: Points) -> Values:

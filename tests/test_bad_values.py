@@ -137,7 +137,7 @@ GENERATE = {
     },
     **{"t_min": (0.02, 0.02), "t_max": (0.98, 0.2), "lr_scale": 1.0, "entropy_weight": 0.01},
     **{"background": 1.0, "checkpoint_every": 50},
-    **{"annealing": "sqrt", "variance_weight": 0.1},
+    **{"annealing": "sqrt", "variance_weight": 0.1, "opacity_weight": 0.01},
 }
 DISTILL = {
     **{
@@ -166,6 +166,7 @@ DISTILL = {
     **{
         "annealing": "sqrt",
         "variance_weight": 0.1,
+        "opacity_weight": 0.01,
         "callback": lambda info: None,
         "checkpoint": Path("run.pt"),
         "checkpoint_every": 50,

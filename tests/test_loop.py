@@ -38,13 +38,14 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    ("optimised", "entropy_weight", "lr_scale"),
-    [(False, 0.7, (0.5, 0.1)), (True, 0.7, (0.5, 0.1)), (False, 0.0, 2.0)],
+    ("optimised", "entropy_weight", "opacity_weight", "lr_scale"),
+    [(False, 0.7, 0.0, (0.5, 0.1)), (True, 0.7, 0.3, (0.5, 0.1)), (False, 0.0, 0.4, 2.0)],
 )
-def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scale):
+def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, opacity_weight, lr_scale):
     """dL/dfield of the documented loss, and Adam's first two steps.
 
-    L = (1/B) 0.5 ||x - (x - G)||^2 + entropy_weight C h w H(opacity)
+    L = (1/B) 0.5 ||x - (x - G)||^2
+        + C h w { entropy_weight H(opacity) + opacity_weight mean(opacity) }
     """
     negative = NegativeEmbedding(embedding("")[0], GUIDANCE) if optimised else None
     options = {
@@ -52,9 +53,11 @@ def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scal
         "reward": liked,
         "background": BACKGROUND,
         "negative_prompt": "no",
+        "entropy_weight": entropy_weight,
+        "opacity_weight": opacity_weight,
     }
     method = Recorder(SDS(GUIDANCE, n_noises=N))
-    _, _, seen = run(method, **options, lr_scale=lr_scale, entropy_weight=entropy_weight)
+    _, _, seen = run(method, **options, lr_scale=lr_scale)
     for info, given in zip(seen, method.given, strict=True):
         x, opacity, places = picture(info["before"], info["cameras"], info["rendering"].z)
         assert x.shape == (B, 2, 2, 2) and opacity.min() > 0.1 and opacity.max() < 0.95
@@ -69,7 +72,8 @@ def test_a_step_goes_down_the_documented_loss(optimised, entropy_weight, lr_scal
         def loss(field, info=info, target=target):
             x, o, _ = picture(field, info["cameras"], info["rendering"].z)
             entropy = -(o * o.log() + (1 - o) * (1 - o).log()).mean()
-            return 0.5 * (x - target).square().sum() / 3 + entropy_weight * 8 * entropy
+            extra = entropy_weight * entropy + opacity_weight * o.mean()
+            return 0.5 * (x - target).square().sum() / 3 + 8 * extra
 
         for name, expected in {"x": x, "gradient": gradient, "loss": loss(info["before"])}.items():
             torch.testing.assert_close(info[name], expected, rtol=1e-7, atol=1e-9)

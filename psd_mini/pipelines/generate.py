@@ -99,6 +99,7 @@ def generate(
     background: float | Float[Tensor, "..."] | None = None,
     annealing: str | None = None,
     variance_weight: float | None = None,
+    opacity_weight: float | None = None,
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
@@ -139,7 +140,7 @@ def generate(
         overwrite: replace what is in `out`, once the first step is done.
         checkpoint_every, progress, callback: see `distill`.
 
-    The other numbers, from steps to variance_weight, are those of `distill`; None is the default of
+    The other numbers, from steps to opacity_weight, are those of `distill`; None is the default of
     the prior (`DEFAULTS`). With a reward that the method uses, the range of timesteps is
     `PREFERENCE_TIMES`; with `init_from` it is `REFINING_TIMES`. Learned priors enlarge the renders
     to their own size; results are always 64 x 64. `method` may also be a method of your own, and
@@ -160,7 +161,8 @@ def generate(
     given: dict[str, Any] = dict(guidance_scale=guidance_scale, residual=residual, steps=steps)
     given |= dict(cameras_per_step=cameras_per_step, n_samples=n_samples, t_min=t_min, t_max=t_max)
     given |= dict(entropy_weight=entropy_weight, background=background, resolution=resolution)
-    given |= dict(variance_weight=variance_weight, lr_scale=lr_scale, annealing=annealing)
+    given |= dict(variance_weight=variance_weight, opacity_weight=opacity_weight)
+    given |= dict(lr_scale=lr_scale, annealing=annealing)
     numbers = with_defaults(prior, preference, init_from is not None, given)
     g, residual = numbers.pop("guidance_scale"), numbers.pop("residual", "latent")
     options = Options(**numbers, seed=seed)

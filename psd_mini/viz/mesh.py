@@ -171,9 +171,8 @@ def extract_mesh(
         raise ValueError(f"level: {found}; lower the level or train longer")
     volume = capped.view(resolution, resolution, resolution).numpy()
     if largest:
-        components = label(volume > level, np.ones((3, 3, 3)))[
-            0
-        ]  # touching, also at a corner; 0 outside
+        # touching, also at a corner; 0 outside
+        components, _ = label(volume > level, np.ones((3, 3, 3)))
         sizes = np.bincount(components.ravel())[1:]
         volume[(components > 0) & (components != 1 + sizes.argmax())] = 0
     # the density grows inwards ("ascent"), and faces look outwards
