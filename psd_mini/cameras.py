@@ -133,7 +133,7 @@ def orbit(
     elevation = torch.atleast_1d(torch.as_tensor(elevation_degrees, dtype=torch.float32))
     counts = len(azimuth), len(elevation)
     if 0 in counts or (counts[0] != counts[1] and 1 not in counts):
-        raise ValueError(f"azimuth_degrees, elevation_degrees: expected as many, got {counts}")
+        raise ValueError(f"azimuth_degrees, elevation_degrees: expected equally many, got {counts}")
     azimuth, elevation = torch.broadcast_tensors(azimuth, elevation)
     distances = torch.full_like(azimuth, float(distance))
     return Cameras(azimuth.deg2rad(), elevation.deg2rad(), distances, math.radians(fov_degrees))
