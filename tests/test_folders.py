@@ -81,7 +81,7 @@ OTHERS = [
     *(["--t-min", "0.9", "0.2"], ["--t-max", "0.9", "0.1"], ["--lr-scale", "2"]),
     *(["--lr-scale", "2", "0.1"], ["--entropy-weight", "0"], ["--background", "0.5"]),
     *(["--annealing", "sqrt"], ["--variance-weight", "0.1"], ["--residual", "image"]),
-    *(["--guidance-scale", "2", "1"], ["--residual", "latent"]),
+    *(["--guidance-scale", "2", "1"], ["--residual", "latent"], ["--opacity-weight", "0.1"]),
 ]
 
 
