@@ -56,7 +56,7 @@ def moved(draw, jitter):
 
 
 # Files in which every test starts processes of its own. Plain pytest runs every fifth of their
-# tests, `pytest -m slow` the others.
+# tests, but for those of a table that takes long to make; `pytest -m slow` runs the others.
 SAMPLED = {
     f"test_checks_{name}.py"
     for name in ("door", "grader", "isolation", "outlets", "robust", "stand_ins")
@@ -69,5 +69,6 @@ def pytest_collection_modifyitems(items):
     of_file = {}
     for item in items:
         number = of_file[item.path.name] = of_file.get(item.path.name, -1) + 1
-        if item.path.name in SAMPLED and number % EVERY:
+        made_long = {"results", "table"} & set(item.fixturenames)
+        if item.path.name in SAMPLED and (number % EVERY or made_long):
             item.add_marker(pytest.mark.slow)

@@ -801,7 +801,8 @@ COMMANDS = {
         **{"preference-weight": "1", "steps": "1", "seed": "0", "resolution": "8", "out": "out"},
         **{"cameras-per-step": "2", "n-samples": "4", "t-min": "0.1", "t-max": "0.9"},
         **{"lr-scale": "1", "entropy-weight": "0.01", "background": "0.5"},
-        **{"annealing": "sqrt", "variance-weight": "0.1", "residual": "image"},
+        **{"annealing": "sqrt", "variance-weight": "0.1", "opacity-weight": "0.01"},
+        "residual": "image",
     },
     "compare": {
         **{
@@ -850,6 +851,7 @@ LARGE_IS_FINE = (
         "entropy-weight",
         "background",
         "variance-weight",
+        "opacity-weight",
     ),
 )
 PAIRS = ("t-min", "t-max")

@@ -18,6 +18,7 @@ import pytest
 import run_notebooks as tools
 from count_lines import code_lines
 from PIL import Image
+from worlds import mostly_slow
 
 PATHS = sorted(tools.NOTEBOOKS.glob("*.ipynb"))
 each = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -395,7 +396,7 @@ def test_the_stubs_fail_with_the_intended_messages(path):
         assert phrase is None or phrase in said, said
 
 
-@pytest.mark.parametrize("number", WRONG)
+@pytest.mark.parametrize("number", mostly_slow(WRONG))
 def test_exercises_from_nothing_name_wrong_answers(number, capsys):
     """Their checkers need a notebook's imports and a helper or two, and nothing else of it."""
     (path,) = (path for path in PATHS if path.stem.startswith(number))
