@@ -715,6 +715,9 @@ def small_world(tmp_path, monkeypatch):
         monkeypatch.setattr(text_to_3d, name, lambda result, folder: None)
 
 
+LONG = ("check_", "Generation.")
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_the_valid_call_is_valid(name):
     """Otherwise the bad values would be refused for the wrong reason."""
@@ -726,8 +729,8 @@ def test_the_valid_call_is_valid(name):
 @pytest.mark.parametrize(
     ("name", "parameter"),
     [
-        # a check that is handed nonsense searches all its tables
-        pytest.param(name, parameter, marks=[pytest.mark.slow] if parameter == "fn" else [])
+        # a check that is handed nonsense searches all its tables, and pictures take time to draw
+        pytest.param(name, parameter, marks=[pytest.mark.slow] if name.startswith(LONG) else [])
         for name, (_, valid) in TABLE.items()
         for parameter in valid
     ],

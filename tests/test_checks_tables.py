@@ -8,6 +8,7 @@ import submissions
 import torch
 from submissions_preference import OWN_OMEGA, psd_args, psd_hard
 from submissions_tables import RENDERERS, TABLES, formula, three_predictions
+from worlds import mostly_slow
 
 from psd_mini import checks
 from psd_mini.checks import (
@@ -26,7 +27,7 @@ from psd_mini.checks.tables import Row, fewest_slips, formulas, products_of, sli
 MEAN = submissions.WRONG["MeanInsteadOfSum"][1]
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", mostly_slow(TABLES))
 def test_verdict_and_words(name):
     kind, submission, status, words = TABLES[name]
     report = CHECKS[kind](submission)
@@ -35,7 +36,7 @@ def test_verdict_and_words(name):
         assert word in "; ".join(report.causes), report
 
 
-@pytest.mark.parametrize("name", RENDERERS)
+@pytest.mark.parametrize("name", mostly_slow(RENDERERS))
 def test_renderers(name):
     submission, words = RENDERERS[name]
     report = check_renderer(submission)
