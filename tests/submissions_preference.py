@@ -577,7 +577,7 @@ RENDERERS = {
     ),
     "unknown name": (
         lambda density, colour, foo: density,
-        "one of density, x, colour, image, t, z_vals, widths",
+        "one of density, x, t, z_vals, colour, image, widths",
     ),
     "two at once": (compose(inclusive=True, background=False), "inclusive"),
 }

@@ -9,7 +9,7 @@ from plain_mixture import SCHEDULE, close
 from worlds import normal, same, small_world
 
 from psd_mini import PSD, SDS, Context, Regression, VoxelField, distill, generate
-from psd_mini.methods import METHODS, ByNoiseLevel, ImageResidual, make_method
+from psd_mini.methods import METHODS, WITH_NETWORK, ByNoiseLevel, ImageResidual, make_method
 from psd_mini.methods.negative_words import make_negative
 from psd_mini.pipelines.generate import with_defaults
 from psd_mini.rewards import make_reward
@@ -33,10 +33,7 @@ def case(prior, noises=2, times=(150, 620, 930)):
     return x, t, eps, replace(context, images=images)
 
 
-LEARNED = ("vsd-lora", "l2-vsd-lora")  # they need a prior with a network
-
-
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("exact", *LEARNED)])
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("exact", *WITH_NETWORK)])
 def test_in_the_exact_world_it_is_a_factor(toy, name):
     """Without an autoencoder G = (sigma_t / (alpha_t w)) G_z for every method, where no target
     leaves [-1, 1], and the target is clamped elsewhere. HiFA's own has w (x - x0_hat): 1 / w."""

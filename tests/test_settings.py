@@ -22,6 +22,7 @@ from psd_mini.methods import (
     KINDS,
     METHODS,
     VSD,
+    WITH_NETWORK,
     Coefficients,
     DreamDPO,
     Exact,
@@ -234,7 +235,7 @@ def test_methods_by_name():
         Exact(_tilted={})
 
 
-UNMETERED = ("exact", "vsd-lora", "l2-vsd-lora")  # they need a prior of another kind
+UNMETERED = ("exact", *WITH_NETWORK)  # they need a prior of another kind
 METERED = {
     **{name: partial(make_method, name, 2.0) for name in METHODS if name not in UNMETERED},
     "fresh": lambda: PSD(SDS(2.0), 3.0, "bt", 0.5, "fresh", over_views=False),

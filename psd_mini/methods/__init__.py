@@ -47,6 +47,7 @@ BASES: dict[str, Callable[..., Method]] = {
     **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01), "hifa": HiFA},
     **{"vsd-lora": low_rank_vsd, "l2-vsd-lora": partial(low_rank_vsd, lookahead=0.01)},
 }
+WITH_NETWORK = ("vsd-lora", "l2-vsd-lora")  # they need a prior with a `unet`
 PREFERENCE_METHODS: dict[str, Callable[..., Method]] = {
     "psd": PSD,
     "dreamdpo": DreamDPO,

@@ -22,7 +22,7 @@ from psd_mini._internal.arguments import at_least
 from psd_mini.cameras import Cameras, camera_rays, orbit
 from psd_mini.distill import distill
 from psd_mini.fields import DENSITY_SCALE, VoxelField, make_field
-from psd_mini.methods import METHODS, make_method
+from psd_mini.methods import METHODS, WITH_NETWORK, make_method
 from psd_mini.rendering import ball_interval, compositing_weights, render
 from psd_mini.rewards import make_reward
 from psd_mini.viz.pictures import gif, render_views, turntable_cameras
@@ -85,7 +85,8 @@ def methods_table(steps: int) -> list[dict]:
         + "".join(f"{name:>10}" for name in (*PARTS, "rest", "total", "/ sds", "evals"))
     )
     rows: list[dict] = []
-    for kind, name in [*(("voxel", name) for name in METHODS), ("triplane", "sds")]:
+    exact = [name for name in METHODS if name not in WITH_NETWORK]
+    for kind, name in [*(("voxel", name) for name in exact), ("triplane", "sds")]:
         method = make_method(name)
         run = partial(
             distill, prior=prior, method=method, prompt="a mushroom", reward=reward, progress=False
