@@ -53,7 +53,8 @@ class VSD(SDS):
     """VSD as a method, with the settings of `SDS`.
 
     Args:
-        own: the model of the renders, see `methods.score_model`; it is part of the checkpoint.
+        own: the model of the renders, see `methods.score_model`, `running_gaussian` and `low_rank`;
+            it is part of the checkpoint.
         entropy: lambda, the share of eps_q that is subtracted; the rest is eps.
         lookahead: h, how far to look along the model's next step (`running_gaussian`): 0 is VSD, 1
             L-VSD, a small number such as 0.01 L2-VSD.
