@@ -128,6 +128,7 @@ def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from psd_mini import distill, make_field
+    from psd_mini.methods import make_method
     from psd_mini.world.gold import gold_reward
 
     prompt, seed, kind = job["prompt"], job["seed"], job["reward"]
@@ -145,8 +146,11 @@ def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
 
         prior = make_prior("learned")
         numbers |= {"resolution": plan["resolution"], "lr_scale": tuple(plan["lr_scale"])}
-        settings["guidance"] = plan["guidance"]
-    method = method_of(job["method"], job["weight"], settings)
+        numbers["steps"] = plan["steps"]
+        how = tuple(plan["guidance"]), job["weight"], plan["residual"]
+        method = make_method(job["method"], *how)
+    else:
+        method = method_of(job["method"], job["weight"], settings)
     run = distill(field, prior, method, prompt, reward=proxy, progress=False, **numbers)
     pictures, found = judged(field)
     with torch.no_grad():
@@ -313,13 +317,15 @@ def learned_sweep_jobs() -> list[dict[str, Any]]:
 def learned_jobs() -> list[dict[str, Any]]:
     path, plan = RESULTS / "claims_learned_sweep.jsonl", PLAN["learned prior"]
     swept = run_jobs(learned_sweep_jobs(), proxy_run, path)
-    chosen: list[tuple[str, float | None]] = [("sds2", None)]
-    for method, weights in plan["sweep"]["weights"].items():
-        mine = [record for record in swept if record["method"] == method]
-        for key in ("gold_reward", "proxy_reward"):
+    jobs: list[dict[str, Any]] = []
+    for key in ("proxy_reward", "gold_reward"):
+        chosen: list[tuple[str, float | None]] = [("sds2", None)]
+        for method, weights in plan["sweep"]["weights"].items():
+            mine = [record for record in swept if record["method"] == method]
             chosen.append((method, best_weight(mine, weights, key)))
-    chosen = list(dict.fromkeys(chosen))
-    return in_learned_world(proxy_jobs(PLAN["prompts"], plan["seeds"], chosen))
+        more = in_learned_world(proxy_jobs(PLAN["prompts"], plan["seeds"], chosen))
+        jobs += [job for job in more if job not in jobs]
+    return jobs
 
 
 def in_world(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,14 +11,17 @@ all that the prompt names was recognised.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from jobs import run_jobs
 
 RECORDS = Path(__file__).parent.parent / "results" / "relatives.jsonl"
 PROMPTS = {"a red house": "a house", "a blue chair": "a chair", "a mushroom": ""}
 SEEDS, STEPS = 3, 80
+RULES = ("fixed", "inverted")  # of `NoiseRule`
 FALLING = (0.98, 0.2)  # as t_max: one t for all pictures of a step
 # name -> method by name, guidance, negative prompt, settings of `distill`
 METHODS = {
@@ -31,26 +34,43 @@ METHODS = {
     "L2-VSD": ("l2-vsd", 1.0, "", {}),
     "HiFA, 4 steps": ("hifa", 1.0, "", {}),
     "SDS, variance of depth 0.03": ("sds", 1.0, "", {"variance_weight": 0.03}),
+    "SDS, variance of depth 0.003": ("sds", 1.0, "", {"variance_weight": 0.003}),
     "SDS, t falls as a root": ("sds", 1.0, "", {"t_min": FALLING, "annealing": "sqrt"}),
+    "SDS, t falls in a line": ("sds", 1.0, "", {"t_min": FALLING}),
+    "SDS, t stratified": ("sds", 1.0, "", {}),
+    "SDS, noise fixed": ("fixed", 1.0, "", {}),
+    "SDS, noise inverted": ("inverted", 1.0, "", {}),
 }
 
 
+def stratified(batch: int, t_min: int, t_max: int, generator: Any) -> Any:
+    """One t in each of B equal slices of [t_min, t_max]: t_b = t_min + (b + u_b) (range) / B."""
+    import torch
+
+    u = torch.arange(batch) + torch.rand(batch, generator=generator)
+    return (t_min + u / batch * (t_max + 1 - t_min)).long()
+
+
 def work(job: dict) -> dict:
-    from psd_mini import ToyWorldPrior, distill, make_field, render_views
-    from psd_mini.methods import make_method
+    from psd_mini import SDS, ToyWorldPrior, distill, make_field, render_views
+    from psd_mini.methods import NoiseRule, make_method
+    from psd_mini.schedule import sample_timesteps
     from psd_mini.world.metrics import judge, judge_views
     from psd_mini.world.text import words
 
     name, guidance, negative, options = METHODS[job["method"]]
     prompt, seed = job["prompt"], job["seed"]
     prior, field = ToyWorldPrior(32), make_field("voxel")
-    stages = [(name, STEPS, negative)]
+    method = NoiseRule(rule=name) if name in RULES else make_method(name, guidance)
+    loop = sys.modules["psd_mini.distill"]
+    loop.sample_timesteps = stratified if "stratified" in job["method"] else sample_timesteps
+    stages = [(method, STEPS, negative)]
     if negative is None:
-        stages = [("sds", STEPS // 2, ""), (name, STEPS // 2, PROMPTS[prompt])]
+        stages = [(SDS(), STEPS // 2, ""), (method, STEPS // 2, PROMPTS[prompt])]
     started, asked = time.perf_counter(), 0
     for stage, steps, away_from in stages:
         how = {"negative_prompt": away_from, "steps": steps, "seed": seed, "progress": False}
-        run = distill(field, prior, make_method(stage, guidance), prompt, **how, **options)
+        run = distill(field, prior, stage, prompt, **how, **options)
         asked += run.cost.prior_evaluations
     seconds = time.perf_counter() - started
     found = judge(render_views(field, judge_views().cameras, 64))

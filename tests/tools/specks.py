@@ -151,7 +151,7 @@ if __name__ == "__main__":
     jobs = [
         {"field": kind, "variant": variant, "object": name, "colour": colour, "seed": seed}
         for kind in sys.argv[1:] or ["voxel"]
-        for variant in VARIANTS
+        for variant in (VARIANTS if kind == "voxel" else ("none", "opacity 0.01"))
         for colour, seed in RUNS
         for name in OBJECTS
     ]
