@@ -1,6 +1,7 @@
 """White specks under tables, and what `opacity_weight` does to them.
 
     python tests/tools/specks.py [voxel|triplane]     resumable
+    python tests/tools/specks.py preference           PSD with and without it, on open prompts
 
 Training sees a field in front of white only, so white matter costs nothing there. A picture does
 not tell it from the background, but its opacity does. With o the opacity at a pixel of the 24
@@ -16,9 +17,10 @@ tests/tools/pictures/specks-FIELD-OBJECT.png: three views on white, then on blac
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "tests" / "results" / "specks.jsonl"
 PICTURES = Path(__file__).parent / "pictures"
 MARGIN = 2  # pixels of a 64 x 64 picture: 0.07 world units, the spacing of the voxels
+PROMPTS = ("a mushroom", "a car", "a house", "a chair", "a ball", "a rocket")
 OBJECTS = ("table", "snowman", "mushroom", "chair")
 RUNS = (("red", 0), ("blue", 1), ("gray", 2))  # colour and seed
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -147,7 +150,57 @@ def sheets(jobs: list[dict]) -> None:
         save_png(sheet, PICTURES / f"specks-{kind}-{name}.png")
 
 
+def preferring(job: dict) -> dict:
+    """A run of `psd_experiment.py` with opacity_weight 0.01 and all else as there."""
+    from psd_mini import generate
+    from psd_mini.pipelines.compare import PREFERENCE_TIMES, ground_truth
+
+    how = {"seed": job["seed"], "reward": "colorfulness", "opacity_weight": 0.01}
+    result = generate(
+        job["prompt"], method=job["method"], progress=False, **PREFERENCE_TIMES, **how
+    )
+    truth = ground_truth(job["prompt"], "colorfulness")
+    found, distance = result.metrics, result.metrics["true_view_distance"]
+    reward = found["reward"]
+    return {
+        "recognised": found["recognised"],
+        "gain": round((reward - truth["r_prior"]) / (truth["r_opt"] - truth["r_prior"]), 4),
+        "ratio": round(distance / found["oracle_distance"], 4),
+    }
+
+
+def preference() -> None:
+    """Paired differences to the same runs without the penalty, by method."""
+    path = RESULTS.with_name("psd_experiment_colorfulness.jsonl")
+    lines = map(json.loads, path.read_text().splitlines())
+    before = {(r["method"], r["prompt"], r["seed"]): r for r in lines}
+    jobs = [
+        {"method": method, "prompt": prompt, "seed": seed}
+        for seed in (0, 1)
+        for prompt in PROMPTS
+        for method in ("psd", "sds2")
+    ]
+    records = run_jobs(jobs, preferring, RESULTS.with_name("specks_preference.jsonl"))
+    for method in ("psd", "sds2"):
+        mine = [r for r in records if r["method"] == method]
+        old = [before[method, r["prompt"], r["seed"]] for r in mine]
+        pairs = list(zip(mine, old, strict=True))
+        gains = [a["gain"] - b["gain"] for a, b in pairs]
+        ratios = [a["ratio"] - b["true_view_distance"] / b["oracle_distance"] for a, b in pairs]
+        right = sum(r["recognised"].split()[-1] == r["prompt"].split()[-1] for r in mine)
+        print(
+            f"{method}: object right {right} of {len(mine)}; with minus without, paired: ", end=""
+        )
+        print(f"gain {with_error(gains)}, distance / oracle {with_error(ratios)}")
+
+
+def with_error(values: list[float]) -> str:
+    return f"{mean(values):+.4f} ± {stdev(values) / len(values) ** 0.5:.4f}"
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["preference"]:
+        sys.exit(preference())
     jobs = [
         {"field": kind, "variant": variant, "object": name, "colour": colour, "seed": seed}
         for kind in sys.argv[1:] or ["voxel"]
