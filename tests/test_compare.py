@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_every_comparison_has_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
 
-    def run_all(jobs, folder, objects):
+    def run_all(jobs, folder, objects, executor):
         seen.append(str(folder))
         return jobs
 
@@ -162,6 +163,25 @@ def test_a_changed_method_of_the_same_name_is_run_again(quick, tmp_path, capsys)
         assert ran in capsys.readouterr().out and not compare_module.Worker.objects
     compare("a ball", {"mine": scaled(2.0)}, **settings)
     assert "[1/" not in capsys.readouterr().out
+
+
+def test_an_executor_of_ones_own(quick, tmp_path):
+    """Runs go where it says, own functions as well, and the records are those of the own pool; the
+    executor is left open, since it is the caller's."""
+
+    def mine(x, t, eps, context):
+        return x - eps[0]
+
+    settings = {"seeds": 1, "steps": 1, "resolution": 8}
+    with ThreadPoolExecutor(1) as executor:
+        sent = compare("a ball", {"mine": mine}, **settings, out=tmp_path / "a", executor=executor)
+        assert executor.submit(len, "ab").result() == 2
+    usual = compare("a ball", {"mine": mine}, **settings, out=tmp_path / "b")
+    for a, b in zip(sent, usual, strict=True):
+        assert (a["method"], a["recognised"]) == (b["method"], b["recognised"])
+        assert a["reward"] == pytest.approx(b["reward"], abs=1e-5)
+    with pytest.raises(ValueError, match="^executor: expected"):
+        compare("a ball", ["sds"], **settings, out=tmp_path / "c", executor=4)
 
 
 def test_mistakes_come_before_the_runs(tmp_path, capsys):

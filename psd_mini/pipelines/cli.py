@@ -23,7 +23,9 @@ CHOICES = {"method": METHODS, "field": FIELDS, "conditioning": CONDITIONING}
 CHOICES |= {"weighting": WEIGHTINGS, "gradient_scale": ("ignore", "report", "require")}
 CHOICES |= {"annealing": ANNEALING, "residual": RESIDUALS}
 COUNTS = {"paths": "+", "t_min": 2, "t_max": 2, "lr_scale": "+", "guidance_scale": "+"}
-PYTHON_ONLY = ("checkpoint_every", "progress", "callback", "workers", "on_result", "settings")
+PYTHON_ONLY = (
+    *("checkpoint_every", "progress", "callback", "workers", "on_result", "settings", "executor"),
+)
 
 
 def parser() -> argparse.ArgumentParser:

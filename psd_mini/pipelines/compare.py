@@ -21,7 +21,7 @@ import io
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def compare(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    executor: Executor | None = None,
 ) -> list[dict[str, Any]]:
     """Run several methods and seeds on one prompt, a process per core; a table and a picture.
 
@@ -78,6 +79,8 @@ def compare(
         resume: keep finished runs that are there (in its folder compare_runs) and add what is
             missing. The table holds the rows that were asked for last.
         overwrite: start anew in a folder that holds runs.
+        executor: where the runs go, any executor of `concurrent.futures` (or of a cluster, with its
+            interface); None is a process for each core, with one thread.
 
     Methods of your own come as a dictionary, {"psd": "psd", "mine": MyMethod()}, whose keys name
     the rows; a reward of your own comes as a function. They are known again by their names and
@@ -116,7 +119,8 @@ def compare(
             which = {"method": name, "identity": in_config(own.get(name, name)), "seed": seed}
             jobs.append({**same, **which})
     objects: dict[Any, Any] = own if isinstance(reward, str) else {**own, None: reward}
-    run_all([job for job in jobs if not file_of(job, folder).exists()], folder, objects)
+    missing = [job for job in jobs if not file_of(job, folder).exists()]
+    run_all(missing, folder, objects, executor)
     return write_tables([file_of(job, folder) for job in jobs], truth, folder)
 
 
@@ -143,14 +147,23 @@ def look_at_past_runs(folder: Path, same: dict[str, Any], resume: bool) -> None:
         raise ValueError(f"out: {folder} {what}, {REPLACE}")
 
 
-def run_all(jobs: list[dict[str, Any]], folder: Path, objects: Mapping[Any, Any]) -> None:
-    """Run jobs in processes of their own, a line for each that is finished."""
+def run_all(
+    jobs: list[dict[str, Any]], folder: Path, objects: Mapping[Any, Any], executor: Executor | None
+) -> None:
+    """Run jobs in processes of their own, or where the executor runs them."""
+    if executor is not None:
+        print_as_they_end([executor.submit(Worker.run, job, folder, objects) for job in jobs])
+        return
     # what is given as an object cannot be sent to another process, but a fork begins with it
     context = multiprocessing.get_context("fork") if objects else None
     with ProcessPoolExecutor(os.cpu_count(), context, Worker.begin, (objects,)) as pool:
-        futures = [pool.submit(Worker.run, job, folder) for job in jobs]
-        for count, future in enumerate(as_completed(futures), 1):
-            print(f"[{count}/{len(jobs)}] {future.result()}", flush=True)
+        print_as_they_end([pool.submit(Worker.run, job, folder) for job in jobs])
+
+
+def print_as_they_end(futures: list[Future]) -> None:
+    """A line for each run that has ended."""
+    for count, future in enumerate(as_completed(futures), 1):
+        print(f"[{count}/{len(futures)}] {future.result()}", flush=True)
 
 
 class Worker:
@@ -167,10 +180,11 @@ class Worker:
         cls.objects = objects
 
     @classmethod
-    def run(cls, job: dict[str, Any], folder: Path) -> str:
+    def run(cls, job: dict[str, Any], folder: Path, objects: Mapping | None = None) -> str:
         """One method, one seed: its record and pictures are kept in the folder; a line about it."""
         prompt, (name, weight) = job["prompt"], name_and_weight(job["method"])
-        method, reward = cls.objects.get(name, name), cls.objects.get(None, job["reward_name"])
+        objects = cls.objects if objects is None else objects
+        method, reward = objects.get(name, name), objects.get(None, job["reward_name"])
         numbers: dict[str, Any] = {name: job[name] for name in ("seed", "steps", "resolution")}
         if job["method"].endswith("+neg"):
             numbers |= {"negative": True, "guidance_scale": NEGATIVE_GUIDANCE}
