@@ -340,19 +340,20 @@ def test_numbers_of_the_command_line_arrive_as_generate_takes_them():
 
 def test_defaults_depend_on_the_prior_and_on_a_preference():
     """What is given wins over PREFERENCE_TIMES, these over DEFAULTS, these over `Options`."""
-    numbers = text_to_3d.with_defaults("real", True, False, {"steps": None, "t_min": (0.5, 0.5)})
+    defaults = text_to_3d.with_defaults
+    numbers = defaults("real", "voxel", True, False, {"steps": None, "t_min": (0.5, 0.5)})
     # exact: settings as they were given
     assert numbers["steps"] == 5000 and numbers["guidance_scale"] == 50.0
     # exact: settings as they were given
     assert (numbers["t_min"], numbers["t_max"]) == ((0.5, 0.5), (1.0, 0.2))
-    assert text_to_3d.with_defaults("exact", False, False, {}) == {"guidance_scale": 1.0}
-    learned = text_to_3d.with_defaults("learned", False, False, {})
+    assert defaults("exact", "triplane", False, False, {}) == {"guidance_scale": 1.0}
+    learned = defaults("learned", "voxel", False, False, {})
     # exact: settings as they stand in DEFAULTS
     assert (learned["guidance_scale"], learned["residual"]) == ((1.0, 3.0), "image")
-    refined = text_to_3d.with_defaults("learned", True, True, {})
+    refined = defaults("learned", "voxel", True, True, {})
     # exact: settings as they were given
     assert (refined["t_min"], refined["t_max"]) == ((0.02, 0.02), (0.98, 0.2))
-    a_folder = text_to_3d.with_defaults("some/model", False, False, {"guidance_scale": 3.0})
+    a_folder = defaults("some/model", "voxel", False, False, {"guidance_scale": 3.0})
     # exact: settings as they were given
     assert (a_folder["resolution"], a_folder["guidance_scale"]) == (64, 3.0)
 

@@ -194,7 +194,7 @@ def test_generate_passes_it_on():
     small = {"steps": 2, "resolution": 8, "n_samples": 4, "progress": False}
     result = generate("a ball", guidance_scale=(2.0, 1.0), residual="image", **small)
     assert result.config["method"].startswith("ByNoiseLevel(below=ImageResidual(base=SDS(")
-    assert with_defaults("exact", False, False, {"residual": None}).get("residual") is None
+    assert with_defaults("exact", "voxel", False, False, {"residual": None}).get("residual") is None
     with pytest.raises(
         ValueError, match="^residual: 'pixels' is not known; choose from latent, image"
     ):

@@ -6,6 +6,7 @@ import pytest
 import specks
 import torch
 
+from psd_mini.pipelines.generate import with_defaults
 from psd_mini.rendering import opacity_entropy
 
 
@@ -44,3 +45,14 @@ def test_the_true_silhouette_has_neither_specks_nor_holes_and_a_wall_has_specks(
     )
     assert least < found < most and holes == 0.0  # exact: sums of zeros
     assert specks.specks_and_holes(torch.zeros_like(alpha), "ball")[1] == pytest.approx(1)
+
+
+def test_voxels_of_the_exact_rung_are_cleaned_by_default():
+    """And triplanes, which have no specks, and other priors are not; what is given wins."""
+
+    def weight(prior, field, **given):
+        return with_defaults(prior, field, False, False, given).get("opacity_weight")
+
+    assert weight("exact", "voxel") == 0.01
+    assert weight("exact", "triplane") is weight("learned", "voxel") is None
+    assert weight("exact", "voxel", opacity_weight=0.0) == 0.0

@@ -54,12 +54,15 @@ from psd_mini.world.text import words
 # 113 at t = 0.5. So runs with a preference begin up there and come down; with t from 0.02 on, the
 # nearest colour has won before any reward is heard (tests/results/psd.md).
 PREFERENCE_TIMES: dict[str, Any] = {"t_min": (0.9, 0.02), "t_max": (1.0, 0.2)}
-# Defaults per prior, where they are not those of `Options`. Those of the learned checkpoint come
+# Defaults per prior, and field, that are not those of `Options`. The learned checkpoint's come
 # from tests/results/learned.md: fine patterns of colour hardly change the latents, so the gradient
 # enters at the picture, and colours still learn slowly; a run that begins at low noise keeps its
 # first ball. One camera of 512 pixels a step fits on a GPU of 15 GB.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {"guidance_scale": 1.0},
+    # voxels leave white specks where white matter costs nothing, triplanes do not
+    # (tests/results/objects.md)
+    "exact with voxel": {"opacity_weight": 0.01},
     "dull": {"guidance_scale": 2.0},
     "learned": {
         **{"guidance_scale": (1.0, 3.0), "residual": "image"},
@@ -163,7 +166,7 @@ def generate(
     given |= dict(entropy_weight=entropy_weight, background=background, resolution=resolution)
     given |= dict(variance_weight=variance_weight, opacity_weight=opacity_weight)
     given |= dict(lr_scale=lr_scale, annealing=annealing)
-    numbers = with_defaults(prior, preference, init_from is not None, given)
+    numbers = with_defaults(prior, field, preference, init_from is not None, given)
     g, residual = numbers.pop("guidance_scale"), numbers.pop("residual", "latent")
     options = Options(**numbers, seed=seed)
     the_method: Any = make_method(name, g, preference_weight, residual) if name else method
@@ -256,11 +259,12 @@ def first_field(kind: str, seed: int, init_from: str | Path | None) -> tuple[nn.
 
 
 def with_defaults(
-    prior: str, preference: bool, refining: bool, given: dict[str, Any]
+    prior: str, field: str, preference: bool, refining: bool, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """The numbers of a run: what was given, else what its task and its prior ask for."""
+    """The numbers of a run: what was given, else what its task, prior and field ask for."""
     times = REFINING_TIMES if refining else PREFERENCE_TIMES if preference else {}
     numbers = DEFAULTS.get(prior, DEFAULTS["a folder or hub id"]) | times
+    numbers |= DEFAULTS.get(f"{prior} with {field}", {})
     return numbers | {name: value for name, value in given.items() if value is not None}
 
 

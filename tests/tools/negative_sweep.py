@@ -90,6 +90,7 @@ def work(job: dict) -> dict:
         settings = job["objective"], job["lr"], job["radius"], (job["t_low"], job["t_high"])
         negative = NegativeEmbedding(text.embed([""])[0], 2.0, *settings, (0.0, job["until"]))
     options = {"method": make_method(job["method"], 2.0), "negative": negative, **times}
+    options["opacity_weight"] = 0.0  # as when these were made
     options["reward"] = all_tie if job["control"] else "colorfulness"
     result = generate(job["prompt"], seed=job["seed"], progress=False, **options)
     pictures = render_views(result.field, judge_views().cameras, 64)

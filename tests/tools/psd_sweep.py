@@ -95,6 +95,7 @@ def work(job: dict) -> dict:
         reward="colorfulness",
         seed=job["seed"],
         progress=False,
+        opacity_weight=0.0,  # as when these were made
         **times,
     )
     pictures = render_views(result.field, judge_views().cameras, 64)
