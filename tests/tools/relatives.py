@@ -1,6 +1,7 @@
 """The relatives of SDS in the exact world, in 3D: what each costs and what comes out.
 
     python tests/tools/relatives.py
+    python tests/tools/relatives.py timesteps      variance of a step, t independent or stratified
 
 Writes tests/results/relatives.jsonl, a line for each run, and prints the table of relatives.md:
 three prompts, three seeds, voxels, 80 steps of four cameras at 32 x 32, all else as `distill` has
@@ -101,7 +102,51 @@ def table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def variance_of_a_step(draw: Any, steps: int, n: int = 256) -> list[float]:
+    """Total variance of the field's gradient of one SDS step, in eight groups of n / 8 draws.
+
+    Cameras, t and noise are drawn anew each time, on a field that has had `steps` steps.
+    """
+    import torch
+
+    from psd_mini import SDS, Context, ToyWorldPrior, distill, make_field, render
+    from psd_mini.sds import surrogate_loss
+
+    prior, field = ToyWorldPrior(32), make_field("voxel")
+    if steps:
+        distill(field, prior, SDS(), "a red house", steps=steps, progress=False)
+    generator = torch.Generator().manual_seed(0)
+    embeddings = prior.embed(["a red house", ""])
+    rows = []
+    for _ in range(n):
+        cameras = prior.draw_cameras(4, generator)
+        x = prior.encode(render(field, cameras, 32, generator=generator).rgb)
+        t, eps = draw(4, 20, 979, generator), torch.randn(1, *x.shape, generator=generator)
+        gradient, _ = SDS()(x.detach(), t, eps, Context(prior, embeddings, cameras))
+        loss = surrogate_loss(x, gradient)
+        parts = torch.autograd.grad(loss, list(field.parameters()))
+        rows.append(torch.cat([part.flatten() for part in parts]))
+    groups = torch.stack(rows).unflatten(0, (8, -1))
+    return groups.var(1).sum(1).tolist()
+
+
+def timesteps() -> None:
+    """The two variances and their ratio, with its standard error over the eight groups."""
+    from statistics import mean, stdev
+
+    from psd_mini.schedule import sample_timesteps
+
+    for steps in (0, 60):
+        alone, slices = (variance_of_a_step(d, steps) for d in (sample_timesteps, stratified))
+        ratios = [b / mean(alone) for b in slices]
+        spread = [a / mean(alone) for a in alone]
+        error = (stdev(ratios) ** 2 / 8 + stdev(spread) ** 2 / 8) ** 0.5
+        print(f"after {steps} steps: stratified / independent {mean(ratios):.3f} ± {error:.3f}")
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["timesteps"]:
+        sys.exit(timesteps())
     jobs = [
         {"method": name, "prompt": prompt, "seed": seed}
         for seed in range(SEEDS)
