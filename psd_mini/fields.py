@@ -1,6 +1,6 @@
 """Radiance fields: from points in space to density and colour.
 
-A field is anything that can be called as
+A field is a module with a `bound` and `parameter_groups()` (for Adam) that is called as
 
     field(points (N, 3)) -> density (N,), colour (N, C)
 

@@ -10,7 +10,7 @@ so n can be moved to where the denoised image is rewarded, through one noise pre
 objectives stand behind one interface:
 
     "reward"     L(n) = -mean r( decode( x0_hat(n) ) )          the reward must be differentiable
-    "inversion"  L(n) = || eps(x_t^loser; n) - eps_loser ||^2   n learns what loses; any reward
+    "inversion"  L(n) = mean (eps(x_t^loser; n) - eps_loser)^2   n learns what loses; any reward
 
     n <- Adam(n, dL/dn),   then projected on the trust region ||n - n_0|| <= radius
 
@@ -39,7 +39,7 @@ colours, gray + v (c - gray), the negative "gray" leads to vividness g v.
 Sources: idea and its place in PSD, Leng et al. 2026 (arXiv 2603.01594), whose exact loss is not
 public; the "reward" objective is that of ReNeg (Li et al. 2024, arXiv 2412.19637) taken online;
 "inversion" is textual inversion (Gal et al. 2022, arXiv 2208.01618) on the loser. The derivation of
-the two-line world models is ours.
+the linear-Gaussian world and of the toy world's covariance is ours.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ def negative_loss(
     (x0_hat_1, eps_neg_1), (x0_hat_2, eps_neg_2) = denoised(eps[0]), denoised(eps[1])
     with torch.no_grad():
         first_loses = (reward_of(x0_hat_1) < reward_of(x0_hat_2)).view(-1, *[1] * (x.ndim - 1))
-    # L = || eps(x_t^loser; n) - eps_loser ||^2
+    # L = mean (eps(x_t^loser; n) - eps_loser)^2
     return torch.where(first_loses, eps_neg_1 - eps[0], eps_neg_2 - eps[1]).square().mean()
 
 

@@ -25,7 +25,7 @@ pair:
 
     h_i = eps_cfg(alpha_t x + sigma_t eps_i) - eps_i,    R_i = r(decode(x0_hat_i)),    i = 1, 2
 
-For any f and independent noises, with omega "bt" (tanh(gap / 2 tau), a duel) or "gap" (gap / tau);
+For any f and independent noises, with omega "bt", tanh(gap / (2 tau)), a duel, or "gap", gap / tau;
 "hard" is "bt" as tau -> 0:
 
     bt:   E[ omega(R_1 - R_2) (f_1 - f_2) ] = E[f | win] - E[f | lose] = 4 Cov(P(win | R), f)
@@ -35,7 +35,7 @@ With f = h, h_w - h_l = (alpha_t / sigma_t) (x0_hat_l - x0_hat_w): descent moves
 the winner. So
 
     G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) }
-    lambda(t) = preference_weight sigma_t
+    lambda(t) = preference_weight sigma_t        (a dial: tau / beta would be exact for V_t)
 
 Opposite noises eps_2 = -eps_1, the default, compare R(eps) with R(-eps), and the right sides
 change:
@@ -46,9 +46,9 @@ change:
 For a Gaussian prior and a linear reward that is 2 times (gap), sqrt 2 times (hard) or in between
 (bt) what independent noises give; in other worlds it is no fixed multiple.
 
-base is any score distillation. The mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals
-the mean with lambda larger by 1/2; a fresh third noise costs one more evaluation. The reward is
-only compared: no gradient of it is needed.
+base is any score distillation. The mean (h_1 + h_2)/2 keeps it unbiased; the winner's h_w equals,
+with hard omega and SDS, the mean with lambda larger by 1/2; a fresh third noise costs one more
+evaluation. The reward is only compared: no gradient of it is needed.
 
 Limits. lambda = 0, a constant reward or a tie: the base method on the same two noises, bit for bit
 on one machine and thread count. Opposite noises cancel the odd part of the base's noise and make
@@ -124,7 +124,7 @@ class Ranked(NamedTuple):
     """N noises of each of B renders, denoised and scored: the base method's residuals, the noise
     residuals h_i, the rewards R_i of the denoised pictures, and the predictions behind them."""
 
-    base: Noises
+    of_base: Noises
     residuals: Noises
     rewards: Float[Tensor, "n b"]
     predictions: Predictions
@@ -140,7 +140,7 @@ def rank(
     The reward sees denoised pictures, which is what it was made for; it is never differentiated.
 
     Args:
-        base: SDS, CSD or anything with `predict`, `noise` and `residual`.
+        base: SDS, CSD or anything with `predict`, `guided` and `residual`.
         x: (B, C, h, w) render; t: (B,) timesteps; eps: (N, B, C, h, w).
         context: must have a reward.
         over_views: the B pictures are views of one object: each noise gets its mean reward over the
@@ -154,16 +154,16 @@ def rank(
         raise ValueError("t: ranking over views needs one timestep for all views of a step")
     predictions = base.predict(x, t, eps, context)
     with torch.no_grad():
-        noise = base.noise(predictions)
+        eps_hat = base.guided(predictions)
         # x0_hat_i = (x_t^i - sigma_t eps_cfg) / alpha_t; the schedule wants the batch first
         x0_hat = context.prior.schedule.x0_from_eps(
-            predictions.x_t.transpose(0, 1), noise.transpose(0, 1), t
+            predictions.x_t.transpose(0, 1), eps_hat.transpose(0, 1), t
         )
         images = context.prior.decode(x0_hat.transpose(0, 1).flatten(0, 1))
         rewards = score(context.reward, images, context.prompts * len(eps)).view(len(eps), len(x))
     if over_views:
         rewards = rewards.mean(dim=1, keepdim=True).expand_as(rewards)
-    return Ranked(base.residual(predictions, eps), noise - eps, rewards, predictions)
+    return Ranked(base.residual(predictions, eps), eps_hat - eps, rewards, predictions)
 
 
 @validated
@@ -241,10 +241,10 @@ class PSD(Method):
         ranked = rank(self.base, x, t, eps, context, self.over_views)
         h_1, h_2 = ranked.residuals[:2]
         gap = ranked.rewards[0] - ranked.rewards[1]
-        base = ranked.base[2] if self.pair_base == "fresh" else ranked.base[:2].mean(0)
+        base = ranked.of_base[2] if self.pair_base == "fresh" else ranked.of_base[:2].mean(0)
         if self.pair_base == "winner":
             first_wins = (gap >= 0).view(-1, *[1] * (x.ndim - 1))
-            base = torch.where(first_wins, ranked.base[0], ranked.base[1])
+            base = torch.where(first_wins, *ranked.of_base[:2])
         schedule = context.prior.schedule
         lambda_t = self.strength(schedule.alpha_sigma(t, x)[1])
         # G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) }

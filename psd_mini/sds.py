@@ -390,7 +390,7 @@ class SDS(Method):
         """The prior's answers that `residual` needs: the negative prompt's only if g is not 1."""
         return predict(x, t, eps, context, negative=self.guidance_scale != 1.0)
 
-    def noise(self, predictions: Predictions) -> Tensor:
+    def guided(self, predictions: Predictions) -> Tensor:
         """The guided prediction eps_cfg, (N, B, C, h, w), of which the denoised picture is made."""
         return cfg(predictions.eps_cond, predictions.eps_neg, self.guidance_scale)
 
@@ -411,7 +411,7 @@ class SDS(Method):
 @dataclass
 class CSD(SDS):
     """CSD as a method, with the settings of `SDS`. Its `guidance_scale` only guides the denoised
-    picture of methods that rank with it (`SDS.noise`)."""
+    picture of methods that rank with it (`SDS.guided`)."""
 
     def predict(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Predictions:
         return predict(x, t, eps, context, negative=True)

@@ -183,7 +183,7 @@ TABLE = {
     "CSD": (used(pm.CSD, gradient), SETTINGS),
     "SDS.__call__": (pm.SDS(2.0), CALL),
     "SDS.predict": (pm.SDS(2.0).predict, CALL),
-    "SDS.noise": (pm.SDS(2.0).noise, {"predictions": PREDICTIONS}),
+    "SDS.guided": (pm.SDS(2.0).guided, {"predictions": PREDICTIONS}),
     "SDS.residual": (pm.SDS(2.0).residual, {"predictions": PREDICTIONS, "eps": EPS[None]}),
     "CSD.predict": (pm.CSD().predict, CALL),
     "CSD.residual": (pm.CSD().residual, {"predictions": PREDICTIONS, "eps": EPS[None]}),
@@ -232,7 +232,7 @@ TABLE = {
     "HiFA": (used(methods.HiFA, gradient), {**SETTINGS, "denoise_steps": 2}),
     "HiFA.__call__": (HIFA, CALL),
     "HiFA.predict": (HIFA.predict, CALL),
-    "HiFA.noise": (HIFA.noise, {"predictions": HIFA.predict(**CALL)}),
+    "HiFA.guided": (HIFA.guided, {"predictions": HIFA.predict(**CALL)}),
     "HiFA.residual": (HIFA.residual, {"predictions": HIFA.predict(**CALL), "eps": EPS[None]}),
     "VSD": (
         used(methods.VSD, gradient),
@@ -251,7 +251,7 @@ TABLE = {
     ),
     "LinearCombination": (used(methods.LinearCombination, gradient), {**SETTINGS, "row": "nfsd"}),
     "LinearCombination.predict": (ROW.predict, CALL),
-    "LinearCombination.noise": (ROW.noise, {"predictions": PARTS}),
+    "LinearCombination.guided": (ROW.guided, {"predictions": PARTS}),
     "LinearCombination.residual": (ROW.residual, {"predictions": PARTS, "eps": EPS[None]}),
     "Context": (
         lambda **parts: pm.PSD(pm.SDS(2.0))(X, T, EPS[None], pm.Context(**parts))[0],

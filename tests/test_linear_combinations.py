@@ -133,7 +133,7 @@ def test_a_row_is_a_base_of_psd():
     y, neg, null = plain(x, t, eps)
     for name, second in (("nfsd", null), ("sds", neg), ("bridge", neg), ("csd", neg)):
         predictions = row(name).predict(picture(x), t, picture(eps)[None], context)
-        close(row(name).noise(predictions)[0].flatten(1), second + G * (y - second), TOLERANCE)
+        close(row(name).guided(predictions)[0].flatten(1), second + G * (y - second), TOLERANCE)
 
 
 def test_rows_by_name_ask_the_prior_for_the_null_prompt():

@@ -1,6 +1,7 @@
 """The relatives of SDS and PSD, one page each, and the register of all methods by name.
 
-A new method is a page here and a line in `PREFERENCE_METHODS`, where the command line finds it.
+Any method can be given to `generate` as an object. One that the command line knows by name is a
+page here and a line in `BASES`, or in `PREFERENCE_METHODS` if it needs a reward.
 """
 
 from collections.abc import Callable

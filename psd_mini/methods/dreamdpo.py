@@ -69,7 +69,7 @@ class DreamDPO(Method):
         alone = h_w
         if self.published_code:
             h_l = loser(ranked.predictions.eps_cond - eps)
-            alone = winner(self.base.noise(ranked.predictions))
+            alone = winner(self.base.guided(ranked.predictions))
         # G = w(t) (h_w - h_l) where the gap is clear, else the winner's term
         weight_t = context.prior.schedule.weight(t, self.base.weighting, x)
         gradient = weight_t * torch.where(gap.abs() >= self.tau, h_w - h_l, alone)

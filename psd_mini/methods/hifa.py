@@ -54,7 +54,7 @@ def walk(
     """
     for t in levels:
         answers = base.predict(x0_hat, t, eps_hat[None], context)
-        eps_hat = base.noise(answers)[0]
+        eps_hat = base.guided(answers)[0]
         x0_hat = context.prior.schedule.x0_from_eps(answers.x_t[0], eps_hat, t)
     return x0_hat, eps_hat
 
@@ -85,7 +85,7 @@ class HiFA(SDS):
             cameras = cameras[torch.arange(len(x)).repeat(len(eps))]
         each = replace(context, cameras=cameras)  # every noised picture goes its own way
         x_t, times, k = first.x_t.flatten(0, 1), t.repeat(len(eps)), self.denoise_steps
-        eps_hat = base.noise(first).flatten(0, 1)
+        eps_hat = base.guided(first).flatten(0, 1)
         x0_hat = schedule.x0_from_eps(x_t, eps_hat, times)
         levels = [(times * (1 - step / k)).long() for step in range(1, k)]
         x0_hat, _ = walk(base, x0_hat, eps_hat, levels, each)
@@ -93,13 +93,13 @@ class HiFA(SDS):
         eps_k = schedule.eps_from_x0(x_t, x0_hat, times)
         return first._replace(eps_hat=eps_k.view_as(eps)[None])
 
-    def noise(self, predictions: Predictions) -> Tensor:
+    def guided(self, predictions: Predictions) -> Tensor:
         """eps_k, so that methods that rank with it denoise in k steps too."""
         return predictions.eps_hat[-1]  # type: ignore[index]
 
     def residual(self, predictions: Predictions, eps: Noises) -> Tensor:
         """eps_k - eps."""
-        return self.noise(predictions) - eps
+        return self.guided(predictions) - eps
 
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:
         alpha_t, sigma_t = context.prior.schedule.alpha_sigma(t, x)

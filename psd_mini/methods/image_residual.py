@@ -10,7 +10,7 @@ brown) is one that J_E nearly loses. What it gets of J_E^T G_z is small and most
 divides every gradient by its own size: it makes whole steps of the noise, so colours become specks,
 and the sides of an object disagree.
 
-But G_z also says where the code should go. SDS has eps_cfg - eps = (alpha_t / sigma_t) (z -
+But G_z also says where the latent z should go. SDS has eps_cfg - eps = (alpha_t / sigma_t) (z -
 x0_hat), so any method's G_z implies the denoised code
 
     x0_hat = z - (sigma_t / alpha_t) G_z / w(t)

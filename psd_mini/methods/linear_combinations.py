@@ -18,6 +18,8 @@ VSD.
     VSD                           g     1-g    0        0         -1     0      2, and q
     ESD                           g     1-g    0        lam-1     -lam   0      2, and q
 
+The last two rows stand here to be compared; their page is `vsd`.
+
 What each coefficient does. c_y pulls to the prompt. c_n pushes away from the negative prompt; with
 the bridge it is a text that describes what the render looks like now. c_0 = 1 - g or w2 - w1 makes
 guidance relative to the null prompt. c_e = -1 takes the noise out, and c_q = -1 what the renders
@@ -57,7 +59,7 @@ from torch import Tensor
 from psd_mini._internal.arguments import needs, one_of, validated
 from psd_mini.sds import SDS, Context, Noises, Renders, Timesteps, cfg, predict
 
-EARLY = 0.2  # NFSD: below this fraction of the schedule the negative prompt is left out
+LOW_NOISE = 0.2  # NFSD: below this fraction of the schedule the negative prompt is left out
 
 
 class Coefficients(NamedTuple):
@@ -70,14 +72,14 @@ class Coefficients(NamedTuple):
     own: float | Tensor = 0.0
 
 
-# name -> its coefficients at guidance g; late is 1 where t >= EARLY, else 0
+# name -> its coefficients at guidance g; high is 1 where t >= LOW_NOISE T, else 0
 ROWS: dict[str, Callable[[float, Tensor], Coefficients]] = {
-    "sds": lambda g, late: Coefficients(g, 1 - g, noise=-1),
-    "sjc": lambda g, late: Coefficients(g, 1 - g),
-    "csd": lambda g, late: Coefficients(1, -1),
-    "nfsd": lambda g, late: Coefficients(g, -late, 1 - g),
-    "bridge": lambda g, late: Coefficients(g, -g),
-    "vsd": lambda g, late: Coefficients(g, 1 - g, own=-1),
+    "sds": lambda g, high: Coefficients(g, 1 - g, noise=-1),
+    "sjc": lambda g, high: Coefficients(g, 1 - g),
+    "csd": lambda g, high: Coefficients(1, -1),
+    "nfsd": lambda g, high: Coefficients(g, -high, 1 - g),
+    "bridge": lambda g, high: Coefficients(g, -g),
+    "vsd": lambda g, high: Coefficients(g, 1 - g, own=-1),
 }
 
 
@@ -114,15 +116,15 @@ class LinearCombination(SDS):
             expected = "a coefficient of a prompt, and none of a model of the renders (methods.VSD)"
             raise ValueError(f"row: expected {expected}, got {self.row!r}")
 
-    def _coefficients(self, late: Tensor) -> Coefficients:
-        """This row's numbers; late is 1 where t is at least a fifth of the schedule, else 0."""
+    def _coefficients(self, high: Tensor) -> Coefficients:
+        """This row's numbers; high is 1 where t is at least a fifth of the schedule, else 0."""
         if isinstance(self.row, str):
-            return ROWS[self.row](self.guidance_scale, late)
+            return ROWS[self.row](self.guidance_scale, high)
         return self.row
 
     def predict(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Parts:  # type: ignore[override]
-        early = t < EARLY * context.prior.schedule.num_timesteps
-        row = self._coefficients((~early).to(x).view(-1, 1, 1, 1))
+        high = t >= LOW_NOISE * context.prior.schedule.num_timesteps
+        row = self._coefficients(high.to(x).view(-1, 1, 1, 1))
         asked = [place for place in range(3) if torch.as_tensor(row[place]).any()]
         embeddings = context.embeddings
         if 2 in asked:
@@ -135,7 +137,7 @@ class LinearCombination(SDS):
         y, n, null = (eps_hat[asked.index(k) if k in asked else -1] for k in range(3))
         return Parts(predictions.x_t, y, n, null, row)
 
-    def noise(self, predictions: Parts) -> Tensor:  # type: ignore[override]
+    def guided(self, predictions: Parts) -> Tensor:  # type: ignore[override]
         """Guided against the null prompt if the row has one, else against the negative prompt."""
         null = torch.as_tensor(predictions.row.null).any()
         second = predictions.eps_null if null else predictions.eps_neg

@@ -100,7 +100,7 @@ def _guided(x_t: Tensor, t: Tensor, context: Context, base: SDS) -> Tensor:
     embeddings = context.embeddings if base.guidance_scale != 1.0 else context.embeddings[:1]
     context.cost.prior_evaluations += len(embeddings) * len(x_t)
     eps_hat = context.prior.predict_noise(x_t, t, embeddings, context.cameras)
-    return base.noise(Predictions(x_t, eps_hat[0], eps_hat[-1]))
+    return base.guided(Predictions(x_t, eps_hat[0], eps_hat[-1]))
 
 
 @validated
@@ -125,7 +125,7 @@ class RewardGradient(Method):
     def __call__(self, x: Renders, t: Timesteps, eps: Noises, context: Context) -> Answer:
         predictions = self.base.predict(x, t, eps, context)
         residual = self.base.residual(predictions, eps)[0]
-        eps_hat = self.base.noise(predictions)[0]
+        eps_hat = self.base.guided(predictions)[0]
         slope = reward_gradient(self.kind, x, predictions.x_t[0], t, context, self.base, eps_hat)
         schedule = context.prior.schedule
         sigma_t = schedule.alpha_sigma(t, x)[1]

@@ -1,7 +1,7 @@
 """RewardSDS: SDS whose noises are weighted by the reward of what they denoise to.
 
-Gradient. With N noises of one render, h_i = eps_cfg(x_t^i) - eps_i and rewards R_i of the denoised
-images,
+Gradient. With N noises of one render, the base's residuals h_i (of SDS eps_cfg(x_t^i) - eps_i) and
+rewards R_i of the denoised images,
 
     best       h of the noise with the highest reward
     softmax    sum_i softmax(R)_i h_i                                (no temperature, as published)
@@ -81,6 +81,6 @@ class RewardSDS(Method):
         weights = reward_weights(ranked.rewards, self.strategy)[..., None, None, None]
         # G = w(t) sum_i weight_i h_i
         weight_t = context.prior.schedule.weight(t, self.base.weighting, x)
-        gradient = weight_t * (weights * ranked.base).sum(0)
+        gradient = weight_t * (weights * ranked.of_base).sum(0)
         reward = ranked.rewards.mean().item()
         return gradient, {"gradient_rms": gradient.square().mean().sqrt().item(), "reward": reward}

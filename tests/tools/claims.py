@@ -120,7 +120,7 @@ class Reading:
         lambda_t = self.weight * schedule.alpha_sigma(t, x)[1]
         omega_b = omega(ranked.rewards[0] - ranked.rewards[1], "hard")
         weight_t = schedule.weight(t, self.base.weighting, x)
-        return psd_gradient(ranked.base.mean(0), h[0], h[1], omega_b, lambda_t, weight_t)
+        return psd_gradient(ranked.of_base.mean(0), h[0], h[1], omega_b, lambda_t, weight_t)
 
 
 def proxy_run(job: dict[str, Any]) -> dict[str, Any]:
