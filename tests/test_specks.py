@@ -53,6 +53,7 @@ def test_voxels_of_the_exact_rung_are_cleaned_by_default():
     def weight(prior, field, **given):
         return with_defaults(prior, field, False, False, given).get("opacity_weight")
 
-    assert weight("exact", "voxel") == 0.01
-    assert weight("exact", "triplane") is weight("learned", "voxel") is None
-    assert weight("exact", "voxel", opacity_weight=0.0) == 0.0
+    # exact: settings as they stand in DEFAULTS, and as they were given
+    assert (weight("exact", "voxel"), weight("exact", "triplane")) == (0.01, None)
+    # exact: settings as they were given
+    assert (weight("learned", "voxel"), weight("exact", "voxel", opacity_weight=0)) == (None, 0)
