@@ -1,6 +1,6 @@
 """The paper's two claims as experiments: their plan is tests/results/claims_plan.json.
 
-    python tests/tools/claims.py sweep | main | proxies | noise | rivals | dull-sweep | dull | ...
+    python tests/tools/claims.py sweep | main | proxies | noise | rivals | bases | dull | ...
     python tests/tools/claims.py main 3                    seeds up to 3 only
 
 Every finished run is a line of tests/results/claims_NAME.jsonl, and is not done again.
@@ -82,12 +82,11 @@ def proxy_of(kind: str, trained: int | str) -> Any:
 
 
 def method_of(name: str, weight: float | None, settings: dict[str, Any]) -> Any:
-    from psd_mini import CSD, SDS
     from psd_mini.methods import Exact, RewardSDS, make_method
     from psd_mini.psd import PSD
 
     if name == "psd":
-        base = CSD() if settings.pop("base", "sds") == "csd" else SDS(settings.pop("guidance", 1.0))
+        base = make_method(settings.pop("base", "sds"), settings.pop("guidance", 1.0))
         if pair := settings.pop("pair", None):
             return Reading(base, weight, pair)
         return PSD(base, weight, **settings)
@@ -338,6 +337,18 @@ def in_learned_world(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**job, "prior": "learned"} for job in in_world(jobs)]
 
 
+def base_jobs() -> list[dict[str, Any]]:
+    """PSD on other bases, each beside its base alone."""
+    plan = PLAN["bases"]
+    jobs = []
+    for base in plan["bases"]:
+        chosen = [(base, None), *(("psd", weight) for weight in plan["weights"])]
+        for job in in_world(proxy_jobs(PLAN["prompts"], plan["seeds"], chosen)):
+            settings = {"base": base} if job["method"] == "psd" else {}
+            jobs.append({**job, "settings": settings})
+    return jobs
+
+
 def dull_sweep_jobs() -> list[dict[str, Any]]:
     """The gradient path by radius and step, beside what needs neither."""
     prompts, seeds = PLAN["dull world"]["prompts"][:2], (0, 1)
@@ -394,6 +405,7 @@ NAMES = {
     "dull-sweep": (dull_sweep_jobs, dull_run),
     "dull": (dull_jobs, dull_run),
     "rivals": (rival_jobs, proxy_run),
+    "bases": (base_jobs, proxy_run),
     "learned": (learned_jobs, proxy_run),
 }
 

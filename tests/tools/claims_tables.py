@@ -241,6 +241,26 @@ def rival_table(records: list[Record], judged: list[Record]) -> list[str]:
     return lines
 
 
+def bases_table(records: list[Record]) -> list[str]:
+    """PSD on a base minus the base alone: gold and distance, paired by prompt."""
+    lines = [
+        "| base | alone: gold, distance | weight | gold of PSD on it | minus alone | distance |"
+    ]
+    lines.append("|---" * 6 + "|")
+    for base in PLAN["bases"]["bases"]:
+        alone = [r for r in records if r["method"] == base]
+        for weight in PLAN["bases"]["weights"]:
+            own = [r for r in records if (r["settings"], r["weight"]) == ({"base": base}, weight)]
+            cells = [base, f"{cell(alone, 'gold_reward')}, {cell(alone, 'true_view_distance')}"]
+            cells += [f"{weight:g}", cell(own, "gold_reward")]
+            for key, digits in (("gold_reward", 2), ("true_view_distance", 3)):
+                gap, error, n, _ = difference(own, alone, key)
+                sure = "**" if abs(gap) > 2.57 * error else ""
+                cells.append(f"{sure}{gap:+.{digits}f} ± {error:.{digits}f}{sure}")
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 if __name__ == "__main__":
     swept, judged = read("sweep"), read("main")
     # two runs were made under an earlier plan that swept methods without a weight too
@@ -270,3 +290,6 @@ if __name__ == "__main__":
     if records := read("rivals"):
         print("\n### Rival readings, gold reward\n")
         print("\n".join(rival_table(records, judged)))
+    if records := read("bases"):
+        print("\n### PSD on other bases\n")
+        print("\n".join(bases_table(records)))
