@@ -19,6 +19,9 @@ STUDENT_T_PROMPTS = 2.57  # 97.5% of Student's t with the five degrees of freedo
 STUDENT_T = 2.45  # 97.5% of Student's t with the six degrees of freedom of seven proxies
 
 
+PLAN = json.loads((RESULTS / "claims_plan.json").read_text())
+
+
 def read(name: str) -> list[Record]:
     path = RESULTS / f"claims_{name}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -255,7 +258,7 @@ def bases_table(records: list[Record]) -> list[str]:
             cells += [f"{weight:g}", cell(own, "gold_reward")]
             for key, digits in (("gold_reward", 2), ("true_view_distance", 3)):
                 gap, error, n, _ = difference(own, alone, key)
-                sure = "**" if abs(gap) > 2.57 * error else ""
+                sure = "**" if abs(gap) > STUDENT_T_PROMPTS * error else ""
                 cells.append(f"{sure}{gap:+.{digits}f} ± {error:.{digits}f}{sure}")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
