@@ -180,6 +180,10 @@ def test_methods_by_name():
         "sds2": sds.replace("n_noises=1", "n_noises=2"),
         "csd": sds.replace("SDS", "CSD"),
         **{row: rows.replace("ROW", row) for row in ("nfsd", "bridge")},
+        "sdi": (
+            f"NoiseRule(base={sds}, rule='inverted', inversion_steps=10, inversion_guidance=1.0, "
+            f"above={1 / 60}, fresh=0.3)"
+        ),
         "vsd": vsd,
         "l2-vsd": vsd.replace("lookahead=0.0", "lookahead=0.01"),
         "vsd-lora": vsd.replace(own, lora),
@@ -212,6 +216,7 @@ def test_methods_by_name():
         "csd": 1,
         "nfsd": 1,
         "bridge": 1,
+        "sdi": 1,
         "vsd": 1,
         "l2-vsd": 1,
         "vsd-lora": 1,

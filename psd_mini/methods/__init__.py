@@ -40,12 +40,19 @@ def low_rank_vsd(guidance_scale: float = 1.0, lookahead: float = 0.0) -> VSD:
     return VSD(guidance_scale, own=LowRank(), lookahead=lookahead)
 
 
+@validated
+def sdi(guidance_scale: float = 1.0) -> NoiseRule:
+    """SDS with the noise that the prior finds again in each render."""
+    return NoiseRule(SDS(guidance_scale))
+
+
 # name -> constructor. BASES take a guidance_scale, the others a `base` to build on; those in
 # WEIGHTED take a preference_weight too
 BASES: dict[str, Callable[..., Method]] = {
     **{"sds": SDS, "sds2": partial(SDS, n_noises=2), "csd": CSD},
     **{row: partial(LinearCombination, row=row) for row in ("nfsd", "bridge")},
     **{"vsd": VSD, "l2-vsd": partial(VSD, lookahead=0.01), "hifa": HiFA},
+    "sdi": sdi,
     **{"vsd-lora": low_rank_vsd, "l2-vsd-lora": partial(low_rank_vsd, lookahead=0.01)},
 }
 WITH_NETWORK = ("vsd-lora", "l2-vsd-lora")  # they need a prior with a `unet`
