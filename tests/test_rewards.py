@@ -1,5 +1,8 @@
 """Rewards against plain algebra, and what happens to rewards that misbehave."""
 
+import functools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +72,29 @@ def test_named_colour_counts_pixels_at_any_shade():
     assert (
         NamedColor.darkest == AMBIENT
     )  # the toy world's shadows are the darkest shade that counts
+
+
+def test_what_is_brighter_than_the_colour_is_not_the_colour():
+    """White beside grey (1/2, 1/2, 1/2), s at most 1: r = exp(-3 / 4 / (2 w^2))."""
+    grey, white = NamedColor((0.5, 0.5, 0.5), width=0.7), torch.ones(1, 3, 2, 2).double()
+    assert grey(white).item() == pytest.approx(math.exp(-0.75 / (2 * 0.49)), rel=1e-12)
+
+
+def test_a_black_box_is_given_plain_pictures_and_answers_like_a_reward():
+    """It sees pictures without gradients, and its list becomes scores beside the pictures."""
+    seen, images = [], pictures().requires_grad_()
+
+    def judge(images, prompts):
+        seen.append((images.requires_grad, torch.is_grad_enabled(), prompts))
+        return [0.1, 0.2]
+
+    reward = black_box(judge)
+    assert reward.differentiable is False and reward.__name__ == "judge"
+    scores = reward(images, ["a", "b"])
+    assert seen == [(False, False, ["a", "b"])] and not scores.requires_grad
+    # exact: 0.1 and 0.2 in double precision, handed on
+    assert scores.dtype == torch.float64 and scores.tolist() == [0.1, 0.2]
+    assert black_box(functools.partial(judge)).__name__ == "function"  # it has no name of its own
 
 
 def test_linear_and_quadratic():

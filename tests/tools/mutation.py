@@ -85,6 +85,51 @@ TESTS = {
     "world/isotropic": ("isotropic toy_world_prior", ""),
     "world/prior": ("toy_world_prior reward_gradients limiting_prior", ""),
     "pretrained/sampling": ("sampling", ""),
+    "distill": (
+        "loop distill hifa image_residual",
+        "test_loop or (test_distill and not reach_the_target and not flipped_bit) or both_together",
+    ),
+    "rewards": (
+        "rewards users clip_rewards image_reward proxy",
+        "test_rewards or found_by_name or is_no_picture or names_and_seeds or unknown_proxies",
+    ),
+    "_internal/runs": (
+        "loop distill faults users",
+        "not reach_the_target and not first_tensor and not killed and not command_line "
+        "and not draw and not typed and not unknown_word and not long_side",
+    ),
+    "_internal/arguments": ("arguments", ""),
+    "_internal/files": (
+        "files distill fields",
+        "test_files or failed_write or damaged or flipped or checksum",
+    ),
+    "_internal/identity": ("caches distill", "identit or told_apart or known_again or another_run"),
+    "_internal/adam": ("fields loop", "optimi or documented_loss or checkpoint"),
+    "pretrained/proxy": ("proxy", "not answers and not same_bits and not expected_loss"),
+    "pretrained/clip_rewards": ("clip_rewards", "not open_clip_itself"),
+    "pretrained/image_reward": ("image_reward", "not package"),
+    "pretrained/loading": (
+        "real_rung stable_diffusion_prior",
+        "tiny or let_go or "
+        "(test_real_rung and not same_seed and not another_precision and not embedding)",
+    ),
+    "pretrained/stable_diffusion": (
+        "stable_diffusion_prior real_rung",
+        "test_stable or views_reach or sample_size or hub_id",
+    ),
+    "pretrained/precision": (
+        "stable_diffusion_prior clip_rewards",
+        "precision or gradient or mistakes",
+    ),
+    "pretrained/published": (
+        "clip_rewards image_reward",
+        "not open_clip_itself and not package and not loop",
+    ),
+    "pretrained/failures": (
+        "real_rung",
+        "hub or offline or missing or network or mistakes or memory",
+    ),
+    "pipelines/folders": ("folders", "not every_setting"),
 }
 
 
