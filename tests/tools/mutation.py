@@ -93,11 +93,7 @@ TESTS = {
         "rewards users clip_rewards image_reward proxy",
         "test_rewards or found_by_name or is_no_picture or names_and_seeds or unknown_proxies",
     ),
-    "_internal/runs": (
-        "loop distill faults users",
-        "not reach_the_target and not first_tensor and not killed and not command_line "
-        "and not draw and not typed and not unknown_word and not long_side",
-    ),
+    "_internal/runs": ("runs faults", "test_runs or ctrl_c_waits or cannot_be_written"),
     "_internal/arguments": ("arguments", ""),
     "_internal/files": (
         "files distill fields",
