@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from psd_mini._internal.adam import Adam
 from psd_mini._internal.runs import (
     Keeper,
     NonFiniteError,
@@ -43,7 +44,7 @@ class Progress:
 def keeper(path=None, config=None, every=2, steps=5, numbers=(1.0, 2.0)):
     module = nn.Linear(2, 1, bias=False)
     module.weight.data = torch.tensor([numbers])
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.5)
+    optimizer = Adam(module.parameters(), lr=0.5)
     parts = {"field": module, "optimizer": optimizer}
     generator = torch.Generator().manual_seed(3)
     return Keeper(path, config or {"seed": 0}, parts, generator, every, steps)

@@ -26,6 +26,7 @@ above a table, and the reasons, are by hand and stay.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import importlib
@@ -93,38 +94,22 @@ TESTS = {
         "rewards users clip_rewards image_reward proxy",
         "test_rewards or found_by_name or is_no_picture or names_and_seeds or unknown_proxies",
     ),
-    "_internal/runs": ("runs faults", "test_runs or ctrl_c_waits or cannot_be_written"),
+    "_internal/runs": ("runs", ""),
     "_internal/arguments": ("arguments", ""),
-    "_internal/files": (
-        "files distill fields",
-        "test_files or failed_write or damaged or flipped or checksum",
-    ),
-    "_internal/identity": ("caches distill", "identit or told_apart or known_again or another_run"),
-    "_internal/adam": ("fields loop", "optimi or documented_loss or checkpoint"),
+    "_internal/files": ("files", ""),
+    "_internal/identity": ("caches distill", "identit or told_apart or known_again"),
+    "_internal/adam": ("fields loop", "test_the_optimi or documented_loss or which_numbers"),
     "pretrained/proxy": ("proxy", "not answers and not same_bits and not expected_loss"),
     "pretrained/clip_rewards": ("clip_rewards", "not open_clip_itself"),
     "pretrained/image_reward": ("image_reward", "not package"),
-    "pretrained/loading": (
-        "real_rung stable_diffusion_prior",
-        "tiny or let_go or "
-        "(test_real_rung and not same_seed and not another_precision and not embedding)",
-    ),
+    "pretrained/loading": ("loading", ""),
     "pretrained/stable_diffusion": (
         "stable_diffusion_prior real_rung",
         "test_stable or views_reach or sample_size or hub_id",
     ),
-    "pretrained/precision": (
-        "stable_diffusion_prior clip_rewards",
-        "precision or gradient or mistakes",
-    ),
-    "pretrained/published": (
-        "clip_rewards image_reward",
-        "not open_clip_itself and not package and not loop",
-    ),
-    "pretrained/failures": (
-        "real_rung",
-        "hub or offline or missing or network or mistakes or memory",
-    ),
+    "pretrained/precision": ("loading stable_diffusion_prior", "loading or follows_the_gpu"),
+    "pretrained/published": ("loading clip_rewards", "loading or preprocessing"),
+    "pretrained/failures": ("loading", ""),
     "pipelines/folders": ("folders", "not every_setting"),
 }
 
@@ -272,8 +257,9 @@ class QuickRound:
                 return item.nodeid
         return ""
 
-    def unmutated(self, session: pytest.Session) -> dict | None:
-        """{test: (seconds, first lines of the functions it reaches)}, all grafted unchanged."""
+    def unmutated(self, session: pytest.Session) -> tuple[dict, list[str]] | None:
+        """{test: (seconds, first lines of the functions it reaches)}, all grafted unchanged; and
+        the modules that are loaded after them."""
         source, answer = Path(file_of(self.name)).read_text(), {}
         for function in {mutant.function for mutant in self.waiting} - {""}:
             graft(self.name, source, function)
@@ -283,16 +269,20 @@ class QuickRound:
                 return None
             sys.setprofile(None)
             answer[item.nodeid] = (time.process_time() - started, sorted(lines))
-        return answer
+        return answer, list(sys.modules)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         sys.setprofile(None)
+        tests, loaded = in_fork(lambda: self.unmutated(session), 10 * LIMIT) or ({}, [])
+        if not tests:
+            raise pytest.UsageError(f"{self.name}: a test fails without any mutant")
+        for other in loaded:  # what tests load when they run is loaded here, once for all forks
+            if not other.startswith("psd_mini"):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(other)
         gc.collect()
         # in the forks the garbage collector would touch, and so copy, all that is loaded
         gc.freeze()
-        tests = in_fork(lambda: self.unmutated(session), 10 * LIMIT)
-        if not tests:
-            raise pytest.UsageError(f"{self.name}: a test fails without any mutant")
         self.seconds, killers = sum(seconds for seconds, _ in tests.values()), Counter()
         for mutant in self.waiting:
             reaching = {test for test, (_, at) in tests.items() if set(at) & set(mutant.lines)}
