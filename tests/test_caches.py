@@ -1,9 +1,8 @@
-"""Caches in memory, cached files and identities know everything that they depend on."""
+"""Caches in memory and cached files know everything that they depend on."""
 
 import json
 import math
 import pwd
-import subprocess
 import sys
 import tempfile
 import threading
@@ -14,10 +13,9 @@ import torch
 
 import psd_mini
 from psd_mini import ToyWorldPrior
-from psd_mini._internal.identity import identity, made_of
+from psd_mini._internal.identity import made_of
 from psd_mini.cameras import Cameras
 from psd_mini.pipelines import oracle
-from psd_mini.rewards import LinearReward, black_box
 from psd_mini.world import metrics, objects, text
 from psd_mini.world import prior as exact
 from psd_mini.world.pool import cache_folder, fresh_cameras, make_views, pool_cameras
@@ -124,73 +122,6 @@ def test_the_oracle_is_known_by_threads_torch_and_world(small_pool, cache, monke
     assert count() == 3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert count() == 4
-
-
-def made(source):
-    space = {}
-    exec(source, space)
-    return space["mine"]
-
-
-def enclosing(value):
-    def mine(images, prompts):
-        return images.sum((1, 2, 3)) * value
-
-    return mine
-
-
-DIFFERENT = {
-    "in a comprehension": [
-        made(f"def mine(x, p):\n    return [sum(i[c] for c in ({k},)) for i in x]") for k in (0, 1)
-    ],
-    "in a function within": [
-        made(f"def mine(x, p):\n    return (lambda i: i * {k})(x)") for k in (2, 3)
-    ],
-    "in a default": [made(f"def mine(x, p, k={k}):\n    return x * k") for k in (2, 3)],
-    "in what is enclosed": [enclosing(2.0), enclosing(3.0)],
-    "in a function that is enclosed": [black_box(enclosing(2.0)), black_box(enclosing(3.0))],
-    "in a digit of a tensor": [
-        LinearReward(torch.tensor([0.12341])),
-        LinearReward(torch.tensor([0.12344])),
-    ],
-    "in the middle of a long tensor": [
-        LinearReward(torch.zeros(2000)),
-        LinearReward(torch.eye(2000)[1000]),
-    ],
-}
-
-
-@pytest.mark.parametrize("where", DIFFERENT)
-def test_identities_of_different_things_differ(where):
-    """What a checkpoint compares: two rewards that score differently are not taken for one."""
-    one, other = DIFFERENT[where]
-    assert identity(one) == identity(one) != identity(other) and "\n" not in identity(one)
-
-
-@pytest.mark.slow
-def test_an_identity_is_the_same_in_every_process():
-    """Also of a function that holds a set, whose order changes, or that encloses itself."""
-    script = """
-from psd_mini._internal.identity import identity, made_of
-def made():
-    def mine(x):
-        return mine(x - 1) if x in {"red", "green", "blue", "pink"} else x
-    return mine
-print(list({"red", "green", "blue", "pink"}), identity(made()), sep="\\n")
-"""
-    orders, identities = set(), set()
-    for seed in "12":  # which order the set differently
-        run = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            env={"PYTHONHASHSEED": seed},
-        )
-        assert run.returncode == 0, run.stderr
-        order, made_identity = run.stdout.splitlines()
-        orders.add(order)
-        identities.add(made_identity)
-    assert len(orders) == 2 and len(identities) == 1
 
 
 def test_a_user_without_a_home_has_a_cache_all_the_same(monkeypatch):
