@@ -273,8 +273,11 @@ def test_checkpoint_of_another_run_is_refused_with_the_difference(prior, tmp_pat
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.warns(UserWarning, match=f"threads = {threads}, this run has {threads + 1}"):
+        with pytest.warns(
+            UserWarning, match=f"threads = {threads}, this run has {threads + 1}"
+        ) as told:
             run(prior, checkpoint=path, resume=True)
+        assert told[0].filename == __file__  # it points at the call, not into the package
     finally:
         torch.set_num_threads(threads)
     state = torch.load(path, weights_only=True)

@@ -84,7 +84,7 @@ def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{made} {difference}; give the same, or another output folder")
     if difference := different(saved, config):
         told = "it goes on, and its bits may differ from those of an unbroken run"
-        warnings.warn(f"{made} {difference}; {told}", stacklevel=4)
+        warnings.warn(f"{made} {difference}; {told}", stacklevel=5)
     return state
 
 
@@ -241,7 +241,7 @@ class Keeper:
             write_checkpoint(self.path, {**state, "progress": progress})
         except OSError as error:
             what = f"checkpoint of step {progress['steps']} not written, the run goes on: {error}"
-            warnings.warn(what, stacklevel=4)
+            warnings.warn(what, stacklevel=5)
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
