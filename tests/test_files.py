@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,8 +57,21 @@ def test_two_processes_do_not_share_the_temporary_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", ["", "."])
 def test_a_folder_is_no_file(path):
-    with pytest.raises(IsADirectoryError, match="a path to a file is needed, not a folder"):
+    with pytest.raises(IsADirectoryError) as error:
         write_atomically(path, b"")
+    assert error.value.strerror == "a path to a file is needed, not a folder"
+
+
+def test_a_temporary_file_that_stays_costs_nothing(tmp_path, monkeypatch):
+    """What went wrong before is what is said, and a whole file is a whole file."""
+
+    def held(path):
+        raise PermissionError(13, "it is open elsewhere")
+
+    monkeypatch.setattr(Path, "unlink", held)
+    write_atomically(tmp_path / "a.txt", b"new")
+    with pytest.raises(FileNotFoundError, match="choose a path"):
+        write_atomically(tmp_path / "nowhere" / "a.txt", b"new")
 
 
 def test_a_failure_names_the_file_and_what_to_do(tmp_path):

@@ -335,10 +335,6 @@ def test_the_first_that_loads():
 
 
 def test_whether_there_is_a_network(monkeypatch):
-    for answer, said in [("1", True), ("true", True), ("yes", True), ("On", True)]:
-        monkeypatch.setenv("HF_HUB_OFFLINE", answer)
-        assert hub_is_offline() is said
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     asked = []
 
     class Connection:
@@ -351,14 +347,24 @@ def test_whether_there_is_a_network(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", connect)
     monkeypatch.setattr(failures.urllib.request, "getproxies", lambda: {"https": "proxy"})
+    for answer in ("1", "true", "yes", "On"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", answer)
+        assert hub_is_offline() is True
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     assert hub_is_offline() is False and not asked  # a proxy is trusted
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(failures.urllib.request, "getproxies", dict)
     for address, port in [("https://hub", 443), ("http://hub", 80), ("https://hub:8443/a", 8443)]:
         constants = SimpleNamespace(ENDPOINT=address)
         monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(constants=constants))
         monkeypatch.setitem(sys.modules, "huggingface_hub.constants", constants)
         assert hub_is_offline() is False and asked[-2:] == [(("hub", port), 5), "closed"]
-    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: 1 / 0)
+
+    def refuse(address, timeout):
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert hub_is_offline() is True
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", None)
     assert hub_is_offline() is False  # the loader will say what is missing
 

@@ -53,5 +53,5 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         remedy = "choose a path in a folder that exists and is writable"
         raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from None
     finally:
-        with contextlib.suppress(OSError):  # the error above says what is wrong
-            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has its name, or the error above says what is wrong
+            partial.unlink()

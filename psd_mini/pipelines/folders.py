@@ -52,11 +52,12 @@ def folder_name(first: Sequence[Any], others: Mapping[str, Any], last: Sequence[
         words = value if isinstance(value, str) else spelled(value)
         parts.append(name if value is True else f"{name} {words}")
     parts += [str(part) for part in last]
-    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-.")
-    if len(name) <= LONGEST and all(PLAIN.fullmatch(part) for part in parts):
+    name = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower())
+    plain = all(PLAIN.fullmatch(part) for part in parts) and name == name.strip(".")
+    if len(name) <= LONGEST and plain:
         return name
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
-    return f"{name[: LONGEST - 9].strip('-.')}-{digest}"
+    return f"{name.lstrip('-.')[: LONGEST - 9].rstrip('-.')}-{digest}"
 
 
 def writable_folder(out: str | Path | None) -> Path | None:
@@ -111,9 +112,8 @@ def look(
     if resume:
         return
     if "seconds" in record:
-        anew = "overwrite=True (--overwrite) makes it anew"
-        results = f"look at {folder / 'turntable.gif'}"
-        raise ValueError(f"out: {folder} holds this run, finished: {results}; {anew}")
+        results = f"look at {folder / 'turntable.gif'}; overwrite=True (--overwrite) makes it anew"
+        raise ValueError(f"out: {folder} holds this run, finished: {results}")
     if checkpoint.exists():
         how = f"go on with resume=True (--resume), {REPLACE}"
         raise ValueError(f"out: {folder} holds this run, unfinished; {how}")

@@ -110,7 +110,7 @@ TESTS = {
     "pretrained/precision": ("loading stable_diffusion_prior", "loading or follows_the_gpu"),
     "pretrained/published": ("loading clip_rewards", "loading or preprocessing"),
     "pretrained/failures": ("loading", ""),
-    "pipelines/folders": ("folders", "not every_setting"),
+    "pipelines/folders": ("folder_rules", ""),
 }
 
 
