@@ -19,6 +19,7 @@ from psd_mini._internal.runs import (
     read_checkpoint,
     write_checkpoint,
 )
+from psd_mini.distill import Options
 from psd_mini.negative import NegativeEmbedding
 from psd_mini.rendering import opacity_entropy
 from psd_mini.rewards import make_reward
@@ -420,6 +421,41 @@ def test_opacity_entropy():
 def test_bad_values_are_named(prior, options, message):
     with pytest.raises(ValueError, match=message):
         run(prior, **options)
+
+
+ONE_OR_MORE = ("steps", "cameras_per_step", "resolution", "n_samples")
+BOUNDS = "t_min, t_max: expected 0 <= t_min <= t_max <= 1 at both ends, got "
+WRONG = [
+    *[({name: 0}, f"{name}: expected a whole number of at least 1, got 0") for name in ONE_OR_MORE],
+    ({"t_min": (-0.1, 0.1)}, BOUNDS),
+    ({"t_max": (0.5, 1.1)}, BOUNDS),
+    ({"t_min": (0.1, 0.4), "t_max": (0.9, 0.3)}, f"{BOUNDS}(0.1, 0.4) and (0.9, 0.3)"),
+    ({"annealing": "cubic"}, "annealing: 'cubic' is not known; choose from "),
+    (
+        {"variance_weight": -0.1},
+        "variance_weight: expected a finite number of at least 0, got -0.1",
+    ),
+    ({"opacity_weight": -0.1}, "opacity_weight: expected a finite number of at least 0, got -0.1"),
+    ({"lr_scale": -0.1}, "lr_scale: expected a finite number of at least 0, got -0.1"),
+    ({"lr_scale": (1.0, -0.1)}, "lr_scale: expected a finite number of at least 0, got -0.1"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "message"), WRONG)
+def test_bad_values_of_options(numbers, message):
+    with pytest.raises(ValueError) as error:
+        Options(**numbers)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_options_at_their_limits_are_no_bad_values():
+    """And what identifies a run: every number, the background in full, threads and torch."""
+    Options(**dict.fromkeys(ONE_OR_MORE, 1), t_min=(0, 0.3), t_max=(1, 0.3), lr_scale=0.0)
+    options = Options(variance_weight=0.5, opacity_weight=0.5, background=torch.tensor([0.1, 0.2]))
+    config = options.as_config()
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    assert config == {**vars(options), "background": identity(options.background), **machine}
+    assert type(config["torch"]) is str  # a checkpoint is read with weights_only
 
 
 def test_deterministic_algorithms_are_switched_back(prior):

@@ -88,8 +88,8 @@ TESTS = {
     "world/prior": ("toy_world_prior reward_gradients limiting_prior", ""),
     "pretrained/sampling": ("sampling", ""),
     "distill": (
-        "loop hifa image_residual distill",
-        "test_loop or the_loop or bad_values or negative_learning or only_the_checkpoint",
+        "loop hifa image_residual distill generate",
+        "test_loop or the_loop or bad_values or only_the_checkpoint or same_everywhere",
     ),
     "rewards": (
         "rewards users clip_rewards image_reward proxy",
