@@ -9,7 +9,6 @@ import pytest
 from psd_mini._internal.runs import write_checkpoint
 from psd_mini.pipelines import folders
 from psd_mini.pipelines.folders import (
-    FILES,
     LONGEST,
     claim,
     folder_name,
@@ -130,7 +129,11 @@ def test_a_look_at_a_folder(tmp_path, what, answer):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", FILES)
+NAMES = ("checkpoint.pt", "run.json", "field.safetensors", "mesh.glb", "turntable.gif")
+NAMES += ("views.png", "curves.png")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_result_of_an_unknown_run_is_guarded(tmp_path, name):
     with pytest.raises(ValueError, match=f"^out: .* holds {re.escape(name)} of an unknown run"):
         look(folder(tmp_path, file=name), SETTINGS)
@@ -173,8 +176,9 @@ def test_a_run_claims_its_folder_after_its_first_step(tmp_path):
 
 
 def test_what_a_run_replaces_is_taken_away_and_nothing_else(tmp_path):
-    for name in (*FILES[:-1], "notes.txt"):  # the last one is not there
+    for name in (*NAMES[:-1], "notes.txt"):  # the last one is not there
         folder(tmp_path, file=name)
+    folder(tmp_path, OTHER)  # the run before this one
     claim(tmp_path, SETTINGS, overwrite=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["notes.txt", "run.json"]
     assert read_record(tmp_path) == BEGUN
