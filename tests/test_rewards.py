@@ -106,6 +106,7 @@ def test_linear_and_quadratic():
     )
     Q = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.2], [0.0, 0.2, 0.5]]).double()
     linear, quadratic = LinearReward(v, 0.7)(x), QuadraticReward(b, Q)(x)
+    assert LinearReward(v).differentiable and LinearReward(v).c == 0
     for i in range(3):
         away = (x[i] - b).tolist()
         assert linear[i].item() == pytest.approx(
