@@ -281,6 +281,27 @@ def test_a_step_that_fails_leaves_the_field_as_the_step_before_made_it(failing):
     assert same(error.value.field, error.value.seen[-1]["after"] if failing else Fog())
 
 
+def test_a_gradient_whose_square_overflows_is_named_by_the_loss():
+    """1e200 is a float64 and its square is not: Adam would divide by infinity and stand still."""
+    message = "^step 0: the loss .half the squared gradient. is not finite"
+    with pytest.raises(NonFiniteError, match=message) as error:
+        run(lambda x, t, eps, context: torch.full_like(x, 1e200))
+    assert same(error.value.field, Fog())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"field": nn.Linear(1, 1)}, "radiance_field: expected an object with parameter_groups; "),
+        ({"world": nn.Identity()}, "prior: expected an object with schedule, embed, encode, "),
+        ({"negative": nn.Identity()}, "negative: expected an object with step, embedding, state_d"),
+    ],
+)
+def test_what_lacks_something_is_named(given, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        run(**given)
+
+
 def test_a_step_that_makes_the_field_infinite_is_taken_back():
     """An infinite learning rate in step 1, noticed in step 2: the field is as step 1 found it."""
 
