@@ -402,6 +402,7 @@ def write_report(rows: dict[str, dict], heading: str) -> None:
         for line, change in row["alive"]:
             table.append(f"| {name}:{line} | {change} | {reasons.get((name, change), '?')} |")
     above = section.partition("| module |")[0] or "\n\n"
+    before = before if section else f"{before.rstrip()}\n\n"
     REPORT.write_text(f"{before}{heading}{above}" + "\n".join(table) + f"\n{more}{after}")
 
 
