@@ -244,7 +244,7 @@ class PSD(Method):
         base = ranked.of_base[2] if self.pair_base == "fresh" else ranked.of_base[:2].mean(0)
         if self.pair_base == "winner":
             first_wins = (gap >= 0).view(-1, *[1] * (x.ndim - 1))
-            base = torch.where(first_wins, *ranked.of_base[:2])
+            base = torch.where(first_wins, ranked.of_base[0], ranked.of_base[1])
         schedule = context.prior.schedule
         lambda_t = self.strength(schedule.alpha_sigma(t, x)[1])
         # G = w(t) { base + lambda(t) omega(R_1 - R_2) (h_1 - h_2) }
