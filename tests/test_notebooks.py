@@ -79,7 +79,12 @@ MISTAKES = {
         "x0_hat is not divided by alpha_t",
         NOTHING,
     ),
-    "08_beyond_sds": ("another direction", "another direction", "another direction", NOTHING),
+    "08_beyond_sds": (
+        "this is SDS, with y_src as negative",
+        "the noised particles sit at alpha_t x_j",
+        "the model is asked before it learns: this is VSD",
+        NOTHING,
+    ),
     "psd_in_one_notebook": ("not yet, expected a tensor", "not yet, expected a tensor"),
 }
 # Exercises without a first attempt to repair: wrong answers, and the phrase that names each.
