@@ -87,6 +87,8 @@ MISTAKES = {
     ),
     "psd_in_one_notebook": ("not yet, expected a tensor", "not yet, expected a tensor"),
 }
+# whose pictures still have small letters and plain mathematics
+OLD_PICTURES = {"05_negative_embeddings", "07_find_the_bug"}
 # Exercises without a first attempt to repair: wrong answers, and the phrase that names each.
 WRONG = {
     "00": {
@@ -446,6 +448,22 @@ def test_cells_are_short():
             generated = tools.INSTALL in cell.metadata.get("tags", [])
             short = len(code_lines(cell.source + "\n")) <= 26
             assert short or generated, f"{path.stem}: {cell.source[:80]}"
+
+
+@each
+def test_one_style(path):
+    """Of labels, solutions' lines and letters in pictures; mathematics in pictures is typeset."""
+    words, code = prose(read(path)), code_of(read(path))
+    for other in ("run:**", "hardware.**", "<summary>Solution"):
+        assert other not in words, other
+    for line in "".join(solutions(read(path))).splitlines():
+        assert len(line) <= 88, line
+    if path.stem in OLD_PICTURES:
+        return
+    assert all(int(size) >= 9 for size in re.findall(r"fontsize=(\d+)", code))
+    plain = r"\b(eps|alpha|beta|lambda|omega|rho|sigma|tau|grad)\b|_hat|_t\b|\|\|"
+    for text in re.findall(r"(?:label|title)\(?\s*=?\s*r?f?\"(.*?)\"", code):
+        assert not re.search(plain, re.sub(r"\$.*?\$", "", text)), text
 
 
 @each
