@@ -27,8 +27,9 @@
 # p$). Cells with a title are folded on Colab: the renderer, the toy world and
 # some drawing. You can skip their code. The ten lines that are PSD stand in section 8.
 #
-# The idea of PSD is published (arXiv 2603.01594), its exact formulas and constants are
-# not. Sections 7 and 8 are a **reconstruction**, and say where.
+# The idea of PSD is published ([arXiv 2603.01594](https://arxiv.org/abs/2603.01594)),
+# its exact formulas and constants are not. Sections 7 and 8 are a **reconstruction**,
+# and say where.
 
 # %%
 import base64
@@ -46,7 +47,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 torch.set_default_device(DEVICE)
 FAST = bool(os.environ.get("PSD_MINI_FAST"))  # for automatic tests: a few steps only
 STEPS = 4 if FAST else 80
-plt.rcParams.update({"figure.dpi": 90, "figure.facecolor": "white", "font.size": 9})
+# colours that colour-blind readers can tell apart
+plt.style.use(["petroff10", {"figure.dpi": 90, "font.size": 9}])
 
 # %% [markdown]
 # ## 1. A field, and what a camera sees of it
@@ -335,9 +337,9 @@ titles = [f"t = {t}" for t in levels]
 show([(x_t + 1) / 2, (x0_hat + 1) / 2], ["noisy", "denoised"], titles)
 
 # %% [markdown]
-# The colour survives almost to the top. There chance has a say: at $t = 900$ this noise
-# says yellow, another would say something else. What is left at the very top looks like
-# the
+# The colour survives almost to the top. There it depends on the noise: at $t = 900$
+# this one says yellow, another would say something else. What is left at the very top
+# looks like the
 # mean of all colours. Two pictures can be confused as long as $\alpha_t^2 \|\mu_1 -
 # \mu_2\|^2 / \sigma_t^2$ is of order one, and with 3,072 numbers
 # a picture that is where almost nothing is left of the signal. Keep this in mind for
@@ -353,12 +355,14 @@ show([(x_t + 1) / 2, (x0_hat + 1) / 2], ["noisy", "denoised"], titles)
 # w(t)\,\frac{\alpha_t}{\sigma_t}\,\big(x - \hat x_0\big),
 # \qquad \theta \leftarrow \theta - \eta\, G^{\top} \frac{\partial x}{\partial \theta}$$
 #
-# The second form says it all: descent moves the render towards the denoised picture.
-# With classifier-free guidance the prediction is
+# The second form is the clearer one: descent moves the render towards the denoised
+# picture. With classifier-free guidance the prediction is
 # pushed away from a negative prompt $n$: $\hat\varepsilon_{\text{cfg}} =
 # \hat\varepsilon_n + g\,(\hat\varepsilon_y -
-# \hat\varepsilon_n)$, and $g = 1$ is no guidance. The derivation is in notebook 02; SDS
-# is arXiv 2209.14988, guidance 2207.12598.
+# \hat\varepsilon_n)$, and $g = 1$ is no guidance. The derivation is in [notebook
+# 02](02_score_distillation.ipynb); SDS is [arXiv
+# 2209.14988](https://arxiv.org/abs/2209.14988), guidance is [arXiv
+# 2207.12598](https://arxiv.org/abs/2207.12598).
 
 
 # %%
@@ -495,7 +499,7 @@ show([views(fields["pixel gradient"])], ["SDS + pixel\ngradient"], DEGREES)
 
 # %% [markdown]
 # Reward hacking: the cap breaks into patches of pure colours that clash, and the stem,
-# which no prompt ever called anything but cream, burns.
+# which is cream in every true mushroom, turns yellow and orange.
 # More reward than any true mushroom has, and no mushroom. (This weight is strong on
 # purpose. A weight that works exists, but you have to
 # know it, and it is another one for another reward. Try a tenth and a hundredth.)
@@ -570,15 +574,15 @@ x_t = x_t.detach()
 score, score_tilted = (-noise_1d(x_t, p) / SIGMA for p in (LOG_P, LOG_TILTED))
 away = (score + slope / BETA - score_tilted).abs().max().item()
 print(f"prior + grad V_t / beta is the tilted score, but for {away:.0e}")
-_, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
-for name, log_density in {"prior p": LOG_P, "tilted p*": LOG_TILTED}.items():
+_, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
+for name, log_density in {"prior $p$": LOG_P, "tilted $p^*$": LOG_TILTED}.items():
     left.plot(LINE[150:450], log_density.softmax(0)[150:450], label=name)
 right.plot(x_t, score, label="score of the prior")
-right.plot(x_t, score_tilted, color="gold", linewidth=6, label="score of p*")
-right.plot(x_t, score + slope / BETA, "k--", label="prior + grad V / beta")
-right.plot(x_t, score + 1 / BETA, ":", label="prior + grad r / beta")
+right.plot(x_t, score_tilted, color="gold", linewidth=6, label="score of $p^*$")
+right.plot(x_t, score + slope / BETA, "k--", label=r"prior + $\nabla V_t / \beta$")
+right.plot(x_t, score + 1 / BETA, ":", label=r"prior + $\nabla r / \beta$")
 left.legend(title="over $x_0$")
-right.legend(title="over $x_t$")
+right.legend(title="over $x_t$", loc="upper right")
 plt.show()
 
 # %% [markdown]
@@ -604,7 +608,8 @@ plt.show()
 # This is guidance, with "win" as the prompt and "lose" as the negative prompt. (If the
 # log-odds on the right are $V_t/\tau$, then $\tau/\beta$ times it is exactly the term
 # of section 6. So it is
-# at $t = 0$; above, the two differ: notebook 04.) But nobody has a denoiser for winners
+# at $t = 0$; above, the two differ: [notebook
+# 04](04_preference_score_distillation.ipynb).) But nobody has a denoiser for winners
 # and one for losers. So take two noises on the *same* render $x$, and
 # compare what the prior makes of them:
 #
@@ -682,7 +687,7 @@ def averages(x):
 
 places, few = torch.linspace(-2, 2, 81).double(), torch.linspace(-2, 2, 9).double()
 _, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-for k, colour, name in ((0, "tab:green", "h"), (1, "tab:red", "eps_hat: the trap")):
+for k, colour, name in ((0, "C0", "$h$"), (1, "C1", r"$\hat\varepsilon$: the trap")):
     left.plot(places, averages(places)[k + 1], color=colour, label=name)
     error, mean = torch.std_mean(torch.stack([by_pairs(x, 300, 5)[k] for x in few]), 1)
     left.errorbar(few, mean, 2 * error / 300**0.5, fmt="o", color=colour, markersize=4)
@@ -692,9 +697,9 @@ for k, colour, name in ((0, "tab:green", "h"), (1, "tab:red", "eps_hat: the trap
         path.append(path[-1] - 0.05 * (terms[0] + terms[k + 1]))
     right.plot(torch.cat(path), color=colour, label=name)
 left.axhline(0, color="black", linewidth=0.8)
-left.set(xlabel="render x", ylabel="below 0: towards reward")
-right.set(xlabel="step", ylabel="render x")
-left.legend()
+left.set(xlabel="render $x$", ylabel="below 0: towards reward")
+right.set(xlabel="step", ylabel="render $x$")
+right.legend()
 plt.show()
 
 # %% [markdown]
@@ -778,7 +783,7 @@ kl = (tilts.exp() * (tilts - LOG_P.log_softmax(0))).sum(1)
 plt.figure(figsize=(5, 2.6))
 for name, value in {"proxy": proxy, "gold: what people like": gold}.items():
     plt.plot(kl.sqrt(), tilts.exp() @ value, label=name)
-plt.gca().set(xlabel="square root of KL(p* | p)", ylabel="mean reward")
+plt.gca().set(xlabel=r"$\sqrt{KL(p^* \| p)}$", ylabel="mean reward")
 plt.legend()
 plt.show()
 torch.set_default_device(DEVICE)
@@ -786,9 +791,11 @@ torch.set_default_device(DEVICE)
 # %% [markdown]
 # Both rise together while the tilted prior stays where the pairs came from. Then it
 # leaves that region, the line still promises more, and people like it less:
-# **overoptimisation** (Gao et al., arXiv
-# 2210.10760). No form of the gradient mends this. It is the price of a small $\beta$,
-# or of a large $\lambda$; notebooks 03 and 04 measure it with learned rewards in 3D.
+# **overoptimisation** (Gao et al., [arXiv
+# 2210.10760](https://arxiv.org/abs/2210.10760)). No form of the gradient mends this. It
+# is the price of a small $\beta$, or of a large $\lambda$; notebooks
+# [03](03_rewards_and_why_pixel_gradients_fail.ipynb) and
+# [04](04_preference_score_distillation.ipynb) measure it with learned rewards in 3D.
 #
 # ## 8. PSD in ten lines
 #
@@ -970,7 +977,7 @@ print(check_many(preference_of_many))
 # At $g = 1$ it has no effect, and without the radius it runs away. It must move early,
 # at high noise: once $x_t$ says without doubt which
 # colour it is, the derivative is zero. (That the embedding is optimised is the paper's;
-# this loss is that of ReNeg, arXiv 2412.19637.)
+# this loss is that of ReNeg, [arXiv 2412.19637](https://arxiv.org/abs/2412.19637).)
 
 
 # %%
@@ -1033,8 +1040,9 @@ show([views(both)], ["PSD + negative\nembedding"], DEGREES)
 # %% [markdown]
 # It can. In this run $n$ made up its mind early, and the pairs wanted another colour:
 # the cap is shared, and its distance is far above that of PSD alone. It is one run with
-# one seed. Notebook 05 measures it: where the prior already offers the best colour, the
-# embedding adds nothing to PSD; where the prior is too dull, it helps.
+# one seed. [Notebook 05](05_negative_embeddings.ipynb) measures it: where the prior
+# already offers the best colour, the embedding adds nothing to PSD; where the prior is
+# too dull, it helps.
 
 # %% [markdown]
 # ## What to try next
@@ -1056,21 +1064,25 @@ show([views(both)], ["PSD + negative\nembedding"], DEGREES)
 # why only there?
 # - Another reward: `def reward(images): return images[:, 2].mean((1, 2)) - images[:,
 # :2].mean((1, 2, 3))` likes blue.
-# - Then the same with a package under it: notebook 02 (where the gradient comes from),
-# 04 (preference).
+# - Then the same with a package under it: [notebook 02](02_score_distillation.ipynb)
+# (where the gradient comes from), [04](04_preference_score_distillation.ipynb)
+# (preference).
 #
 # ## References
 #
-# - Leng, Tu, Cao, Xie, Dong, Wu, Jiang: *Preference Score Distillation*. arXiv
-# 2603.01594, 2026.
-# - Poole, Jain, Barron, Mildenhall: *DreamFusion: Text-to-3D using 2D Diffusion*. arXiv
-# 2209.14988, 2022.
-# - Ho, Salimans: *Classifier-Free Diffusion Guidance*. arXiv 2207.12598, 2022.
-# - Mildenhall et al.: *NeRF*. arXiv 2003.08934, 2020.
-# - Rafailov et al.: *Direct Preference Optimization*. arXiv 2305.18290, 2023.
-# - Li et al.: *ReNeg: Learning Negative Embedding with Reward Guidance*. arXiv
-# 2412.19637, 2024.
+# - Leng, Tu, Cao, Xie, Dong, Wu, Jiang: *Preference Score Distillation*. [arXiv
+# 2603.01594](https://arxiv.org/abs/2603.01594), 2026.
+# - Poole, Jain, Barron, Mildenhall: *DreamFusion: Text-to-3D using 2D Diffusion*.
+# [arXiv 2209.14988](https://arxiv.org/abs/2209.14988), 2022.
+# - Ho, Salimans: *Classifier-Free Diffusion Guidance*. [arXiv
+# 2207.12598](https://arxiv.org/abs/2207.12598), 2022.
+# - Mildenhall et al.: *NeRF*. [arXiv 2003.08934](https://arxiv.org/abs/2003.08934),
+# 2020.
+# - Rafailov et al.: *Direct Preference Optimization*. [arXiv
+# 2305.18290](https://arxiv.org/abs/2305.18290), 2023.
+# - Li et al.: *ReNeg: Learning Negative Embedding with Reward Guidance*. [arXiv
+# 2412.19637](https://arxiv.org/abs/2412.19637), 2024.
 # - Bradley, Terry: *Rank Analysis of Incomplete Block Designs*. Biometrika 39, 1952.
-# - Gao, Schulman, Hilton: *Scaling Laws for Reward Model Overoptimization*. arXiv
-# 2210.10760, 2022.
+# - Gao, Schulman, Hilton: *Scaling Laws for Reward Model Overoptimization*. [arXiv
+# 2210.10760](https://arxiv.org/abs/2210.10760), 2022.
 # - Hasler, Süsstrunk: *Measuring Colourfulness in Natural Images*. SPIE 5007, 2003.

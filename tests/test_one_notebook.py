@@ -104,7 +104,7 @@ def test_as_many_lines_of_code_as_it_says(cells):
     """Counted as in the package: no blank, comment or docstring lines; notebook 04 has a limit."""
     count = sum(len(code_lines(source + "\n")) for source in cells)
     assert f"in {count} lines of code" in prose(PATH)
-    (limit,) = re.findall(r"in less than (\d+) lines: `psd_in_one_notebook`", prose(NOTEBOOK_04))
+    (limit,) = re.findall(r"in less than (\d+) lines: \[`psd_in_one_notebook`", prose(NOTEBOOK_04))
     assert count < int(limit) == 400
 
 

@@ -190,7 +190,7 @@ class Gif(NamedTuple):
     data: bytes
 
     def _repr_html_(self) -> str:
-        return f'<img src="data:image/gif;base64,{in_base64(self.data)}">'
+        return f'<img alt="a film" src="data:image/gif;base64,{in_base64(self.data)}">'
 
 
 def with_palette(picture: Image.Image) -> Image.Image:

@@ -59,7 +59,7 @@ def viewer(mesh: Mesh, still: Float[Tensor, "3 h w"] | None = None, resolution: 
     page = Template(PAGE.read_text()).substitute(texts, SIDE=resolution)
     sides, picture = f"width={resolution} height={resolution}", ""
     if still is not None:
-        picture = f'<img {sides} src="data:image/png;base64,{in_base64(png(still))}">'
+        picture = f'<img alt="still" {sides} src="data:image/png;base64,{in_base64(png(still))}">'
     frame = f'<iframe {sides} style="border:0" srcdoc="{html.escape(page)}"></iframe>'
     # pages of notebooks put every picture on a line of its own, and may be dark
     return Html(f'<div style="display:flex; background:white">{frame}{picture}</div>')

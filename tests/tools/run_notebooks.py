@@ -2,7 +2,7 @@
 
     python tests/tools/run_notebooks.py                 all of notebooks/*.ipynb, in full
     python tests/tools/run_notebooks.py 02 psd_in_one   those whose names begin so
-    python tests/tools/run_notebooks.py --cells-only    badges and install cells, smaller pictures
+    python tests/tools/run_notebooks.py --cells-only    badges, install cells, texts of pictures
     python tests/tools/run_notebooks.py --handout DIR   the course pack: copies without outputs and
                                                         solutions, plan, rubric, grading files
     python tests/tools/run_notebooks.py --script        the self-contained one as one Python file
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import html
 import io
 import os
 import re
@@ -188,6 +189,27 @@ def shrink_pictures(notebook: nbformat.NotebookNode) -> None:
             output.data["image/png"] = min(output.data["image/png"], smaller, key=len)
 
 
+def describe_pictures(notebook: nbformat.NotebookNode) -> None:
+    """Give each picture its alternative text from its cell's metadata.
+
+    There "alt" is a text, or a list of one for each picture that the cell draws: the key that
+    nbconvert reads. In an output's metadata it stands where `IPython.display.Image(alt=...)` puts
+    it; the pictures of a page get the attribute.
+    """
+    for cell in notebook.cells:
+        alt = cell.metadata.get("alt", [])
+        texts = iter([alt] if isinstance(alt, str) else alt)
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                output.metadata["image/png"] = {"alt": next(texts, "")}
+            page = re.split(r'<img (?:alt="[^"]*" )?', data.get("text/html", ""))
+            for i in range(1, len(page)):
+                page[i] = f'<img alt="{html.escape(next(texts, ""))}" {page[i]}'
+            if len(page) > 1:
+                data["text/html"] = "".join(page)
+
+
 def normalise(notebook: nbformat.NotebookNode) -> None:
     """Remove what belongs to this machine or hour: kernel, progress bars, addresses, paths."""
     kept = {k: v for k, v in notebook.metadata.items() if k == "accelerator"}
@@ -217,7 +239,7 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
                         text[key] = re.sub(r"0x[0-9a-f]{6,}", "0x...", text[key])
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict(
-            {k: v for k, v in cell.metadata.items() if k in ("tags", "cellView")}
+            {k: v for k, v in cell.metadata.items() if k in ("tags", "cellView", "alt")}
         )
     places, text = {str(ROOT), str(Path.home()), sys.prefix} - {"/"}, nbformat.writes(notebook)
     private = [place for place in sorted(places) if place in text]
@@ -282,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--cells-only",
         action="store_true",
-        help="regenerate badge and install cells, shrink pictures",
+        help="regenerate badge and install cells, shrink and describe pictures",
     )
     parser.add_argument(
         "--handout",
@@ -314,6 +336,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{path.name}: {execute(notebook, fast=False):.0f} s", flush=True)
             normalise(notebook)
         shrink_pictures(notebook)
+        describe_pictures(notebook)
         nbformat.write(notebook, path)
 
 
