@@ -284,6 +284,12 @@ if __name__ == "__main__":
     if records := read("noise"):
         print("\n### from nothing, rugged: a proxy that has seen noise\n")
         print("\n".join(noise_table(records)))
+    for name in ("learned_sweep", "learned"):
+        if records := read(name):
+            print(f"\n### from nothing, rugged: {name}\n")
+            print("\n".join(proxy_table(records)), "\n")
+    if records := read("learned"):
+        print("\n".join(verdicts(records, read("learned_sweep"))))
     for name in ("dull_sweep", "dull"):
         if records := read(name):
             print(f"\n### {name}\n")
