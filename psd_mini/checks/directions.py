@@ -92,16 +92,12 @@ PREDICTIONS = [
 ]
 
 ALONE = "the noise is not subtracted: G is the noise prediction alone (same mean, other variance)"
-GUIDED_NOISE = "the noise is multiplied by g: it stands inside the guidance, and belongs outside"
-FOR_BOTH = "eps_cond is subtracted where another term belongs: is the same network used for both?"
-NO_SIGMA = "the noise carries a sigma_t that the prediction has not: x0_hat without its sigma_t?"
 NO_ALPHA = "it contains the picture itself: x0_hat is not divided by alpha_t"
 NO_ROOTS = "it contains the picture itself: x0_hat is made with abar_t, its square root is missing"
 BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's prediction only"
 RAW = "the noise is not subtracted in the preference term: raw form, eps_hat of winner minus loser"
 SIZE_OF_NOISE = "the noise has another size than the predictions beside it"
 SIZE_OF_Q = "q's prediction has another size than the guided prediction"
-AS_VELOCITY = "the prediction is taken for a velocity (v_prediction): it is a noise already"
 OTHER_TERM = "what is subtracted from the predictions is another term, or of another size"
 
 
@@ -114,19 +110,19 @@ SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the pr
     "+ eps_q": "the second prediction is added instead of subtracted",
     "- another_noise": "the noise was redrawn: the one that is subtracted is not the one in x_t",
     "- 2 eps": "the noise is subtracted twice: it stands in the gradient with the factor 2",
-    "- g eps": GUIDED_NOISE,
+    "- g eps": "the noise is multiplied by g: it stands inside the guidance, and belongs outside",
     "- g eps_q": "q's prediction is multiplied by g: it belongs outside of the guidance",
     "- first_eps": "the first noise is subtracted from both predictions: each has its own",
     "- next_eps": "the noises of the pair are swapped: each belongs to its own prediction",
-    "- cond": FOR_BOTH,
+    "- cond": "eps_cond is subtracted where another belongs: is the same network used for both?",
     "- x": "it contains the picture itself: x is subtracted where the noise belongs",
     # (x - x0_hat) alpha / sigma with a wrong x0_hat: (x_t - eps_hat) / alpha,
     # x_t - sigma eps_hat, or (x_t - sigma^2 eps_hat) / alpha^2
-    "- sigma eps": NO_SIGMA,
+    "- sigma eps": "the noise carries a sigma_t, the prediction none: x0_hat without its sigma_t?",
     "- eps + (1 - alpha) / sigma x": NO_ALPHA,
     "- alpha / sigma eps - alpha (1 - alpha) / sigma^2 x": NO_ROOTS,
     # of v = alpha eps - sigma x, with (alpha v + sigma x_t) or (alpha eps_hat - sigma x_t)
-    "- alpha eps + sigma x": AS_VELOCITY,
+    "- alpha eps + sigma x": "the prediction is taken for a velocity (v_prediction): it is a noise",
     "- (1 + sigma^2) / alpha eps - sigma x": "the noise is subtracted from a velocity",
 }
 SUBTRACTED = [

@@ -17,17 +17,14 @@ from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.report import Report, Unreadable, no_answer
 
 FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))  # not a submission's code
-NOT_READY = (
-    "is something None that another method sets first? Make the object within"
-    " offline_diffusers(), call that method and hand in the object instead of its class"
-)
 # the usual reason of an exception, by what its text contains
 USUAL_REASONS = {
     "cuda|nvidia": "it moves tensors to cuda; use x.device instead of a fixed device",
     "systemexit": "it calls exit",
     "leaf variable|modified by an inplace": "it changes its input in place",
     "out of bounds|out of range": f"was t outside 0..{T - 1}?",
-    "nonetype": NOT_READY,
+    "nonetype": "is something None that another method sets first? Make the object within"
+    " offline_diffusers(), call that method and hand in the object instead of its class",
     "memoryerror|can't allocate memory": "it takes more memory than a submission is given",
     "file too large": "it prints or writes more than a submission is given",
     "graph a second time": "it back-propagates the same graph twice",

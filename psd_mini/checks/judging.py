@@ -18,9 +18,7 @@ JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or ca
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"
 NOT_DETACHED = "the gradient is exactly zero: was the target detached? x cancels in x - (x - G)"
-ONLY_Q = "only q is asked, never the prior: are its adapters on all the time?"
 THROUGH_X_T = "the gradient flows through x_t, which brings an extra alpha_t: a part of w(t)"
-ON_GRAPH = "x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it"
 TWO_X_T = "the two predictions are not at the same x_t: each must see the same noise, at the same t"
 KEPT = (
     "the UNet is called with gradients on: right, but its graph costs memory and time; use"
@@ -58,7 +56,7 @@ def basics(report: Report, trial: Trial, equation: str) -> bool:
     elif not calls:
         cause = "the UNet was never called: the prior has no say in this gradient"
     elif all(call.model == "q" for call in calls):
-        cause = ONLY_Q
+        cause = "only q is asked, never the prior: are its adapters on all the time?"
     elif bool((trial.gradient == 0).all()):
         lost = trial.loss is not None and trial.loss.abs().max() > 0
         came, cause = "exactly zero", NOT_DETACHED if lost else CANCELLED
@@ -135,7 +133,7 @@ def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row
     if status and through_x_t:
         status, causes = "note", [THROUGH_X_T]
     elif through_x_t and rows[2].cause == directions.AT_X_T:
-        causes.append(ON_GRAPH)
+        causes.append("x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it")
     came = f"cosine {worst:.4f}: {_terms(readings[0])}"
     report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, Trial, readings_of
@@ -42,7 +41,6 @@ SWAP = "alpha_t and sigma_t are swapped"
 REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
 STRAIGHT = "this is the straight line of flow matching: x_t is alpha_t x + sigma_t eps"
 OVER_BETA = "the product is over beta and not over 1 - beta"
-ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
 SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "sqrt(abar_t)": "",
     "abar_t": ROOT,
@@ -77,7 +75,7 @@ NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "abar_t": f"{SWAP}, and {ROOT}",
     "sqrt(beta_t)": STEP,
     "beta_t": f"{STEP}; the square root is missing",
-    "1 - alpha_t": ONE_MINUS_ALPHA,
+    "1 - alpha_t": "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t",
     "1": "the noise is not scaled by sigma_t",
     "sigma_{T-1-t}": REVERSED,
     "t / T": STRAIGHT,
@@ -188,16 +186,15 @@ class Mixed(NamedTuple):
 
 
 @guarded("the schedule")
-def check_schedule(fn: Any, *, names: Names = None) -> Report:
+def check_schedule(fn: Any) -> Report:
     """Is this noise schedule, or this way to add noise, right?
 
     Args:
         fn: of betas (T,): returns abar (T,), or (alpha, sigma), sqrt(abar) and sqrt(1 - abar); or
             fn(x, t, eps, alphas_cumprod): returns x_t. Which one is seen from its parameters.
-        names: parameter -> key of `grading.names.NAMES`.
     """
-    fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
-    report, prober = Report("check of the schedule"), Prober(fn, names)
+    fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"))
+    report, prober = Report("check of the schedule"), Prober(fn)
     if not {"eps", "x"} & prober.keys:  # of a table of abar alone, there is no noise
         _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(prober))
         return report

@@ -16,7 +16,6 @@ CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose th
 NOT_LINEAR = (
     "of it is no combination of predictions, noise and x: not linear in them (was it rescaled?)"
 )
-VANISHED = "nothing of the gradient is left but rounding: was the target detached?"
 BY_TANH = "the gradient goes through a tanh: large elements lose their direction"
 CUT_OFF = "the elements of the gradient {} 0 are cut off (clamp, relu)"
 UNBOUND = "is clamped to -1..1: noise predictions are numbers of any size"
@@ -49,7 +48,7 @@ def why_not_linear(method: Method, readings: Sequence[Reading], limit: float, st
             return row.cause
     leftover = max(reading.leftover for reading in readings)
     if leftover > 0.9 and style == "loss":
-        return VANISHED
+        return "nothing of the gradient is left but rounding: was the target detached?"
     if limit:
         return CLAMPED.format(limit)
     return f"{leftover:.0%} {NOT_LINEAR}"

@@ -24,7 +24,6 @@ from torch import Tensor
 from psd_mini._internal.arguments import one_of
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import JACOBIAN, basics, combination_of, judge_graph
@@ -46,9 +45,8 @@ TWO_TIMES = "the pair stands at different t: rewards of different noise levels d
 HALF_GUIDED = "guidance on one of the two only: winner and loser must be guided alike"
 ONE_NOISE = "the noise of one of the two is not subtracted: the terms must be eps_hat - eps_i"
 BARE = "no noise is subtracted: the terms must be eps_hat - eps_i"
-EQUATION = "h_i = eps_cfg(x_t^i) - eps_i"
 WORDS = {"nothing": BARE, "- k eps": ONE_NOISE, "another term": ONE_NOISE}
-RESIDUALS = Method("pair", EQUATION, GUIDED, "- eps", WORDS)
+RESIDUALS = Method("pair", "h_i = eps_cfg(x_t^i) - eps_i", GUIDED, "- eps", WORDS)
 ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
 ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"
 OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
@@ -62,7 +60,6 @@ def check_psd(
     omega: str | None = None,
     weighting: str | None = None,
     gradient_scale: str = "report",
-    names: Names = None,
 ) -> Report:
     """Is this a preference gradient on pairs of noises, and if not, what is it?
 
@@ -74,7 +71,6 @@ def check_psd(
         omega: "hard", "gap" or "bt" if only that one is right; None takes any. Where
             preference_weight is no parameter, the kind cannot be told.
         weighting, gradient_scale: as in `check_sds`.
-        names: parameter -> key of `grading.names.NAMES`.
 
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
@@ -84,7 +80,7 @@ def check_psd(
     scale = Scale(weighting, gradient_scale)
     report = Report(f"check of {form}")
     more = {"tau": 1.0, "preference_weight": LAMBDA}
-    prober = Prober(prepare(fn, METHODS, names), names, more)
+    prober = Prober(prepare(fn, METHODS), more)
     trials = [prober.run(*PAIRS[0])]
     if not basics(report, trials[0], weights.EQUATION):
         return report

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 
 from psd_mini import checks
-from psd_mini.checks.grading.copies import copy_folder
-from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
+from psd_mini.checks.grading.isolation import Confined, copy_folder, ended, outcome, start, stop
 from psd_mini.checks.grading.missing import PACKAGE
 from psd_mini.checks.grading.offline import offline_diffusers, stood_in
 from psd_mini.checks.grading.submission import COURSE
@@ -202,24 +201,20 @@ def grade(
     def begin(i: int, path: str, folder: Path) -> None:
         work = partial(_in_a_copy, path, kind, options=options)
         try:
-            running[i] = start(work, folder, timeout, memory)
+            running[i] = start(work, folder, memory)
         except OSError as error:
             text = f"no process could be started: {error.strerror}"
             keep(i, no_answer("could not run", text))
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _one_thread():
         try:
-            # each step is done or not: no process and no result is lost between two
             while waiting or running:
                 while waiting and len(running) < (workers or os.cpu_count() or 1):
                     i, path = waiting.popleft()
-                    with signals_wait():
-                        begin(i, path, Path(folder, str(i)))
+                    begin(i, path, Path(folder, str(i)))
                 for i in ended(running, timeout):
-                    with signals_wait():
-                        job = running.pop(i)
-                        stop(job)
-                        keep(i, *outcome(job))
+                    keep(i, *outcome(running[i], timeout))
+                    del running[i]
         except KeyboardInterrupt:
             pass
         finally:

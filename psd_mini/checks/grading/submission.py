@@ -22,7 +22,7 @@ from torch import Tensor
 from psd_mini.checks.exact_world import PROMPTS, T, embedding
 from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_held
 from psd_mini.checks.grading.missing import is_made_up
-from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
+from psd_mini.checks.grading.names import KNOWN, PROMPT, keys
 from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, Trace
@@ -80,7 +80,7 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
     }
 
 
-def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callable:
+def prepare(target: Any, methods: Sequence[str]) -> Callable:
     """The callable in a submission: a function as it is, an object's method by one of the names.
 
     A class is made first; its constructor's parameters are recognised like all others.
@@ -91,7 +91,7 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
     made_here = isinstance(target, type)
     if made_here:
         values = environment()
-        target = construct(target, values, names)
+        target = construct(target, values)
     if inspect.isroutine(target) or isinstance(target, partial):
         return target
     attributes = getattr(target, "__dict__", {})

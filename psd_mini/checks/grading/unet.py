@@ -19,7 +19,6 @@ from psd_mini.checks.exact_world import SHAPE, WIDTH, T, exact_eps, exact_veloci
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, current
 
-OTHER_POOLED = "text_embeds belong to another prompt than encoder_hidden_states"
 SWITCHES = "enable_ disable_ set_ fuse_ unfuse_ load_ add_adapter upcast_ print_"
 PROCESSORS = [  # names of some of the attention layers
     f"{block}.attentions.0.transformer_blocks.0.{attention}.processor"
@@ -204,4 +203,4 @@ def _look_at(sample: Tensor, e: Tensor | None, pooled: Tensor | None) -> None:
     if e is None or pooled is None or pooled.shape != e[:, 0].shape:
         return
     if not torch.allclose(pooled, e.mean(1), atol=1e-3):
-        raise Unreadable(OTHER_POOLED, "wrong")
+        raise Unreadable("text_embeds belong to another prompt than encoder_hidden_states", "wrong")
