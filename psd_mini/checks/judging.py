@@ -149,8 +149,7 @@ def _judge_size(
             seen.append((reading.t, reading.batch, reading.g, abs(sum(weights))))
     free_g = method.predictions != GUIDED
     style = runs.trials[0].style
-    asked = (scale.weighting, scale.policy)
-    ok, came, cause = size(seen, style, 5 * runs.tolerance, *asked, free_g)
+    ok, came, cause = size(seen, style, 5 * runs.tolerance, scale, free_g)
     weight = W_FORMULAS.get(scale.weighting or "")
     expected = f"w(t) = {weight}" if weight else "any w(t) > 0"
     cause = method.words.get("size", "") + cause

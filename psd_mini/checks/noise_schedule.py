@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
-from psd_mini.checks.grading.submission import answered, parts_of, prepare
+from psd_mini.checks.grading.submission import prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, Trial, readings_of
 from psd_mini.checks.reading import Group, fit
@@ -225,14 +225,10 @@ def _mixed(prober: Prober, times: tuple[int, int]) -> list[Mixed]:
     """Somebody's x_t of two pictures, taken apart."""
     x, eps = picture(2, times[0]), normal(2, *SHAPE, seed=times[0])
     answer, trace = prober.ask({"x": x.float(), "eps": eps.float(), "t": torch.tensor(times)})
-    answered(answer)
-    answer = answer[0] if isinstance(answer, tuple | list) else answer
-    if not isinstance(answer, Tensor) or answer.shape != x.shape:
-        text = f"it returned {type(answer).__name__}, expected x_t of x's shape"
-        raise Unreadable(text, "wrong")
+    x_t = tensors_in(answer, [x.shape], "x_t of x's shape")[0].double()
     sizes = (x.numel(), x[0].numel())
     drawn = [d.double().reshape(-1, *SHAPE) for d in trace.draws if d.numel() in sizes]
-    return [_taken_apart(i, times[i], answer.double(), x, eps, drawn) for i in (0, 1)]
+    return [_taken_apart(i, times[i], x_t, x, eps, drawn) for i in (0, 1)]
 
 
 def _taken_apart(
@@ -257,12 +253,7 @@ def _taken_apart(
 def _tabulated(prober: Prober) -> list[list[tuple[int, float]]]:
     """a (of abar alone, its root) and s at TIMES, from one number per timestep."""
     answer, _ = prober.ask({"t": torch.arange(T)})
-    answered(answer)
-    parts = [part for part in parts_of(answer) if isinstance(part, Tensor)]
-    if not parts or any(part.shape != (T,) for part in parts):
-        came = ", ".join(str(tuple(part.shape)) for part in parts) or type(answer).__name__
-        text = f"it returned {came}, expected one number per timestep, ({T},)"
-        raise Unreadable(text, "wrong")
+    parts = tensors_in(answer, [(T,)], f"one number per timestep, ({T},)")
     if len(parts) == 1:  # a negative abar stays one
         parts = [parts[0].sign() * parts[0].double().abs().sqrt()]
     return [[(t, part[t].item()) for t in TIMES] for part in parts]

@@ -94,7 +94,7 @@ def check_psd(
 
         def judged(sizes: list[float]) -> weights.Judged:
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
-            return size(seen, trials[0].style, 1e-2, scale.weighting, scale.policy)
+            return size(seen, trials[0].style, 1e-2, scale)
 
         found = weights.judge_weights(report, form, samples, judged, omega)
         _judge_batch(report, prober, rows, found)

@@ -11,7 +11,7 @@ from torch import Tensor, allclose
 
 from psd_mini.checks.exact_world import normal
 from psd_mini.checks.grading.names import key_of, parameters
-from psd_mini.checks.grading.submission import answered, parts_of, prepare
+from psd_mini.checks.grading.submission import prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
@@ -167,9 +167,7 @@ def check_renderer(fn: Any) -> Report:
     for name, parameter in parameters(fn).items():  # a switch such as `white_bkgd=True` is kept
         if parameter.default is True and key_of(name) == "background":
             rays = rays._replace(background=1.0)
-    target = _rendered(report, prober, rays)
-    if target is None:
-        return report
+    target = _rendered(prober, rays)
     best = explain_picture(target, rays, OF_WIDTHS if "widths" in prober.keys else LAST_WIDTHS)
     if best is None:
         read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
@@ -184,8 +182,8 @@ def check_renderer(fn: Any) -> Report:
     return report
 
 
-def _rendered(report: Report, prober: Prober, rays: Rays) -> Tensor | None:
-    """rgb (N, 3), or weights (N, S); None, and a row that says why, where neither came."""
+def _rendered(prober: Prober, rays: Rays) -> Tensor:
+    """rgb (N, 3), or weights (N, S)."""
     n, s = rays.rho.shape
     # "sigma", "rgb" and "t" are other things to a renderer than to a denoiser
     prober.given = {"density": rays.rho, "x": rays.rho, "t": rays.z, "z_vals": rays.z}
@@ -193,17 +191,8 @@ def _rendered(report: Report, prober: Prober, rays: Rays) -> Tensor | None:
     prober.given |= {"widths": rays.delta, "background": rays.background}
     prober.given["device"] = torch.device("cpu")
     answer, _ = prober.ask({})
-    answered(answer)
-    answer = list(answer.values()) if isinstance(answer, dict) else answer
-    tensors = [part for part in parts_of(answer) if isinstance(part, Tensor)]
-    for shape in ((n, 3), (n, s), (n, s, 1)):
-        for part in tensors:
-            if part.shape == shape:
-                return part.reshape(shape[:2])
-    came = ", ".join(str(tuple(part.shape)) for part in tensors) or type(answer).__name__
-    cause = f"it returned {came}, expected rgb (N, 3)"
-    report.add(False, "answer", came, f"rgb ({n}, 3) or weights ({n}, {s})", cause, RENDER)
-    return None
+    shapes, expected = ((n, 3), (n, s), (n, s, 1)), "rgb (N, 3), or weights (N, S)"
+    return tensors_in(answer, shapes, expected)[0].reshape(n, -1)
 
 
 def composited(target: Tensor, rays: Rays, rows: Sequence[Row]) -> Tensor:

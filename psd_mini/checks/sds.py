@@ -15,7 +15,7 @@ from torch import Tensor
 from psd_mini.checks import judging
 from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
 from psd_mini.checks.grading.names import arguments, invoke
-from psd_mini.checks.grading.submission import COURSE, answered, prepare
+from psd_mini.checks.grading.submission import COURSE, prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.noise_schedule import judge_noise
 from psd_mini.checks.probe import Prober, Trial
@@ -167,13 +167,8 @@ def check_cfg(fn: Any) -> Report:
 
     def guided(x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
         result, modified = _guide(fn, eps_cond, eps_uncond, guidance_scale)
-        answered(result)
         changed.update(modified)
-        if not isinstance(result, Tensor) or result.shape != x.shape:
-            tensor = isinstance(result, Tensor)
-            came = f"shape {tuple(result.shape)}" if tensor else type(result).__name__
-            raise Unreadable(f"it returned {came}, expected a tensor like eps_cond", "wrong")
-        return result
+        return tensors_in(result, [x.shape], "a tensor like eps_cond")[0]
 
     report = Report(f"check of {CFG_METHOD.name}")
     runs = run_all(Prober(guided))

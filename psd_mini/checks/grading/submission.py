@@ -144,6 +144,22 @@ def parts_of(result: Any) -> list[Any]:
     return list(result) if isinstance(result, tuple | list) else [result]
 
 
+def tensors_in(result: Any, shapes: Sequence[tuple[int, ...]], expected: str) -> list[Tensor]:
+    """The tensors of an answer with the first of these shapes that occurs in it.
+
+    Raises:
+        Unreadable: a stub's answer, or another one; the message says what was expected.
+    """
+    answered(result)
+    parts = list(result.values()) if isinstance(result, Mapping) else parts_of(result)
+    came = [part for part in parts if isinstance(part, Tensor)]
+    for shape in shapes:
+        if found := [part for part in came if part.shape == shape]:
+            return found
+    words = ", ".join(str(tuple(part.shape)) for part in came) or type(result).__name__
+    raise Unreadable(f"it returned {words}, expected {expected}", "wrong")
+
+
 def gradient_of(result: Any, x: Tensor) -> tuple[Tensor, str, Tensor | None]:
     """Read an answer as a gradient with respect to x, back-propagating a loss where one came.
 
