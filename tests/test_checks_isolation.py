@@ -17,17 +17,6 @@ from psd_mini.checks.grading.grader import grade
 
 LINUX = sys.platform == "linux"
 ENDLESS = "    while True:\n        time.sleep(0.1)\n"
-DESCRIPTORS = (
-    HEAD
-    + """
-def sds(x):
-    for number in range(3, 100):
-        try:
-            os.write(number, b"\\0\\0\\x10\\0half" * 5)
-        except OSError:
-            pass
-"""
-)
 DAMAGED = ("could not run", "missing or damaged")
 BAD = {  # file name: source, status, words
     b"surrogate.py": (
@@ -36,8 +25,8 @@ BAD = {  # file name: source, status, words
         "ValueError (line 1 of <module>): \\ud800",
     ),
     b"\xff.py": ("def sds(x):\n    raise NotImplementedError\n", "not answered", ""),
-    b"descriptors.py": (DESCRIPTORS + "    return x\n", "WRONG", "the UNet was never called"),
-    b"half.py": (DESCRIPTORS + ENDLESS, "timed out", "did not return within 8 s"),
+    b"idle.py": (HEAD + "def sds(x):\n    return x\n", "WRONG", "the UNet was never called"),
+    b"late.py": (HEAD + "def sds(x):\n" + ENDLESS, "timed out", "did not return within 8 s"),
     b"json.py": (GOOD + "import json\njson.dumps = lambda *_, **__: '{\"title\": '\n", *DAMAGED),
     b"all_is_well.py": (
         GOOD + 'import json\njson.dumps = lambda *_, **__: \'{"title": "", "findings": []}\'\n',

@@ -201,11 +201,12 @@ def judge_graph(report: Report, trials: list[Trial]) -> None:
     kept = any(call.eps_hat.requires_grad for trial in trials for call in trial.trace.calls)
     came = "kept" if kept else "not kept"
     report.add("note" if kept else True, "graph of the UNet", came, "not kept", KEPT)
-    judge_inputs(report, {name for trial in trials for name in trial.changed})
+    judge_inputs(report, trials)
 
 
-def judge_inputs(report: Report, changed: set[str]) -> None:
+def judge_inputs(report: Report, trials: list[Trial]) -> None:
     """Are inputs left as they were?"""
+    changed = {name for trial in trials for name in trial.changed}
     came = ", ".join(sorted(changed)) or "unchanged"
     report.add(not changed, "inputs", came, "unchanged", "it modifies its inputs in place")
 

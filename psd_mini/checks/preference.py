@@ -1,13 +1,9 @@
-"""Checks of preference gradients: PSD, DreamDPO, RewardSDS.
+"""Check of preference gradients on pairs of noises.
 
-All preference methods on noises are weights W_i of the residuals of N noised versions of one
-picture, decided by rewards:
+They are weights W_i of the residuals of noised versions of one picture, decided by rewards:
 
-    G = w(t) sum_i W_i(R_1..R_N) ( eps_cfg(x_t^i) - eps_i ),    R_i = r(decode(x0_hat_i))
-
-    PSD         W = 1/2 +- lambda omega(R_1 - R_2); lambda may carry a factor sigma_t
-    DreamDPO    W = +1 for the winner, -1 for the loser      arXiv 2502.04370 (at a clear gap)
-    RewardSDS   W = best, softmax or min-max of the rewards  arXiv 2503.09601
+    G = w(t) sum_i W_i(R_1, R_2) ( eps_cfg(x_t^i) - eps_i ),    R_i = r(decode(x0_hat_i))
+    W_i = 1/2 +- lambda omega(R_1 - R_2); lambda may carry a factor sigma_t
 
 The residuals are explained by the tables of `directions`, as a gradient of SDS is; what is left is
 one weight for each noise, explained by the tables of `preference_weights`. The stand-in reward
@@ -21,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psd_mini._internal.arguments import one_of
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
 from psd_mini.checks.grading.submission import COURSE, prepare
@@ -53,32 +48,21 @@ OTHERS = "in a batch the winners are not those of the rewards: are pictures and 
 
 
 @guarded("PSD")
-def check_psd(
-    fn: Any,
-    *,
-    form: str = "psd",
-    omega: str | None = None,
-    weighting: str | None = None,
-    gradient_scale: str = "report",
-) -> Report:
+def check_psd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "report") -> Report:
     """Is this a preference gradient on pairs of noises, and if not, what is it?
 
     Args:
         fn: takes by name, as far as it wants, x, t, eps_1, eps_2 (or draws its own), predict_noise
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
-            preference_weight, tau; a function, class or object.
-        form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
-        omega: "hard", "gap" or "bt" if only that one is right; None takes any. Where
-            preference_weight is no parameter, the kind cannot be told.
+            preference_weight, tau; a function, class or object. Where preference_weight is no
+            parameter, the kind of omega cannot be told.
         weighting, gradient_scale: as in `check_sds`.
 
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
-    one_of("form", form, weights.FORMS)
-    one_of("omega", omega or "hard", weights.OMEGAS)
     scale = Scale(weighting, gradient_scale)
-    report = Report(f"check of {form}")
+    report = Report("check of psd")
     more = {"tau": 1.0, "preference_weight": LAMBDA}
     prober = Prober(prepare(fn, METHODS), more)
     trials = [prober.run(*PAIRS[0])]
@@ -90,13 +74,13 @@ def check_psd(
     jacobian = any(trial.through_unet() for trial in trials)
     rows = _judge_residuals(report, trials, jacobian)
     if not jacobian:  # otherwise no weight can be read
-        samples = _samples(prober, form, scored, rows)
+        samples = _samples(prober, scored, rows)
 
         def judged(sizes: list[float]) -> weights.Judged:
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
             return size(seen, trials[0].style, 1e-2, scale)
 
-        found = weights.judge_weights(report, form, samples, judged, omega)
+        found = weights.judge_weights(report, samples, judged)
         _judge_batch(report, prober, rows, found)
     judge_noise(report, trials)
     judge_graph(report, trials)
@@ -114,11 +98,11 @@ def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
 
 
 def _samples(
-    prober: Prober, form: str, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
+    prober: Prober, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
 ) -> list[weights.Sample]:
-    """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
+    """Rewards and weights of every trial; the first one again, at twice the weight."""
     samples = [_sample(prober, trial.readings[0], rewards, rows) for trial, rewards in scored]
-    if samples and samples[0].lam and form == "psd":
+    if samples and samples[0].lam:
         prober.given["preference_weight"] = 2 * LAMBDA
         twice = prober.run(*PAIRS[0]).readings[0]
         samples.append(_sample(prober, twice, scored[0][1], rows))

@@ -1,11 +1,10 @@
 """Which weights W_i(R) stand before the residuals of a preference gradient?
 
-Pairs are a base and a pull, W_1, W_2 = k ( base_1 +- m ), m > 0 towards the winner:
+They are a base and a pull, W_1, W_2 = k ( base +- m ), with m > 0 towards the winner:
 
-    PSD        base (1/2, 1/2),  m = lambda omega(R_1 - R_2), lambda perhaps times sigma_t
-    DreamDPO   no base,          m = 1
+    base (1/2, 1/2),  m = lambda omega(R_1 - R_2), lambda perhaps times sigma_t
 
-Each part is a table. RewardSDS has a rule for any number of noises, which is one table.
+Each part is a table.
 """
 
 from __future__ import annotations
@@ -23,16 +22,11 @@ from psd_mini.checks.exact_world import sigma_at
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Ok, Report
 from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips
-from psd_mini.methods.rewardsds import reward_weights
 from psd_mini.psd import omega
 
-OMEGAS, OF_PAIRS = ("hard", "gap", "bt"), ("psd", "dreamdpo")
+OMEGAS = ("hard", "gap", "bt")
 EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
-FORMS = {  # the weights that are expected, by form
-    "psd": "1/2 +- lambda omega(R_1 - R_2)",
-    "dreamdpo": "+1 for the winner, -1 for the loser",
-    **{form: f"{form} of the rewards, sum 1" for form in ("best", "softmax", "min-max")},
-}
+WEIGHTS = "1/2 +- lambda omega(R_1 - R_2)"
 
 
 class Sample(NamedTuple):
@@ -60,7 +54,6 @@ FAIR = f"instead of {MEAN}: right in expectation, with more noise"
 CHOSEN = f"{{}} instead of {MEAN}: chosen by the reward, it is not SDS at lambda = 0"
 SUM = "the base is the sum of both residuals: it should be their mean"
 NO_BASE = "the base is missing: the pair alone does not pull to the prior"
-A_BASE = "there is a base: DreamDPO is the winner's residual minus the loser's alone"
 WINNERS, LOSERS = "the winner's residual", "the loser's residual"
 FIRST, SECOND = torch.eye(2, dtype=torch.float64)
 BASES = [  # of the rewards R of a pair: the weights of both residuals without the preference
@@ -76,9 +69,6 @@ NO_PULL = "the preference term is missing, the rewards have no influence: SDS wi
 NOT_PROPORTIONAL = "the preference term is not proportional to preference_weight"
 OWN_OMEGA = "the weights are 1/2 +- lambda omega for no omega of hard, gap, bt: one of your own?"
 SWAPPED = "winner and loser are swapped: the gradient moves to the worse one"
-UNNORMALISED = "the weights are not normalised: exp(R), or R itself, without the sum"
-EVEN = "the rewards have no influence: every noise weighs the same"
-WORST = "the worst noise gets the largest weight: wrong sign of the reward, or of the sorting"
 UNSIGNED = "omega is not signed, it must follow the sign of R_1 - R_2: one noise always wins"
 SIDES = [  # of the rewards: which of the two is pulled to
     Row("the winner", lambda R: FIRST - SECOND if R[0] > R[1] else SECOND - FIRST),
@@ -88,11 +78,8 @@ SIDES = [  # of the rewards: which of the two is pulled to
 ]
 
 
-def known_pulls(asked: str | None) -> list[Row]:
-    """lambda omega, perhaps times sigma_t, and twice or half of it: of (t, lambda, |gap|).
-
-    asked: the kind of omega that is right; None where all are.
-    """
+def known_pulls() -> list[Row]:
+    """lambda omega, perhaps times sigma_t, and twice or half of it: of (t, lambda, |gap|)."""
     rows = []
     factors = ((1.0, ""), (2.0, "twice"), (0.5, "half"))
     for kind, by_sigma, (factor, word) in product(OMEGAS, (False, True), factors):
@@ -101,8 +88,6 @@ def known_pulls(asked: str | None) -> list[Row]:
             return factor * lam * _omega(gap, kind) * (sigma_at(t) if by_sigma else 1.0)
 
         cause = f"the preference term is {word} lambda omega (h_1 - h_2)" if word else ""
-        if kind != (asked or kind):
-            cause = cause or f"omega is {kind}, {asked} is asked for"
         rows.append(Row(f"{factor:g} lambda omega, {kind}", pull, cause))
     return rows
 
@@ -117,25 +102,6 @@ SIZES = [  # of the status and the cause by `sizes.size`: no w(t) at all speaks 
     Row("any", lambda status, cause: True, "no w(t) that is known", slips=1.5),
 ]
 Judged = tuple[Ok, str, str]  # by `sizes.size`
-
-
-def _tables(form: str, omega_asked: str | None, known_weight: bool) -> list[list[Row]]:
-    """(BASES, PULLS, SIGNS, SIDES); for RewardSDS, where nothing is pulled, rules for the bases."""
-    if form not in OF_PAIRS:
-        rules = [
-            Row(form, lambda R: reward_weights(R[:, None], form)[:, 0]),
-            Row("worst", lambda R: reward_weights(-R[:, None], form)[:, 0], WORST),
-            Row("exp", torch.exp, UNNORMALISED),
-            Row("rewards", torch.clone, UNNORMALISED),
-            Row("even", lambda R: R**0 / len(R), EVEN),
-        ]
-        return [rules, [NO_PULL_ROW._replace(cause="")], SIGNS, [Row("none", lambda R: 0 * R)]]
-    bases, pulls = BASES, [ANY_PULL._replace(cause="")]
-    if form == "dreamdpo":
-        bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
-    elif known_weight:
-        pulls = [*known_pulls(omega_asked), ANY_PULL]
-    return [bases, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
 
 
 def weights_by(sample: Sample, *rows: Row) -> list[Tensor]:
@@ -180,11 +146,7 @@ def explain_weights(
 
 
 def judge_weights(
-    report: Report,
-    form: str,
-    samples: Sequence[Sample],
-    judged: Callable[[list[float]], Judged],
-    omega_asked: str | None,
+    report: Report, samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
 ) -> tuple[Row, ...] | None:
     """Add the rows on W_i(R); returns what explains the weights."""
     if not samples:
@@ -193,29 +155,29 @@ def judge_weights(
         return None
     weights = [round(value, 3) for value in samples[0].weights.tolist()]
     rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
-    came, pair = f"{weights} for rewards {rewards}", form in OF_PAIRS
-    best, cause = None, f"they are not {FORMS[form]}"
+    came = f"{weights} for rewards {rewards}"
     known_weight = samples[0].lam is not None
-    if pair and len(weights) != 2:
+    pulls = [*known_pulls(), ANY_PULL] if known_weight else [ANY_PULL._replace(cause="")]
+    best, cause = None, f"they are not {WEIGHTS}"
+    if len(weights) != 2:
         cause = f"two noises are to be compared, {len(weights)} came"
     else:
-        best = explain_weights(_tables(form, omega_asked, known_weight), samples, judged)
+        tables = [BASES, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
+        best = explain_weights(tables, samples, judged)
     if best is None:
-        report.add(False, "weights", came, FORMS[form], cause, EQUATION)
+        report.add(False, "weights", came, WEIGHTS, cause, EQUATION)
         return None
     rows, (status, size, factor) = best
     # the strength of a pull has a row of its own
     wrong = causes_of(rows if rows[1] is NO_PULL_ROW else [rows[0], *rows[2:]])
     causes = "; ".join([*wrong, *filter(None, [factor])])
-    report.add(not wrong and status, "weights", f"{came}; {size}", FORMS[form], causes, EQUATION)
-    if form == "psd" and known_weight and NO_PULL not in wrong:
-        _judge_strength(report, rows, samples, bool(omega_asked))
+    report.add(not wrong and status, "weights", f"{came}; {size}", WEIGHTS, causes, EQUATION)
+    if known_weight and NO_PULL not in wrong:
+        _judge_strength(report, rows, samples)
     return rows
 
 
-def _judge_strength(
-    report: Report, rows: tuple[Row, ...], samples: Sequence[Sample], omega_asked: bool
-) -> None:
+def _judge_strength(report: Report, rows: tuple[Row, ...], samples: Sequence[Sample]) -> None:
     """Is the pull lambda omega (h_1 - h_2), and does it grow with lambda?
 
     The last sample is the first one again, at twice the preference weight.
@@ -231,7 +193,7 @@ def _judge_strength(
     if pull.name == ANY_PULL.name:
         once, twice = (fit(s.weights, weights_by(s, *rows))[0] for s in (samples[0], samples[-1]))
         ratio = (twice[1] / twice[0]) / (once[1] / once[0])  # of m / k
-        status, cause = not right or (not omega_asked and "note"), OWN_OMEGA
+        status, cause = "note" if right else True, OWN_OMEGA
         if abs(ratio - 2) > 4e-2:
             status, cause = False, f"{NOT_PROPORTIONAL}: {ratio:.2f} times as large at twice of it"
         if abs(ratio - 1) < 1e-2:

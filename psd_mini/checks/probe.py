@@ -232,7 +232,7 @@ class Prober:
         unet, t = values["unet"], values["t"]
         with torch.no_grad():
             x_t = values["scheduler"].add_noise(values["x"], values["eps"], t)
-            cond, uncond = (unet(x_t, t, values[k]).sample for k in ("cond", "uncond"))
+            cond, uncond = (unet(x_t, t, values[k]).sample.clone() for k in ("cond", "uncond"))
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
 
 

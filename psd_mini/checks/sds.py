@@ -163,32 +163,27 @@ def check_cfg(fn: Any) -> Report:
 
     Names of other kinds are taken by place: prompt, empty prompt, scale.
     """
-    fn, changed = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward")), set[str]()
+    fn = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward"))
 
     def guided(x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
-        result, modified = _guide(fn, eps_cond, eps_uncond, guidance_scale)
-        changed.update(modified)
+        result = _guide(fn, eps_cond, eps_uncond, guidance_scale)
         return tensors_in(result, [x.shape], "a tensor like eps_cond")[0]
 
     report = Report(f"check of {CFG_METHOD.name}")
     runs = run_all(Prober(guided))
     if judging.basics(report, runs.trials[0], CFG_METHOD.equation):
         judging.judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
-    judging.judge_inputs(report, changed)
+    judging.judge_inputs(report, runs.trials)
     return report
 
 
-def _guide(fn: Callable, cond: Tensor, uncond: Tensor, g: float) -> tuple[Any, set[str]]:
-    """Call with copies of the predictions, by name or by place; the answer and what it changed."""
-    mine, free, both = cond.clone(), uncond.clone(), torch.cat((uncond, cond))
-    values: Any = {"eps_cond": mine, "cond": mine, "eps_uncond": free, "uncond": free}
-    values |= {"eps": both, "guidance_scale": g}
+def _guide(fn: Callable, cond: Tensor, uncond: Tensor, g: float) -> Any:
+    """Call with the predictions, by name or by place."""
+    values: Any = {"eps_cond": cond, "cond": cond, "eps_uncond": uncond, "uncond": uncond}
+    values |= {"eps": torch.cat((uncond, cond)), "guidance_scale": g}
     try:
         named = arguments(fn, values)
-        by_name = len(named) == 2 or {id(mine), id(free)} <= set(map(id, named.values()))
+        by_name = len(named) == 2 or {id(cond), id(uncond)} <= set(map(id, named.values()))
     except Unreadable:
         by_name = False
-    result = invoke(fn, named) if by_name else fn(mine, free, g)
-    before = torch.cat((uncond, cond))
-    pairs = {"eps_cond": (mine, cond), "eps_uncond": (free, uncond), "eps": (both, before)}
-    return result, {name for name, (now, then) in pairs.items() if not torch.equal(now, then)}
+    return invoke(fn, named) if by_name else fn(cond, uncond, g)

@@ -87,7 +87,7 @@ def factors(style: str, free_g: bool = False) -> list[Row]:
 
 
 def size(
-    seen: Sizes, style: str, tolerance: float, scale: Scale, free_g: bool = False
+    seen: Sizes, style: str, tolerance: float, scale: Scale = Scale(), free_g: bool = False
 ) -> tuple[Ok, str, str]:
     """Which w(t) and which factors make these (t, batch, g, k), k the size against eps_hat - eps.
 

@@ -9,7 +9,6 @@ executes it executes with your rights: this is isolation from accidents, not a s
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -141,6 +140,7 @@ def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Re
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:
     """`check_file` on a copy of the submission's folder, from within that copy."""
+    torch.set_num_threads(1)  # torch's other threads do not survive a fork
     file, name = split(path)
     copy = copy_folder(Path(file), folder / "copy")
     os.chdir(copy.parent)
@@ -206,7 +206,7 @@ def grade(
             text = f"no process could be started: {error.strerror}"
             keep(i, no_answer("could not run", text))
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _one_thread():
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             while waiting or running:
                 while waiting and len(running) < (workers or os.cpu_count() or 1):
@@ -238,17 +238,6 @@ def _options(kind: str, scale: Scale, timeout: float, memory: float) -> dict[str
     if scale.weighting is not None:
         raise ValueError(f"weighting: expected none for kind {kind}, got {scale.weighting!r}")
     return {}
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """torch's threads do not survive a fork."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def split(path: str) -> tuple[str, str]:

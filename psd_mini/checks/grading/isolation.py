@@ -26,7 +26,6 @@ from typing import NoReturn
 from psd_mini.checks.guard import describe
 from psd_mini.checks.report import STATUSES, Finding, Report, no_answer
 
-REPORT_BYTES = 4 * 2**20  # a longer one is damaged
 # writing more into one file is an error, so that endless printing does not fill the disk
 OUTPUT_BYTES = 64 * 2**20
 OUTPUT_KEPT = 2000  # characters of a submission's own output that are kept
@@ -62,6 +61,7 @@ def start(work: Work, folder: Path, memory: float) -> Confined:
         OSError: the system has no process to give.
     """
     folder.mkdir()
+    (folder / "output.txt").touch()
     sys.stdout.flush()  # otherwise what waits there is in the worker too
     sys.stderr.flush()
     pid = os.fork()
@@ -102,25 +102,21 @@ def outcome(job: Confined, timeout: float) -> tuple[Report | None, float, str]:
     """
     stop(job)
     seconds, file = time.monotonic() - job.started, job.folder / "report.json"
-    report = _report_in(_end_of(file)) if file.exists() else _silence(timeout, job.status)
-    printed = _end_of(job.folder / "output.txt").decode(errors="replace")
+    report = _report_in(file) if file.exists() else _silence(timeout, job.status)
+    printed = (job.folder / "output.txt").read_text("utf-8", errors="replace")
     shutil.rmtree(job.folder, ignore_errors=True)
     return report, seconds, printed[-OUTPUT_KEPT:]
 
 
-def _report_in(raw: bytes) -> Report | None:
+def _report_in(file: Path) -> Report | None:
     """The report that a worker wrote, None where it is damaged."""
     try:
-        found = json.loads(raw)
+        found = json.loads(file.read_bytes())
         report = Report(str(found["title"]), [Finding(**finding) for finding in found["findings"]])
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
-    for finding in report.findings:
-        if not all(isinstance(text, str) for text in vars(finding).values()):
-            return None
-        if finding.status not in STATUSES:
-            return None
-    return report if report.findings else None
+    known = all(finding.status in STATUSES for finding in report.findings)
+    return report if report.findings and known else None
 
 
 def _silence(timeout: float, status: int | None) -> Report:
@@ -157,16 +153,8 @@ def _worker(work: Work, folder: Path, memory: float) -> NoReturn:
 
 
 def _redirect(output: Path) -> None:
-    """Input is empty, what is printed goes into a file; every other open file now leads nowhere.
-
-    Their numbers stay taken, so that an inherited object that closes its file late does not close
-    one of the submission's.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR)
-    sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for number in map(int, os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else range(256)):
-        if number > 2 and number not in (nothing, sink):
-            os.dup2(nothing, number, inheritable=False)
+    """Input is empty, and what is printed goes into a file."""
+    nothing, sink = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_APPEND)
     for number, file in enumerate((nothing, sink, sink)):
         os.dup2(file, number)
     sys.stdin = os.fdopen(0, closefd=False)
@@ -194,16 +182,6 @@ def _write(folder: Path, report: Report) -> None:
     partial = folder / "report.part"
     partial.write_bytes(json.dumps(report.to_dict()).encode())
     partial.replace(folder / "report.json")
-
-
-def _end_of(path: Path) -> bytes:
-    """The last REPORT_BYTES of a file, none if it is missing; does not wait at a pipe."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - REPORT_BYTES))
-            return file.read(REPORT_BYTES)
-    except OSError:
-        return b""
 
 
 def copy_folder(file: Path, to: Path) -> Path:
