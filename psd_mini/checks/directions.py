@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.reading import Group, Reading, Terms
-from psd_mini.checks.tables import Row, Table, fewest_slips, formulas, slips_of
+from psd_mini.checks.tables import Row, Rows, Table, fewest_slips, formulas, slips_of
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Method:
     predictions: str
     subtracted: str
     words: Mapping[str, str] = field(default_factory=dict)
-    others: tuple[Row, ...] = ()
-    places: tuple[Row, ...] = ()
+    others: Rows = ()
+    places: Rows = ()
 
 
 GUIDED, DIFFERENCE = "uncond + g (cond - uncond)", "cond - uncond"
@@ -225,14 +225,14 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
     return rows
 
 
-def right_rows(method: Method) -> tuple[Row, ...]:
+def right_rows(method: Method) -> Rows:
     """What is right for a method: a row of each of the four tables."""
     return tuple(next(row for row in table if not row.cause) for table in tables_of(method))
 
 
 def explain_direction(
     method: Method, readings: Sequence[Reading], tolerance: float, signed: bool = True
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """The rows of the four tables, with the fewest slips, that give all these gradients.
 
     Every weight is free but for its sign; of a pair (signed=False) the sign is free too. None where

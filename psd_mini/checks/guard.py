@@ -86,15 +86,7 @@ def status_of(error: BaseException) -> str:
         own = not frames[-1].filename.startswith(FOLDERS[0])
         if own and "raise NotImplementedError" in (frames[-1].line or ""):
             return "not answered"
-    return "not answered" if "ellipsis" in _text_of(error) else "could not run"
-
-
-def _text_of(error: BaseException) -> str:
-    """What an exception says, in one line, even if it cannot say it."""
-    try:
-        return " ".join(str(error).split())[:300]
-    except Exception:
-        return "(no text)"
+    return "not answered" if "ellipsis" in str(error) else "could not run"
 
 
 def describe(error: BaseException) -> str:
@@ -102,7 +94,7 @@ def describe(error: BaseException) -> str:
     all_frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in all_frames if not frame.filename.startswith(FOLDERS)] or all_frames
     where = f" (line {frames[-1].lineno} of {frames[-1].name})" if frames else ""
-    text = _text_of(error)
+    text = " ".join(str(error).split())[:300]
     if isinstance(error, SyntaxError):  # the frames are the importer's
         where, text = f" (line {error.lineno})", error.msg
     words = f"{type(error).__name__} {text}".lower()

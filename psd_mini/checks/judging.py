@@ -12,7 +12,7 @@ from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import PREDICTIONS, Reading, cosine, in_numbers
 from psd_mini.checks.report import Report
 from psd_mini.checks.sizes import W_FORMULAS, Scale, size
-from psd_mini.checks.tables import Row, causes_of, named
+from psd_mini.checks.tables import Row, Rows, causes_of, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
@@ -120,7 +120,7 @@ def _at_two_x_t(reading: Reading) -> bool:
     return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 
-def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
+def _judge_direction(report: Report, method: Method, runs: Runs, rows: Rows) -> None:
     """The sign, the subtracted term and the place of the residual; and the exact gradient."""
     readings = readings_of(runs.trials)
     cosines = []
@@ -138,9 +138,7 @@ def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row
     report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
 
 
-def _judge_size(
-    report: Report, method: Method, runs: Runs, rows: tuple[Row, ...], scale: Scale
-) -> None:
+def _judge_size(report: Report, method: Method, runs: Runs, rows: Rows, scale: Scale) -> None:
     """w(t), and the factors beside it."""
     seen = []
     for reading in readings_of(runs.trials) + readings_of(runs.batched):
@@ -156,7 +154,7 @@ def _judge_size(
     report.add(ok, "size", came, expected, cause, method.equation)
 
 
-def _judge_guidance(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
+def _judge_guidance(report: Report, method: Method, runs: Runs, rows: Rows) -> None:
     """The combination of the predictions, and its limits g = 1 and g = 0."""
     combination, readings = rows[0], readings_of(runs.trials)
     name, cause = combination.name, combination.cause

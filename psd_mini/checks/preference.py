@@ -28,7 +28,7 @@ from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, rewards_of, seen_by_reward
 from psd_mini.checks.sizes import Scale, size
-from psd_mini.checks.tables import Row, causes_of
+from psd_mini.checks.tables import Rows, causes_of
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
 LAMBDA = 0.7  # preference_weight in most trials
@@ -87,7 +87,7 @@ def check_psd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "r
     return report
 
 
-def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
+def weights_of(reading: Reading, rows: Rows | None) -> list[float]:
     """W_i of every noised version; without rows, the sum of its predictions' coefficients."""
     found = fit_rows(reading, rows) if rows else None
     if found is None:
@@ -98,7 +98,7 @@ def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
 
 
 def _samples(
-    prober: Prober, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
+    prober: Prober, scored: list[tuple[Trial, Tensor]], rows: Rows | None
 ) -> list[weights.Sample]:
     """Rewards and weights of every trial; the first one again, at twice the weight."""
     samples = [_sample(prober, trial.readings[0], rewards, rows) for trial, rewards in scored]
@@ -110,9 +110,7 @@ def _samples(
     return [sample for sample in samples if len(sample.rewards) > 1]
 
 
-def _sample(
-    prober: Prober, reading: Reading, rewards: Tensor, rows: tuple[Row, ...] | None
-) -> weights.Sample:
+def _sample(prober: Prober, reading: Reading, rewards: Tensor, rows: Rows | None) -> weights.Sample:
     """The rewards and weights of one picture, and the preference weight if it was asked for."""
     asked = "preference_weight" in prober.keys
     lam = prober.given["preference_weight"] if asked else None
@@ -130,7 +128,7 @@ def _judge_pair(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 
-def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> tuple[Row, ...] | None:
+def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> Rows | None:
     """Is every term a residual, eps_cfg - eps_i, with the same guidance? Returns its rows."""
     readings = [trial.readings[0] for trial in trials]
     leftover = max(reading.leftover for reading in readings)
@@ -162,9 +160,7 @@ def _guided_unlike(reading: Reading) -> bool:
     return max(scales) - min(scales) > 0.1
 
 
-def _judge_batch(
-    report: Report, prober: Prober, rows: tuple[Row, ...] | None, explained: tuple[Row, ...] | None
-) -> None:
+def _judge_batch(report: Report, prober: Prober, rows: Rows | None, explained: Rows | None) -> None:
     """Two pictures at once, with different winners: who decides for whom?
 
     explained: the rows that explain the weights of one picture.
@@ -187,7 +183,7 @@ def _judge_batch(
             return
 
 
-def _judge_winners(report: Report, samples: list[weights.Sample], rows: tuple[Row, ...]) -> None:
+def _judge_winners(report: Report, samples: list[weights.Sample], rows: Rows) -> None:
     """Each picture decides for itself, or the mean of their rewards for both."""
     mean = (samples[0].rewards + samples[1].rewards) / 2
     of_any_size = (rows[0], weights.ANY_PULL, *rows[2:])

@@ -21,7 +21,7 @@ from psd_mini.checks.directions import SIGNS
 from psd_mini.checks.exact_world import sigma_at
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Ok, Report
-from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips
+from psd_mini.checks.tables import Row, Rows, Table, causes_of, fewest_slips
 from psd_mini.psd import omega
 
 OMEGAS = ("hard", "gap", "bt")
@@ -122,7 +122,7 @@ def size_by(sample: Sample, rows: Sequence[Row]) -> float | None:
 
 def explain_weights(
     tables: Sequence[Table], samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
-) -> tuple[tuple[Row, ...], Judged] | None:
+) -> tuple[Rows, Judged] | None:
     """The rows with the fewest slips, a factor of the size included; and what the size is.
 
     judged: says what the sizes of all samples are, in units of what the rows give.
@@ -147,7 +147,7 @@ def explain_weights(
 
 def judge_weights(
     report: Report, samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """Add the rows on W_i(R); returns what explains the weights."""
     if not samples:
         cause = "no pair with rewards: see the rows above"
@@ -177,7 +177,7 @@ def judge_weights(
     return rows
 
 
-def _judge_strength(report: Report, rows: tuple[Row, ...], samples: Sequence[Sample]) -> None:
+def _judge_strength(report: Report, rows: Rows, samples: Sequence[Sample]) -> None:
     """Is the pull lambda omega (h_1 - h_2), and does it grow with lambda?
 
     The last sample is the first one again, at twice the preference weight.

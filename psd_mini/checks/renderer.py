@@ -15,7 +15,7 @@ from psd_mini.checks.grading.submission import prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
-from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips, formulas
+from psd_mini.checks.tables import Row, Rows, Table, causes_of, fewest_slips, formulas
 
 RENDER = (
     "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -216,7 +216,7 @@ def _tables() -> list[list[Row]]:
     return tables
 
 
-def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> tuple[Row, ...] | None:
+def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> Rows | None:
     """The rows with the fewest slips that give these rgb or weights."""
     tables = _tables()
     tables[4].append(ANY_BACKGROUND)

@@ -32,6 +32,7 @@ class Row(NamedTuple):
 
 
 Table = Sequence[Row]
+Rows = tuple[Row, ...]  # one of each table
 
 
 def formulas(arguments: str, rows: Mapping[str, str], names: Mapping[str, Any]) -> list[Row]:
@@ -64,7 +65,7 @@ def slips_of(rows: Sequence[Row]) -> float:
 
 def fewest_slips(
     tables: Sequence[Table], fits: Callable[..., bool], most: float = 4.0
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """One row of each table that fits, with the fewest slips; of several, the earlier rows.
 
     Args:
@@ -75,7 +76,7 @@ def fewest_slips(
     Returns:
         None where no combination fits.
     """
-    found: list[tuple[Row, ...]] = [()]
+    found: list[Rows] = [()]
     for table in tables:
         longer = [(*rows, row) for rows in found for row in table]
         found = [rows for rows in longer if slips_of(rows) <= most]
@@ -84,7 +85,7 @@ def fewest_slips(
 
 def best_explanation(
     observed: Observed, tables: Sequence[Table], tolerance: float = 1e-2, floor: float = 0.0
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """The rows with the fewest slips whose product is every observed number; None where none are.
 
     Args:
@@ -121,7 +122,7 @@ def products_of(factors: Table, most: int = 3) -> list[Row]:
     return rows
 
 
-def _product(chosen: tuple[Row, ...]) -> Row:
+def _product(chosen: Rows) -> Row:
     def value(*inputs: Any) -> float:
         return math.prod(row.value(*inputs) for row in chosen)
 

@@ -86,9 +86,10 @@ def find(module: Any, name: str | None, kind: str, options: Mapping[str, Any] = 
 
 def _is_a_part(value: Any) -> bool:
     """A class that others use: a function for autograd, or options."""
-    if not isinstance(value, type) or issubclass(value, torch.autograd.Function):
-        return isinstance(value, type)
-    return dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
+    if not isinstance(value, type):
+        return False
+    options = dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
+    return options or issubclass(value, torch.autograd.Function)
 
 
 def _like(own: Mapping[str, Any], hints: Sequence[str]) -> list[str]:

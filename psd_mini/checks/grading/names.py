@@ -192,8 +192,6 @@ def arguments(fn: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def invoke(fn: Callable, given: Mapping[str, Any]) -> Any:
     """Call with arguments by name, positional-only ones by place."""
-    by_place, by_name = [], dict(given)
-    for name, parameter in parameters(fn).items():
-        if parameter.kind is parameter.POSITIONAL_ONLY and name in given:
-            by_place.append(by_name.pop(name))
-    return fn(*by_place, **by_name)
+    bound = inspect.signature(fn).bind_partial()
+    bound.arguments.update(given)
+    return fn(*bound.args, **bound.kwargs)

@@ -45,39 +45,30 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
 
     pipe = Pipeline()
     pipe.unet = pipe.transformer = unet or pipe.unet
-    schedule, q = pipe.scheduler, UNet(q=True)
-    pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
-    pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
+    pipe.alphas = pipe.alphas_cumprod = pipe.scheduler.alphas_cumprod
+    pipe.betas, pipe.q = pipe.scheduler.betas, UNet(q=True)
+    pipe.unet_lora = pipe.q
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
     cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
     stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
 
     def predict(x_t: Tensor, t: Any, *rest: Any, **keywords: Any) -> Tensor:
-        given = {}
-        for name, value in keywords.items():  # a prompt's embedding may be called anything
-            prompt = KNOWN.get(name) in ("cond", "uncond", "n")
-            given["encoder_hidden_states" if prompt else name] = value
+        given = dict(keywords)
+        for name in keywords:  # a prompt's embedding may be called anything
+            if KNOWN.get(name) in ("cond", "uncond", "n"):
+                given["encoder_hidden_states"] = given.pop(name)
         sample = pipe.unet(x_t, t, *rest, **given)[0]
         sample.sample = sample.view_as(sample)  # as some expect of a `model`
         return sample
 
-    return {name: getattr(pipe, name) for name in parts} | {
-        "pipe": pipe,
-        "predict_noise": predict,
-        "velocity": predict,
-        "num_train_timesteps": T,
-        "device": torch.device("cpu"),
-        "dtype": torch.float32,
-        **{"cond": cond, "uncond": uncond, "n": n, "reward": reward},
-        "args": ARGS,
-        "fp16": False,
-        "generator": None,
-        "prompt": PROMPT,
-        "prompt_utils": SimpleNamespace(get_text_embeddings=lambda *_, **__: stacked),
-        "camera": torch.zeros(1),
-        "iteration": 100,
-    }
+    values: dict[str, Any] = {name: getattr(pipe, name) for name in parts}
+    values |= dict(pipe=pipe, predict_noise=predict, velocity=predict, reward=reward)
+    values |= dict(cond=cond, uncond=uncond, n=n, prompt=PROMPT, num_train_timesteps=T)
+    values |= dict(device=torch.device("cpu"), dtype=torch.float32, fp16=False, generator=None)
+    values |= dict(args=ARGS, camera=torch.zeros(1), iteration=100)
+    values["prompt_utils"] = SimpleNamespace(get_text_embeddings=lambda *_, **__: stacked)
+    return values
 
 
 def prepare(target: Any, methods: Sequence[str]) -> Callable:
