@@ -13,7 +13,7 @@ How a check works, and where:
     probe               runs the code, guard turns what it raises into a row
     reading             takes its gradient apart into the vectors that it is made of
     tables              is the engine: one row of every table, with the fewest slips, explains it
-    directions, nonlinear, noise_schedule, sizes, rewarding, preference_weights, renderer
+    directions, noise_schedule, sizes, rewarding, preference_weights, renderer
                         hold the tables: what people write, right or wrong, in rows
     judging             writes the rows of a report (report); checks never raise
 

@@ -21,12 +21,12 @@ from psd_mini.checks.exact_world import T
 from psd_mini.checks.grading.submission import environment
 from psd_mini.checks.grading.unet import Velocity, flow_time
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS, level
+from psd_mini.checks.noise_schedule import level
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import split_gradient, split_x_t
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
-from psd_mini.checks.tables import formulas
+from psd_mini.checks.tables import LEVELS, formulas
 
 AS_NOISE = "v_hat is taken for a prediction of the noise: what is subtracted is eps - x, not eps"
 TARGETS = {  # of alpha = 1 - t, sigma = t and g

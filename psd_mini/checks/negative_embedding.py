@@ -18,12 +18,11 @@ from torch import Tensor
 from psd_mini.checks.exact_world import SCHEDULE, embedding, exact_eps
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine, fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import reward
-from psd_mini.checks.tables import best_explanation, causes_of, formulas, products_of
+from psd_mini.checks.tables import LEVELS, best_explanation, causes_of, formulas, products_of
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 

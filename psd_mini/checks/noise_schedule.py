@@ -9,30 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
+from psd_mini.checks.exact_world import SHAPE, T, alpha_at, normal, picture, sigma_at
 from psd_mini.checks.grading.submission import prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, Trial, readings_of
 from psd_mini.checks.reading import Group, fit
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.tables import Table, best_explanation, formulas
+from psd_mini.checks.tables import LEVELS, Table, best_explanation, formulas
 
-
-def abar_at(t: int) -> float:
-    """abar_t of one timestep."""
-    return alpha_at(t) ** 2
-
-
-def beta_at(t: int) -> float:
-    """beta_t = 1 - abar_t / abar_{t-1}, the noise of one step."""
-    return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
-
-
-# of t, in formulas
-LEVELS: dict[str, Any] = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at}
-LEVELS |= {"T": T, "sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
-LEVELS["prod_beta"] = lambda t: math.prod(map(beta_at, range(t + 1)))
-LEVELS["sum_beta"] = lambda t: sum(map(beta_at, range(t + 1)))
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
@@ -91,7 +75,6 @@ SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNAL_FORMULAS, NOISE
 SUM = "abar_t is 1 minus the sum of beta: it is the product of 1 - beta"
 OF_A_TABLE = {"sqrt(1 - prod_beta_t)": OVER_BETA, "root(1 - sum_beta_t)": SUM}
 OF_A_TABLE |= {"alpha_{T-1} / alpha_{t-1}": "the product runs from t to the end, not from 0 to t"}
-LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
 SIGNAL_OF_A_TABLE = [SIGNAL[0], *formulas("t", OF_A_TABLE, LEVELS), *SIGNAL[1:]]
 
 

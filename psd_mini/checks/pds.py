@@ -29,12 +29,12 @@ from torch import Tensor
 from psd_mini.checks.directions import GUIDED, VECTORS, Method
 from psd_mini.checks.exact_world import SCHEDULE, neighbour
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS, judge_levels
+from psd_mini.checks.noise_schedule import judge_levels
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, fit
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
-from psd_mini.checks.tables import Row, formulas
+from psd_mini.checks.tables import LEVELS, Row, formulas
 
 NO_PAIR = "the UNet is to be asked at two x_t, made of x and of x_src, with one noise, at one t"
 OTHER_PREVIOUS = "a noise is left: both x_{t-1} are made with one eps_{t-1}, and subtracted"

@@ -113,8 +113,7 @@ class Report:
         rows = [("", "checked", "came", "expected")]
         for finding in self.findings:
             texts = (finding.name, finding.came, finding.expected)
-            short = (textwrap.shorten(text, 70, placeholder="...") for text in texts)
-            rows.append((finding.status, *short))
+            rows.append((finding.status, *map(_short, texts)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{self.title}: {in_capitals(self.status)}"]
         for row in rows:
@@ -135,3 +134,9 @@ def no_answer(status: str, text: str, title: str = "") -> Report:
 def in_capitals(status: str) -> str:
     """A status as tables show it: what is wrong should meet the eye."""
     return status.upper() if status == "wrong" else status
+
+
+def _short(text: str, width: int = 70) -> str:
+    """One line of at most `width` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."

@@ -25,13 +25,12 @@ from torch import Tensor
 from psd_mini.checks.directions import GUIDED, Method
 from psd_mini.checks.exact_world import alpha_sigma
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, cosine, fit, split_gradient
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
 from psd_mini.checks.sizes import Scale
-from psd_mini.checks.tables import best_explanation, causes_of, formulas
+from psd_mini.checks.tables import LEVELS, best_explanation, causes_of, formulas
 
 RANDOM = "the noise is drawn at random: this is SDS; SDI finds it by inverting x"
 NO_NOISE = "x_t holds no noise: the UNet is asked about x itself, nothing was inverted"

@@ -14,9 +14,8 @@ from itertools import product
 
 from psd_mini._internal.arguments import one_of
 from psd_mini.checks.exact_world import SHAPE
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.report import Ok
-from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, products_of
+from psd_mini.checks.tables import LEVELS, Row, causes_of, fewest_slips, formulas, products_of
 
 # the status of a constant factor, by policy
 POLICIES = {"ignore": "note", "report": "scaled", "require": "wrong"}

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from psd_mini.checks.exact_world import SCALING, T, alpha_at, sigma_at
+
 
 class Row(NamedTuple):
     """One way to compute one part of a formula.
@@ -33,6 +35,24 @@ class Row(NamedTuple):
 
 Table = Sequence[Row]
 Rows = tuple[Row, ...]  # one of each table
+
+
+def abar_at(t: int) -> float:
+    """abar_t of one timestep."""
+    return alpha_at(t) ** 2
+
+
+def beta_at(t: int) -> float:
+    """beta_t = 1 - abar_t / abar_{t-1}, the noise of one step."""
+    return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
+
+
+# of t, in formulas
+LEVELS: dict[str, Any] = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at}
+LEVELS |= {"T": T, "sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
+LEVELS["prod_beta"] = lambda t: math.prod(map(beta_at, range(t + 1)))
+LEVELS["sum_beta"] = lambda t: sum(map(beta_at, range(t + 1)))
+LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
 
 
 def formulas(arguments: str, rows: Mapping[str, str], names: Mapping[str, Any]) -> list[Row]:
