@@ -63,22 +63,19 @@ def check_vsd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "r
     q's network is the parameter `unet_lora`, `unet_q`, `predict_q`, ... Its training loss is looked
     at where it comes beside the gradient. Arguments as in `check_sds`.
     """
-    scale = Scale(weighting, gradient_scale)
-    return check_method(VSD_METHOD, fn, scale, judges_training=True)
+    return check_method(VSD_METHOD, fn, Scale(weighting, gradient_scale))
 
 
 def check_method(
     method: Method,
     target: Any,
     scale: Scale | None = None,
-    judges_training: bool = False,
     look: Callable[[Report, list[Trial]], None] | None = None,
     world: Mapping[str, Any] = {},
 ) -> Report:
     """Does a submission give the gradient of this method? Exceptions of its code are raised.
 
     Args:
-        judges_training: is the loss of VSD's q looked at, where one came too?
         look: takes the place of the rows on x_t, and comes first; it may change what was read,
             such as put another vector in the place of the noise.
         world: what is given in place of the usual pipeline.
@@ -98,7 +95,7 @@ def check_method(
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
         report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
-    if judges_training:
+    if method is VSD_METHOD:
         _judge_training(report, runs.trials)
     if readable:
         judging.judge_batch(report, method, runs.batched, runs.failure)
