@@ -49,9 +49,7 @@ def check(
     if kind not in CHECKS:
         raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(CHECKS)}")
     try:
-        files = [file for path in paths for file in expand(path)]
-        if not files:
-            raise ValueError(f"path: no .py files in {', '.join(paths)}")
+        files = _files(paths)
     except ValueError as error:
         if not gradescope:
             raise
@@ -74,6 +72,14 @@ def check(
         print(Report(results[0]["title"], findings))
     if stopped or not (gradescope or all(result["ok"] for result in results)):
         raise SystemExit(128 + stopped[0] if stopped else 1)
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    """All files that these paths stand for; ValueError where there is none."""
+    files = [file for path in paths for file in expand(path)]
+    if not files:
+        raise ValueError(f"path: no .py files in {', '.join(paths)}")
+    return files
 
 
 @contextmanager
