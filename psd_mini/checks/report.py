@@ -110,7 +110,7 @@ class Report:
         return self
 
     def __repr__(self) -> str:
-        rows = [("", "checked", "came", "expected")]
+        rows: list[tuple[str, ...]] = [("", "checked", "came", "expected")]
         for finding in self.findings:
             texts = (finding.name, finding.came, finding.expected)
             rows.append((finding.status, *map(_short, texts)))
