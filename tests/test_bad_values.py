@@ -520,6 +520,10 @@ TABLE = {
             "slips": {"twice as much": lambda x: 2 * x},
         },
     ),
+    "numeric_gradient": (
+        pm.numeric_gradient,
+        {**MEAN, "objective": lambda x_t, t: x_t.square().sum(-1), "step": 1e-3},
+    ),
     "gradient_statistics": (
         pm.gradient_statistics,
         {

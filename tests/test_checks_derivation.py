@@ -14,7 +14,10 @@ from psd_mini.checks import (
     check_schedule,
     exact_world,
     gradient_statistics,
+    kl_objective,
+    numeric_gradient,
     offline_diffusers,
+    reward_objective,
 )
 from psd_mini.checks.grading.stand_ins import Pipeline, Scheduler, UNet
 from psd_mini.sds import Context
@@ -35,6 +38,23 @@ def closed_form(t):
     return gradient, (abar / (1 - abar)).sqrt()
 
 
+@pytest.mark.parametrize("t", [100, 500, 900])
+def test_numeric_gradient_of_the_kl(t):
+    exact, _ = closed_form(t)
+    estimate = numeric_gradient(kl_objective(GAUSS), X, t, GAUSS)
+    assert estimate.agrees(exact)
+    assert not estimate.agrees(-exact) and not estimate.agrees(1.05 * exact)
+
+
+def test_numeric_gradient_of_a_reward_objective():
+    """Linear reward: the gradient is beta grad KL - J^T v, with J = alpha d x0_hat / d x_t."""
+    v, beta, t = torch.tensor([1.0, 2.0]).double(), 0.5, 400
+    abar = SCHEDULE.alphas_cumprod[t]
+    jacobian = abar * S @ torch.linalg.inv(abar * S + (1 - abar) * torch.eye(2).double())
+    estimate = numeric_gradient(reward_objective(GAUSS, lambda x: x @ v, beta), X, t, GAUSS)
+    assert estimate.agrees(beta * closed_form(t)[0] - jacobian.T @ v)
+
+
 def test_statistics_of_sds():
     """E[G] = sigma / alpha grad KL, Cov = (alpha^2 S C^-1)^2. Twice the gradient is biased."""
     t = 300
@@ -50,6 +70,30 @@ def test_statistics_of_sds():
         lambda *a: 2 * method(*a)[0], t, prior=GAUSS, x=X, reference=kl / ratio
     )
     assert not doubled.unbiased
+
+
+def test_the_truth_for_a_preference():
+    """Linear reward, one Gaussian: the optimum's mean is mu + S v / beta.
+
+    `reward_objective` is beta times that, because x0_hat's reward is the implicit one here. In a
+    mixture it is not, and the two are different objectives.
+    """
+    v, beta, t = torch.tensor([1.0, 2.0]).double(), 0.5, 400
+    abar = SCHEDULE.alphas_cumprod[t]
+    exact = abar * torch.linalg.solve(
+        abar * S + (1 - abar) * torch.eye(2).double(), X - MU - S @ v / beta
+    )
+    assert numeric_gradient(kl_objective(GAUSS.tilt_linear(v, beta)[0]), X, t, GAUSS).agrees(exact)
+    assert numeric_gradient(reward_objective(GAUSS, lambda x: x @ v, beta), X, t, GAUSS).agrees(
+        beta * exact
+    )
+    two = GaussianMixture(
+        torch.ones(2) / 2, torch.stack((MU, -MU)), 0.1 * S.expand(2, 2, 2), SCHEDULE
+    )
+    optimum = numeric_gradient(kl_objective(two.tilt_linear(v, beta)[0]), X, t, two)
+    assert not optimum.agrees(
+        numeric_gradient(reward_objective(two, lambda x: x @ v, beta), X, t, two).value / beta
+    )
 
 
 def test_statistics_refuse_to_rank_draws_together():

@@ -50,9 +50,13 @@ what each exercise lists; `guard.exercise` is for a notebook's own checker. `gra
 folders, and `grading.command` writes what Gradescope reads.
 """
 
+from psd_mini.checks.derivation import Estimate as Estimate
 from psd_mini.checks.derivation import Statistics as Statistics
 from psd_mini.checks.derivation import check_gradient as check_gradient
 from psd_mini.checks.derivation import gradient_statistics as gradient_statistics
+from psd_mini.checks.derivation import kl_objective as kl_objective
+from psd_mini.checks.derivation import numeric_gradient as numeric_gradient
+from psd_mini.checks.derivation import reward_objective as reward_objective
 from psd_mini.checks.flow import check_flow as check_flow
 from psd_mini.checks.grading.offline import offline_diffusers as offline_diffusers
 from psd_mini.checks.negative_embedding import check_negative_embedding as check_negative_embedding

@@ -1,7 +1,9 @@
-"""Comparing a gradient that was derived on paper with the truth.
+"""Comparing a gradient that was derived on paper with the truth, in a small exact world.
 
-`check_gradient` compares two functions. `gradient_statistics` measures bias, variance and
-signal-to-noise of any method.
+`numeric_gradient` differentiates an objective that is only evaluated, never differentiated by hand.
+`gradient_statistics` measures bias, variance and signal-to-noise of any method. `check_gradient`
+compares two functions. All randomness is common to the two sides of a difference, so standard
+errors are small.
 """
 
 from __future__ import annotations
@@ -25,7 +27,97 @@ from psd_mini.checks.tables import best_explanation, products_of
 from psd_mini.mixture import GaussianMixture
 from psd_mini.sds import Context
 
+Objective = Callable[[Tensor, Tensor], Tensor]  # x_t (n, d), t (n,) -> values (n,)
 Point = Float[Tensor, " d"]
+
+
+class Estimate(NamedTuple):
+    """A mean over draws and its standard error, both (d,)."""
+
+    value: Tensor
+    standard_error: Tensor
+
+    def agrees(self, other: Tensor, sigmas: float = 4.0) -> bool:
+        """Is `other` (d,) within so many standard errors (and rounding)?"""
+        slack = sigmas * self.standard_error + 1e-6 * (1 + self.value.abs().max())
+        return bool(((self.value - other.flatten()).abs() <= slack).all())
+
+
+def kl_objective(prior: GaussianMixture, embeddings: Tensor | None = None) -> Objective:
+    """-log p_t(x_t | e), whose mean over q_t = N(alpha_t x, sigma_t^2 I) is KL(q_t || p_t) + const.
+
+    The constant does not depend on x.
+    """
+    return lambda x_t, t: -prior.log_prob(x_t, t, embeddings)[0]
+
+
+def reward_objective(
+    prior: GaussianMixture,
+    reward: Callable[[Tensor], Tensor],
+    beta: float,
+    embeddings: Tensor | None = None,
+) -> Objective:
+    """Minus "reward - beta KL", with the reward of the one-step denoised sample.
+
+    beta (-log p_t(x_t)) - r(x0_hat(x_t))
+    """
+    kl = kl_objective(prior, embeddings)
+    return lambda x_t, t: beta * kl(x_t, t) - reward(prior.denoise(x_t, t, embeddings)[0])
+
+
+@validated
+def numeric_gradient(
+    objective: Objective,
+    x: Point,
+    t: int,
+    prior: GaussianMixture,
+    *,
+    n: int = 20_000,
+    step: float = 1e-4,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """Gradient of E_eps[ objective(alpha_t x + sigma_t eps, t) ] in x, by central differences.
+
+        dF/dx_j = E[ F(x + h e_j; eps) - F(x - h e_j; eps) ] / 2h
+
+    with the same eps (and -eps) on both sides.
+
+    Args:
+        objective: what is averaged over the noise and to be lowered, like `kl_objective(prior)`.
+        x: one point (d,), float64, d small. t: timestep. prior: gives the schedule.
+        n: pairs of noises eps, -eps. step: h.
+        generator: source of the noises; a fixed seed by default.
+
+    Returns:
+        `Estimate`. For the KL it is (alpha_t / sigma_t) E[eps_hat - eps], and E[G_SDS] is
+        w (sigma_t / alpha_t) times that.
+
+    The truth for a preference, "reward minus beta KL", is the KL to its optimum. With
+    `tilted, _ = prior.tilt_linear(v, beta)` it is `kl_objective(tilted)`, whose gradient is
+    (alpha_t / sigma_t) E[eps* - eps]. `reward_objective` is another objective, in units of the
+    reward: beta times the KL, and the reward of x0_hat in place of the implicit reward.
+    """
+    at_least("n", n, 2)
+    if not step > 0:
+        raise ValueError(f"step: expected a positive length h, got {step}")
+    x, d = x.double(), x.numel()
+    generator = generator or torch.Generator().manual_seed(0)
+    eps = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    times = torch.full((n,), t)
+    alpha_t, sigma_t = prior.schedule.alpha_sigma(times[:1], x[None])
+    columns = []
+    for shift in step * torch.eye(d, dtype=torch.float64):
+
+        def value(point: Tensor) -> Tensor:  # mean of an antithetic pair
+            sides = [objective(alpha_t * point + sign * sigma_t * eps, times) for sign in (1, -1)]
+            if any(getattr(side, "shape", None) != (n,) for side in sides):
+                came = in_words(sides[0])
+                raise ValueError(f"objective: expected values ({n},), one per x_t, got {came}")
+            return (sides[0] + sides[1]) / 2
+
+        columns.append((value(x + shift) - value(x - shift)) / (2 * step))
+    samples = torch.stack(columns, -1)
+    return Estimate(samples.mean(0), samples.std(0) / n**0.5)
 
 
 class Statistics(NamedTuple):
@@ -46,8 +138,7 @@ class Statistics(NamedTuple):
         """Is the bias within four standard errors everywhere?"""
         if self.bias is None:
             return None
-        slack = 4 * self.standard_error + 1e-6 * (1 + self.mean.abs().max())
-        return bool((self.bias.abs() <= slack).all())
+        return Estimate(self.mean, self.standard_error).agrees(self.mean - self.bias)
 
 
 @validated
@@ -70,8 +161,8 @@ def gradient_statistics(
             no views of one object.
         t: timestep. n: independent gradients.
         prior, x: the world and the point (d,) where it is measured.
-        reference: what the mean should be, (d,): for SDS of a Gaussian prior, w(t) (sigma_t /
-            alpha_t) times the gradient of KL(q_t || p_t) in x.
+        reference: what the mean should be, (d,); for SDS w(t) (sigma_t / alpha_t)
+            `numeric_gradient(kl_objective(prior), ...)`. For a preference see `numeric_gradient`.
         context: prompts, rewards; the prior's null prompt by default. Variances compare at equal
             cost only: each gradient took context.cost.prior_evaluations / n evaluations of the
             prior, and the mean of two has half the variance.
