@@ -1,7 +1,9 @@
-"""Where verdicts go: Gradescope's file, otter's tests, a number in [0, 1]."""
+"""Where verdicts go: Gradescope's file, otter's tests, a notebook's table, a number in [0, 1]."""
 
+import html.parser
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,9 +190,44 @@ def test_score_is_the_share_of_right_rows():
     assert check_sds(submissions.RIGHT["plain_gradient"][1]).score == 1
 
 
-def test_a_notebook_shows_what_print_does():
-    report = check_sds(SimpleNamespace())
-    assert repr(report) == str(report) and "check of SDS: could not run" in repr(report)
+class Parts(html.parser.HTMLParser):
+    """The tags of a page and the texts between them."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_a_notebook_shows_failing_rows_first_and_nothing_is_interpreted():
+    """A submission's texts may hold HTML; the tags of the page are ours alone."""
+    bad = "<script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;"
+    report = Report(bad)
+    report.add(True, "first", bad)
+    report.add(False, bad, bad, bad, bad, bad)
+    report.add("note", "last", "x" * 500)
+    parts = Parts(report._repr_html_())
+    assert {tag for tag, _ in parts.tags} == {"b", "table", "col", "tr", "th", "td"}
+    assert all(set(attributes) <= {"style"} for _, attributes in parts.tags)
+    assert any(text.startswith(bad) for text in parts.texts)
+    statuses = [text for text in parts.texts if text in ("ok", "wrong", "note")]
+    assert statuses == ["wrong", "ok", "note"]
+
+
+def test_a_notebooks_table_fits_the_page():
+    page = no_answer("could not run", "x" * 2000)._repr_html_()
+    (table,) = [attributes["style"] for tag, attributes in Parts(page).tags if tag == "table"]
+    assert "table-layout:fixed" in table and "width:100%" in table
+    # exact: the columns share the whole width
+    assert sum(map(int, re.findall(r"width:(\d+)%'", page.partition("<tr>")[0])[1:])) == 100
+    cells = [attributes["style"] for tag, attributes in Parts(page).tags if tag in ("td", "th")]
+    assert cells and all("overflow-wrap:anywhere" in style for style in cells)
 
 
 def test_the_best_of_several_files_counts():

@@ -1,4 +1,4 @@
-"""What a check answers: one row per question, readable by people, graders and pytest.
+"""What a check answers: one row per question, readable by people, notebooks, graders and pytest.
 
 report = check_sds(my_function)
 print(report)             # a table, and under it what is likely wrong
@@ -7,7 +7,9 @@ report.require()          # one line makes a test of it
 
 from __future__ import annotations
 
+import html
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +29,12 @@ class Unreadable(ValueError):
     def __init__(self, message: str, status: str = "could not run", verdict: bool = True):
         super().__init__(message)
         self.status, self.verdict = status, verdict
+
+
+# in a notebook: of a status; of columns, in percent
+COLOURS, RED = {"ok": "#2a7d2a", "note": "#96690a", "scaled": "#96690a"}, "#b3261e"
+WIDTHS = (9, 14, 22, 15, 40)
+CELL = "text-align:left;vertical-align:top;white-space:normal;overflow-wrap:anywhere"
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,25 @@ class Report:
                 text = f"-> {finding.name}: {finding.cause}{equation}"
                 lines += textwrap.wrap(text, 120, subsequent_indent="   ")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The findings as a table, for notebooks: what fails comes first, long texts are broken."""
+        table = "".join(f"<col style='width:{width}%'>" for width in WIDTHS)
+        table += _html_row(("", "checked", "came", "expected", "likely cause"), "inherit")
+        for f in sorted(self.findings, key=lambda finding: finding.ok):
+            texts = (f.status, f.name, f.came, f.expected, f"{f.cause}  {f.equation}")
+            table += _html_row(texts, COLOURS.get(f.status, RED))
+        title = html.escape(f"{self.title}: {in_capitals(self.status)}")
+        return f"<b>{title}</b><table style='table-layout:fixed;width:100%'>{table}</table>"
+
+
+def _html_row(texts: Sequence[str], colour: str) -> str:
+    """A row of a table; what is in the texts is shown as it is, never interpreted."""
+    first, *others = [html.escape(text) for text in texts]
+    cells = f"<th style='{CELL};color:{colour}'>{first}</th>"
+    for text in others:
+        cells += f"<td style='{CELL}'>{text}</td>"
+    return f"<tr>{cells}</tr>"
 
 
 def no_answer(status: str, text: str, title: str = "") -> Report:
