@@ -449,6 +449,11 @@ def dreamdpo_formula(h, predictions, r, noises, lam):
     return torch.where(r[0] >= r[1], h[0] - h[1], h[1] - h[0])
 
 
+@psd_args
+def dreamdpo_small_gap_branch(h, predictions, r, noises, lam):
+    return torch.where(r[0] >= r[1], predictions[0][1], predictions[1][1])
+
+
 # ---------------------------------------------------------------------------------- negative
 # embedding
 

@@ -509,8 +509,18 @@ TABLE = {
             getattr(pm, f"check_{n}"),
             {"fn": formula, "weighting": "sds", "gradient_scale": "report"},
         )
-        for n in ("sds", "csd", "vsd", "psd", "sdi")
+        for n in ("sds", "csd", "vsd", "sdi")
     },
+    "check_psd": (
+        pm.check_psd,
+        {
+            "fn": formula,
+            "form": "psd",
+            "omega": "hard",
+            "weighting": "sds",
+            "gradient_scale": "report",
+        },
+    ),
     "check_gradient": (
         lambda inputs, **others: pm.check_gradient(
             others.pop("fn"), others.pop("reference"), inputs, **others

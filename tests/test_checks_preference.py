@@ -67,6 +67,13 @@ def test_other_weights():
     verdict(check_psd(more.of_four_noises), "two noises are to be compared, 4 came")
 
 
+@pytest.mark.slow
+def test_dreamdpo():
+    verdict(check_psd(more.dreamdpo_formula, form="dreamdpo"), "")
+    verdict(check_psd(more.dreamdpo_small_gap_branch, form="dreamdpo"), "no noise is subtracted")
+    verdict(check_psd(more.psd_hard, form="dreamdpo"), "there is a base")
+
+
 @pytest.mark.parametrize("name", mostly_slow(more.NEGATIVE))
 def test_negative_embedding(name):
     submission, words = more.NEGATIVE[name]

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 import submissions
 import torch
-from submissions_preference import psd_args
+from submissions_preference import OWN_OMEGA, psd_args, psd_hard
 from submissions_tables import RENDERERS, TABLES, formula, three_predictions
 from worlds import mostly_slow
 
@@ -120,6 +120,15 @@ def test_formulas_are_computed_as_they_are_written():
     ):
         (row,) = formulas("t, g", {formula_: ""}, names)
         assert (row.name, row.value(2, 3)) == (formula_, value)
+
+
+@pytest.mark.parametrize("omega, status", [(None, "right"), ("hard", "right"), ("gap", "wrong")])
+def test_one_omega_may_be_asked_for(omega, status):
+    report = check_psd(psd_hard, omega=omega)
+    assert report.status == status, report
+    assert ("omega is hard, gap is asked for" in "; ".join(report.causes)) == (status == "wrong")
+    own = check_psd(OWN_OMEGA, omega=omega)
+    assert own.ok == (omega is None), own
 
 
 def rescaled(eps_cond, eps_uncond, guidance_scale):

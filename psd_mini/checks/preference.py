@@ -1,9 +1,11 @@
-"""Check of preference gradients on pairs of noises.
+"""Check of preference gradients on pairs of noises: PSD, DreamDPO.
 
-They are weights W_i of the residuals of noised versions of one picture, decided by rewards:
+They are weights W_i of the residuals of two noised versions of one picture, decided by rewards:
 
     G = w(t) sum_i W_i(R_1, R_2) ( eps_cfg(x_t^i) - eps_i ),    R_i = r(decode(x0_hat_i))
-    W_i = 1/2 +- lambda omega(R_1 - R_2); lambda may carry a factor sigma_t
+
+    PSD         W_i = 1/2 +- lambda omega(R_1 - R_2); lambda may carry a factor sigma_t
+    DreamDPO    W_i = +1 for the winner, -1 for the loser    arXiv 2502.04370 (at a clear gap)
 
 The residuals are explained by the tables of `directions`, as a gradient of SDS is; what is left is
 one weight for each noise, explained by the tables of `preference_weights`. The stand-in reward
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psd_mini._internal.arguments import one_of
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
 from psd_mini.checks.grading.submission import COURSE, prepare
@@ -48,21 +51,32 @@ OTHERS = "in a batch the winners are not those of the rewards: are pictures and 
 
 
 @guarded("PSD")
-def check_psd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "report") -> Report:
+def check_psd(
+    fn: Any,
+    *,
+    form: str = "psd",
+    omega: str | None = None,
+    weighting: str | None = None,
+    gradient_scale: str = "report",
+) -> Report:
     """Is this a preference gradient on pairs of noises, and if not, what is it?
 
     Args:
         fn: takes by name, as far as it wants, x, t, eps_1, eps_2 (or draws its own), predict_noise
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
-            preference_weight, tau; a function, class or object. Where preference_weight is no
-            parameter, the kind of omega cannot be told.
+            preference_weight, tau; a function, class or object.
+        form: "psd" or "dreamdpo".
+        omega: "hard", "gap" or "bt" if only that one is right; None takes any. Where
+            preference_weight is no parameter, the kind cannot be told.
         weighting, gradient_scale: as in `check_sds`.
 
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
     """
+    one_of("form", form, weights.FORMS)
+    one_of("omega", omega or "hard", weights.OMEGAS)
     scale = Scale(weighting, gradient_scale)
-    report = Report("check of psd")
+    report = Report(f"check of {form}")
     more = {"tau": 1.0, "preference_weight": LAMBDA}
     prober = Prober(prepare(fn, METHODS), more)
     trials = [prober.run(*PAIRS[0])]
@@ -80,7 +94,7 @@ def check_psd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "r
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
             return size(seen, trials[0].style, 1e-2, scale)
 
-        found = weights.judge_weights(report, samples, judged)
+        found = weights.judge_weights(report, form, samples, judged, omega)
         _judge_batch(report, prober, rows, found)
     judge_noise(report, trials)
     judge_graph(report, trials)

@@ -1,8 +1,9 @@
 """Which weights W_i(R) stand before the residuals of a preference gradient?
 
-They are a base and a pull, W_1, W_2 = k ( base +- m ), with m > 0 towards the winner:
+They are a base and a pull, W_1, W_2 = k ( base_i +- m ), with m > 0 towards the winner:
 
-    base (1/2, 1/2),  m = lambda omega(R_1 - R_2), lambda perhaps times sigma_t
+    PSD        base (1/2, 1/2),  m = lambda omega(R_1 - R_2), lambda perhaps times sigma_t
+    DreamDPO   no base,          m = 1
 
 Each part is a table.
 """
@@ -26,7 +27,10 @@ from psd_mini.psd import omega
 
 OMEGAS = ("hard", "gap", "bt")
 EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
-WEIGHTS = "1/2 +- lambda omega(R_1 - R_2)"
+FORMS = {  # the weights that are expected, by form
+    "psd": "1/2 +- lambda omega(R_1 - R_2)",
+    "dreamdpo": "+1 for the winner, -1 for the loser",
+}
 
 
 class Sample(NamedTuple):
@@ -54,6 +58,7 @@ FAIR = f"instead of {MEAN}: right in expectation, with more noise"
 CHOSEN = f"{{}} instead of {MEAN}: chosen by the reward, it is not SDS at lambda = 0"
 SUM = "the base is the sum of both residuals: it should be their mean"
 NO_BASE = "the base is missing: the pair alone does not pull to the prior"
+A_BASE = "there is a base: DreamDPO is the winner's residual minus the loser's alone"
 WINNERS, LOSERS = "the winner's residual", "the loser's residual"
 FIRST, SECOND = torch.eye(2, dtype=torch.float64)
 BASES = [  # of the rewards R of a pair: the weights of both residuals without the preference
@@ -78,8 +83,11 @@ SIDES = [  # of the rewards: which of the two is pulled to
 ]
 
 
-def known_pulls() -> list[Row]:
-    """lambda omega, perhaps times sigma_t, and twice or half of it: of (t, lambda, |gap|)."""
+def known_pulls(asked: str | None) -> list[Row]:
+    """lambda omega, perhaps times sigma_t, and twice or half of it: of (t, lambda, |gap|).
+
+    asked: the kind of omega that is right; None where all are.
+    """
     rows = []
     factors = ((1.0, ""), (2.0, "twice"), (0.5, "half"))
     for kind, by_sigma, (factor, word) in product(OMEGAS, (False, True), factors):
@@ -88,6 +96,8 @@ def known_pulls() -> list[Row]:
             return factor * lam * _omega(gap, kind) * (sigma_at(t) if by_sigma else 1.0)
 
         cause = f"the preference term is {word} lambda omega (h_1 - h_2)" if word else ""
+        if kind != (asked or kind):
+            cause = cause or f"omega is {kind}, {asked} is asked for"
         rows.append(Row(f"{factor:g} lambda omega, {kind}", pull, cause))
     return rows
 
@@ -146,7 +156,11 @@ def explain_weights(
 
 
 def judge_weights(
-    report: Report, samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
+    report: Report,
+    form: str,
+    samples: Sequence[Sample],
+    judged: Callable[[list[float]], Judged],
+    omega_asked: str | None,
 ) -> Rows | None:
     """Add the rows on W_i(R); returns what explains the weights."""
     if not samples:
@@ -156,28 +170,35 @@ def judge_weights(
     weights = [round(value, 3) for value in samples[0].weights.tolist()]
     rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
     came = f"{weights} for rewards {rewards}"
-    known_weight = samples[0].lam is not None
-    pulls = [*known_pulls(), ANY_PULL] if known_weight else [ANY_PULL._replace(cause="")]
-    best, cause = None, f"they are not {WEIGHTS}"
+    known_weight, expected = form == "psd" and samples[0].lam is not None, FORMS[form]
+    best, cause = None, f"they are not {expected}"
     if len(weights) != 2:
         cause = f"two noises are to be compared, {len(weights)} came"
     else:
-        tables = [BASES, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
+        pulls = [ANY_PULL._replace(cause="")]
+        if known_weight:
+            pulls = [*known_pulls(omega_asked), ANY_PULL]
+        bases = BASES
+        if form == "dreamdpo":
+            bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
+        tables = [bases, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
         best = explain_weights(tables, samples, judged)
     if best is None:
-        report.add(False, "weights", came, WEIGHTS, cause, EQUATION)
+        report.add(False, "weights", came, expected, cause, EQUATION)
         return None
     rows, (status, size, factor) = best
     # the strength of a pull has a row of its own
     wrong = causes_of(rows if rows[1] is NO_PULL_ROW else [rows[0], *rows[2:]])
     causes = "; ".join([*wrong, *filter(None, [factor])])
-    report.add(not wrong and status, "weights", f"{came}; {size}", WEIGHTS, causes, EQUATION)
+    report.add(not wrong and status, "weights", f"{came}; {size}", expected, causes, EQUATION)
     if known_weight and NO_PULL not in wrong:
-        _judge_strength(report, rows, samples)
+        _judge_strength(report, rows, samples, bool(omega_asked))
     return rows
 
 
-def _judge_strength(report: Report, rows: Rows, samples: Sequence[Sample]) -> None:
+def _judge_strength(
+    report: Report, rows: Rows, samples: Sequence[Sample], omega_asked: bool
+) -> None:
     """Is the pull lambda omega (h_1 - h_2), and does it grow with lambda?
 
     The last sample is the first one again, at twice the preference weight.
@@ -193,7 +214,7 @@ def _judge_strength(report: Report, rows: Rows, samples: Sequence[Sample]) -> No
     if pull.name == ANY_PULL.name:
         once, twice = (fit(s.weights, weights_by(s, *rows))[0] for s in (samples[0], samples[-1]))
         ratio = (twice[1] / twice[0]) / (once[1] / once[0])  # of m / k
-        status, cause = "note" if right else True, OWN_OMEGA
+        status, cause = not right or (not omega_asked and "note"), OWN_OMEGA
         if abs(ratio - 2) > 4e-2:
             status, cause = False, f"{NOT_PROPORTIONAL}: {ratio:.2f} times as large at twice of it"
         if abs(ratio - 1) < 1e-2:
