@@ -35,6 +35,8 @@ that are right; five lines are enough:
     toy = Method("toy", equation, predictions="cond", subtracted="- eps_q")
     print(check_method(toy, my_function))
 
+`psd-mini check --kind toy` needs a `check_toy` here, and its name in `grading.grader.KINDS`.
+
 Newer kinds are SDS with another vector for the noise, and look at their x_t first:
 
     kind   for the noise                     module, and what it looks at

@@ -1,6 +1,8 @@
 """The direction of a gradient: methods, and the tables of their slips.
 
-    G = w(t) sign ( row of PREDICTIONS + row of SUBTRACTED ), the residual at a row of PLACES
+    G = w(t) sign ( row of PREDICTIONS + row of SUBTRACTED )
+
+or x minus a target, and a row of PLACES says whether x or x_t stands there.
 
 Rows are formulas: eps stands for the noise that is in x_t, mean_eps for the mean of the noises of a
 pair, another_noise for one that is in no x_t, eps_q for q's prediction, x for the picture. Each
@@ -30,8 +32,8 @@ class Method:
 
     name: "SDS". equation: shown with a mistake. words: for the name of a row, of another method,
     or for "predictions" in general, what it means that this came instead; for "size", what comes
-    before the cause of a wrong one. others, places: rows of
-    its own, before those of SUBTRACTED and in place of PLACES.
+    before the cause of a wrong one. others: rows of its own, tried before those of SUBTRACTED.
+    places: its own table in place of PLACES.
     """
 
     name: str
@@ -73,6 +75,7 @@ VECTORS = dict(zip(LABELS, torch.eye(len(LABELS), dtype=torch.float64), strict=T
 COND, UNCOND, Q, EPS, OTHER, X, *_ = VECTORS.values()
 VECTORS["nothing"] = NOTHING = 0 * X
 OWN_GUIDANCE = "guidance"  # the numbers say the rest
+# what is said where another row was expected; of the method's own row nothing is said
 PREDICTION_FORMULAS = {  # of the guidance scale g: the combination of predictions
     GUIDED: "the predictions are guided",
     DIFFERENCE: "only the difference cond - uncond is used",
@@ -101,6 +104,7 @@ SIZE_OF_Q = "q's prediction has another size than the guided prediction"
 OTHER_TERM = "what is subtracted from the predictions is another term, or of another size"
 
 
+# as above: "- eps" is right for SDS and wrong for CSD
 SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the predictions
     "- eps": "the noise is subtracted",
     "- eps_q": "q's prediction is subtracted",
