@@ -23,8 +23,8 @@ class Row(NamedTuple):
 
     name: how it is written. value: what it computes; its arguments depend on the table. cause: what
     is wrong with it, "" where it is right. slips: how many mistakes it counts as, if it is wrong:
-    above 1 for a row that fits much and says little, so that another one is found first. free: more vectors with
-    unknown coefficients, which least squares finds (see `directions`).
+    above 1 for a row that fits much and says little, so that another one is found first. free: more
+    vectors with unknown coefficients, which least squares finds (see `directions`).
     """
 
     name: str
