@@ -12,11 +12,22 @@ from pathlib import Path
 import pytest
 from test_checks_grader import GOOD, HEAD
 
-from psd_mini.checks.grading import isolation
+from psd_mini.checks.grading import copies
 from psd_mini.checks.grading.grader import grade
 
 LINUX = sys.platform == "linux"
 ENDLESS = "    while True:\n        time.sleep(0.1)\n"
+DESCRIPTORS = (
+    HEAD
+    + """
+def sds(x):
+    for number in range(3, 100):
+        try:
+            os.write(number, b"\\0\\0\\x10\\0half" * 5)
+        except OSError:
+            pass
+"""
+)
 DAMAGED = ("could not run", "missing or damaged")
 BAD = {  # file name: source, status, words
     b"surrogate.py": (
@@ -25,13 +36,15 @@ BAD = {  # file name: source, status, words
         "ValueError (line 1 of <module>): \\ud800",
     ),
     b"\xff.py": ("def sds(x):\n    raise NotImplementedError\n", "not answered", ""),
-    b"idle.py": (HEAD + "def sds(x):\n    return x\n", "WRONG", "the UNet was never called"),
-    b"late.py": (HEAD + "def sds(x):\n" + ENDLESS, "timed out", "did not return within 8 s"),
+    b"descriptors.py": (DESCRIPTORS + "    return x\n", "WRONG", "the UNet was never called"),
+    b"half.py": (DESCRIPTORS + ENDLESS, "timed out", "did not return within 8 s"),
     b"json.py": (GOOD + "import json\njson.dumps = lambda *_, **__: '{\"title\": '\n", *DAMAGED),
     b"all_is_well.py": (
         GOOD + 'import json\njson.dumps = lambda *_, **__: \'{"title": "", "findings": []}\'\n',
         *DAMAGED,
     ),
+    b"kills_its_parent.py": (HEAD + "os.kill(os.getppid(), 9)\nwhile True:\n    pass\n", *DAMAGED),
+    b"ends_its_parent.py": (HEAD + "os.kill(os.getppid(), 15)\nwhile True:\n    pass\n", *DAMAGED),
     b"kills_its_group.py": (
         HEAD + "os.kill(0, 9)\n",
         "could not run",
@@ -43,6 +56,12 @@ BAD = {  # file name: source, status, words
         "ended the process (Segmentation fault)",
     ),
     b"interrupts.py": ("raise KeyboardInterrupt\n", "could not run", "KeyboardInterrupt"),
+    b"mute.py": (
+        "class Mute(Exception):\n    def __str__(self):\n        raise ValueError\n"
+        "def sds(x):\n    raise Mute\n",
+        "could not run",
+        "Mute",
+    ),
     b"reads.py": ("input()\n", "could not run", "EOFError"),
     b"zz_right.py": (GOOD, "right", ""),
 }
@@ -82,7 +101,7 @@ def test_one_submission_does_not_cost_the_table(table, name):
     ]
     assert line.startswith(status + " ") and words in line
     assert len(table[0]) == len(BAD) + 1 and table[0][-1].startswith(
-        f"1 of {len(BAD)} right, 1 wrong, 7 could not run"
+        f"1 of {len(BAD)} right, 1 wrong, 10 could not run"
     )
 
 
@@ -106,8 +125,8 @@ LEAVES = """
 import pathlib, signal, subprocess
 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
-child = subprocess.Popen(["sleep", "600"])
-command = "sleep 600 > /dev/null & echo $!"
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+command = "setsid sleep 600 > /dev/null & echo $!"
 orphan = subprocess.check_output(command, shell=True, text=True)
 told = pathlib.Path(TOLD)
 told.with_suffix(".part").write_text(f"{os.getpid()} {child.pid} {orphan}")
@@ -116,7 +135,7 @@ told.with_suffix(".part").rename(told)
 
 
 def leaves_processes(told):
-    """Source that starts a process that hears no signal, and one that is an orphan.
+    """Source that starts a process in a session of its own, and one that is an orphan.
 
     It writes all process ids into the file `told`.
     """
@@ -131,6 +150,7 @@ def wait_for(file):
     raise AssertionError(f"{file} was not written")
 
 
+@pytest.mark.skipif(not LINUX, reason="other systems end the process group only")
 @pytest.mark.parametrize(
     "ending", ["sys.exit(0)\n", "os._exit(0)\n", "while True:\n    time.sleep(1)\n"]
 )
@@ -143,15 +163,19 @@ def test_nothing_is_left_of_a_submission(tmp_path, ending):
     assert all(gone(pid) for pid in wait_for(told))
 
 
+@pytest.mark.skipif(not LINUX, reason="other systems end the process group only")
 @pytest.mark.parametrize(
     "number",
     [
-        *(signal.SIGINT, signal.SIGTERM),
+        *(signal.SIGINT, signal.SIGTERM, signal.SIGKILL),
         pytest.param(signal.SIGHUP, marks=pytest.mark.slow),  # handled as SIGTERM is
     ],
 )
 def test_a_signal_leaves_results_and_no_process(tmp_path, number):
-    """When it comes, the first submission is done and the second at work."""
+    """When it comes, the first submission is done and the second at work.
+
+    After kill -9 the lines that were printed are left.
+    """
     told = tmp_path / "told"
     sources = {
         "a.py": "def sds(x):\n    raise NotImplementedError\n",
@@ -177,9 +201,13 @@ def test_a_signal_leaves_results_and_no_process(tmp_path, number):
     finally:
         process.kill()
     assert all(gone(pid) for pid in pids)
-    assert process.returncode == 128 + number and not err, err.decode()
-    assert out.startswith(b"not run        b.py")
-    assert out.endswith(b"0 of 2 right, 1 not answered, 1 not run\n")
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number and not err, err.decode()
+        assert out.startswith(b"not run        b.py") and out.endswith(
+            b"0 of 2 right, 1 not answered, 1 not run\n"
+        )
 
 
 def test_an_interrupt_gives_what_there_is(tmp_path):
@@ -247,7 +275,7 @@ def test_a_submission_works_in_a_copy_of_its_folder(tmp_path):
         (folder / name).mkdir(parents=True)
     (tmp_path / "secret").write_text("not handed in")
     (folder / "outside").symlink_to(tmp_path / "secret")
-    (folder / "large.bin").write_bytes(bytes(isolation.FILE_BYTES + 1))
+    (folder / "large.bin").write_bytes(bytes(copies.FILE_BYTES + 1))
     for name, text in (
         ("helper.py", "NUMBER = 1\n"),
         ("data.txt", "data"),

@@ -7,9 +7,9 @@ import pytest
 from test_checks_grader import GOOD
 from test_checks_isolation import psd_mini_check
 
-from psd_mini.checks.grading import isolation
+from psd_mini.checks.grading import copies
+from psd_mini.checks.grading.copies import copy_folder
 from psd_mini.checks.grading.grader import grade
-from psd_mini.checks.grading.isolation import copy_folder
 
 UNIX = pytest.mark.skipif(sys.platform == "win32", reason="no such names and no forks")
 STUB = "def sds(x):\n    raise NotImplementedError\n"
@@ -19,7 +19,7 @@ def test_the_work_of_a_copy_has_a_limit(tmp_path):
     """Of a folder with hundreds of submissions few are copied: what this one names is there."""
     folder = tmp_path / "handed_in"
     (folder / "zz_package").mkdir(parents=True)
-    for i in range(4 * isolation.ENTRIES):
+    for i in range(4 * copies.ENTRIES):
         (folder / f"student_{i:03}.py").write_text(STUB)
     for name in ("zz_helper.py", "zz_table.csv", "zz_package/inner.py", "zz_unnamed.csv"):
         (folder / name).write_text("")
@@ -28,7 +28,7 @@ def test_the_work_of_a_copy_has_a_limit(tmp_path):
     file.write_text(source)
     copy = copy_folder(file, tmp_path / "copy")
     there = {p.relative_to(copy.parent).as_posix() for p in copy.parent.rglob("*") if p.is_file()}
-    assert copy.read_text() == source and len(there) <= isolation.ENTRIES + 1
+    assert copy.read_text() == source and len(there) <= copies.ENTRIES + 1
     assert {"zz_helper.py", "zz_table.csv"} <= there and "zz_unnamed.csv" not in there
 
 
@@ -62,7 +62,7 @@ ODD = {  # file: source, status, words of the cause
         ("wrong", "added instead of subtracted"),
     ),
     "interrupts.py": ("def sds(x):\n    raise KeyboardInterrupt\n", ("could not run", "Interrupt")),
-    "large.py": (f"# {'x' * isolation.FILE_BYTES}\n{GOOD}", ("could not run", "expected at most")),
+    "large.py": (f"# {'x' * copies.FILE_BYTES}\n{GOOD}", ("could not run", "expected at most")),
     "right.py": (GOOD, ("right", "")),
 }
 

@@ -17,14 +17,17 @@ from psd_mini.checks.grading.offline import offline_diffusers
 from psd_mini.checks.report import Report, Unreadable, no_answer
 
 FOLDERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))  # not a submission's code
+NOT_READY = (
+    "is something None that another method sets first? Make the object within"
+    " offline_diffusers(), call that method and hand in the object instead of its class"
+)
 # the usual reason of an exception, by what its text contains
 USUAL_REASONS = {
     "cuda|nvidia": "it moves tensors to cuda; use x.device instead of a fixed device",
     "systemexit": "it calls exit",
     "leaf variable|modified by an inplace": "it changes its input in place",
     "out of bounds|out of range": f"was t outside 0..{T - 1}?",
-    "nonetype": "is something None that another method sets first? Make the object within"
-    " offline_diffusers(), call that method and hand in the object instead of its class",
+    "nonetype": NOT_READY,
     "memoryerror|can't allocate memory": "it takes more memory than a submission is given",
     "file too large": "it prints or writes more than a submission is given",
     "graph a second time": "it back-propagates the same graph twice",
@@ -86,7 +89,15 @@ def status_of(error: BaseException) -> str:
         own = not frames[-1].filename.startswith(FOLDERS[0])
         if own and "raise NotImplementedError" in (frames[-1].line or ""):
             return "not answered"
-    return "not answered" if "ellipsis" in str(error) else "could not run"
+    return "not answered" if "ellipsis" in _text_of(error) else "could not run"
+
+
+def _text_of(error: BaseException) -> str:
+    """What an exception says, in one line, even if it cannot say it."""
+    try:
+        return " ".join(str(error).split())[:300]
+    except Exception:
+        return "(no text)"
 
 
 def describe(error: BaseException) -> str:
@@ -94,7 +105,7 @@ def describe(error: BaseException) -> str:
     all_frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in all_frames if not frame.filename.startswith(FOLDERS)] or all_frames
     where = f" (line {frames[-1].lineno} of {frames[-1].name})" if frames else ""
-    text = " ".join(str(error).split())[:300]
+    text = _text_of(error)
     if isinstance(error, SyntaxError):  # the frames are the importer's
         where, text = f" (line {error.lineno})", error.msg
     words = f"{type(error).__name__} {text}".lower()

@@ -60,11 +60,12 @@ BENT = formulas("G, c, u, guided, eps, x, noisy, alpha, sigma, g", BENDS, FUNCTI
 class Runs:
     """All calls of one submission.
 
-    trials: of one picture, at several t. batched: of three pictures; empty where that failed, and
-    failure says why. takes_g: does it take the guidance scale?
+    trials: of one picture, at several t. limits: at g = 1 and g = 0. batched: of three pictures;
+    empty where that failed, and failure says why. takes_g: does it take the guidance scale?
     """
 
     trials: list[Trial]
+    limits: list[Trial] = field(default_factory=list)
     batched: list[Trial] = field(default_factory=list)
     failure: str = ""
     takes_g: bool = True
@@ -212,7 +213,7 @@ def _judge_size(report: Report, method: Method, runs: Runs, rows: Rows, scale: S
 
 
 def _judge_guidance(report: Report, method: Method, runs: Runs, rows: Rows) -> None:
-    """The combination of the predictions."""
+    """The combination of the predictions, and its limits g = 1 and g = 0."""
     combination, readings = rows[0], readings_of(runs.trials)
     name, cause = combination.name, combination.cause
     if not runs.takes_g and name == GUIDED:
@@ -222,6 +223,17 @@ def _judge_guidance(report: Report, method: Method, runs: Runs, rows: Rows) -> N
         g = readings[0].g
         cause = f"{name} came at g = {g:g}, expected {g:g} cond {1 - g:+g} uncond ({cause})"
     report.add(not cause, "guidance", name, method.predictions, cause)
+    if not runs.takes_g or method.predictions != GUIDED or cause or rows[1].cause:
+        return
+    unguided = (named(directions.PREDICTIONS, "cond"), *rows[1:])
+    for reading, wanted in zip(readings_of(runs.limits), ("cond", "uncond"), strict=False):
+        status: bool | str = fit_rows(reading, rows, runs.tolerance) is not None
+        # some take g = 0 for no guidance
+        if not status and reading.g == 0 and fit_rows(reading, unguided, runs.tolerance):
+            status = "note"
+        cause = f"at g = {reading.g:g} guidance must reduce to one prediction"
+        came = combination_of(reading, rows)
+        report.add(status, f"guidance at g = {reading.g:g}", came, wanted, cause)
 
 
 def combination_of(reading: Reading, rows: Sequence[Row]) -> str:

@@ -27,6 +27,7 @@ from psd_mini.checks.trace import Call, Trace
 # batch, g, t, seed: several noise levels, t = 500 twice with another picture
 G_AND_T = ((7.5, 500), (3.0, 250), (7.5, 90), (7.5, 750), (3.0, 930), (7.5, 500))
 ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
+LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
@@ -87,7 +88,7 @@ def check_method(
     if not judging.basics(report, runs.trials[0], method.equation):
         return report
     if look:
-        look(report, [*runs.trials, *runs.batched])
+        look(report, [*runs.trials, *runs.limits, *runs.batched])
     readable = judging.judge_gradient(report, method, runs, scale or Scale())
     if not look:
         judge_noise(report, [*runs.trials, *runs.batched])
@@ -106,6 +107,7 @@ def run_all(prober: Prober) -> judging.Runs:
     """Every call that a gradient is judged by."""
     runs = judging.Runs([prober.run(*plan) for plan in ONE_PICTURE])
     runs.takes_g = "guidance_scale" in prober.keys
+    runs.limits = [prober.run(*plan) for plan in LIMITS]
     try:
         runs.batched = [prober.run(*BATCH)]
     except Unreadable as error:

@@ -9,6 +9,7 @@ executes it executes with your rights: this is isolation from accidents, not a s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -25,7 +26,8 @@ from typing import Any
 import torch
 
 from psd_mini import checks
-from psd_mini.checks.grading.isolation import Confined, copy_folder, ended, outcome, start, stop
+from psd_mini.checks.grading.copies import copy_folder
+from psd_mini.checks.grading.isolation import Confined, ended, outcome, signals_wait, start, stop
 from psd_mini.checks.grading.missing import PACKAGE
 from psd_mini.checks.grading.offline import offline_diffusers, stood_in
 from psd_mini.checks.grading.submission import COURSE
@@ -86,10 +88,9 @@ def find(module: Any, name: str | None, kind: str, options: Mapping[str, Any] = 
 
 def _is_a_part(value: Any) -> bool:
     """A class that others use: a function for autograd, or options."""
-    if not isinstance(value, type):
-        return False
-    options = dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
-    return options or issubclass(value, torch.autograd.Function)
+    if not isinstance(value, type) or issubclass(value, torch.autograd.Function):
+        return isinstance(value, type)
+    return dataclasses.is_dataclass(value) and all(name.startswith("_") for name in vars(value))
 
 
 def _like(own: Mapping[str, Any], hints: Sequence[str]) -> list[str]:
@@ -141,7 +142,6 @@ def _check_once(file: Path, name: str, kind: str, options: dict[str, Any]) -> Re
 
 def _in_a_copy(path: str, kind: str, folder: Path, options: dict[str, Any]) -> Report:
     """`check_file` on a copy of the submission's folder, from within that copy."""
-    torch.set_num_threads(1)  # torch's other threads do not survive a fork
     file, name = split(path)
     copy = copy_folder(Path(file), folder / "copy")
     os.chdir(copy.parent)
@@ -202,20 +202,24 @@ def grade(
     def begin(i: int, path: str, folder: Path) -> None:
         work = partial(_in_a_copy, path, kind, options=options)
         try:
-            running[i] = start(work, folder, memory)
+            running[i] = start(work, folder, timeout, memory)
         except OSError as error:
             text = f"no process could be started: {error.strerror}"
             keep(i, no_answer("could not run", text))
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _one_thread():
         try:
+            # each step is done or not: no process and no result is lost between two
             while waiting or running:
                 while waiting and len(running) < (workers or os.cpu_count() or 1):
                     i, path = waiting.popleft()
-                    begin(i, path, Path(folder, str(i)))
+                    with signals_wait():
+                        begin(i, path, Path(folder, str(i)))
                 for i in ended(running, timeout):
-                    keep(i, *outcome(running[i], timeout))
-                    del running[i]
+                    with signals_wait():
+                        job = running.pop(i)
+                        stop(job)
+                        keep(i, *outcome(job))
         except KeyboardInterrupt:
             pass
         finally:
@@ -239,6 +243,17 @@ def _options(kind: str, scale: Scale, timeout: float, memory: float) -> dict[str
     if scale.weighting is not None:
         raise ValueError(f"weighting: expected none for kind {kind}, got {scale.weighting!r}")
     return {}
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch's threads do not survive a fork."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def split(path: str) -> tuple[str, str]:

@@ -1,11 +1,17 @@
-"""One submission in a process of its own: what it does to itself, it does to nobody else.
+"""One submission in processes of its own: what it does to itself, it does to nobody else.
 
-The worker is forked from the grader, runs the check in a copy of the submission's folder, and
-writes its report as a file of JSON, whole or not at all. When it has ended, or its time is up, the
-grader ends all processes of its session, and reads that file: it unpickles nothing.
+    the grader  --fork-->  a warden  --fork-->  the worker
 
-On Linux a worker ends with the grader, and its memory has a limit. All of this is isolation from
-accidents, not a security sandbox: a process that moves to a session of its own outlives its worker.
+The worker runs the check and writes its report as a file of JSON, whole or not at all. The warden
+waits for it until the time is up, ends everything that the worker started, and writes a report
+where there is none. The grader hears the end of the warden's pipe, on which nothing is ever sent,
+and reads that file: it unpickles nothing.
+
+On Linux nothing is left behind, whoever is killed: processes in a session of their own are found
+(they become the warden's children), wardens and workers end with the grader, and the memory has a
+limit. Other systems do not offer this: there the warden ends the worker's process group when its
+time is up, and memory has no limit. All of this is isolation from accidents, not a security
+sandbox.
 """
 
 from __future__ import annotations
@@ -18,105 +24,149 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NoReturn
 
 from psd_mini.checks.guard import describe
 from psd_mini.checks.report import STATUSES, Finding, Report, no_answer
 
+REPORT_BYTES = 4 * 2**20  # a longer one is damaged
 # writing more into one file is an error, so that endless printing does not fill the disk
 OUTPUT_BYTES = 64 * 2**20
 OUTPUT_KEPT = 2000  # characters of a submission's own output that are kept
-# what is copied beside a submission, at most
-FILE_BYTES, FOLDER_BYTES, ENTRIES = 4 * 2**20, 32 * 2**20, 100
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+GRACE = 5.0  # seconds that a warden has to end everything
+# what a warden waits for; Windows, where nothing is forked, has two of them
+SIGNALS = ("SIGCHLD", "SIGALRM", "SIGTERM", "SIGHUP", "SIGINT")
+HEARD = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+DIE_WITH_PARENT, ADOPT_ORPHANS = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of prctl(2)
 
 Work = Callable[[Path], Report]
 
 
 @dataclass
 class Confined:
-    """A submission at work in a process of its own.
+    """A submission at work in processes of its own.
 
-    folder: for report and output. status: as from waitpid, None until it has ended by itself.
+    pid: the warden's process id; pipe: it ends with the warden; folder: for report and output.
     """
 
     pid: int
+    pipe: int
     folder: Path
     started: float
-    status: int | None = None
 
 
-def start(work: Work, folder: Path, memory: float) -> Confined:
-    """Run work(folder) in a worker.
+def start(work: Work, folder: Path, timeout: float, memory: float) -> Confined:
+    """Run work(folder) in a worker with a warden; within `signals_wait`, until it can hear them.
 
     Args:
         work: the check; what it raises becomes a report.
-        folder: to be made, for this job alone.
+        folder: to be made, for this job alone. timeout: seconds.
         memory: GiB that the worker may take beyond what it starts with.
 
     Raises:
         OSError: the system has no process to give.
     """
     folder.mkdir()
-    (folder / "output.txt").touch()
+    pipe, held = os.pipe()
+    grader, started = os.getpid(), time.monotonic()
     sys.stdout.flush()  # otherwise what waits there is in the worker too
     sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        _worker(work, folder, memory)
-    return Confined(pid, folder, time.monotonic())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _warden(work, folder, timeout, memory, grader)
+    except OSError:
+        os.close(pipe)
+        raise
+    finally:
+        os.close(held)
+    return Confined(pid, pipe, folder, started)
 
 
-def ended(jobs: Mapping[int, Confined], timeout: float) -> list[int]:
-    """Wait until a job has ended, or its time is up; the keys of these."""
-    while True:
-        found = []
-        for i, job in jobs.items():
-            pid, status = os.waitpid(job.pid, os.WNOHANG)
-            if pid:
-                job.status = status
-            if pid or time.monotonic() > job.started + timeout:
-                found.append(i)
-        if found or not jobs:
-            return found
-        time.sleep(0.005)
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within, no Ctrl-C and no other signal of `HEARD` acts; it does so at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stop(job: Confined) -> None:
-    """End the worker, if it has not ended, and all processes of its session."""
-    with contextlib.suppress(OSError):
-        os.killpg(job.pid, signal.SIGKILL)
-    if job.status is None:
-        with contextlib.suppress(OSError):  # it has no session yet
-            os.kill(job.pid, signal.SIGKILL)
+    """End the job and all that it started, if it has not ended; then it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job.pid, signal.SIGTERM)
+    if not wait([job.pipe], GRACE):  # somebody stopped the warden
+        os.kill(job.pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored nobody has to wait
         os.waitpid(job.pid, 0)
+    os.close(job.pipe)
 
 
-def outcome(job: Confined, timeout: float) -> tuple[Report | None, float, str]:
-    """Stop the job: its report, its seconds, and the end of what was printed.
+def ended(jobs: Mapping[int, Confined], timeout: float) -> list[int]:
+    """Wait until a job has ended, or its warden is so late that it hangs; the keys of these."""
+    late = {i: job.started + timeout + 2 * GRACE - time.monotonic() for i, job in jobs.items()}
+    gone = wait([job.pipe for job in jobs.values()], max(0, min(late.values(), default=0)))
+    return [i for i, job in jobs.items() if job.pipe in gone or late[i] <= 0]
 
-    The report is None where it is damaged. The job's folder is removed.
+
+def outcome(job: Confined) -> tuple[Report | None, float, str]:
+    """After its end: the report, its seconds, and the end of what was printed.
+
+    The report is None where it is missing or damaged. The job's folder is removed.
     """
-    stop(job)
-    seconds, file = time.monotonic() - job.started, job.folder / "report.json"
-    report = _report_in(file) if file.exists() else _silence(timeout, job.status)
-    printed = (job.folder / "output.txt").read_text("utf-8", errors="replace")
+    seconds = time.monotonic() - job.started
+    report = _report_in(_end_of(job.folder / "report.json"))
+    printed = _end_of(job.folder / "output.txt").decode(errors="replace")
     shutil.rmtree(job.folder, ignore_errors=True)
     return report, seconds, printed[-OUTPUT_KEPT:]
 
 
-def _report_in(file: Path) -> Report | None:
-    """The report that a worker wrote, None where it is damaged."""
+def _report_in(raw: bytes) -> Report | None:
+    """The report that a worker or warden wrote, None where it is damaged."""
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(raw)
         report = Report(str(found["title"]), [Finding(**finding) for finding in found["findings"]])
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return None
-    known = all(finding.status in STATUSES for finding in report.findings)
-    return report if report.findings and known else None
+    for finding in report.findings:
+        if not all(isinstance(text, str) for text in vars(finding).values()):
+            return None
+        if finding.status not in STATUSES:
+            return None
+    return report if report.findings else None
+
+
+def _warden(work: Work, folder: Path, timeout: float, memory: float, grader: int) -> NoReturn:
+    """Wait for the worker, until its time is up or the grader ends; leave none of its processes."""
+    try:
+        os.setsid()  # Ctrl-C in the terminal is the grader's
+        _prctl(DIE_WITH_PARENT, signal.SIGTERM)
+        _prctl(ADOPT_ORPHANS, 1)
+        for number in HEARD:
+            signal.signal(number, lambda *_: None)  # they stay blocked; `sigwait` hears them
+        if os.getppid() != grader:  # it ended before it could tell
+            os._exit(0)
+        worker = os.fork()
+        if worker == 0:
+            _worker(work, folder, memory)
+        signal.setitimer(signal.ITIMER_REAL, timeout)
+        heard, status = signal.SIGCHLD, None
+        # not every child that ended is the worker
+        while heard == signal.SIGCHLD and status is None:
+            heard = signal.Signals(signal.sigwait(HEARD))
+            pid, ending = os.waitpid(worker, os.WNOHANG)
+            status = ending if pid else None
+        _end_all(worker)
+        if heard in (signal.SIGCHLD, signal.SIGALRM) and not (folder / "report.json").exists():
+            _write(folder, _silence(timeout, status))
+    finally:
+        os._exit(0)
 
 
 def _silence(timeout: float, status: int | None) -> Report:
@@ -129,16 +179,48 @@ def _silence(timeout: float, status: int | None) -> Report:
     return no_answer("could not run", text)
 
 
+def _end_all(worker: int) -> None:
+    """Kill what the worker started.
+
+    A process that loses its parent becomes the warden's child, so a few rounds reach all.
+    """
+    late = time.monotonic() + GRACE
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(OSError):
+            kill(worker, signal.SIGKILL)
+    while time.monotonic() < late:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0]:
+                continue
+        except ChildProcessError:  # nobody is left
+            return
+        for child in _children():
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def _children() -> list[int]:
+    """The process ids of this process's children, where the system has /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            parent = stat.read_bytes().rpartition(b")")[2].split()[1]
+            if int(parent) == os.getpid():
+                found.append(int(stat.parent.name))
+    return found
+
+
 def _worker(work: Work, folder: Path, memory: float) -> NoReturn:
     """Run the check with nothing of the grader's in reach, and write its report."""
     try:
         me = os.getpid()
-        os.setsid()  # Ctrl-C in the terminal is the grader's, a signal to the group the worker's
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        os.setsid()  # so that a signal to its own group does not reach the warden
+        _prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        for number in HEARD:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         try:
             _redirect(folder / "output.txt")
             _limit(memory)
@@ -153,8 +235,16 @@ def _worker(work: Work, folder: Path, memory: float) -> NoReturn:
 
 
 def _redirect(output: Path) -> None:
-    """Input is empty, and what is printed goes into a file."""
-    nothing, sink = os.open(os.devnull, os.O_RDONLY), os.open(output, os.O_WRONLY | os.O_APPEND)
+    """Input is empty, what is printed goes into a file; every other open file now leads nowhere.
+
+    Their numbers stay taken, so that an inherited object that closes its file late does not close
+    one of the submission's.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for number in map(int, os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else range(256)):
+        if number > 2 and number not in (nothing, sink):
+            os.dup2(nothing, number, inheritable=False)
     for number, file in enumerate((nothing, sink, sink)):
         os.dup2(file, number)
     sys.stdin = os.fdopen(0, closefd=False)
@@ -177,6 +267,12 @@ def _limit(memory: float | None) -> None:
         resource.setrlimit(address, (wanted, most))
 
 
+def _prctl(option: int, value: int) -> None:
+    """Linux's prctl; elsewhere nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
 def _write(folder: Path, report: Report) -> None:
     """Whole or not at all; JSON escapes what is no ASCII, lone surrogates too."""
     partial = folder / "report.part"
@@ -184,44 +280,11 @@ def _write(folder: Path, report: Report) -> None:
     partial.replace(folder / "report.json")
 
 
-def copy_folder(file: Path, to: Path) -> Path:
-    """Copy a submission and its neighbours: it finds its helpers and data, and harms only the copy.
-
-    In every folder, what the submission names comes first, then modules before data. Files above
-    FILE_BYTES, what is hidden, __pycache__ and links that lead out of the folder are left out. It
-    ends at FOLDER_BYTES or after ENTRIES: a folder may hold hundreds of submissions.
-
-    Returns:
-        The submission's copy in the new folder `to`.
-    """
-    home, room, bytes_left = file.absolute().parent, ENTRIES, FOLDER_BYTES
-    if file.stat().st_size > FILE_BYTES:
-        raise OSError(f"it has {file.stat().st_size} bytes, expected at most {FILE_BYTES}")
-    source = file.read_bytes()
-
-    def least_needed_last(name: str) -> tuple[bool, bool, str]:
-        named = os.fsencode(name).removesuffix(b".py") in source
-        return not named, not name.endswith(".py"), name
-
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        nonlocal room, bytes_left
-        others = []
-        for name in sorted(names, key=least_needed_last):
-            path = Path(folder, name)
-            size = path.stat().st_size if path.is_file() else 0
-            hidden = name.startswith(".") or name == "__pycache__"
-            if path.is_dir():
-                usable = not path.is_symlink() and not to.is_relative_to(path)
-            else:  # neither a pipe nor a link that leads out
-                usable = path.is_file() and path.resolve().is_relative_to(home.resolve())
-            if hidden or not usable or room <= 0 or size > min(FILE_BYTES, bytes_left):
-                others.append(name)
-            else:
-                room, bytes_left = room - 1, bytes_left - size
-        return others
-
-    with contextlib.suppress(OSError):  # what cannot be read cannot be used there either
-        shutil.copytree(home, to, ignore=left_out, copy_function=shutil.copyfile)
-    to.mkdir(exist_ok=True)
-    shutil.copyfile(file, to / file.name)
-    return to / file.name
+def _end_of(path: Path) -> bytes:
+    """The last REPORT_BYTES of a file, none if it is missing; does not wait at a pipe."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - REPORT_BYTES))
+            return file.read(REPORT_BYTES)
+    except OSError:
+        return b""

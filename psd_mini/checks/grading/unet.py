@@ -201,6 +201,7 @@ def _look_at(sample: Tensor, e: Tensor | None, pooled: Tensor | None) -> None:
     if e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH:
         expected = f"({n}, tokens, {WIDTH})"
         raise ValueError(f"encoder_hidden_states: expected {expected}, got {tuple(e.shape)}")
-    comparable = pooled is not None and pooled.shape == e[:, 0].shape
-    if comparable and not torch.allclose(pooled, e.mean(1), atol=1e-3):
+    if pooled is None or pooled.shape != e[:, 0].shape:
+        return
+    if not torch.allclose(pooled, e.mean(1), atol=1e-3):
         raise Unreadable("text_embeds belong to another prompt than encoder_hidden_states", "wrong")
