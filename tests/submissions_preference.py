@@ -434,27 +434,14 @@ def psd_without_reward(
     return (h[0] + h[1]) / 2 + preference_weight * (h[0] - h[1])
 
 
-def weighted(rule):
-    """RewardSDS with four noises: rule(rewards (4,)) -> weights."""
-
-    def submission(x, t, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod):
-        noises = [torch.randn_like(x) for _ in range(4)]
-        h, _, r = pair(
-            x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
-        )
-        w = rule(torch.stack(r).view(4, -1)).view(4, -1, 1, 1, 1)
-        return (w * torch.stack(h)).sum(0)
-
-    return submission
-
-
-REWARDSDS = {
-    "right": (weighted(lambda r: r.softmax(0)), ""),
-    "wrong sign": (weighted(lambda r: (-r).softmax(0)), "wrong sign"),
-    "not normalised": (weighted(lambda r: r.exp()), "not normalised"),
-    "mean": (weighted(lambda r: torch.ones_like(r) / 4), "no influence"),
-    "sum": (weighted(lambda r: 4 * r.softmax(0)), "4 times"),
-}
+def of_four_noises(x, t, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod):
+    """RewardSDS: a softmax of the rewards."""
+    noises = [torch.randn_like(x) for _ in range(4)]
+    h, _, r = pair(
+        x, t, noises, predict_noise, cond, uncond, reward, guidance_scale, alphas_cumprod
+    )
+    w = torch.stack(r).view(4, -1).softmax(0).view(4, -1, 1, 1, 1)
+    return (w * torch.stack(h)).sum(0)
 
 
 @psd_args

@@ -501,26 +501,16 @@ TABLE = {
         GENERATE,
     ),
     **{
-        f"check_{name}": (getattr(pm, f"check_{name}"), {"fn": formula, "names": {"q": "x"}})
+        f"check_{name}": (getattr(pm, f"check_{name}"), {"fn": formula})
         for name in ("cfg", "negative_embedding", "renderer", "schedule", "pds", "flow")
     },
     **{
         f"check_{n}": (
             getattr(pm, f"check_{n}"),
-            {"fn": formula, "weighting": "sds", "gradient_scale": "report", "names": {"q": "x"}},
+            {"fn": formula, "weighting": "sds", "gradient_scale": "report"},
         )
-        for n in ("sds", "csd", "sdi")
+        for n in ("sds", "csd", "vsd", "sdi")
     },
-    "check_vsd": (
-        pm.check_vsd,
-        {
-            "fn": formula,
-            "train": formula,
-            "weighting": "sds",
-            "gradient_scale": "report",
-            "names": {"q": "x"},
-        },
-    ),
     "check_psd": (
         pm.check_psd,
         {
@@ -529,7 +519,6 @@ TABLE = {
             "omega": "hard",
             "weighting": "sds",
             "gradient_scale": "report",
-            "names": {"q": "x"},
         },
     ),
     "check_gradient": (

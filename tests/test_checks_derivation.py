@@ -173,7 +173,8 @@ def test_predictions_are_independent_of_the_batch_and_differentiable():
 
 def test_report_in_all_forms():
     report = check_cfg(lambda c, u, g: c + g * (c - u))
-    assert str(report).count("acts as g + 1") == 1 and "<table" in report._repr_html_()
+    assert str(report).count("acts as g + 1") == 1 and repr(report) == str(report)
+    assert "<table" in report._repr_html_()
     assert report.to_dict()["ok"] is False and report.to_dict()["causes"] == report.causes
     with pytest.raises(AssertionError, match="s\\+1"):
         report.require()

@@ -1,4 +1,4 @@
-"""Submissions written after the checkers, and `train` of VSD's second network."""
+"""Submissions written after the checkers, and the training of VSD's second network."""
 
 import pytest
 import torch.nn.functional as F
@@ -19,21 +19,32 @@ def test_held_out(name):
         assert word in "; ".join(report.causes)
 
 
-def train_to_noise(x, t, eps, unet_lora, cond, scheduler):
-    return F.mse_loss(unet_lora(scheduler.add_noise(x, eps, t), t, cond).sample, eps)
+def beside(train):
+    """VSD whose answer has the training loss of q's network beside the gradient."""
+
+    def vsd(x, t, eps, unet, unet_lora, cond, uncond, scheduler, guidance_scale):
+        arguments = (x, t, eps, unet, unet_lora, cond, uncond, scheduler, guidance_scale)
+        x_t = scheduler.add_noise(x, eps, t).detach()
+        return RIGHT["vsd_usual"][1](*arguments), train(x_t, t, eps, unet, unet_lora, cond)
+
+    return vsd
 
 
-def train_to_frozen(x, t, eps, unet, unet_lora, cond, scheduler):
-    x_t = scheduler.add_noise(x, eps, t)
+def to_noise(x_t, t, eps, unet, unet_lora, cond):
+    return F.mse_loss(unet_lora(x_t, t, cond).sample, eps)
+
+
+def to_frozen(x_t, t, eps, unet, unet_lora, cond):
     return F.mse_loss(unet_lora(x_t, t, cond).sample, unet(x_t, t, cond).sample.detach())
 
 
-def train_nothing(x, t, eps, unet_lora, cond, scheduler):
-    return F.mse_loss(unet_lora(scheduler.add_noise(x, eps, t), t, cond).sample.detach(), x)
+def nothing(x_t, t, eps, unet, unet_lora, cond):
+    return F.mse_loss(unet_lora(x_t, t, cond).sample.detach(), eps)
 
 
 def test_training_of_the_second_network():
-    vsd = RIGHT["vsd_usual"][1]
-    check_vsd(vsd, train=train_to_noise).require()
-    assert "match the frozen model" in "; ".join(check_vsd(vsd, train=train_to_frozen).causes)
-    assert "never learns" in "; ".join(check_vsd(vsd, train=train_nothing).causes)
+    rows = [check_vsd(beside(train)).require().findings for train in (to_noise, nothing)]
+    trained, untrained = ([f for f in found if f.name == "training of q"][0] for found in rows)
+    assert (trained.came, trained.status) == ("q learns +1 noise", "ok")
+    assert untrained.status == "note" and "not checked" in untrained.cause
+    assert "match the frozen model" in "; ".join(check_vsd(beside(to_frozen)).causes)

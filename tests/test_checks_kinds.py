@@ -10,10 +10,10 @@ from submissions_kinds import KINDS
 from psd_mini import GaussianMixture
 from psd_mini.checks import exact_world
 from psd_mini.checks.grading.grader import CHECKS
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.pds import C_0_ROOT, SLIPS, X0_HAT, published_row, ratio_row
 from psd_mini.checks.reading import Group
 from psd_mini.checks.sdi import _shares
+from psd_mini.checks.tables import LEVELS
 
 SCHEDULE = exact_world.SCHEDULE
 QUICK = 11  # of each kind; the others are slow together

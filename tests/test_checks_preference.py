@@ -35,12 +35,6 @@ def test_the_mistake_is_named(name):
         verdict(report, word)
 
 
-@pytest.mark.parametrize("name", mostly_slow(more.REWARDSDS))
-def test_reward_weighted_noises(name):
-    submission, words = more.REWARDSDS[name]
-    verdict(check_psd(submission, form="softmax"), words)
-
-
 @pytest.mark.parametrize("name", mostly_slow(more.ONE_RESIDUAL))
 def test_base_of_one_residual(name):
     submission, words = more.ONE_RESIDUAL[name]
@@ -67,10 +61,17 @@ def test_what_only_a_batch_shows_is_a_note(words):
 
 
 @pytest.mark.slow
+def test_other_weights():
+    """DreamDPO has no base, RewardSDS more noises than a pair."""
+    verdict(check_psd(more.dreamdpo_formula), "base is missing")
+    verdict(check_psd(more.of_four_noises), "two noises are to be compared, 4 came")
+
+
+@pytest.mark.slow
 def test_dreamdpo():
     verdict(check_psd(more.dreamdpo_formula, form="dreamdpo"), "")
-    verdict(check_psd(more.dreamdpo_formula), "base is missing")
     verdict(check_psd(more.dreamdpo_small_gap_branch, form="dreamdpo"), "no noise is subtracted")
+    verdict(check_psd(more.psd_hard, form="dreamdpo"), "there is a base")
 
 
 @pytest.mark.parametrize("name", mostly_slow(more.NEGATIVE))

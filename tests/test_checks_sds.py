@@ -53,7 +53,7 @@ def test_a_weighting_is_told_from_the_others(wanted, came):
         seen = [
             (t, 1, 7.5, k) for t, k in zip(TIMES.tolist(), measured.flatten().tolist(), strict=True)
         ]
-        status, _, cause = sizes.size(seen, "gradient", 1e-2, wanted)
+        status, _, cause = sizes.size(seen, "gradient", 1e-2, sizes.Scale(wanted))
         assert status == ("wrong" if wanted != came else "scaled" if slip else "ok")
         assert ("is expected" in cause) is (wanted != came) and slip in cause
         assert sizes.size(seen, "gradient", 1e-2)[0] == ("scaled" if slip else "ok")
@@ -64,7 +64,7 @@ def test_a_weight_that_is_none_of_them_or_no_weight_at_all():
     clipped = [(500, 1, 7.5, 1.0), (500, 1, 7.5, 2.0), (90, 1, 7.5, 1.0)]
     for seen in (odd, clipped):
         assert sizes.size(seen, "gradient", 1e-2)[0] == "note"
-        assert sizes.size(seen, "gradient", 1e-2, "sds")[0] is False
+        assert sizes.size(seen, "gradient", 1e-2, sizes.Scale("sds"))[0] is False
 
 
 @pytest.mark.slow

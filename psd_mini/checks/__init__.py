@@ -13,7 +13,7 @@ How a check works, and where:
     probe               runs the code, guard turns what it raises into a row
     reading             takes its gradient apart into the vectors that it is made of
     tables              is the engine: one row of every table, with the fewest slips, explains it
-    directions, nonlinear, noise_schedule, sizes, rewarding, preference_weights, renderer
+    directions, noise_schedule, sizes, rewarding, preference_weights, renderer
                         hold the tables: what people write, right or wrong, in rows
     judging             writes the rows of a report (report); checks never raise
 
@@ -34,6 +34,8 @@ that are right; five lines are enough:
     equation = "G = w(t) (cond - eps_q)"
     toy = Method("toy", equation, predictions="cond", subtracted="- eps_q")
     print(check_method(toy, my_function))
+
+`psd-mini check --kind toy` needs a `check_toy` here, and its name in `grading.grader.KINDS`.
 
 Newer kinds are SDS with another vector for the noise, and look at their x_t first:
 

@@ -1,6 +1,8 @@
 """The direction of a gradient: methods, and the tables of their slips.
 
-    G = w(t) sign ( row of PREDICTIONS + row of SUBTRACTED ), the residual at a row of PLACES
+    G = w(t) sign ( row of PREDICTIONS + row of SUBTRACTED )
+
+or x minus a target, and a row of PLACES says whether x or x_t stands there.
 
 Rows are formulas: eps stands for the noise that is in x_t, mean_eps for the mean of the noises of a
 pair, another_noise for one that is in no x_t, eps_q for q's prediction, x for the picture. Each
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.reading import Group, Reading, Terms
-from psd_mini.checks.tables import Row, Table, fewest_slips, formulas, slips_of
+from psd_mini.checks.tables import Row, Rows, Table, fewest_slips, formulas, slips_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Method:
 
     name: "SDS". equation: shown with a mistake. words: for the name of a row, of another method,
     or for "predictions" in general, what it means that this came instead; for "size", what comes
-    before the cause of a wrong one. others, places: rows of
-    its own, before those of SUBTRACTED and in place of PLACES.
+    before the cause of a wrong one. others: rows of its own, tried before those of SUBTRACTED.
+    places: its own table in place of PLACES.
     """
 
     name: str
@@ -39,8 +41,8 @@ class Method:
     predictions: str
     subtracted: str
     words: Mapping[str, str] = field(default_factory=dict)
-    others: tuple[Row, ...] = ()
-    places: tuple[Row, ...] = ()
+    others: Rows = ()
+    places: Rows = ()
 
 
 GUIDED, DIFFERENCE = "uncond + g (cond - uncond)", "cond - uncond"
@@ -73,6 +75,7 @@ VECTORS = dict(zip(LABELS, torch.eye(len(LABELS), dtype=torch.float64), strict=T
 COND, UNCOND, Q, EPS, OTHER, X, *_ = VECTORS.values()
 VECTORS["nothing"] = NOTHING = 0 * X
 OWN_GUIDANCE = "guidance"  # the numbers say the rest
+# what is said where another row was expected; of the method's own row nothing is said
 PREDICTION_FORMULAS = {  # of the guidance scale g: the combination of predictions
     GUIDED: "the predictions are guided",
     DIFFERENCE: "only the difference cond - uncond is used",
@@ -92,19 +95,16 @@ PREDICTIONS = [
 ]
 
 ALONE = "the noise is not subtracted: G is the noise prediction alone (same mean, other variance)"
-GUIDED_NOISE = "the noise is multiplied by g: it stands inside the guidance, and belongs outside"
-FOR_BOTH = "eps_cond is subtracted where another term belongs: is the same network used for both?"
-NO_SIGMA = "the noise carries a sigma_t that the prediction has not: x0_hat without its sigma_t?"
 NO_ALPHA = "it contains the picture itself: x0_hat is not divided by alpha_t"
 NO_ROOTS = "it contains the picture itself: x0_hat is made with abar_t, its square root is missing"
 BESIDE_Q = "the noise appears beside q's prediction: VSD subtracts q's prediction only"
 RAW = "the noise is not subtracted in the preference term: raw form, eps_hat of winner minus loser"
 SIZE_OF_NOISE = "the noise has another size than the predictions beside it"
 SIZE_OF_Q = "q's prediction has another size than the guided prediction"
-AS_VELOCITY = "the prediction is taken for a velocity (v_prediction): it is a noise already"
 OTHER_TERM = "what is subtracted from the predictions is another term, or of another size"
 
 
+# as above: "- eps" is right for SDS and wrong for CSD
 SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the predictions
     "- eps": "the noise is subtracted",
     "- eps_q": "q's prediction is subtracted",
@@ -114,19 +114,19 @@ SUBTRACTED_FORMULAS = {  # of alpha, sigma and g: what is subtracted from the pr
     "+ eps_q": "the second prediction is added instead of subtracted",
     "- another_noise": "the noise was redrawn: the one that is subtracted is not the one in x_t",
     "- 2 eps": "the noise is subtracted twice: it stands in the gradient with the factor 2",
-    "- g eps": GUIDED_NOISE,
+    "- g eps": "the noise is multiplied by g: it stands inside the guidance, and belongs outside",
     "- g eps_q": "q's prediction is multiplied by g: it belongs outside of the guidance",
     "- first_eps": "the first noise is subtracted from both predictions: each has its own",
     "- next_eps": "the noises of the pair are swapped: each belongs to its own prediction",
-    "- cond": FOR_BOTH,
+    "- cond": "eps_cond is subtracted where another belongs: is the same network used for both?",
     "- x": "it contains the picture itself: x is subtracted where the noise belongs",
     # (x - x0_hat) alpha / sigma with a wrong x0_hat: (x_t - eps_hat) / alpha,
     # x_t - sigma eps_hat, or (x_t - sigma^2 eps_hat) / alpha^2
-    "- sigma eps": NO_SIGMA,
+    "- sigma eps": "the noise carries a sigma_t, the prediction none: x0_hat without its sigma_t?",
     "- eps + (1 - alpha) / sigma x": NO_ALPHA,
     "- alpha / sigma eps - alpha (1 - alpha) / sigma^2 x": NO_ROOTS,
     # of v = alpha eps - sigma x, with (alpha v + sigma x_t) or (alpha eps_hat - sigma x_t)
-    "- alpha eps + sigma x": AS_VELOCITY,
+    "- alpha eps + sigma x": "the prediction is taken for a velocity (v_prediction): it is a noise",
     "- (1 + sigma^2) / alpha eps - sigma x": "the noise is subtracted from a velocity",
 }
 SUBTRACTED = [
@@ -229,14 +229,14 @@ def _worded(table: Table, right: str, words: Mapping[str, str], general: str) ->
     return rows
 
 
-def right_rows(method: Method) -> tuple[Row, ...]:
+def right_rows(method: Method) -> Rows:
     """What is right for a method: a row of each of the four tables."""
     return tuple(next(row for row in table if not row.cause) for table in tables_of(method))
 
 
 def explain_direction(
     method: Method, readings: Sequence[Reading], tolerance: float, signed: bool = True
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """The rows of the four tables, with the fewest slips, that give all these gradients.
 
     Every weight is free but for its sign; of a pair (signed=False) the sign is free too. None where

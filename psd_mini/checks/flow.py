@@ -18,22 +18,20 @@ from typing import Any
 
 from psd_mini.checks.directions import GUIDED, PLACES, VECTORS, Method
 from psd_mini.checks.exact_world import T
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import environment
 from psd_mini.checks.grading.unet import Velocity, flow_time
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS, level
+from psd_mini.checks.noise_schedule import level
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import split_gradient, split_x_t
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
-from psd_mini.checks.tables import formulas
+from psd_mini.checks.tables import LEVELS, formulas
 
 AS_NOISE = "v_hat is taken for a prediction of the noise: what is subtracted is eps - x, not eps"
-OTHER_SIGN = "the target has the other sign, x - eps: v_hat predicts eps - x"
 TARGETS = {  # of alpha = 1 - t, sigma = t and g
     "- eps + x": "",
-    "eps - x": OTHER_SIGN,
+    "eps - x": "the target has the other sign, x - eps: v_hat predicts eps - x",
     "- eps - x": "the target is eps + x: v_hat predicts eps - x",
     "x": "the noise is missing in the target: v_hat predicts eps - x",
     "nothing": "no target is subtracted: G is the velocity alone",
@@ -86,12 +84,11 @@ def _look(report: Report, trials: list[Trial]) -> None:
 
 
 @guarded("flow")
-def check_flow(fn: Any, *, names: Names = None) -> Report:
+def check_flow(fn: Any) -> Report:
     """Is this SDS with a velocity model, G = w(t) (v_hat - (eps - x)) at x_t = (1 - t) x + t eps?
 
     Args:
         fn: as in `check_sds`; the model is its parameter `velocity`, `transformer`, `model`, ...
             It is asked at t in [0, 1], or in [0, 1000] as in diffusers.
-        names: parameter -> key of `grading.names.NAMES`.
     """
-    return check_method(FLOW, fn, names=names, look=_look, world=environment(Velocity()))
+    return check_method(FLOW, fn, look=_look, world=environment(Velocity()))

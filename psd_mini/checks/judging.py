@@ -5,28 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from psd_mini.checks import directions
 from psd_mini.checks.directions import GUIDED, Method, fit_rows
-from psd_mini.checks.nonlinear import clamped_at, why_not_linear
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import PREDICTIONS, Reading, cosine, in_numbers
 from psd_mini.checks.report import Report
 from psd_mini.checks.sizes import W_FORMULAS, Scale, size
-from psd_mini.checks.tables import Row, causes_of, named
+from psd_mini.checks.tables import Row, Rows, causes_of, formulas, named
 
 JACOBIAN = "the gradient flows through the UNet (its Jacobian): detach it, or call it under no_grad"
 NOT_FINITE = "the gradient is NaN or infinite: division by zero, or a logarithm of it?"
 CANCELLED = "the gradient is exactly zero: the target equals x, or equal predictions are subtracted"
 NOT_DETACHED = "the gradient is exactly zero: was the target detached? x cancels in x - (x - G)"
-ONLY_Q = "only q is asked, never the prior: are its adapters on all the time?"
 THROUGH_X_T = "the gradient flows through x_t, which brings an extra alpha_t: a part of w(t)"
-ON_GRAPH = "x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it"
 TWO_X_T = "the two predictions are not at the same x_t: each must see the same noise, at the same t"
 KEPT = (
     "the UNet is called with gradients on: right, but its graph costs memory and time; use"
     " torch.no_grad()"
 )
 MIXED = "pictures influence each other, share a t or a weight, or embeddings are interleaved"
+
+CLAMPED = "the gradient is clamped elementwise at {:.3g}: large elements lose their direction"
+NOT_LINEAR = "of it is no combination of predictions, noise and x: not linear in them (rescaled?)"
+BY_TANH = "the gradient goes through a tanh: large elements lose their direction"
+CUT_OFF = "the elements of the gradient {} 0 are cut off (clamp, relu)"
+UNBOUND = "is clamped to -1..1: noise predictions are numbers of any size"
+OF_NOISES = f"each prediction {UNBOUND}"
+BENDS = {  # of the gradient G that is right, c, u and guided predictions, noise and pictures
+    "sign(G)": "only the sign of each element of the gradient is left",
+    "tanh(G)": BY_TANH,
+    "tanh(sigma^2 G)": BY_TANH,
+    "relu(G)": CUT_OFF.format("below"),
+    "-relu(-G)": CUT_OFF.format("above"),
+    "abs(G)": "the absolute value of the gradient is taken: its signs are lost",
+    "G^2": "the gradient is squared: its signs are lost",
+    "G - G.mean()": "the mean over the picture is subtracted from the gradient",
+    "G abs(G)": "each element of the gradient is multiplied by its size",
+    "normalize(G, dim=0)": "the gradient is normalised at every pixel: only whole pictures may be",
+    "limit(guided) - eps": f"the guided prediction {UNBOUND}",
+    "limit(u) + g (limit(c) - limit(u)) - eps": OF_NOISES,
+    "limit(c) - limit(u)": OF_NOISES,
+    "x - limit((noisy - sigma guided) / alpha)": "x0_hat is clamped to -1..1: it is no picture",
+}
+FUNCTIONS = {"sign": torch.sign, "tanh": torch.tanh, "relu": F.relu, "abs": torch.abs}
+FUNCTIONS |= {"normalize": F.normalize, "limit": lambda values: values.clamp(-1, 1)}
+BENT = formulas("G, c, u, guided, eps, x, noisy, alpha, sigma, g", BENDS, FUNCTIONS)
 
 
 @dataclass
@@ -58,7 +85,7 @@ def basics(report: Report, trial: Trial, equation: str) -> bool:
     elif not calls:
         cause = "the UNet was never called: the prior has no say in this gradient"
     elif all(call.model == "q" for call in calls):
-        cause = ONLY_Q
+        cause = "only q is asked, never the prior: are its adapters on all the time?"
     elif bool((trial.gradient == 0).all()):
         lost = trial.loss is not None and trial.loss.abs().max() > 0
         came, cause = "exactly zero", NOT_DETACHED if lost else CANCELLED
@@ -122,7 +149,36 @@ def _at_two_x_t(reading: Reading) -> bool:
     return len(reading.groups) > 1 and len(set(asked)) == len(asked)
 
 
-def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
+def why_not_linear(method: Method, readings: Sequence[Reading], limit: float, style: str) -> str:
+    """What bends these gradients, or how much of them nothing explains; limit: see `clamped_at`."""
+    for row in BENT:
+        if all(cosine(row.value(*_parts(method, r)), r.gradient) > 0.999 for r in readings):
+            return row.cause
+    leftover = max(reading.leftover for reading in readings)
+    if leftover > 0.9 and style == "loss":
+        return "nothing of the gradient is left but rounding: was the target detached?"
+    if limit:
+        return CLAMPED.format(limit)
+    return f"{leftover:.0%} {NOT_LINEAR}"
+
+
+def _parts(method: Method, reading: Reading) -> list[Tensor | float]:
+    """What the formulas are made of."""
+    exact = directions.reference(method, reading, [1.0] * len(reading.groups))
+    group, g = reading.groups[0], reading.g
+    c, u = group.vector("cond"), group.vector("uncond")
+    parts = [exact, c, u, u + g * (c - u), group.vector("eps"), reading.x, group.x_t]
+    return [*parts, group.a or 1e-30, group.s, g]
+
+
+def clamped_at(gradient: Tensor) -> float:
+    """The largest size of an element if several have it, and not all; otherwise 0."""
+    sizes = gradient.abs()
+    at_limit = int((sizes > sizes.max() * (1 - 1e-5)).sum())
+    return sizes.max().item() if 4 <= at_limit < sizes.numel() else 0.0
+
+
+def _judge_direction(report: Report, method: Method, runs: Runs, rows: Rows) -> None:
     """The sign, the subtracted term and the place of the residual; and the exact gradient."""
     readings = readings_of(runs.trials)
     cosines = []
@@ -135,14 +191,12 @@ def _judge_direction(report: Report, method: Method, runs: Runs, rows: tuple[Row
     if status and through_x_t:
         status, causes = "note", [THROUGH_X_T]
     elif through_x_t and rows[2].cause == directions.AT_X_T:
-        causes.append(ON_GRAPH)
+        causes.append("x_t is not detached: a factor alpha_t or 1 - alpha_t comes in through it")
     came = f"cosine {worst:.4f}: {_terms(readings[0])}"
     report.add(status, "direction", came, "cosine 1", "; ".join(causes), method.equation)
 
 
-def _judge_size(
-    report: Report, method: Method, runs: Runs, rows: tuple[Row, ...], scale: Scale
-) -> None:
+def _judge_size(report: Report, method: Method, runs: Runs, rows: Rows, scale: Scale) -> None:
     """w(t), and the factors beside it."""
     seen = []
     for reading in readings_of(runs.trials) + readings_of(runs.batched):
@@ -151,15 +205,14 @@ def _judge_size(
             seen.append((reading.t, reading.batch, reading.g, abs(sum(weights))))
     free_g = method.predictions != GUIDED
     style = runs.trials[0].style
-    asked = (scale.weighting, scale.policy)
-    ok, came, cause = size(seen, style, 5 * runs.tolerance, *asked, free_g)
+    ok, came, cause = size(seen, style, 5 * runs.tolerance, scale, free_g)
     weight = W_FORMULAS.get(scale.weighting or "")
     expected = f"w(t) = {weight}" if weight else "any w(t) > 0"
     cause = method.words.get("size", "") + cause
     report.add(ok, "size", came, expected, cause, method.equation)
 
 
-def _judge_guidance(report: Report, method: Method, runs: Runs, rows: tuple[Row, ...]) -> None:
+def _judge_guidance(report: Report, method: Method, runs: Runs, rows: Rows) -> None:
     """The combination of the predictions, and its limits g = 1 and g = 0."""
     combination, readings = rows[0], readings_of(runs.trials)
     name, cause = combination.name, combination.cause
@@ -204,11 +257,12 @@ def judge_graph(report: Report, trials: list[Trial]) -> None:
     kept = any(call.eps_hat.requires_grad for trial in trials for call in trial.trace.calls)
     came = "kept" if kept else "not kept"
     report.add("note" if kept else True, "graph of the UNet", came, "not kept", KEPT)
-    judge_inputs(report, {name for trial in trials for name in trial.changed})
+    judge_inputs(report, trials)
 
 
-def judge_inputs(report: Report, changed: set[str]) -> None:
+def judge_inputs(report: Report, trials: list[Trial]) -> None:
     """Are inputs left as they were?"""
+    changed = {name for trial in trials for name in trial.changed}
     came = ", ".join(sorted(changed)) or "unchanged"
     report.add(not changed, "inputs", came, "unchanged", "it modifies its inputs in place")
 

@@ -16,21 +16,18 @@ import torch
 from torch import Tensor
 
 from psd_mini.checks.exact_world import SCHEDULE, embedding, exact_eps
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import answered, parts_of, prepare
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Prober, given
 from psd_mini.checks.reading import cosine, fit
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import reward
-from psd_mini.checks.tables import best_explanation, causes_of, formulas, products_of
+from psd_mini.checks.tables import LEVELS, best_explanation, causes_of, formulas, products_of
 from psd_mini.checks.trace import flows
 from psd_mini.sds import cfg
 
 NO_GRADIENT = "n receives no gradient ({}): is it under no_grad, or is the loss detached?"
 AT_ONE = "at g = 1 the negative embedding has no influence: the factor is g - 1, not g"
-OTHER_LOSS = "it is not the gradient of this loss"
 NOT_IN_LOSS = "the gradient is exactly zero: is n in the loss at all?"
 EQUATION = "L(n) = -mean r(decode(x0_hat(n)))"
 SLIPS = {  # factors
@@ -45,7 +42,7 @@ SLIPS = {  # factors
 
 
 @guarded("the negative embedding")
-def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
+def check_negative_embedding(fn: Any) -> Report:
     """Is this the loss that moves a negative embedding n to where x0_hat is rewarded?
 
         L(n) = -mean r( decode( x0_hat(n) ) )
@@ -53,10 +50,9 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     Args:
         fn: takes by name x, t, eps, predict_noise or unet, cond, n (requires a gradient), reward,
             guidance_scale, ...; it returns the loss, or the gradient with respect to n.
-        names: parameter -> key of `grading.names.NAMES`.
     """
     report = Report("check of the negative embedding")
-    fn = prepare(fn, ("negative_loss", "loss", "forward"), names)
+    fn = prepare(fn, ("negative_loss", "loss", "forward"))
     seen: list[tuple[tuple, float]] = []  # (g, t, batch), ratio to the reference
     sizes, leaks = dict[float, float](), set[str]()
     cosines: list[float] = []
@@ -65,7 +61,7 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
         values["n"] = values["uncond"] = embedding("negative", 1).requires_grad_()
         values["cond"].requires_grad_()
         try:
-            answer, _ = Prober(fn, names).ask(values)
+            answer, _ = Prober(fn).ask(values)
         except Unreadable:
             if batch > 1:  # written for one picture: that is allowed
                 continue
@@ -88,7 +84,7 @@ def check_negative_embedding(fn: Any, *, names: Names = None) -> Report:
     cause = f"a gradient leaks into {' and '.join(moved)}: only n may move; detach the rest"
     report.add(not leaks, "what else moves", ", ".join(moved) or "nothing", "nothing", cause)
     straight, came = min(cosines) > 0.999, f"cosine {min(cosines):.4f}"
-    cause = OTHER_LOSS if max(sizes.values()) > 0 else NOT_IN_LOSS
+    cause = "it is not the gradient of this loss" if max(sizes.values()) > 0 else NOT_IN_LOSS
     report.add(straight, "direction", came, "cosine 1", cause, EQUATION)
     if straight:
         factors, came = formulas("g, t, batch", SLIPS, LEVELS), f"{seen[0][1]:.4g}"

@@ -9,31 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from psd_mini.checks.exact_world import SCALING, SHAPE, T, alpha_at, normal, picture, sigma_at
-from psd_mini.checks.grading.names import Names
-from psd_mini.checks.grading.submission import answered, parts_of, prepare
+from psd_mini.checks.exact_world import SHAPE, T, alpha_at, normal, picture, sigma_at
+from psd_mini.checks.grading.submission import prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober, Trial, readings_of
 from psd_mini.checks.reading import Group, fit
 from psd_mini.checks.report import Report, Unreadable
-from psd_mini.checks.tables import Table, best_explanation, formulas
+from psd_mini.checks.tables import LEVELS, Table, best_explanation, formulas
 
-
-def abar_at(t: int) -> float:
-    """abar_t of one timestep."""
-    return alpha_at(t) ** 2
-
-
-def beta_at(t: int) -> float:
-    """beta_t = 1 - abar_t / abar_{t-1}, the noise of one step."""
-    return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
-
-
-# of t, in formulas
-LEVELS: dict[str, Any] = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at}
-LEVELS |= {"T": T, "sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
-LEVELS["prod_beta"] = lambda t: math.prod(map(beta_at, range(t + 1)))
-LEVELS["sum_beta"] = lambda t: sum(map(beta_at, range(t + 1)))
 ROOT = "the square root is missing (alphas_cumprod is alpha_t squared)"
 STEP = "alphas in place of alphas_cumprod: the cumulative product is missing"
 OFF_BY_ONE = "t is off by one, in the schedule or between noising and the UNet"
@@ -42,7 +25,6 @@ SWAP = "alpha_t and sigma_t are swapped"
 REVERSED = "the schedule is reversed: t = 0 must be the cleanest"
 STRAIGHT = "this is the straight line of flow matching: x_t is alpha_t x + sigma_t eps"
 OVER_BETA = "the product is over beta and not over 1 - beta"
-ONE_MINUS_ALPHA = "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t"
 SIGNAL_FORMULAS = {  # a in x_t = a x + s eps; the first row is right
     "sqrt(abar_t)": "",
     "abar_t": ROOT,
@@ -77,7 +59,7 @@ NOISE_FORMULAS = {  # s in x_t = a x + s eps; the first row is right
     "abar_t": f"{SWAP}, and {ROOT}",
     "sqrt(beta_t)": STEP,
     "beta_t": f"{STEP}; the square root is missing",
-    "1 - alpha_t": ONE_MINUS_ALPHA,
+    "1 - alpha_t": "sigma_t is sqrt(1 - abar_t), not 1 - sqrt(abar_t), which is 1 - alpha_t",
     "1": "the noise is not scaled by sigma_t",
     "sigma_{T-1-t}": REVERSED,
     "t / T": STRAIGHT,
@@ -93,7 +75,6 @@ SIGNAL, NOISE = (formulas("t", rows, LEVELS) for rows in (SIGNAL_FORMULAS, NOISE
 SUM = "abar_t is 1 minus the sum of beta: it is the product of 1 - beta"
 OF_A_TABLE = {"sqrt(1 - prod_beta_t)": OVER_BETA, "root(1 - sum_beta_t)": SUM}
 OF_A_TABLE |= {"alpha_{T-1} / alpha_{t-1}": "the product runs from t to the end, not from 0 to t"}
-LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
 SIGNAL_OF_A_TABLE = [SIGNAL[0], *formulas("t", OF_A_TABLE, LEVELS), *SIGNAL[1:]]
 
 
@@ -188,16 +169,15 @@ class Mixed(NamedTuple):
 
 
 @guarded("the schedule")
-def check_schedule(fn: Any, *, names: Names = None) -> Report:
+def check_schedule(fn: Any) -> Report:
     """Is this noise schedule, or this way to add noise, right?
 
     Args:
         fn: of betas (T,): returns abar (T,), or (alpha, sigma), sqrt(abar) and sqrt(1 - abar); or
             fn(x, t, eps, alphas_cumprod): returns x_t. Which one is seen from its parameters.
-        names: parameter -> key of `grading.names.NAMES`.
     """
-    fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"), names)
-    report, prober = Report("check of the schedule"), Prober(fn, names)
+    fn = prepare(fn, ("add_noise", "alphas_cumprod", "q_sample", "forward"))
+    report, prober = Report("check of the schedule"), Prober(fn)
     if not {"eps", "x"} & prober.keys:  # of a table of abar alone, there is no noise
         _judge_levels(report, SIGNAL_OF_A_TABLE, _tabulated(prober))
         return report
@@ -228,14 +208,10 @@ def _mixed(prober: Prober, times: tuple[int, int]) -> list[Mixed]:
     """Somebody's x_t of two pictures, taken apart."""
     x, eps = picture(2, times[0]), normal(2, *SHAPE, seed=times[0])
     answer, trace = prober.ask({"x": x.float(), "eps": eps.float(), "t": torch.tensor(times)})
-    answered(answer)
-    answer = answer[0] if isinstance(answer, tuple | list) else answer
-    if not isinstance(answer, Tensor) or answer.shape != x.shape:
-        text = f"it returned {type(answer).__name__}, expected x_t of x's shape"
-        raise Unreadable(text, "wrong")
+    x_t = tensors_in(answer, [x.shape], "x_t of x's shape")[0].double()
     sizes = (x.numel(), x[0].numel())
     drawn = [d.double().reshape(-1, *SHAPE) for d in trace.draws if d.numel() in sizes]
-    return [_taken_apart(i, times[i], answer.double(), x, eps, drawn) for i in (0, 1)]
+    return [_taken_apart(i, times[i], x_t, x, eps, drawn) for i in (0, 1)]
 
 
 def _taken_apart(
@@ -260,12 +236,7 @@ def _taken_apart(
 def _tabulated(prober: Prober) -> list[list[tuple[int, float]]]:
     """a (of abar alone, its root) and s at TIMES, from one number per timestep."""
     answer, _ = prober.ask({"t": torch.arange(T)})
-    answered(answer)
-    parts = [part for part in parts_of(answer) if isinstance(part, Tensor)]
-    if not parts or any(part.shape != (T,) for part in parts):
-        came = ", ".join(str(tuple(part.shape)) for part in parts) or type(answer).__name__
-        text = f"it returned {came}, expected one number per timestep, ({T},)"
-        raise Unreadable(text, "wrong")
+    parts = tensors_in(answer, [(T,)], f"one number per timestep, ({T},)")
     if len(parts) == 1:  # a negative abar stays one
         parts = [parts[0].sign() * parts[0].double().abs().sqrt()]
     return [[(t, part[t].item()) for t in TIMES] for part in parts]

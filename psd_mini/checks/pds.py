@@ -28,18 +28,15 @@ from torch import Tensor
 
 from psd_mini.checks.directions import GUIDED, VECTORS, Method
 from psd_mini.checks.exact_world import SCHEDULE, neighbour
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS, judge_levels
+from psd_mini.checks.noise_schedule import judge_levels
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, fit
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
-from psd_mini.checks.tables import Row, formulas
+from psd_mini.checks.tables import LEVELS, Row, formulas
 
 NO_PAIR = "the UNet is to be asked at two x_t, made of x and of x_src, with one noise, at one t"
-NOT_SHARED = "the two x_t have different noises: both are made with the same eps_t"
-NO_SOURCE = "z_t of x_src is not subtracted"
 OTHER_PREVIOUS = "a noise is left: both x_{t-1} are made with one eps_{t-1}, and subtracted"
 AS_SOURCE = "x is asked with the source's prompt: nothing pulls towards the target's"
 AS_TARGET = "x_src is asked with the target's prompt, not with its own"
@@ -124,9 +121,9 @@ def _pair(reading: Reading) -> str:
     reading.terms = {("x", 0): psi, ("eps", 0): total, ("another_noise", 0): fresh}
     reading.terms |= {("cond", 0): tgt[of_x], ("uncond", 0): tgt.get("uncond", 0.0)}
     if abs(total) < 0.01 * abs(chi):
-        return NO_SOURCE
+        return "z_t of x_src is not subtracted"
     if fit(target.x_t - source.x_t, [reading.x])[1] > 0.05:
-        return NOT_SHARED
+        return "the two x_t have different noises: both are made with the same eps_t"
     if (of_x, of_source) != ("cond", "negative"):
         return AS_SOURCE if of_x == "negative" else AS_TARGET
     g = tgt["cond"] / chi
@@ -160,12 +157,11 @@ def _look(report: Report, trials: list[Trial]) -> None:
 
 
 @guarded("PDS")
-def check_pds(fn: Any, *, names: Names = None) -> Report:
+def check_pds(fn: Any) -> Report:
     """Is this a PDS gradient, the target's stochastic latent minus the source's?
 
     Args:
         fn: as in `check_sds`, of latents x and x_src (or `tgt_latents`, `src_latents`) and of the
             prompts' embeddings cond and cond_src (or `tgt_text_embedding`, `src_text_embedding`).
-        names: parameter -> key of `grading.names.NAMES`.
     """
-    return check_method(PDS, fn, names=names, look=_look)
+    return check_method(PDS, fn, look=_look)

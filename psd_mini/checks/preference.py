@@ -1,13 +1,11 @@
-"""Checks of preference gradients: PSD, DreamDPO, RewardSDS.
+"""Check of preference gradients on pairs of noises: PSD, DreamDPO.
 
-All preference methods on noises are weights W_i of the residuals of N noised versions of one
-picture, decided by rewards:
+They are weights W_i of the residuals of two noised versions of one picture, decided by rewards:
 
-    G = w(t) sum_i W_i(R_1..R_N) ( eps_cfg(x_t^i) - eps_i ),    R_i = r(decode(x0_hat_i))
+    G = w(t) sum_i W_i(R_1, R_2) ( eps_cfg(x_t^i) - eps_i ),    R_i = r(decode(x0_hat_i))
 
-    PSD         W = 1/2 +- lambda omega(R_1 - R_2); lambda may carry a factor sigma_t
-    DreamDPO    W = +1 for the winner, -1 for the loser      arXiv 2502.04370 (at a clear gap)
-    RewardSDS   W = best, softmax or min-max of the rewards  arXiv 2503.09601
+    PSD         W_i = 1/2 +- lambda omega(R_1 - R_2); lambda may carry a factor sigma_t
+    DreamDPO    W_i = +1 for the winner, -1 for the loser    arXiv 2502.04370 (at a clear gap)
 
 The residuals are explained by the tables of `directions`, as a gradient of SDS is; what is left is
 one weight for each noise, explained by the tables of `preference_weights`. The stand-in reward
@@ -24,7 +22,6 @@ from torch import Tensor
 from psd_mini._internal.arguments import one_of
 from psd_mini.checks import preference_weights as weights
 from psd_mini.checks.directions import GUIDED, Method, explain_direction, fit_rows
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.grading.submission import COURSE, prepare
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.judging import JACOBIAN, basics, combination_of, judge_graph
@@ -34,7 +31,7 @@ from psd_mini.checks.reading import Reading
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.rewarding import judge_reward, rewards_of, seen_by_reward
 from psd_mini.checks.sizes import Scale, size
-from psd_mini.checks.tables import Row, causes_of
+from psd_mini.checks.tables import Rows, causes_of
 
 METHODS = ("psd_loss", "psd_gradient", "get_psd_loss", *COURSE)
 LAMBDA = 0.7  # preference_weight in most trials
@@ -46,9 +43,8 @@ TWO_TIMES = "the pair stands at different t: rewards of different noise levels d
 HALF_GUIDED = "guidance on one of the two only: winner and loser must be guided alike"
 ONE_NOISE = "the noise of one of the two is not subtracted: the terms must be eps_hat - eps_i"
 BARE = "no noise is subtracted: the terms must be eps_hat - eps_i"
-EQUATION = "h_i = eps_cfg(x_t^i) - eps_i"
 WORDS = {"nothing": BARE, "- k eps": ONE_NOISE, "another term": ONE_NOISE}
-RESIDUALS = Method("pair", EQUATION, GUIDED, "- eps", WORDS)
+RESIDUALS = Method("pair", "h_i = eps_cfg(x_t^i) - eps_i", GUIDED, "- eps", WORDS)
 ONE_ONLY = "it works for one picture only: give omega, weights and w(t) the shape (B, 1, 1, 1)"
 ONE_WINNER = "one winner for the whole batch: right for views of one object, wrong for others"
 OTHERS = "in a batch the winners are not those of the rewards: are pictures and rewards mixed?"
@@ -62,7 +58,6 @@ def check_psd(
     omega: str | None = None,
     weighting: str | None = None,
     gradient_scale: str = "report",
-    names: Names = None,
 ) -> Report:
     """Is this a preference gradient on pairs of noises, and if not, what is it?
 
@@ -70,11 +65,10 @@ def check_psd(
         fn: takes by name, as far as it wants, x, t, eps_1, eps_2 (or draws its own), predict_noise
             or unet, cond, uncond, reward (images -> (B,), higher is better), guidance_scale,
             preference_weight, tau; a function, class or object.
-        form: "psd", "dreamdpo", or RewardSDS's "best", "softmax", "min-max".
+        form: "psd" or "dreamdpo".
         omega: "hard", "gap" or "bt" if only that one is right; None takes any. Where
             preference_weight is no parameter, the kind cannot be told.
         weighting, gradient_scale: as in `check_sds`.
-        names: parameter -> key of `grading.names.NAMES`.
 
     Returns:
         A `Report`. The temperature tau, where asked for, is 1.
@@ -84,7 +78,7 @@ def check_psd(
     scale = Scale(weighting, gradient_scale)
     report = Report(f"check of {form}")
     more = {"tau": 1.0, "preference_weight": LAMBDA}
-    prober = Prober(prepare(fn, METHODS, names), names, more)
+    prober = Prober(prepare(fn, METHODS), more)
     trials = [prober.run(*PAIRS[0])]
     if not basics(report, trials[0], weights.EQUATION):
         return report
@@ -94,11 +88,11 @@ def check_psd(
     jacobian = any(trial.through_unet() for trial in trials)
     rows = _judge_residuals(report, trials, jacobian)
     if not jacobian:  # otherwise no weight can be read
-        samples = _samples(prober, form, scored, rows)
+        samples = _samples(prober, scored, rows)
 
         def judged(sizes: list[float]) -> weights.Judged:
             seen = [(sample.t, 1, 1.0, k) for sample, k in zip(samples, sizes, strict=True)]
-            return size(seen, trials[0].style, 1e-2, scale.weighting, scale.policy)
+            return size(seen, trials[0].style, 1e-2, scale)
 
         found = weights.judge_weights(report, form, samples, judged, omega)
         _judge_batch(report, prober, rows, found)
@@ -107,7 +101,7 @@ def check_psd(
     return report
 
 
-def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
+def weights_of(reading: Reading, rows: Rows | None) -> list[float]:
     """W_i of every noised version; without rows, the sum of its predictions' coefficients."""
     found = fit_rows(reading, rows) if rows else None
     if found is None:
@@ -118,11 +112,11 @@ def weights_of(reading: Reading, rows: tuple[Row, ...] | None) -> list[float]:
 
 
 def _samples(
-    prober: Prober, form: str, scored: list[tuple[Trial, Tensor]], rows: tuple[Row, ...] | None
+    prober: Prober, scored: list[tuple[Trial, Tensor]], rows: Rows | None
 ) -> list[weights.Sample]:
-    """Rewards and weights of every trial; for PSD the first one again, at twice the weight."""
+    """Rewards and weights of every trial; the first one again, at twice the weight."""
     samples = [_sample(prober, trial.readings[0], rewards, rows) for trial, rewards in scored]
-    if samples and samples[0].lam and form == "psd":
+    if samples and samples[0].lam:
         prober.given["preference_weight"] = 2 * LAMBDA
         twice = prober.run(*PAIRS[0]).readings[0]
         samples.append(_sample(prober, twice, scored[0][1], rows))
@@ -130,9 +124,7 @@ def _samples(
     return [sample for sample in samples if len(sample.rewards) > 1]
 
 
-def _sample(
-    prober: Prober, reading: Reading, rewards: Tensor, rows: tuple[Row, ...] | None
-) -> weights.Sample:
+def _sample(prober: Prober, reading: Reading, rewards: Tensor, rows: Rows | None) -> weights.Sample:
     """The rewards and weights of one picture, and the preference weight if it was asked for."""
     asked = "preference_weight" in prober.keys
     lam = prober.given["preference_weight"] if asked else None
@@ -150,7 +142,7 @@ def _judge_pair(report: Report, trials: list[Trial]) -> None:
     report.add(not cause, "pair", came, "several, at one t", cause)
 
 
-def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> tuple[Row, ...] | None:
+def _judge_residuals(report: Report, trials: list[Trial], jacobian: bool) -> Rows | None:
     """Is every term a residual, eps_cfg - eps_i, with the same guidance? Returns its rows."""
     readings = [trial.readings[0] for trial in trials]
     leftover = max(reading.leftover for reading in readings)
@@ -182,9 +174,7 @@ def _guided_unlike(reading: Reading) -> bool:
     return max(scales) - min(scales) > 0.1
 
 
-def _judge_batch(
-    report: Report, prober: Prober, rows: tuple[Row, ...] | None, explained: tuple[Row, ...] | None
-) -> None:
+def _judge_batch(report: Report, prober: Prober, rows: Rows | None, explained: Rows | None) -> None:
     """Two pictures at once, with different winners: who decides for whom?
 
     explained: the rows that explain the weights of one picture.
@@ -207,7 +197,7 @@ def _judge_batch(
             return
 
 
-def _judge_winners(report: Report, samples: list[weights.Sample], rows: tuple[Row, ...]) -> None:
+def _judge_winners(report: Report, samples: list[weights.Sample], rows: Rows) -> None:
     """Each picture decides for itself, or the mean of their rewards for both."""
     mean = (samples[0].rewards + samples[1].rewards) / 2
     of_any_size = (rows[0], weights.ANY_PULL, *rows[2:])

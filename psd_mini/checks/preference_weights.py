@@ -1,11 +1,11 @@
 """Which weights W_i(R) stand before the residuals of a preference gradient?
 
-Pairs are a base and a pull, W_1, W_2 = k ( base_1 +- m ), m > 0 towards the winner:
+They are a base and a pull, W_1, W_2 = k ( base_i +- m ), with m > 0 towards the winner:
 
     PSD        base (1/2, 1/2),  m = lambda omega(R_1 - R_2), lambda perhaps times sigma_t
     DreamDPO   no base,          m = 1
 
-Each part is a table. RewardSDS has a rule for any number of noises, which is one table.
+Each part is a table.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ from psd_mini.checks.directions import SIGNS
 from psd_mini.checks.exact_world import sigma_at
 from psd_mini.checks.reading import fit
 from psd_mini.checks.report import Ok, Report
-from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips
-from psd_mini.methods.rewardsds import reward_weights
+from psd_mini.checks.tables import Row, Rows, Table, causes_of, fewest_slips
 from psd_mini.psd import omega
 
-OMEGAS, OF_PAIRS = ("hard", "gap", "bt"), ("psd", "dreamdpo")
+OMEGAS = ("hard", "gap", "bt")
 EQUATION = "G = w(t) { (h_1 + h_2)/2 + lambda omega(R_1 - R_2) (h_1 - h_2) }"
 FORMS = {  # the weights that are expected, by form
     "psd": "1/2 +- lambda omega(R_1 - R_2)",
     "dreamdpo": "+1 for the winner, -1 for the loser",
-    **{form: f"{form} of the rewards, sum 1" for form in ("best", "softmax", "min-max")},
 }
 
 
@@ -76,9 +74,6 @@ NO_PULL = "the preference term is missing, the rewards have no influence: SDS wi
 NOT_PROPORTIONAL = "the preference term is not proportional to preference_weight"
 OWN_OMEGA = "the weights are 1/2 +- lambda omega for no omega of hard, gap, bt: one of your own?"
 SWAPPED = "winner and loser are swapped: the gradient moves to the worse one"
-UNNORMALISED = "the weights are not normalised: exp(R), or R itself, without the sum"
-EVEN = "the rewards have no influence: every noise weighs the same"
-WORST = "the worst noise gets the largest weight: wrong sign of the reward, or of the sorting"
 UNSIGNED = "omega is not signed, it must follow the sign of R_1 - R_2: one noise always wins"
 SIDES = [  # of the rewards: which of the two is pulled to
     Row("the winner", lambda R: FIRST - SECOND if R[0] > R[1] else SECOND - FIRST),
@@ -119,25 +114,6 @@ SIZES = [  # of the status and the cause by `sizes.size`: no w(t) at all speaks 
 Judged = tuple[Ok, str, str]  # by `sizes.size`
 
 
-def _tables(form: str, omega_asked: str | None, known_weight: bool) -> list[list[Row]]:
-    """(BASES, PULLS, SIGNS, SIDES); for RewardSDS, where nothing is pulled, rules for the bases."""
-    if form not in OF_PAIRS:
-        rules = [
-            Row(form, lambda R: reward_weights(R[:, None], form)[:, 0]),
-            Row("worst", lambda R: reward_weights(-R[:, None], form)[:, 0], WORST),
-            Row("exp", torch.exp, UNNORMALISED),
-            Row("rewards", torch.clone, UNNORMALISED),
-            Row("even", lambda R: R**0 / len(R), EVEN),
-        ]
-        return [rules, [NO_PULL_ROW._replace(cause="")], SIGNS, [Row("none", lambda R: 0 * R)]]
-    bases, pulls = BASES, [ANY_PULL._replace(cause="")]
-    if form == "dreamdpo":
-        bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
-    elif known_weight:
-        pulls = [*known_pulls(omega_asked), ANY_PULL]
-    return [bases, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
-
-
 def weights_by(sample: Sample, *rows: Row) -> list[Tensor]:
     """The weights that these rows give; and the direction of a pull whose size is free."""
     base, pull, sign, side = rows
@@ -156,7 +132,7 @@ def size_by(sample: Sample, rows: Sequence[Row]) -> float | None:
 
 def explain_weights(
     tables: Sequence[Table], samples: Sequence[Sample], judged: Callable[[list[float]], Judged]
-) -> tuple[tuple[Row, ...], Judged] | None:
+) -> tuple[Rows, Judged] | None:
     """The rows with the fewest slips, a factor of the size included; and what the size is.
 
     judged: says what the sizes of all samples are, in units of what the rows give.
@@ -185,7 +161,7 @@ def judge_weights(
     samples: Sequence[Sample],
     judged: Callable[[list[float]], Judged],
     omega_asked: str | None,
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """Add the rows on W_i(R); returns what explains the weights."""
     if not samples:
         cause = "no pair with rewards: see the rows above"
@@ -193,28 +169,35 @@ def judge_weights(
         return None
     weights = [round(value, 3) for value in samples[0].weights.tolist()]
     rewards = [round(value, 2) for value in samples[0].rewards.tolist()]
-    came, pair = f"{weights} for rewards {rewards}", form in OF_PAIRS
-    best, cause = None, f"they are not {FORMS[form]}"
-    known_weight = samples[0].lam is not None
-    if pair and len(weights) != 2:
+    came = f"{weights} for rewards {rewards}"
+    known_weight, expected = form == "psd" and samples[0].lam is not None, FORMS[form]
+    best, cause = None, f"they are not {expected}"
+    if len(weights) != 2:
         cause = f"two noises are to be compared, {len(weights)} came"
     else:
-        best = explain_weights(_tables(form, omega_asked, known_weight), samples, judged)
+        pulls = [ANY_PULL._replace(cause="")]
+        if known_weight:
+            pulls = [*known_pulls(omega_asked), ANY_PULL]
+        bases = BASES
+        if form == "dreamdpo":
+            bases = [BASES[-1]._replace(cause=""), BASES[0]._replace(cause=A_BASE)]
+        tables = [bases, [THE_PAIR, *pulls, NO_PULL_ROW], SIGNS, SIDES]
+        best = explain_weights(tables, samples, judged)
     if best is None:
-        report.add(False, "weights", came, FORMS[form], cause, EQUATION)
+        report.add(False, "weights", came, expected, cause, EQUATION)
         return None
     rows, (status, size, factor) = best
     # the strength of a pull has a row of its own
     wrong = causes_of(rows if rows[1] is NO_PULL_ROW else [rows[0], *rows[2:]])
     causes = "; ".join([*wrong, *filter(None, [factor])])
-    report.add(not wrong and status, "weights", f"{came}; {size}", FORMS[form], causes, EQUATION)
-    if form == "psd" and known_weight and NO_PULL not in wrong:
+    report.add(not wrong and status, "weights", f"{came}; {size}", expected, causes, EQUATION)
+    if known_weight and NO_PULL not in wrong:
         _judge_strength(report, rows, samples, bool(omega_asked))
     return rows
 
 
 def _judge_strength(
-    report: Report, rows: tuple[Row, ...], samples: Sequence[Sample], omega_asked: bool
+    report: Report, rows: Rows, samples: Sequence[Sample], omega_asked: bool
 ) -> None:
     """Is the pull lambda omega (h_1 - h_2), and does it grow with lambda?
 

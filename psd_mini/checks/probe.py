@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from psd_mini.checks.exact_world import SHAPE, embedding, neighbour, normal, picture
-from psd_mini.checks.grading.names import Names, arguments, invoke, keys
+from psd_mini.checks.grading.names import arguments, invoke, keys
 from psd_mini.checks.grading.stand_ins import VAE, name_second
 from psd_mini.checks.grading.submission import environment, gradient_of, training_of
 from psd_mini.checks.guard import describe, status_of
@@ -125,19 +125,17 @@ class Prober:
     """Calls one submission again and again, in the form of input that it understands.
 
     Args:
-        fn: from `submission.prepare`. names: parameter -> key, see `names.arguments`.
+        fn: from `submission.prepare`.
         more: values that it may ask for beside the pipeline (a reward, a second network, ...).
         guided: its formula needs both prompts, whether or not it takes a guidance scale.
 
     keys: what it asks for.
     """
 
-    def __init__(
-        self, fn: Callable, names: Names = None, more: Mapping[str, Any] = {}, guided: bool = False
-    ):
-        self.fn, self.names, self.given = fn, names, environment() | dict(more)
+    def __init__(self, fn: Callable, more: Mapping[str, Any] = {}, guided: bool = False):
+        self.fn, self.given = fn, environment() | dict(more)
         self.asked: list[Call] = []  # what the last attempt asked of the UNet
-        self.keys, owner = keys(fn, names), getattr(fn, "__self__", None)
+        self.keys, owner = keys(fn), getattr(fn, "__self__", None)
         name_second(owner)
         stacked = guided or "guidance_scale" in self.keys
         self.size = _size_of(owner)
@@ -176,7 +174,7 @@ class Prober:
             Unreadable: it failed.
         """
         with traced(0) as trace:
-            return invoke(self.fn, arguments(self.fn, {**self.given, **values}, self.names)), trace
+            return invoke(self.fn, arguments(self.fn, {**self.given, **values})), trace
 
     def _attempt(self, form: Form, batch: int, g: float, t: tuple[int, ...], seed: int) -> Trial:
         layout, stacked = form
@@ -217,10 +215,10 @@ class Prober:
     def _passed(self, values: Values, stacked: bool, fn: Callable | None = None) -> dict[str, Any]:
         """Arguments for one call, the embeddings stacked where that is the form."""
         fn = fn or self.fn
-        if {"eps_cond", "eps_uncond", "x_t"} & keys(fn, self.names):
+        if {"eps_cond", "eps_uncond", "x_t"} & keys(fn):
             values = values | self._predicted(values)
         cond, uncond = values["cond"], values["uncond"]
-        passed = arguments(fn, values, self.names)
+        passed = arguments(fn, values)
         if not stacked or any(value is uncond for value in passed.values()):
             return passed
         prompt_first = PROMPT_FIRST.search(fn.__doc__ or "")
@@ -234,7 +232,7 @@ class Prober:
         unet, t = values["unet"], values["t"]
         with torch.no_grad():
             x_t = values["scheduler"].add_noise(values["x"], values["eps"], t)
-            cond, uncond = (unet(x_t, t, values[k]).sample for k in ("cond", "uncond"))
+            cond, uncond = (unet(x_t, t, values[k]).sample.clone() for k in ("cond", "uncond"))
         return {"x_t": x_t, "eps_cond": cond, "eps_uncond": uncond}
 
 

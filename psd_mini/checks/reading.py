@@ -33,8 +33,9 @@ PREDICTIONS = ("cond", "uncond", "negative", "eps_q")  # labels; others: eps, an
 class Group:
     """One noised version of one picture: x_t = a x + s eps at t, and what was predicted there.
 
-    eps_hat: by label. eps: the noise in it, None if there is none; it is `ratio` times
-    the picture's noise number `noise` (the noises of an opposite pair are one, with ratio -1).
+    x_t, eps and each eps_hat are (C, h, w), in float64. eps_hat: by label. eps: the noise in it,
+    None if there is none. eps = ratio times the picture's distinct noise number `noise`: the two
+    noises of an opposite pair are one, with the ratios 1 and -1.
     """
 
     t: float
@@ -174,7 +175,7 @@ def _labels(call: Call, known: Embeddings) -> list[str]:
 def _completed(call: Call, labels: list[str], unknown: str) -> list[str]:
     """Labels with those of prompts that nobody gave.
 
-    Where these are all prompts there are, of two in one call the first is the negative one, as in
+    If no known prompt was used and one call holds two, the first is the negative one, as in
     diffusers.
     """
     nobodys = [i for i, label in enumerate(labels) if not label]
@@ -229,9 +230,9 @@ def split_gradient(picture: Reading) -> None:
 
 
 def _rescale(picture: Reading, number: int) -> None:
-    """A noise of another size, 0.1 eps, say: if it is subtracted at that size too, eps is that.
+    """If code scales its noise, in x_t and in what it subtracts, the scaled one is called eps.
 
-    A wrong sigma_t is not subtracted at its own size, and stays as it is.
+    So 0.1 eps in both places is no mistake. A wrong sigma_t stands in x_t only, and stays as it is.
     """
     group = picture.groups[number]
     ratio, key = group.s / sigma_at(round(group.t)), ("eps", group.noise)

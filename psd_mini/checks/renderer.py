@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, allclose
 
 from psd_mini.checks.exact_world import normal
-from psd_mini.checks.grading.names import Names, key_of, parameters
-from psd_mini.checks.grading.submission import answered, parts_of, prepare
+from psd_mini.checks.grading.names import key_of, parameters
+from psd_mini.checks.grading.submission import prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.probe import Prober
 from psd_mini.checks.report import Report
-from psd_mini.checks.tables import Row, Table, causes_of, fewest_slips, formulas
+from psd_mini.checks.tables import Row, Rows, Table, causes_of, fewest_slips, formulas
 
 RENDER = (
     "rgb = sum_i T_i (1 - exp(-rho_i delta_i)) c_i + T_end b,  T_i = exp(-sum_{j<i} rho_j delta_j)"
@@ -35,8 +35,6 @@ OVER_RAYS = "the product runs over the rays (dim=0): it must run along each ray"
 SUMMED = "T is 1 minus a sum of alphas: it is the product of 1 - alpha"
 SHADOWED = "the transmittance is shifted the wrong way: T_i is what the samples before i let pass"
 CLAMPED = "the opacity is a clamped sum of alphas: it is the sum of the weights T alpha"
-NORMALISED = "the weights are divided by their sum: empty rays become opaque"
-THROUGH_LAST = "the background shines through the last sample: T_end is behind it, not before it"
 ONE_WIDTH = "all samples of a ray get one delta: each has its own"
 DROPPED = "the last sample is dropped: there are as many widths as samples"
 OTHER_BACKGROUND = "the background is multiplied by something else than 1 - opacity"
@@ -97,7 +95,7 @@ TABLES = {  # by what formulas are of; the first one is right
     "T, alpha": {  # weights
         "T alpha": "",
         "T alpha^2": "premultiplied twice: the colour is multiplied by alpha twice",
-        "T alpha / total(T alpha)": NORMALISED,
+        "T alpha / total(T alpha)": "the weights are divided by their sum: empty rays turn opaque",
         "T alpha / alpha.shape[-1]": "the mean over samples is taken: it must be their sum",
         "T": "alpha is missing in the weights: they are T alpha",
         "T - alpha": "the weights are T - alpha: they must be the product T alpha",
@@ -107,7 +105,7 @@ TABLES = {  # by what formulas are of; the first one is right
         "last(T (1 - alpha))": "",
         "0 opacity": "no background: (1 - opacity) b is missing",
         "0 opacity + 1": "the background is added in full: it must be multiplied by 1 - opacity",
-        "last(T)": THROUGH_LAST,
+        "last(T)": "the background shines through the last sample: T_end is behind it, not before",
         "1 - total(alpha).clamp(max=1)": CLAMPED,
         "alpha.shape[-1] - opacity": "the background is added at every sample: once is enough",
         "opacity": "the background is multiplied by the opacity: it must be 1 - opacity",
@@ -155,23 +153,21 @@ def _rays() -> Rays:
 
 
 @guarded("the renderer")
-def check_renderer(fn: Any, *, names: Names = None) -> Report:
+def check_renderer(fn: Any) -> Report:
     """Does fn(density (N, S), colour (N, S, 3), deltas (N, S), background) composite along rays?
 
     The answer is rgb (N, 3), or weights (N, S), or both in a tuple. Who takes z_vals instead of
     deltas makes deltas of them; the width of the last sample does not matter then. Without a
     background parameter, black is expected.
     """
-    fn = prepare(fn, ("render", "composite", "forward"), names)
-    report, rays, prober = Report("check of the renderer"), _rays(), Prober(fn, names)
+    fn = prepare(fn, ("render", "composite", "forward"))
+    report, rays, prober = Report("check of the renderer"), _rays(), Prober(fn)
     if "background" not in prober.keys:
         rays = rays._replace(background=0.0)
     for name, parameter in parameters(fn).items():  # a switch such as `white_bkgd=True` is kept
-        if parameter.default is True and key_of(name, names) == "background":
+        if parameter.default is True and key_of(name) == "background":
             rays = rays._replace(background=1.0)
-    target = _rendered(report, prober, rays)
-    if target is None:
-        return report
+    target = _rendered(prober, rays)
     best = explain_picture(target, rays, OF_WIDTHS if "widths" in prober.keys else LAST_WIDTHS)
     if best is None:
         read = "rgb" if target.shape[-1] == 3 else f"weights (rgb would be {(RAYS, 3)})"
@@ -186,8 +182,8 @@ def check_renderer(fn: Any, *, names: Names = None) -> Report:
     return report
 
 
-def _rendered(report: Report, prober: Prober, rays: Rays) -> Tensor | None:
-    """rgb (N, 3), or weights (N, S); None, and a row that says why, where neither came."""
+def _rendered(prober: Prober, rays: Rays) -> Tensor:
+    """rgb (N, 3), or weights (N, S)."""
     n, s = rays.rho.shape
     # "sigma", "rgb" and "t" are other things to a renderer than to a denoiser
     prober.given = {"density": rays.rho, "x": rays.rho, "t": rays.z, "z_vals": rays.z}
@@ -195,17 +191,8 @@ def _rendered(report: Report, prober: Prober, rays: Rays) -> Tensor | None:
     prober.given |= {"widths": rays.delta, "background": rays.background}
     prober.given["device"] = torch.device("cpu")
     answer, _ = prober.ask({})
-    answered(answer)
-    answer = list(answer.values()) if isinstance(answer, dict) else answer
-    tensors = [part for part in parts_of(answer) if isinstance(part, Tensor)]
-    for shape in ((n, 3), (n, s), (n, s, 1)):
-        for part in tensors:
-            if part.shape == shape:
-                return part.reshape(shape[:2])
-    came = ", ".join(str(tuple(part.shape)) for part in tensors) or type(answer).__name__
-    cause = f"it returned {came}, expected rgb (N, 3)"
-    report.add(False, "answer", came, f"rgb ({n}, 3) or weights ({n}, {s})", cause, RENDER)
-    return None
+    shapes, expected = ((n, 3), (n, s), (n, s, 1)), "rgb (N, 3), or weights (N, S)"
+    return tensors_in(answer, shapes, expected)[0].reshape(n, -1)
 
 
 def composited(target: Tensor, rays: Rays, rows: Sequence[Row]) -> Tensor:
@@ -229,7 +216,7 @@ def _tables() -> list[list[Row]]:
     return tables
 
 
-def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> tuple[Row, ...] | None:
+def explain_picture(target: Tensor, rays: Rays, last_widths: Table) -> Rows | None:
     """The rows with the fewest slips that give these rgb or weights."""
     tables = _tables()
     tables[4].append(ANY_BACKGROUND)

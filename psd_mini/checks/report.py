@@ -65,14 +65,8 @@ class Finding:
         """The likely cause, or what came and what was expected."""
         return self.cause or self.came + (f", expected {self.expected}" if self.expected else "")
 
-    def arrow(self) -> list[str]:
-        """The likely cause as it stands under the table."""
-        equation = f"  [{self.equation}]" if self.equation else ""
-        text = f"-> {self.name}: {self.cause}{equation}"
-        return textwrap.wrap(text, 120, subsequent_indent="   ") if self.cause else []
 
-
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The findings of one check. `ok` says whether all is right; `causes` are likely mistakes."""
 
@@ -123,16 +117,20 @@ class Report:
             raise AssertionError(str(self))
         return self
 
-    def __str__(self) -> str:
-        rows = [("", "checked", "came", "expected")]
-        for f in self.findings:
-            rows.append((f.status, _short(f.name), _short(f.came), _short(f.expected)))
+    def __repr__(self) -> str:
+        rows: list[tuple[str, ...]] = [("", "checked", "came", "expected")]
+        for finding in self.findings:
+            texts = (finding.name, finding.came, finding.expected)
+            rows.append((finding.status, *map(_short, texts)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"{self.title}: {in_capitals(self.status)}"]
         for row in rows:
             lines.append("  ".join(map(str.ljust, row, widths)).rstrip())
         for finding in self.findings:
-            lines += finding.arrow()
+            if finding.cause:
+                equation = f"  [{finding.equation}]" if finding.equation else ""
+                text = f"-> {finding.name}: {finding.cause}{equation}"
+                lines += textwrap.wrap(text, 120, subsequent_indent="   ")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

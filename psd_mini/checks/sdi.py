@@ -24,19 +24,16 @@ from torch import Tensor
 
 from psd_mini.checks.directions import GUIDED, Method
 from psd_mini.checks.exact_world import alpha_sigma
-from psd_mini.checks.grading.names import Names
 from psd_mini.checks.guard import guarded
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.probe import Trial, readings_of
 from psd_mini.checks.reading import Group, Reading, cosine, fit, split_gradient
 from psd_mini.checks.report import Report
 from psd_mini.checks.sds import check_method
 from psd_mini.checks.sizes import Scale
-from psd_mini.checks.tables import best_explanation, causes_of, formulas
+from psd_mini.checks.tables import LEVELS, best_explanation, causes_of, formulas
 
 RANDOM = "the noise is drawn at random: this is SDS; SDI finds it by inverting x"
 NO_NOISE = "x_t holds no noise: the UNet is asked about x itself, nothing was inverted"
-DOWN = "the inversion goes down in t: it starts at x, which is clean, and adds noise"
 NO_STEP = "a step of the inversion is no DDIM step, alpha_v x0_hat(x_u) + sigma_v eps_hat(x_u)"
 SIGNALS = {  # of x0_hat and x in x_v
     "alpha(v)": "",
@@ -88,7 +85,7 @@ def inversion_of(reading: Reading) -> str:
     if len(points) == 1:
         return NO_NOISE if points[0].eps is None else RANDOM
     if times[:-1] != sorted(times[:-1]):
-        return DOWN
+        return "the inversion goes down in t: it starts at x, which is clean, and adds noise"
     before = 0
     for start, end in pairwise(points):
         step, u, v = _shares(reading.x, start, end, reading.noises), round(start.t), round(end.t)
@@ -120,13 +117,11 @@ def _look(report: Report, trials: list[Trial]) -> None:
 
 
 @guarded("SDI")
-def check_sdi(
-    fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
-) -> Report:
+def check_sdi(fn: Any, *, weighting: str | None = None, gradient_scale: str = "report") -> Report:
     """Is this an SDI gradient, with its noise found by DDIM inversion of x?
 
     Args:
-        fn, weighting, gradient_scale, names: as in `check_sds`. It asks the UNet at each point of
+        fn, weighting, gradient_scale: as in `check_sds`. It asks the UNet at each point of
             the inversion, and last at the x_t that the gradient is made of.
     """
-    return check_method(SDI, fn, Scale(weighting, gradient_scale), names, look=_look)
+    return check_method(SDI, fn, Scale(weighting, gradient_scale), look=_look)

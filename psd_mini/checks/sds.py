@@ -14,11 +14,11 @@ from torch import Tensor
 
 from psd_mini.checks import judging
 from psd_mini.checks.directions import CFG_METHOD, CSD_METHOD, SDS_METHOD, VSD_METHOD, Method
-from psd_mini.checks.grading.names import Names, arguments, invoke
-from psd_mini.checks.grading.submission import COURSE, answered, prepare, training_of
+from psd_mini.checks.grading.names import arguments, invoke
+from psd_mini.checks.grading.submission import COURSE, prepare, tensors_in
 from psd_mini.checks.guard import guarded
 from psd_mini.checks.noise_schedule import judge_noise
-from psd_mini.checks.probe import Prober, Trial, given
+from psd_mini.checks.probe import Prober, Trial
 from psd_mini.checks.reading import fit, in_numbers
 from psd_mini.checks.report import Report, Unreadable
 from psd_mini.checks.sizes import Scale
@@ -30,15 +30,11 @@ ONE_PICTURE = [(1, g, (t,), seed) for seed, (g, t) in enumerate(G_AND_T)]
 LIMITS = [(1, 1.0, (400,), 6), (1, 0.0, (400,), 7)]  # of guidance
 BATCH = (3, 7.5, (150, 450, 800), 8)
 SWITCHED = "q seems to be asked for the prior: are its adapters switched the wrong way?"
-LEARNS_NOT_NOISE = "q must predict the noise that is in x_t"
 LEARNS_PRIOR = "q is trained to match the frozen model: with both equal the VSD gradient vanishes"
-TRAINING, NOT_CHECKED = "training of q", "q's training was not checked"
 
 
 @guarded("SDS")
-def check_sds(
-    fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
-) -> Report:
+def check_sds(fn: Any, *, weighting: str | None = None, gradient_scale: str = "report") -> Report:
     """Is this an SDS gradient, and if not, what is it?
 
     Args:
@@ -48,67 +44,47 @@ def check_sds(
             w(t) is right; None takes any.
         gradient_scale: what a constant factor is (a mean for a sum, a missing 1/2): "report" calls
             the gradient scaled, "ignore" right, "require" wrong.
-        names: parameter -> key of `grading.names.NAMES`, for parameters with names of their own.
 
     Returns:
         A `Report`; it never raises, `report.require()` does.
     """
-    return check_method(SDS_METHOD, fn, Scale(weighting, gradient_scale), names)
+    return check_method(SDS_METHOD, fn, Scale(weighting, gradient_scale))
 
 
 @guarded("CSD")
-def check_csd(
-    fn: Any, *, weighting: str | None = None, gradient_scale: str = "report", names: Names = None
-) -> Report:
+def check_csd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "report") -> Report:
     """Is this a CSD gradient? Arguments as in `check_sds`; a factor g in front is allowed."""
-    return check_method(CSD_METHOD, fn, Scale(weighting, gradient_scale), names)
+    return check_method(CSD_METHOD, fn, Scale(weighting, gradient_scale))
 
 
 @guarded("VSD")
-def check_vsd(
-    fn: Any,
-    *,
-    train: Callable | None = None,
-    weighting: str | None = None,
-    gradient_scale: str = "report",
-    names: Names = None,
-) -> Report:
+def check_vsd(fn: Any, *, weighting: str | None = None, gradient_scale: str = "report") -> Report:
     """Is this a VSD gradient? Against the exact score of a Gaussian law q of the renders.
 
-    Args:
-        fn: as in `check_sds`; q's network is its parameter `unet_lora`, `unet_q`, `predict_q`, ...
-        train: the training loss of q's network, fn(x, t, eps, unet_lora, ...), if it is to be
-            checked too.
-        weighting, gradient_scale, names: as in `check_sds`.
+    q's network is the parameter `unet_lora`, `unet_q`, `predict_q`, ... Its training loss is looked
+    at where it comes beside the gradient. Arguments as in `check_sds`.
     """
-    scale = Scale(weighting, gradient_scale)
-    report = check_method(VSD_METHOD, fn, scale, names, judges_training=train is None)
-    if train is not None:
-        _check_training(report, train, names)
-    return report
+    return check_method(VSD_METHOD, fn, Scale(weighting, gradient_scale))
 
 
 def check_method(
     method: Method,
     target: Any,
     scale: Scale | None = None,
-    names: Names = None,
-    judges_training: bool = False,
     look: Callable[[Report, list[Trial]], None] | None = None,
     world: Mapping[str, Any] = {},
 ) -> Report:
     """Does a submission give the gradient of this method? Exceptions of its code are raised.
 
     Args:
-        judges_training: is the loss of VSD's q looked at, where one came too?
         look: takes the place of the rows on x_t, and comes first; it may change what was read,
             such as put another vector in the place of the noise.
         world: what is given in place of the usual pipeline.
     """
     report = Report(f"check of {method.name}")
     name = method.name.lower()
-    fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name), names)
-    runs = run_all(Prober(fn, names, world, guided=method is CSD_METHOD))
+    fn = prepare(target, (f"{name}_loss", f"get_{name}_loss", *COURSE, name))
+    runs = run_all(Prober(fn, world, guided=method is CSD_METHOD))
     if not judging.basics(report, runs.trials[0], method.equation):
         return report
     if look:
@@ -120,7 +96,7 @@ def check_method(
     asked = [call.model for call in runs.trials[0].trace.calls for _ in call.x_t]
     if not report.ok and asked.count("q") > asked.count("prior") > 0:
         report.add(False, "networks", "q is asked more often", "the prior twice", SWITCHED)
-    if judges_training:
+    if method is VSD_METHOD:
         _judge_training(report, runs.trials)
     if readable:
         judging.judge_batch(report, method, runs.batched, runs.failure)
@@ -139,19 +115,6 @@ def run_all(prober: Prober) -> judging.Runs:
     return runs
 
 
-def _check_training(report: Report, train: Callable, names: Names) -> None:
-    """Does a training loss of its own bring q's network to the noise?"""
-    drawn = given(1, 3)
-    values = {**drawn, "t": torch.tensor([400]), "guidance_scale": 7.5}
-    answer, trace = Prober(train, names).ask(values)
-    training = training_of(answer, trace)
-    if training:
-        _report_learnt(report, _learnt(training, trace, [("noise", drawn["eps"][0])]))
-    else:
-        cause = "q's network receives no gradient: it never learns"
-        report.add(False, TRAINING, "no gradient for q", "a gradient", cause)
-
-
 def _judge_training(report: Report, trials: list[Trial]) -> None:
     """What q learns from losses that came beside that of x."""
     for trial in trials:
@@ -160,9 +123,13 @@ def _judge_training(report: Report, trials: list[Trial]) -> None:
         known += [("noise", group.eps) for group in groups if group.eps is not None]
         learnt = _learnt(trial.training, trial.trace, known)
         if learnt:
-            _report_learnt(report, learnt)
+            cause = LEARNS_PRIOR if "prior" in learnt else "q must predict the noise that is in x_t"
+            fine, came = set(learnt) == {"noise"}, f"q learns {in_numbers(learnt)}"
+            equation = "min || eps_q(x_t) - eps ||^2"
+            report.add(fine, "training of q", came, "q learns +1 noise", cause, equation)
             return
-    report.add("note", TRAINING, "no loss of q that can be read", "", NOT_CHECKED)
+    cause = "q's training was not checked"
+    report.add("note", "training of q", "no loss of q that can be read", "", cause)
 
 
 def _learnt(
@@ -187,52 +154,33 @@ def _learnt(
     return {}
 
 
-def _report_learnt(report: Report, learnt: dict[str, float]) -> None:
-    came = in_numbers(learnt) if learnt else "nothing"
-    cause = LEARNS_PRIOR if "prior" in learnt else LEARNS_NOT_NOISE
-    fine, equation = set(learnt) == {"noise"}, "min || eps_q(x_t) - eps ||^2"
-    report.add(fine, TRAINING, f"q learns {came}", "q learns +1 noise", cause, equation)
-
-
 @guarded("classifier-free guidance")
-def check_cfg(fn: Any, *, names: Names = None) -> Report:
+def check_cfg(fn: Any) -> Report:
     """Is fn(eps_cond, eps_uncond, guidance_scale) = eps_uncond + g (eps_cond - eps_uncond)?
 
     Names of other kinds are taken by place: prompt, empty prompt, scale.
     """
-    fn, changed = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward")), set[str]()
+    fn = prepare(fn, ("cfg", "guidance", "apply_cfg", "forward"))
 
     def guided(x: Tensor, eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
-        result, modified = _guide(fn, eps_cond, eps_uncond, guidance_scale, names)
-        answered(result)
-        changed.update(modified)
-        if not isinstance(result, Tensor) or result.shape != x.shape:
-            tensor = isinstance(result, Tensor)
-            came = f"shape {tuple(result.shape)}" if tensor else type(result).__name__
-            raise Unreadable(f"it returned {came}, expected a tensor like eps_cond", "wrong")
-        return result
+        result = _guide(fn, eps_cond, eps_uncond, guidance_scale)
+        return tensors_in(result, [x.shape], "a tensor like eps_cond")[0]
 
     report = Report(f"check of {CFG_METHOD.name}")
     runs = run_all(Prober(guided))
     if judging.basics(report, runs.trials[0], CFG_METHOD.equation):
         judging.judge_gradient(report, CFG_METHOD, runs, Scale("uniform", "require"))
-    judging.judge_inputs(report, changed)
+    judging.judge_inputs(report, runs.trials)
     return report
 
 
-def _guide(
-    fn: Callable, cond: Tensor, uncond: Tensor, g: float, names: Names
-) -> tuple[Any, set[str]]:
-    """Call with copies of the predictions, by name or by place; the answer and what it changed."""
-    mine, free, both = cond.clone(), uncond.clone(), torch.cat((uncond, cond))
-    values: Any = {"eps_cond": mine, "cond": mine, "eps_uncond": free, "uncond": free}
-    values |= {"eps": both, "guidance_scale": g}
+def _guide(fn: Callable, cond: Tensor, uncond: Tensor, g: float) -> Any:
+    """Call with the predictions, by name or by place."""
+    values: Any = {"eps_cond": cond, "cond": cond, "eps_uncond": uncond, "uncond": uncond}
+    values |= {"eps": torch.cat((uncond, cond)), "guidance_scale": g}
     try:
-        named = arguments(fn, values, names)
-        by_name = len(named) == 2 or {id(mine), id(free)} <= set(map(id, named.values()))
+        named = arguments(fn, values)
+        by_name = len(named) == 2 or {id(cond), id(uncond)} <= set(map(id, named.values()))
     except Unreadable:
         by_name = False
-    result = invoke(fn, named) if by_name else fn(mine, free, g)
-    before = torch.cat((uncond, cond))
-    pairs = {"eps_cond": (mine, cond), "eps_uncond": (free, uncond), "eps": (both, before)}
-    return result, {name for name, (now, then) in pairs.items() if not torch.equal(now, then)}
+    return invoke(fn, named) if by_name else fn(cond, uncond, g)

@@ -14,9 +14,8 @@ from itertools import product
 
 from psd_mini._internal.arguments import one_of
 from psd_mini.checks.exact_world import SHAPE
-from psd_mini.checks.noise_schedule import LEVELS
 from psd_mini.checks.report import Ok
-from psd_mini.checks.tables import Row, causes_of, fewest_slips, formulas, products_of
+from psd_mini.checks.tables import LEVELS, Row, causes_of, fewest_slips, formulas, products_of
 
 # the status of a constant factor, by policy
 POLICIES = {"ignore": "note", "report": "scaled", "require": "wrong"}
@@ -87,26 +86,20 @@ def factors(style: str, free_g: bool = False) -> list[Row]:
 
 
 def size(
-    seen: Sizes,
-    style: str,
-    tolerance: float,
-    weighting: str | None = None,
-    policy: str = "report",
-    free_g: bool = False,
+    seen: Sizes, style: str, tolerance: float, scale: Scale = Scale(), free_g: bool = False
 ) -> tuple[Ok, str, str]:
     """Which w(t) and which factors make these (t, batch, g, k), k the size against eps_hat - eps.
 
     Args:
         seen: timestep, batch, guidance scale and size of every picture.
         style: "loss" or "gradient", see `factors`.
-        weighting: a key of `W_FORMULAS` if only that w(t) is right.
-        policy: a key of `POLICIES`: what a constant factor is.
+        scale: what is asked of it.
         free_g: a factor g is allowed.
 
     Returns:
         ok or the status, what came, the cause.
     """
-    wanted = W_FORMULAS[weighting] if weighting else ""
+    wanted = W_FORMULAS.get(scale.weighting or "", "")
     weights = sorted(WEIGHTS_OF_T, key=lambda row: row.name != wanted)
     known = [*products_of(constants(), 2), *([ANY_CONSTANT] if len(seen) > 1 else [])]
 
@@ -132,7 +125,7 @@ def size(
         scaled = f"the size is {constant.name} times the reference: {constant.cause}"
     if wanted not in ("", weight.name):
         wrong.append(f"w(t) = {weight.name} came, w(t) = {wanted} is expected")
-    status = "wrong" if wrong else POLICIES[policy] if scaled else "ok"
+    status = "wrong" if wrong else POLICIES[scale.policy] if scaled else "ok"
     came = f"w(t) = {weight.name}" + (", times a factor" if scaled or wrong else "")
     return status, came, "; ".join(filter(None, [scaled, *wrong]))
 

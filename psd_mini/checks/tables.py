@@ -15,13 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from psd_mini.checks.exact_world import SCALING, T, alpha_at, sigma_at
+
 
 class Row(NamedTuple):
     """One way to compute one part of a formula.
 
     name: how it is written. value: what it computes; its arguments depend on the table. cause: what
-    is wrong with it, "" where it is right. slips: how many mistakes it counts as, if it is wrong.
-    free: more vectors that come with it, in any amount (see `directions`).
+    is wrong with it, "" where it is right. slips: how many mistakes it counts as, if it is wrong:
+    above 1 for a row that fits much and says little, so that another one is found first. free: more
+    vectors with unknown coefficients, which least squares finds (see `directions`).
     """
 
     name: str
@@ -32,6 +35,25 @@ class Row(NamedTuple):
 
 
 Table = Sequence[Row]
+Rows = tuple[Row, ...]  # one of each table
+
+
+def abar_at(t: int) -> float:
+    """abar_t of one timestep."""
+    return alpha_at(t) ** 2
+
+
+def beta_at(t: int) -> float:
+    """beta_t = 1 - abar_t / abar_{t-1}, the noise of one step."""
+    return 1 - abar_at(t) / abar_at(t - 1) if t > 0 else 1 - abar_at(0)
+
+
+# of t, in formulas
+LEVELS: dict[str, Any] = {"abar": abar_at, "alpha": alpha_at, "sigma": sigma_at, "beta": beta_at}
+LEVELS |= {"T": T, "sqrt": math.sqrt, "exp": math.exp, "scaling": SCALING}
+LEVELS["prod_beta"] = lambda t: math.prod(map(beta_at, range(t + 1)))
+LEVELS["sum_beta"] = lambda t: sum(map(beta_at, range(t + 1)))
+LEVELS["root"] = lambda abar: math.copysign(abs(abar) ** 0.5, abar)  # a negative abar stays one
 
 
 def formulas(arguments: str, rows: Mapping[str, str], names: Mapping[str, Any]) -> list[Row]:
@@ -64,7 +86,7 @@ def slips_of(rows: Sequence[Row]) -> float:
 
 def fewest_slips(
     tables: Sequence[Table], fits: Callable[..., bool], most: float = 4.0
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """One row of each table that fits, with the fewest slips; of several, the earlier rows.
 
     Args:
@@ -75,7 +97,7 @@ def fewest_slips(
     Returns:
         None where no combination fits.
     """
-    found: list[tuple[Row, ...]] = [()]
+    found: list[Rows] = [()]
     for table in tables:
         longer = [(*rows, row) for rows in found for row in table]
         found = [rows for rows in longer if slips_of(rows) <= most]
@@ -84,7 +106,7 @@ def fewest_slips(
 
 def best_explanation(
     observed: Observed, tables: Sequence[Table], tolerance: float = 1e-2, floor: float = 0.0
-) -> tuple[Row, ...] | None:
+) -> Rows | None:
     """The rows with the fewest slips whose product is every observed number; None where none are.
 
     Args:
@@ -121,7 +143,7 @@ def products_of(factors: Table, most: int = 3) -> list[Row]:
     return rows
 
 
-def _product(chosen: tuple[Row, ...]) -> Row:
+def _product(chosen: Rows) -> Row:
     def value(*inputs: Any) -> float:
         return math.prod(row.value(*inputs) for row in chosen)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "psd_mini"
 # room -> (code lines today, which may only fall; what is aimed at)
-BUDGETS = {"book": (1300, 1300), "package without checks": (5369, 4610), "checks": (4330, 2800)}
+BUDGETS = {"book": (1300, 1300), "package without checks": (5369, 4610), "checks": (4197, 2800)}
 CHAPTER_CODE = defaultdict(lambda: 180, mixture=250, distill=195)  # code lines
 CHAPTER_LINES, FILE_LINES = 420, 300
 FUNCTION_LINES, BRANCHES = 60, 15

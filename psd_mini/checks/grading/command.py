@@ -12,6 +12,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from psd_mini.checks.grading.grader import CHECKS, Result, counts, expand, grade, line
 from psd_mini.checks.report import Finding, Report, no_answer
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 POINTS = 100.0  # of a submission that is right, whatever the number of its rows
 
 
@@ -46,18 +48,19 @@ def check(
     """
     if kind not in CHECKS:
         raise ValueError(f"kind: {kind!r} is not known; choose from {', '.join(CHECKS)}")
-    stopped: list[int] = []
     try:
         files = _files(paths)
     except ValueError as error:
         if not gradescope:
             raise
-        files = []
-        results = [no_answer("could not run", str(error), f"check of {kind}").to_dict()]
+        nothing = no_answer("could not run", str(error), f"check of {kind}")
+        write_gradescope([nothing.to_dict()], gradescope)
+        return
     table = not json and len(files) > 1
-    if files:
-        with _stop_signals() as stopped, _progress(files, table) as on_result:
-            results = grade(files, kind, on_result=on_result, **options)
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with _stop_signals() as stopped, _progress(files, table) as on_result:
+        results = grade(files, kind, on_result=on_result, **options)
     if gradescope:
         write_gradescope(results, gradescope)
     if table:
@@ -66,7 +69,7 @@ def check(
         print(dumps(results, indent=1))
     else:
         findings = [Finding(**finding) for finding in results[0]["findings"]]
-        print(_printable(str(Report(results[0]["title"], findings))))
+        print(Report(results[0]["title"], findings))
     if stopped or not (gradescope or all(result["ok"] for result in results)):
         raise SystemExit(128 + stopped[0] if stopped else 1)
 
@@ -92,16 +95,15 @@ def _stop_signals() -> Iterator[list[int]]:
         if len(stopped) == 1:
             raise KeyboardInterrupt
 
-    before = {}
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores one
-            before[number] = signal.signal(number, stop)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    heard = [number for number in SIGNALS if before[number] != signal.SIG_IGN]  # nohup ignores one
     try:
+        for number in heard:
+            signal.signal(number, stop)
         yield stopped
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 @contextmanager
@@ -121,18 +123,12 @@ def _progress(paths: Sequence[str], table: bool) -> Iterator[Callable[[int, Resu
         while table and shown in done:
             row = line(done[shown], width)  # one row, whatever characters are in the file's name
             row = "".join(c if c.isprintable() else repr(c)[1:-1] for c in row)
-            bar.write(_printable(row), file=sys.stdout)
+            bar.write(row, file=sys.stdout)
             sys.stdout.flush()
             shown += 1
 
     with tqdm(total=len(paths), unit="file", leave=False, disable=len(paths) <= 3) as bar:
         yield on_result
-
-
-def _printable(text: str) -> str:
-    """The text with escapes for what stdout cannot encode (file names that are not UTF-8)."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def gradescope(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 
 from psd_mini.checks.grading import names as known
 from psd_mini.checks.grading.missing import named, names_in
-from psd_mini.checks.grading.names import Names, key_of
+from psd_mini.checks.grading.names import key_of
 
 ARGS = named("options", "args")
 PROMPTS = re.compile("((neg(ative)?_)?(prompt|text|caption)|neg(ative)?)s?")
@@ -30,23 +30,22 @@ KEPT = (str, dict, *NUMBERS)  # defaults of these types stay
 EMBEDDINGS = ("cond", "uncond", "n")
 
 
-def construct(cls: type, values: Mapping[str, Any], names: Names = None) -> Any:
+def construct(cls: type, values: Mapping[str, Any]) -> Any:
     """An object of a class.
 
     Args:
         values: what its parameters can be given, by the keys of `names.NAMES`. A configuration
             that is a dataclass is made of its defaults.
-        names: parameter -> key, for parameters with names of their own.
     """
     hints, given = {}, {}
-    if "cond" in values and "uncond" not in known.keys(cls, names):  # diffusers stacks them
+    if "cond" in values and "uncond" not in known.keys(cls):  # diffusers stacks them
         values = {**values, "cond": torch.cat((values["uncond"], values["cond"]))}
     with suppress(Exception):  # annotations that need what is not there
         hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     texts = bool(ENCODES & names_used(cls))
     for name, parameter in known.parameters(cls).items():
         default, required = parameter.default, parameter.default is parameter.empty
-        key = "args" if name == "cfg" else key_of(name, names, guess=required)
+        key = "args" if name == "cfg" else key_of(name, guess=required)
         if dataclasses.is_dataclass(hints.get(name)):
             given[name] = construct(hints[name], {})
         elif isinstance(default, NUMBERS) and key in known.HELD and default >= 1:

@@ -14,8 +14,6 @@ from typing import Any
 from psd_mini.checks.exact_world import T
 from psd_mini.checks.report import Unreadable
 
-# parameter -> key of NAMES, for parameters with names of their own
-Names = Mapping[str, str] | None
 NAMES: dict[str, str] = {  # what is given: the parameter names that ask for it
     "x": "x x0 x_0 z z0 z_0 latents latent render rendered_latents inputs x_start original_samples "
     "tgt_latents tgt_latent target_latents x_tgt z_tgt x0_tgt tgt_x0",
@@ -134,18 +132,18 @@ def option(name: str, otherwise: Any = None) -> Any:
     return otherwise
 
 
-def key_of(name: str, names: Names = None, guess: bool = True) -> str:
+def key_of(name: str, guess: bool = True) -> str:
     """The key of NAMES that a parameter's name stands for; the name itself if nobody knows."""
-    known = (names or {}).get(name) or KNOWN.get(name) or KNOWN.get(name.lower())
+    known = KNOWN.get(name) or KNOWN.get(name.lower())
     if known or not guess:
         return known or name
     return next((key for part, key in FRAGMENTS.items() if part in name.lower()), name)
 
 
-def _asked(name: str, parameter: inspect.Parameter, names: Names) -> str:
+def _asked(name: str, parameter: inspect.Parameter) -> str:
     """The key of a parameter; of a switch such as `white_bkgd=False`, which keeps it, its name."""
-    key = key_of(name, names, guess=parameter.default is parameter.empty)
-    kept = isinstance(parameter.default, bool) and name not in (names or {}) and key != "fp16"
+    key = key_of(name, guess=parameter.default is parameter.empty)
+    kept = isinstance(parameter.default, bool) and key != "fp16"
     return name if kept else key
 
 
@@ -163,18 +161,17 @@ def parameters(fn: Callable) -> Mapping[str, inspect.Parameter]:
     return {name: parameter for name, parameter in taken.items() if parameter.kind not in several}
 
 
-def keys(fn: Callable, names: Names = None) -> set[str]:
+def keys(fn: Callable) -> set[str]:
     """What a function asks for, by the keys of `NAMES`."""
-    return {_asked(name, parameter, names) for name, parameter in parameters(fn).items()}
+    return {_asked(name, parameter) for name, parameter in parameters(fn).items()}
 
 
-def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> dict[str, Any]:
+def arguments(fn: Callable, values: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for `fn` from what there is to give, by parameter name.
 
     Args:
         fn: the submission. Parameters with defaults may be unknown.
         values: what can be given, by the keys of `NAMES`.
-        names: parameter -> key, for parameters with names of their own.
 
     Raises:
         Unreadable: a required parameter that nobody knows.
@@ -182,21 +179,19 @@ def arguments(fn: Callable, values: Mapping[str, Any], names: Names = None) -> d
     given = {}
     for name, parameter in parameters(fn).items():
         required = parameter.default is parameter.empty
-        key = _asked(name, parameter, names)
+        key = _asked(name, parameter)
         if key == "image" and "image" not in values:
             key = "x"
         if key in values:
             given[name] = values[key]
         elif required:
-            how = f"rename it, or say names={{{name!r}: one of {', '.join(values)}}}"
+            how = f"rename it to one of {', '.join(values)}"
             raise Unreadable(f"parameter {name!r} is not known here: {how}")
     return given
 
 
 def invoke(fn: Callable, given: Mapping[str, Any]) -> Any:
     """Call with arguments by name, positional-only ones by place."""
-    by_place, by_name = [], dict(given)
-    for name, parameter in parameters(fn).items():
-        if parameter.kind is parameter.POSITIONAL_ONLY and name in given:
-            by_place.append(by_name.pop(name))
-    return fn(*by_place, **by_name)
+    bound = inspect.signature(fn).bind_partial()
+    bound.arguments.update(given)
+    return fn(*bound.args, **bound.kwargs)

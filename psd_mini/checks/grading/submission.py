@@ -22,7 +22,7 @@ from torch import Tensor
 from psd_mini.checks.exact_world import PROMPTS, T, embedding
 from psd_mini.checks.grading.constructing import ARGS, construct, make_ready, with_held
 from psd_mini.checks.grading.missing import is_made_up
-from psd_mini.checks.grading.names import KNOWN, PROMPT, Names, keys
+from psd_mini.checks.grading.names import KNOWN, PROMPT, keys
 from psd_mini.checks.grading.stand_ins import Pipeline, UNet
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, Trace
@@ -45,42 +45,33 @@ def environment(unet: UNet | None = None) -> dict[str, Any]:
 
     pipe = Pipeline()
     pipe.unet = pipe.transformer = unet or pipe.unet
-    schedule, q = pipe.scheduler, UNet(q=True)
-    pipe.alphas, pipe.alphas_cumprod = schedule.alphas_cumprod, schedule.alphas_cumprod
-    pipe.betas, pipe.q, pipe.unet_lora = schedule.betas, q, q
+    pipe.alphas = pipe.alphas_cumprod = pipe.scheduler.alphas_cumprod
+    pipe.betas, pipe.q = pipe.scheduler.betas, UNet(q=True)
+    pipe.unet_lora = pipe.q
     pipe.num_train_timesteps, pipe.min_step, pipe.max_step = T, 20, 980  # type: ignore[assignment]
     cond, uncond, n = (embedding(prompt, 1) for prompt in PROMPTS)
     stacked = torch.cat((cond, uncond))  # in threestudio's order
     parts = ("unet", "vae", "q", "scheduler", "alphas_cumprod", "betas")
 
     def predict(x_t: Tensor, t: Any, *rest: Any, **keywords: Any) -> Tensor:
-        given = {}
-        for name, value in keywords.items():  # a prompt's embedding may be called anything
-            prompt = KNOWN.get(name) in ("cond", "uncond", "n")
-            given["encoder_hidden_states" if prompt else name] = value
+        given = dict(keywords)
+        for name in keywords:  # a prompt's embedding may be called anything
+            if KNOWN.get(name) in ("cond", "uncond", "n"):
+                given["encoder_hidden_states"] = given.pop(name)
         sample = pipe.unet(x_t, t, *rest, **given)[0]
         sample.sample = sample.view_as(sample)  # as some expect of a `model`
         return sample
 
-    return {name: getattr(pipe, name) for name in parts} | {
-        "pipe": pipe,
-        "predict_noise": predict,
-        "velocity": predict,
-        "num_train_timesteps": T,
-        "device": torch.device("cpu"),
-        "dtype": torch.float32,
-        **{"cond": cond, "uncond": uncond, "n": n, "reward": reward},
-        "args": ARGS,
-        "fp16": False,
-        "generator": None,
-        "prompt": PROMPT,
-        "prompt_utils": SimpleNamespace(get_text_embeddings=lambda *_, **__: stacked),
-        "camera": torch.zeros(1),
-        "iteration": 100,
-    }
+    values: dict[str, Any] = {name: getattr(pipe, name) for name in parts}
+    values |= dict(pipe=pipe, predict_noise=predict, velocity=predict, reward=reward)
+    values |= dict(cond=cond, uncond=uncond, n=n, prompt=PROMPT, num_train_timesteps=T)
+    values |= dict(device=torch.device("cpu"), dtype=torch.float32, fp16=False, generator=None)
+    values |= dict(args=ARGS, camera=torch.zeros(1), iteration=100)
+    values["prompt_utils"] = SimpleNamespace(get_text_embeddings=lambda *_, **__: stacked)
+    return values
 
 
-def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callable:
+def prepare(target: Any, methods: Sequence[str]) -> Callable:
     """The callable in a submission: a function as it is, an object's method by one of the names.
 
     A class is made first; its constructor's parameters are recognised like all others.
@@ -91,7 +82,7 @@ def prepare(target: Any, methods: Sequence[str], names: Names = None) -> Callabl
     made_here = isinstance(target, type)
     if made_here:
         values = environment()
-        target = construct(target, values, names)
+        target = construct(target, values)
     if inspect.isroutine(target) or isinstance(target, partial):
         return target
     attributes = getattr(target, "__dict__", {})
@@ -142,6 +133,22 @@ def answered(result: Any) -> None:
 def parts_of(result: Any) -> list[Any]:
     """An answer as a list: of a tuple's parts, or of itself alone."""
     return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def tensors_in(result: Any, shapes: Sequence[tuple[int, ...]], expected: str) -> list[Tensor]:
+    """The tensors of an answer with the first of these shapes that occurs in it.
+
+    Raises:
+        Unreadable: a stub's answer, or another one; the message says what was expected.
+    """
+    answered(result)
+    parts = list(result.values()) if isinstance(result, Mapping) else parts_of(result)
+    came = [part for part in parts if isinstance(part, Tensor)]
+    for shape in shapes:
+        if found := [part for part in came if part.shape == shape]:
+            return found
+    words = ", ".join(str(tuple(part.shape)) for part in came) or type(result).__name__
+    raise Unreadable(f"it returned {words}, expected {expected}", "wrong")
 
 
 def gradient_of(result: Any, x: Tensor) -> tuple[Tensor, str, Tensor | None]:

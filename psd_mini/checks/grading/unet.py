@@ -19,7 +19,6 @@ from psd_mini.checks.exact_world import SHAPE, WIDTH, T, exact_eps, exact_veloci
 from psd_mini.checks.report import Unreadable
 from psd_mini.checks.trace import Call, current
 
-OTHER_POOLED = "text_embeds belong to another prompt than encoder_hidden_states"
 SWITCHES = "enable_ disable_ set_ fuse_ unfuse_ load_ add_adapter upcast_ print_"
 PROCESSORS = [  # names of some of the attention layers
     f"{block}.attentions.0.transformer_blocks.0.{attention}.processor"
@@ -194,14 +193,15 @@ def flow_time(t: Any) -> Any:
 
 def _look_at(sample: Tensor, e: Tensor | None, pooled: Tensor | None) -> None:
     """Raise for latents or embeddings that no UNet takes, and pooled ones of another prompt."""
-    n = len(sample)
+    n, latents = len(sample), tuple(sample.shape)
     if sample.ndim != 4 or sample.shape[1] != SHAPE[0]:
-        came = tuple(sample.shape)
-        raise ValueError(f"the UNet expects latents (B, {SHAPE[0]}, h, w), got {came}")
-    if e is not None and (e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH):
-        expected, came = f"({n}, tokens, {WIDTH})", tuple(e.shape)
-        raise ValueError(f"encoder_hidden_states: expected {expected}, got {came}")
-    if e is None or pooled is None or pooled.shape != e[:, 0].shape:
+        raise ValueError(f"the UNet expects latents (B, {SHAPE[0]}, h, w), got {latents}")
+    if e is None:
+        return
+    if e.ndim != 3 or len(e) not in (1, n) or e.shape[-1] != WIDTH:
+        expected = f"({n}, tokens, {WIDTH})"
+        raise ValueError(f"encoder_hidden_states: expected {expected}, got {tuple(e.shape)}")
+    if pooled is None or pooled.shape != e[:, 0].shape:
         return
     if not torch.allclose(pooled, e.mean(1), atol=1e-3):
-        raise Unreadable(OTHER_POOLED, "wrong")
+        raise Unreadable("text_embeds belong to another prompt than encoder_hidden_states", "wrong")
