@@ -239,6 +239,7 @@ TABLE = {
         {**SETTINGS, "own": methods.Mixture(0.1), "entropy": 0.5, "lookahead": 0.1},
     ),
     "low_rank_vsd": (methods.low_rank_vsd, {"guidance_scale": 2.0, "lookahead": 0.01}),
+    "sdi": (used(methods.sdi, gradient), {"guidance_scale": 2.0}),
     "VSD.predict": (methods.VSD(2.0).predict, CALL),
     "VSD.residual": (
         methods.VSD(2.0).residual,
