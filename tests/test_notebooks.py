@@ -88,7 +88,7 @@ MISTAKES = {
     "psd_in_one_notebook": ("not yet, expected a tensor", "not yet, expected a tensor"),
 }
 # whose pictures still have small letters and plain mathematics
-OLD_PICTURES = {"05_negative_embeddings", "07_find_the_bug"}
+OLD_PICTURES = {"07_find_the_bug"}
 # Exercises without a first attempt to repair: wrong answers, and the phrase that names each.
 WRONG = {
     "00": {
