@@ -87,8 +87,6 @@ MISTAKES = {
     ),
     "psd_in_one_notebook": ("not yet, expected a tensor", "not yet, expected a tensor"),
 }
-# whose pictures still have small letters and plain mathematics
-OLD_PICTURES = {"07_find_the_bug"}
 # Exercises without a first attempt to repair: wrong answers, and the phrase that names each.
 WRONG = {
     "00": {
@@ -458,8 +456,6 @@ def test_one_style(path):
         assert other not in words, other
     for line in "".join(solutions(read(path))).splitlines():
         assert len(line) <= 88, line
-    if path.stem in OLD_PICTURES:
-        return
     assert all(int(size) >= 9 for size in re.findall(r"fontsize=(\d+)", code))
     plain = r"\b(eps|alpha|beta|lambda|omega|rho|sigma|tau|grad)\b|_hat|_t\b|\|\|"
     for text in re.findall(r"(?:label|title)\(?\s*=?\s*r?f?\"(.*?)\"", code):
