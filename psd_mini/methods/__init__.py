@@ -42,7 +42,7 @@ def low_rank_vsd(guidance_scale: float = 1.0, lookahead: float = 0.0) -> VSD:
 
 @validated
 def sdi(guidance_scale: float = 1.0) -> NoiseRule:
-    """SDS with the noise that the prior finds again in each render."""
+    """SDI: SDS guided by this g, with the noise that `NoiseRule` finds again in each render."""
     return NoiseRule(SDS(guidance_scale))
 
 
